@@ -1,0 +1,47 @@
+# `make demo` runs the main job, `make test` the tests; both install what they need into .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The CPU build where there is one for this interpreter; a looser range would pull gigabytes of CUDA onto a laptop.
+TORCH ?= torch==2.13.0
+
+.PHONY: help setup demo test lint types imports unit crd bench clean
+
+help:
+	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
+	@echo "make test   lint, types, import contract, tests"
+	@echo "make setup  .venv with everything"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml Makefile
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; a few minutes on a slow network)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/octavo up -f examples/llmdeployment.yaml --once "Tell me a joke"
+
+test: lint types imports unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest
+
+crd: $(STAMP)
+	$(BIN)/octavo crd > crds/octavo.dev_llmdeployments.yaml
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Triton kernels of the inference server, each beside its plain-torch twin."""

@@ -1,0 +1,1 @@
+"""Pure and tiny, importable by every part: the memory formula, model shapes, metric and label names."""

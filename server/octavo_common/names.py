@@ -1,0 +1,25 @@
+"""Names that several parts must spell alike: labels, the field manager, metrics, ports."""
+
+from typing import Final
+
+API_GROUP: Final = "octavo.dev"
+API_VERSION: Final = "v1alpha1"
+KIND: Final = "LLMDeployment"
+PLURAL: Final = "llmdeployments"
+FIELD_MANAGER: Final = "octavo-operator"
+LABEL_PREFIX: Final = "octavo.dev/"
+DEPLOYMENT_LABEL: Final = "octavo.dev/deployment"
+
+SERVER_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
+GATEWAY_PORT: Final = 8080
+OPERATOR_PORT: Final = 8090
+
+# Metrics of a replica. The `vllm:` names, labels and buckets are those that stock dashboards read.
+METRIC_REQUESTS_RUNNING: Final = "vllm:num_requests_running"
+METRIC_REQUESTS_WAITING: Final = "vllm:num_requests_waiting"
+METRIC_KV_CACHE_USAGE: Final = "vllm:kv_cache_usage_perc"
+METRIC_PREEMPTIONS: Final = "vllm:num_preemptions"
+METRIC_KV_TOKENS_USED: Final = "octavo:kv_tokens_used"
+METRIC_KV_TOKENS_TOTAL: Final = "octavo:kv_tokens_total"
+METRIC_WAITING_PROMPT_TOKENS: Final = "octavo:waiting_prompt_tokens"

@@ -1,0 +1,1 @@
+"""The inference server: `frontend` (API process), `engine` (deciding), `worker` (on the device)."""

@@ -1,0 +1,56 @@
+"""The server's configuration: one model, from which the flags of `octavo serve` are made.
+
+A field's name is the flag (`max_model_len` → `--max-model-len`), its description the help. Names are vLLM's where vLLM
+has the flag.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class EngineConfig(BaseModel):
+    """What the engine process needs; sent to it as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(description="directory in Hugging Face layout")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
+    dtype: DTypeName = Field("auto", description="auto: the model's own on a GPU, float32 on the CPU")
+    max_model_len: int | None = Field(
+        None, ge=1, le=16_777_216, description="longest prompt plus answer in tokens [default: what model and memory allow]"
+    )
+    block_size: Literal[8, 16, 32, 64, 128, 256] = Field(16, description="tokens in a page of the KV cache")
+    num_gpu_blocks_override: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="pages of the KV cache, instead of as many as fit (CPU too)"
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0.0, le=1.0, description="share of the GPU's memory for weights, workspace and KV cache"
+    )
+    kv_cache_memory_bytes: int | None = Field(
+        None, ge=1, le=2**50, description="bytes of KV cache [default: on a GPU what is left, on the CPU 1 GiB at most]"
+    )
+    max_num_seqs: int = Field(256, ge=1, le=65_536, description="requests in a step at most")
+    max_num_batched_tokens: int = Field(
+        2048, ge=1, le=1_048_576, description="tokens in a step at most, of prefill and decode together"
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
+
+
+class ServerConfig(EngineConfig):
+    """Everything `octavo serve` can be told."""
+
+    served_model_name: tuple[str, ...] = Field(
+        (), description="name(s) clients may ask for [default: the directory's name]; the first one is in the answers"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
+    api_key: tuple[str, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    def engine(self) -> EngineConfig:
+        """The part that the engine process gets."""
+        return EngineConfig.model_validate({name: getattr(self, name) for name in EngineConfig.model_fields})

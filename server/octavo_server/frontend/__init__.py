@@ -1,0 +1,1 @@
+"""The API process: HTTP, text, and its view of the engine process."""

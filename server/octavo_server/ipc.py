@@ -1,0 +1,137 @@
+"""The border between the API process and the engine process: every message, in msgspec.
+
+One ZeroMQ PAIR over a Unix socket in a directory of mode 0700. A message is one frame of msgpack, a tagged union.
+Every message carries the engine's `epoch` (drawn anew at each start of the engine); those of another epoch are dropped.
+The version is checked once, in `Hello`: both ends come from one installation.
+"""
+
+from typing import Final
+
+import msgspec
+
+PROTOCOL_VERSION: Final = 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are chosen. Validated at the API's edge; the engine trusts it.
+
+    `stop_token_ids` ends a request besides the model's own ends; stop strings live in the API process, which aborts.
+    `logprobs`: None for none, else the number of alternatives besides the sampled token. `prompt_logprobs` likewise.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    seed: int = 0
+    max_tokens: int = 16
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    """A request joins the waiting queue. `arrival` is seconds of the wall clock."""
+
+    epoch: int
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival: float
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Requests that nobody waits for any more. Unknown ids are ignored: they may have just finished."""
+
+    epoch: int
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Ends the engine process after the step in flight."""
+
+    epoch: int
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities (natural, of the model's own distribution before sampling changes it) at one position.
+
+    `token_ids[0]` is the token that stands there, with its rank (1: the most likely) in `rank`; the likeliest follow in
+    order of falling probability.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one step brought to one request. `finish_reason`: "stop", "length", "abort" or "error"."""
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: int | None = None  # the stop token id that ended it, if one of `stop_token_ids` did
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """The engine's state after a step, for the metrics. Counters grow over the engine's life."""
+
+    running: int
+    waiting: int
+    waiting_prompt_tokens: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    block_size: int
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+    steps: int
+    step_seconds: float  # of the last step
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """The results of one step. Also sent without outputs when idle: the heartbeat (at least one a second)."""
+
+    epoch: int
+    outputs: list[RequestOutput]
+    stats: EngineStats
+
+
+class Starting(msgspec.Struct, frozen=True, tag=True):
+    """A phase of the start begins: "import", "load weights", "allocate cache", "warm up"."""
+
+    epoch: int
+    phase: str
+    seconds: float  # since the engine process was started
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine takes requests. What the API process needs to know of the model stands here."""
+
+    epoch: int
+    version: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    phases: dict[str, float]  # seconds each phase took
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start, or stops for good. `message` is for people: one line, no traceback."""
+
+    epoch: int
+    message: str
+
+
+FrontendMessage = AddRequest | Abort | Shutdown
+EngineMessage = Outputs | Starting | Ready | Failed
+
+encoder: Final = msgspec.msgpack.Encoder()
+frontend_decoder: Final = msgspec.msgpack.Decoder(FrontendMessage)
+engine_decoder: Final = msgspec.msgpack.Decoder(EngineMessage)

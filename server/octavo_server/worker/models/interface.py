@@ -1,0 +1,51 @@
+"""What the runner hands to a model and gets back. Shapes: T tokens in the step, R requests, B pages in the longest table."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """Describes the KV cache; the one place that knows its order. Kernels take strides and assume none.
+
+    Each layer's cache is two views (K and V) of shape [num_blocks, block_size, num_kv_heads, head_dim].
+    """
+
+    num_layers: int
+    num_blocks: int
+    block_size: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one page over all layers, K and V."""
+        element = torch.empty((), dtype=self.dtype).element_size()
+        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * element
+
+    def allocate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The (K, V) views of each layer. Layer first: one contiguous tensor a layer."""
+        shape = (2, self.num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
+        layers = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers))
+        return [(layer[0], layer[1]) for layer in layers]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The inputs of one forward pass; tokens of a request are consecutive, requests follow each other.
+
+    token_ids, positions, slot_mapping: [T] int64; slot = page * block_size + offset, where this token's K and V go.
+    query_start: [R + 1] int32, row r's tokens are token_ids[query_start[r]:query_start[r + 1]].
+    context_lens: [R] int32, tokens of the request whose K and V are in the cache after this step's store.
+    block_tables: [R, B] int32, page numbers of each request, padded with 0.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
