@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
+
 from kube_fixture import Kube
 from kube_fixture.widget import GROUP, Widget
-from kubernetes.aio.client.exceptions import ApiException
 
 pytestmark = pytest.mark.every_control_plane
 Object = dict[str, Any]

@@ -166,7 +166,7 @@ class Faults:
             self._writes.clear()
             self._records.clear()
         self.refusing = self.hanging = self.watches_refused = self.lists_stale = False
-        self.on_change("heal")
+        self.on_change("reset")
 
     @property
     def requests(self) -> list[RequestRecord]:

@@ -50,7 +50,7 @@ class Emulator:
     async def _resource(self, request: web.Request, path: re.Match[str]) -> web.StreamResponse:
         resource = self.store.resource(path["group"] or "", path["core"] or path["version"], path["plural"])
         namespace, name, sub = path["namespace"] or "", path["name"], path["sub"] or ""
-        if sub and sub not in resource.subresources or (name and resource.namespaced and not namespace):
+        if (sub and sub not in resource.subresources) or (name and resource.namespaced and not namespace):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         if request.method == "GET" and name is None:
             matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
@@ -85,7 +85,7 @@ class Emulator:
             body = merge_patch(shown, body)
             self._keeps_uid(resource, held, body["metadata"])
         elif not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
-            raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified for an update")
+            raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified")
         self._same(body, resource, namespace, name)
         if sub == "scale":
             return web.json_response(self._scale(resource, self._rescale(resource, held, body, write)))
@@ -237,7 +237,7 @@ class Emulator:
         if namespace and metadata.get("namespace", namespace) != namespace:
             raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         if name is not None and metadata.get("name", name) != name:
-            raise bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})")
+            raise bad_request(f"the name of the object ({metadata['name']}) does not match that on the URL ({name})")
 
     def _discovery(self, path: str) -> Object:
         known = self.store.resources.values()

@@ -201,7 +201,8 @@ class Store:
         written(old or {}, new, resource.schema, owners, write.manager, write.subresource)
         self._note(Change(self.revision, resource.key, old, new, new))
         if resource == CRD and old is None:
-            established = {"conditions": [{"type": kind, "status": "True"} for kind in ("NamesAccepted", "Established")]}
+            conditions = [{"type": kind, "status": "True"} for kind in ("NamesAccepted", "Established")]
+            established = {"conditions": conditions}
             new = self.modify(
                 resource, new, lambda crd: crd.update(status=established), Write("emulator", subresource="status")
             )
