@@ -133,6 +133,14 @@ async def test_an_apply_is_checked_against_the_schema(kube: Kube, widget: Widget
     assert await kube.find(f"{GROUP}/v1", "Widget", "w") is None
 
 
+async def test_an_apply_of_an_unknown_field_is_refused(kube: Kube, widget: Widget) -> None:
+    with pytest.raises(ApiException) as error:
+        await kube.apply(widget(colour="red"))
+    assert "spec.colour" in str(error.value.body), error.value.status
+    assert error.value.status == 500
+    assert await kube.find(f"{GROUP}/v1", "Widget", "w") is None
+
+
 async def test_an_apply_for_an_uid_that_is_gone_creates_nothing(kube: Kube, widget: Widget) -> None:
     body = widget()
     body["metadata"]["uid"] = "00000000-0000-0000-0000-000000000000"

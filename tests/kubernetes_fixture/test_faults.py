@@ -64,10 +64,10 @@ async def test_a_write_whose_answer_is_lost_is_written(
 async def test_a_write_can_be_written_and_never_answered(
     subject: Kube, kube: Kube, widget: Widget, faults: Faults
 ) -> None:
-    faults.fail_write(1, "hang")
+    fault = faults.fail_write(1, "hang")
     waiting = asyncio.create_task(subject.create(widget()))
-    await kube.until(lambda: kube.find(f"{GROUP}/v1", "Widget", "w"), what="the write")
-    assert not waiting.done()
+    await fault.happened()
+    assert await names(kube) == ["w"] and not waiting.done()
     faults.reset()
     with pytest.raises(aiohttp.ClientError):
         await waiting

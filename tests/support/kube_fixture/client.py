@@ -79,6 +79,7 @@ class Kube:
     async def create(
         self, body: Object, *, dry_run: bool = False, manager: str = MANAGER, strict: bool = True
     ) -> Object:
+        """`strict`: an unknown field is refused, not dropped. So it is by every other write here."""
         path = await self._path_of(body, named=False)
         return await self._send("post", path, body, query=_options(dry_run, manager, strict))
 

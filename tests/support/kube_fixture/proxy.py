@@ -97,7 +97,10 @@ class FaultProxy:
             user_agent=request.headers.get("User-Agent", ""),
             body=body,
         )
-        outcome = self.faults.take(record)
+        fault = self.faults.take(record)
+        outcome = fault.outcome if fault else None
+        if fault and outcome not in {"after", "hang"}:
+            fault.hit.set()
         if self.faults.hanging:
             await self._healed.wait()
             return self._abort(request)
@@ -112,9 +115,10 @@ class FaultProxy:
             return self._answer(record, *self._last_lists[request.raw_path])
         async with self._forward(request, body) as answer:
             status, headers, content = answer.status, self._headers(answer.headers), await answer.read()
-        if outcome == "hang":
-            await self._healed.wait()
-        if outcome in {"after", "hang"}:
+        if fault and outcome in {"after", "hang"}:
+            fault.hit.set()
+            if outcome == "hang":
+                await self._healed.wait()
             return self._abort(request)
         if request.method == "GET" and record.name is None and status == 200:
             self._last_lists[request.raw_path] = (status, headers, content)

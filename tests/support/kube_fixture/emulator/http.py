@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
+from kube_fixture.emulator import schema
 from kube_fixture.emulator.apply import apply
 from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid
 from kube_fixture.emulator.resources import Object, Resource
@@ -107,6 +108,10 @@ class Emulator:
         config = {part: value for part, value in body.items() if part == "status" or write.subresource != "status"}
         if resource.status and write.subresource != "status":
             config.pop("status", None)
+        unknown = schema.prune(copy.deepcopy(config), resource.schema) if resource.schema else []
+        if unknown:
+            undeclared = "; ".join(f".{path}: field not declared in schema" for path in unknown)
+            raise ApiError(500, "InternalError", f"failed to create typed patch object: {undeclared}")
         start: Object = copy.deepcopy(held) if held else {}
         force = request.query.get("force") in {"1", "true", "True"}
         merged = apply(start, config, resource.schema, owners, write.manager, write.subresource, force=force)
@@ -167,9 +172,6 @@ class Emulator:
 
         asked = request.query.get("resourceVersion", "")
         seen = int(asked) if asked.isdigit() else 0
-        if 0 < seen < self.store.oldest:
-            await send("ERROR", ApiError(410, "Expired", f"too old resource version: {seen}").status())
-            return response
         if not seen:
             seen = self.store.revision
             for held in [held for held in self.store.list(resource, namespace) if matches(held)]:
@@ -178,7 +180,7 @@ class Emulator:
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    for change in [change for change in self.store.log if change.revision > seen]:
+                    for change in self.store.since(seen):
                         seen = change.revision
                         if change.resource == resource.key and namespace in {"", _namespace(change)}:
                             kind = _event(change, matches)
@@ -187,7 +189,10 @@ class Emulator:
                     if seen >= self.store.revision:
                         await self.store.news()
         except TimeoutError:
-            return response
+            pass
+        except ApiError as expired:
+            await send("ERROR", expired.status())
+        return response
 
     def _scale(self, resource: Resource, held: Object) -> Object:
         paths = resource.scale or {}
