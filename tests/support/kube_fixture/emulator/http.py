@@ -18,13 +18,13 @@ from aiohttp import web
 
 from kube_fixture.emulator import schema
 from kube_fixture.emulator.apply import apply
+from kube_fixture.emulator.discovery import discovery
 from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid
 from kube_fixture.emulator.resources import Object, Resource
+from kube_fixture.emulator.scale import scale_of, scaled
 from kube_fixture.emulator.selectors import Matcher, matcher
 from kube_fixture.emulator.store import Change, Store, Write
 
-VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0-emulator", "platform": "linux/amd64"}
-VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
     r"(?:/namespaces/(?P<namespace>[^/]+)(?=/(?!status$|finalize$)))?"
@@ -43,7 +43,7 @@ class Emulator:
         try:
             path = PATH.fullmatch(request.path)
             if path is None:
-                return web.json_response(self._discovery(request.path))
+                return web.json_response(discovery(request.path, self.store.resources.values()))
             return await self._resource(request, path)
         except ApiError as error:
             return web.json_response(error.status(), status=error.code)
@@ -77,19 +77,20 @@ class Emulator:
         held = self.store.get(resource, namespace, name)
         if request.method == "DELETE":
             return web.json_response(self._delete(resource, held, body, write))
+        shown = scale_of(resource, held) if sub == "scale" else held
         if request.method == "GET":
-            return web.json_response(self._scale(resource, held) if sub == "scale" else held)
+            return web.json_response(shown)
         if request.method == "PATCH":
             if request.content_type != MERGE:
                 raise ApiError(415, "UnsupportedMediaType", f"the emulator takes {MERGE} and {APPLY}")
-            shown = self._scale(resource, held) if sub == "scale" else held
             body = merge_patch(shown, body)
             self._keeps_uid(resource, held, body["metadata"])
         elif not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
             raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified")
         self._same(body, resource, namespace, name)
         if sub == "scale":
-            return web.json_response(self._scale(resource, self._rescale(resource, held, body, write)))
+            stored = self.store.update(resource, held, scaled(resource, held, body), write)
+            return web.json_response(scale_of(resource, stored))
         return web.json_response(self.store.update(resource, held, body, write))
 
     def _apply(
@@ -194,33 +195,6 @@ class Emulator:
             await send("ERROR", expired.status())
         return response
 
-    def _scale(self, resource: Resource, held: Object) -> Object:
-        paths = resource.scale or {}
-        status = {"replicas": _at(held, paths["statusReplicasPath"]) or 0}
-        if "labelSelectorPath" in paths:
-            status["selector"] = _at(held, paths["labelSelectorPath"]) or ""
-        identity = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-        return {
-            "kind": "Scale",
-            "apiVersion": "autoscaling/v1",
-            "metadata": {name: held["metadata"][name] for name in identity if name in held["metadata"]},
-            "spec": {"replicas": _at(held, paths["specReplicasPath"]) or 0},
-            "status": status,
-        }
-
-    def _rescale(self, resource: Resource, held: Object, scale: Object, write: Write) -> Object:
-        *parents, last = (resource.scale or {})["specReplicasPath"].strip(".").split(".")
-
-        def change(new: Object) -> None:
-            version = scale["metadata"].get("resourceVersion")
-            if version:
-                new["metadata"]["resourceVersion"] = version
-            for name in parents:
-                new = new.setdefault(name, {})
-            new[last] = scale.get("spec", {}).get("replicas", 0)
-
-        return self.store.modify(resource, held, change, write)
-
     @staticmethod
     def _decoded(body: bytes) -> Object:
         try:
@@ -243,28 +217,6 @@ class Emulator:
             raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         if name is not None and metadata.get("name", name) != name:
             raise bad_request(f"the name of the object ({metadata['name']}) does not match that on the URL ({name})")
-
-    def _discovery(self, path: str) -> Object:
-        known = self.store.resources.values()
-        parts = path.strip("/").split("/")
-        if path in {"/readyz", "/livez", "/healthz"}:
-            return {"status": "ok"}
-        if parts == ["version"]:
-            return VERSION
-        if parts == ["api"]:
-            return {"kind": "APIVersions", "versions": ["v1"]}
-        groups = [_group(name, known) for name in sorted({resource.group for resource in known} - {""})]
-        if parts == ["apis"]:
-            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-        for group in groups:
-            if parts == ["apis", group["name"]]:
-                return {"kind": "APIGroup", "apiVersion": "v1", **group}
-        api_version = "/".join(parts[1:])
-        served = [_described(resource) for resource in known if resource.api_version == api_version]
-        if not served or parts[0] not in {"api", "apis"}:
-            raise ApiError(404, "NotFound", "the server could not find the requested resource")
-        entries = [entry for listed in served for entry in listed]
-        return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": entries}
 
 
 def merge_patch(value: Any, patch: Any) -> Any:
@@ -291,36 +243,3 @@ def _event(change: Change, matches: Matcher) -> str | None:
 
 def _namespace(change: Change) -> str:
     return str(change.last["metadata"].get("namespace", ""))
-
-
-def _at(held: Object, path: str) -> Any:
-    found: Any = held
-    for name in path.strip(".").split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _group(name: str, known: Any) -> Object:
-    versions = [{"groupVersion": f"{name}/{version}", "version": version} for version in _versions(name, known)]
-    return {"name": name, "versions": versions, "preferredVersion": versions[0]}
-
-
-def _versions(group: str, known: Any) -> list[str]:
-    return list(dict.fromkeys(resource.version for resource in known if resource.group == group))
-
-
-def _described(resource: Resource) -> list[Object]:
-    entry = {
-        "name": resource.plural,
-        "singularName": resource.kind.lower(),
-        "namespaced": resource.namespaced,
-        "kind": resource.kind,
-        "verbs": VERBS,
-        "shortNames": list(resource.short_names),
-    }
-    subs: list[Object] = []
-    for sub in resource.subresources:
-        scale = {"group": "autoscaling", "version": "v1", "kind": "Scale"} if sub == "scale" else {}
-        verbs = {"name": f"{resource.plural}/{sub}", "singularName": "", "verbs": ["get", "patch", "update"]}
-        subs.append({"namespaced": resource.namespaced, "kind": resource.kind, **verbs, **scale})
-    return [entry, *subs]

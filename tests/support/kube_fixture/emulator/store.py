@@ -194,7 +194,7 @@ class Store:
             fields = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise bad_request(f"strict decoding error: {fields}")
         schema.default(new, resource.schema)
-        wrong = list(schema.faults(new, resource.schema))
+        wrong = list(schema.faults(new, resource.validator))
         if wrong:
             raise invalid(resource.qualified_name, name, wrong)
 
