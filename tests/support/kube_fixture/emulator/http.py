@@ -19,7 +19,7 @@ from aiohttp import web
 from kube_fixture.emulator import schema
 from kube_fixture.emulator.apply import apply
 from kube_fixture.emulator.discovery import discovery
-from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid
+from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid, not_allowed
 from kube_fixture.emulator.resources import Object, Resource
 from kube_fixture.emulator.scale import scale_of, scaled
 from kube_fixture.emulator.selectors import Matcher, matcher
@@ -53,45 +53,63 @@ class Emulator:
         namespace, name, sub = path["namespace"] or "", path["name"], path["sub"] or ""
         if (sub and sub not in resource.subresources) or (name and resource.namespaced and not namespace):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
-        if request.method == "GET" and name is None:
-            matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
-            if request.query.get("watch") in {"1", "true", "True"}:
-                return await self._watch(request, resource, namespace, matches)
-            return web.json_response(self._list(resource, namespace, matches))
-        body = self._decoded(await request.read())
         write = Write(
             manager=request.query.get("fieldManager") or request.headers.get("User-Agent", "unknown").split("/")[0],
             subresource=sub,
             dry_run="dryRun" in request.query,
             strict=request.query.get("fieldValidation") == "Strict",
         )
-        if request.method == "POST" and name is None:
-            self._same(body, resource, namespace, None)
-            return web.json_response(self.store.create(resource, namespace, body, write), status=201)
-        if request.method == "DELETE" and name is None:
-            return self._delete_all(request, resource, namespace, write)
-        if name is None or request.method not in {"GET", "PUT", "PATCH", "DELETE"}:
-            raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+        body = self._decoded(await request.read())
+        if name is None:
+            return await self._collection(request, resource, namespace, body, write)
+        if request.method in {"PUT", "PATCH"}:
+            self._same(body, resource, namespace, name)
         if request.method == "PATCH" and request.content_type == APPLY:
             return self._apply(request, resource, namespace, name, body, write)
         held = self.store.get(resource, namespace, name)
-        if request.method == "DELETE":
-            return web.json_response(self._delete(resource, held, body, write))
-        shown = scale_of(resource, held) if sub == "scale" else held
         if request.method == "GET":
-            return web.json_response(shown)
+            return web.json_response(scale_of(resource, held) if sub == "scale" else held)
+        if request.method == "PUT":
+            return web.json_response(self._put(resource, held, body, write))
         if request.method == "PATCH":
-            if request.content_type != MERGE:
-                raise ApiError(415, "UnsupportedMediaType", f"the emulator takes {MERGE} and {APPLY}")
-            body = merge_patch(shown, body)
-            self._keeps_uid(resource, held, body["metadata"])
-        elif not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
-            raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified")
-        self._same(body, resource, namespace, name)
-        if sub == "scale":
-            stored = self.store.update(resource, held, scaled(resource, held, body), write)
-            return web.json_response(scale_of(resource, stored))
-        return web.json_response(self.store.update(resource, held, body, write))
+            return web.json_response(self._patch(request, resource, held, body, write))
+        if request.method == "DELETE" and not sub:
+            return web.json_response(self._delete(resource, held, body, write))
+        raise not_allowed()
+
+    async def _collection(
+        self, request: web.Request, resource: Resource, namespace: str, body: Object, write: Write
+    ) -> web.StreamResponse:
+        if request.method == "POST":
+            self._same(body, resource, namespace, None)
+            return web.json_response(self.store.create(resource, namespace, body, write), status=201)
+        matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
+        if request.method == "GET" and request.query.get("watch") in {"1", "true", "True"}:
+            return await self._watch(request, resource, namespace, matches)
+        listed = self._list(resource, namespace, matches)
+        if request.method == "DELETE":
+            for held in listed["items"]:
+                self.store.delete(resource, held, write)
+        elif request.method != "GET":
+            raise not_allowed()
+        return web.json_response(listed)
+
+    def _put(self, resource: Resource, held: Object, body: Object, write: Write) -> Object:
+        if write.subresource == "scale":
+            return scale_of(resource, self.store.update(resource, held, scaled(resource, held, body), write))
+        if not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
+            why = [("metadata.resourceVersion", "0: must be specified for an update")]
+            raise invalid(resource.qualified_name, held["metadata"]["name"], why)
+        return self.store.update(resource, held, body, write)
+
+    def _patch(self, request: web.Request, resource: Resource, held: Object, body: Object, write: Write) -> Object:
+        if request.content_type != MERGE:
+            raise ApiError(415, "UnsupportedMediaType", f"the emulator takes {MERGE} and {APPLY}")
+        if write.subresource == "scale":
+            return self._put(resource, held, merge_patch(scale_of(resource, held), body), write)
+        new = merge_patch(held, body)
+        self._keeps_uid(resource, held, new.get("metadata", {}))
+        return self.store.update(resource, held, new, write)
 
     def _apply(
         self, request: web.Request, resource: Resource, namespace: str, name: str, body: Object, write: Write
@@ -100,7 +118,6 @@ class Emulator:
             raise bad_request("PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: for apply patch")
         if body.get("metadata", {}).get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
-        self._same(body, resource, namespace, name)
         key = (*resource.key, namespace, name)
         held = self.store.objects.get(key)
         if held is None and write.subresource:
@@ -145,13 +162,6 @@ class Emulator:
             return left
         details = {"name": held["metadata"]["name"], "group": resource.group, "kind": resource.plural}
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
-
-    def _delete_all(self, request: web.Request, resource: Resource, namespace: str, write: Write) -> web.Response:
-        matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
-        answer = self._list(resource, namespace, matches)
-        for held in answer["items"]:
-            self.store.delete(resource, held, write)
-        return web.json_response(answer)
 
     def _list(self, resource: Resource, namespace: str, matches: Matcher) -> dict[str, Any]:
         return {
@@ -212,7 +222,7 @@ class Emulator:
             raise bad_request(f"the kind in the data ({body['kind']}) does not match {resource.kind}")
         metadata = body.get("metadata") or {}
         if resource.namespaced and not namespace:
-            raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+            raise not_allowed()
         if namespace and metadata.get("namespace", namespace) != namespace:
             raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         if name is not None and metadata.get("name", name) != name:
