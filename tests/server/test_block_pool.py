@@ -102,7 +102,9 @@ class Pages(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def share(self, data: st.DataObject) -> None:
-        blocks = data.draw(st.lists(st.sampled_from(self.pool.blocks), max_size=4, unique_by=lambda block: block.block_id))
+        blocks = data.draw(
+            st.lists(st.sampled_from(self.pool.blocks), max_size=4, unique_by=lambda block: block.block_id)
+        )
         self.pool.share(blocks)
         self.shared.append(blocks)
         self.free_order = [block_id for block_id in self.free_order if block_id not in {b.block_id for b in blocks}]

@@ -92,7 +92,9 @@ def test_the_youngest_gives_way_and_comes_back_before_newer_ones() -> None:
         preempted.extend(output.preempted_ids)
         joined.extend(new.request_id for new in output.new_requests)
         order = [*engine.scheduler.running, *engine.scheduler.waiting.values()]
-        assert [r.request_id for r in order] == [name for name in ("old", "young", "new") if name in engine.scheduler.requests]
+        assert [r.request_id for r in order] == [
+            name for name in ("old", "young", "new") if name in engine.scheduler.requests
+        ]
 
     engine.add("filler", [1], max_tokens=1)
     engine.scheduler.abort(["filler"])
