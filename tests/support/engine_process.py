@@ -18,12 +18,26 @@ from octavo_server.ipc import AddRequest, Outputs, RequestOutput, SamplingParams
 PATIENCE = 60.0  # seconds until a test gives up; nothing is measured by it
 
 _LAUNCH = "import sys\n{prelude}\nfrom octavo_server.engine.process import main\nsys.exit(main())"
+_BETWEEN = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, *sys.argv[2:]], stdin=subprocess.PIPE)
+open(sys.argv[1], "w").write(str(child.pid))
+child.stdin.write(sys.stdin.buffer.readline())
+child.stdin.flush()
+child.wait()
+"""
 
 
 class EngineProcess:
-    """Starts an engine and talks to it. `prelude` is code that the process runs first, to break something on purpose."""
+    """Starts an engine and talks to it.
 
-    def __init__(self, model: Path, *, prelude: str | None = None, epoch: int = 7, **config: Any) -> None:
+    `prelude` is code that the process runs first, to break something on purpose. With `between` there is a process
+    between this one and the engine, which can be killed.
+    """
+
+    def __init__(
+        self, model: Path, *, prelude: str | None = None, between: bool = False, epoch: int = 7, **config: Any
+    ) -> None:
         self.epoch = epoch
         self.inbox: list[ipc.EngineMessage] = []
         self.results: dict[str, list[RequestOutput]] = {}
@@ -34,6 +48,8 @@ class EngineProcess:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(f"ipc://{self.path}")
         how = ["-m", "octavo_server.engine"] if prelude is None else ["-c", _LAUNCH.format(prelude=prelude)]
+        self._pid_file = Path(self._folder.name) / "pid"
+        how = ["-c", _BETWEEN, str(self._pid_file), *how] if between else how
         self.log = Path(self._folder.name) / "stderr"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen([sys.executable, *how], stdin=subprocess.PIPE, stderr=stderr)
@@ -50,7 +66,9 @@ class EngineProcess:
     def __enter__(self) -> "EngineProcess":
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
         self.process.kill()
         self.process.wait()
         if self.process.stdin is not None:
@@ -58,6 +76,11 @@ class EngineProcess:
         self.socket.close()
         self._context.term()
         self._folder.cleanup()
+
+    @property
+    def engine_pid(self) -> int:
+        """Also where it is a grandchild."""
+        return int(self._pid_file.read_text()) if self._pid_file.exists() else self.process.pid
 
     def send(self, message: ipc.FrontendMessage) -> None:
         self.socket.send(ipc.encoder.encode(message))
@@ -72,7 +95,7 @@ class EngineProcess:
     def receive(self) -> ipc.EngineMessage:
         if not self.socket.poll(int(PATIENCE * 1000)):
             raise AssertionError(f"the engine says nothing; its log:\n{self.log.read_text()}")
-        message = ipc.engine_decoder.decode(self.socket.recv())
+        message: ipc.EngineMessage = ipc.engine_decoder.decode(self.socket.recv())
         assert message.epoch == self.epoch
         self.inbox.append(message)
         if isinstance(message, Outputs):
@@ -97,7 +120,9 @@ class EngineProcess:
 
     def finish(self, *request_ids: str) -> dict[str, tuple[list[int], RequestOutput]]:
         """(all tokens, last output) of each request, once all have ended."""
-        while not all(self.results.get(name, [None])[-1] and self.results[name][-1].finish_reason for name in request_ids):
+        while not all(
+            self.results.get(name, [None])[-1] and self.results[name][-1].finish_reason for name in request_ids
+        ):
             self.wait_for(Outputs)
         return {
             name: ([token for output in self.results[name] for token in output.token_ids], self.results[name][-1])
