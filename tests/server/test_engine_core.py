@@ -143,7 +143,7 @@ def test_a_model_that_computes_no_numbers_is_found_before_ready(tmp_path: Path) 
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights["model.norm.weight"].fill_(torch.nan)
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="finite numbers in torch.float32; try another --dtype"):
+    with pytest.raises(ModelError, match=r"finite numbers in torch\.float32; try another --dtype"):
         start(folder)
 
 
