@@ -21,7 +21,10 @@ class EngineConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
     dtype: DTypeName = Field("auto", description="auto: the model's own on a GPU, float32 on the CPU")
     max_model_len: int | None = Field(
-        None, ge=1, le=16_777_216, description="longest prompt plus answer in tokens [default: what model and memory allow]"
+        None,
+        ge=1,
+        le=16_777_216,
+        description="longest prompt plus answer in tokens [default: what model and memory allow]",
     )
     block_size: Literal[8, 16, 32, 64, 128, 256] = Field(16, description="tokens in a page of the KV cache")
     num_gpu_blocks_override: int | None = Field(
