@@ -98,7 +98,7 @@ class Replica:
         self._process, self._ready_since = None, None
         self._set("Starting", "starting the process")
         try:
-            process = self._process = await self._start()
+            process = self._process = self._start()
         except OSError as error:
             self._ended(f"cannot be started: {error.strerror or error}", ())
             return
@@ -119,7 +119,7 @@ class Replica:
                 task.cancel()
         self._ended(too_slow or describe_exit(code), tuple(process.tail))
 
-    async def _start(self) -> ReplicaProcess:
+    def _start(self) -> ReplicaProcess:
         self._asked_port = self._port if is_free(self._launch.host, self._port) else 0
         on_line: OnLine | None = None
         if (tell := self._launch.on_line) is not None:
@@ -129,7 +129,7 @@ class Replica:
                 say(name, line)
 
         command = [*self._launch.command, "--port", str(self._asked_port)]
-        return await ReplicaProcess.start(command, self._launch.environment, on_line)
+        return ReplicaProcess.start(command, self._launch.environment, on_line)
 
     async def _attend(self, process: ReplicaProcess) -> str:
         """Ask for readiness again and again; returns, with the reason, only if the start takes too long."""
