@@ -36,7 +36,7 @@ def mark() -> Iterator[dict[str, str]]:
 
 def launch(mark: dict[str, str], fault: str = "none") -> Launch:
     return Launch(
-        command=[sys.executable, "-S", FAKE, fault],
+        command=lambda port: [sys.executable, "-S", FAKE, fault, "--port", str(port)],
         environment={**os.environ, **mark},
         poll_seconds=0.02,
         first_delay=0.02,
@@ -52,7 +52,7 @@ async def wait_for(supervisor: Supervisor, holds: Callable[[tuple[ReplicaState, 
 
 async def test_replicas_become_ready_after_telling_their_phases(mark: dict[str, str]) -> None:
     seen: list[str] = []
-    async with Supervisor("chat", 2, launch(mark), lambda states: seen.extend(s.message for s in states)) as local:
+    async with Supervisor("chat", [launch(mark)] * 2, lambda states: seen.extend(s.message for s in states)) as local:
         await local.wait_ready()
         states = local.states
         assert [state.name for state in states] == ["chat-0", "chat-1"]
@@ -64,7 +64,7 @@ async def test_replicas_become_ready_after_telling_their_phases(mark: dict[str, 
 
 
 async def test_a_dead_replica_comes_back_at_the_same_address(mark: dict[str, str]) -> None:
-    async with Supervisor("chat", 1, launch(mark)) as local:
+    async with Supervisor("chat", [launch(mark)]) as local:
         await local.wait_ready()
         url = local.states[0].url
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -76,7 +76,7 @@ async def test_a_dead_replica_comes_back_at_the_same_address(mark: dict[str, str
 
 
 async def test_a_replica_killed_by_the_kernel_is_described_and_restarted(mark: dict[str, str]) -> None:
-    async with Supervisor("chat", 1, launch(mark)) as local:
+    async with Supervisor("chat", [launch(mark)]) as local:
         await local.wait_ready()
         pid = local.states[0].pid
         assert pid is not None
@@ -87,7 +87,7 @@ async def test_a_replica_killed_by_the_kernel_is_described_and_restarted(mark: d
 
 async def test_a_replica_that_cannot_start_is_reported_with_its_own_last_words(mark: dict[str, str]) -> None:
     with pytest.raises(ReplicaFailedError, match=r"chat-0 exited with code 3: octavo: --max-model-len 9999999 is more"):
-        async with Supervisor("chat", 1, launch(mark, "crash")) as local:
+        async with Supervisor("chat", [launch(mark, "crash")]) as local:
             await local.wait_ready()
 
 
@@ -99,19 +99,19 @@ async def test_crashes_are_retried_with_growing_delays(mark: dict[str, str]) -> 
             delays.append(states[0].message.rpartition(" in ")[2])
 
     slow = replace(launch(mark, "crash"), longest_delay=0.06)
-    async with Supervisor("chat", 1, slow, collect) as local:
+    async with Supervisor("chat", [slow], collect) as local:
         await wait_for(local, lambda states: states[0].restarts == 4)
     assert delays[:4] == ["0.02 s", "0.04 s", "0.06 s", "0.06 s"]
 
 
 async def test_a_replica_that_is_never_ready_is_given_up(mark: dict[str, str]) -> None:
     with pytest.raises(ReplicaFailedError, match="was not ready within"):
-        async with Supervisor("chat", 1, replace(launch(mark, "deaf"), startup_seconds=0.5)) as local:
+        async with Supervisor("chat", [replace(launch(mark, "deaf"), startup_seconds=0.5)]) as local:
             await local.wait_ready()
 
 
 async def test_a_ready_replica_that_says_no_is_not_ready_and_not_restarted(mark: dict[str, str]) -> None:
-    async with Supervisor("chat", 1, launch(mark)) as local:
+    async with Supervisor("chat", [launch(mark)]) as local:
         await local.wait_ready()
         async with httpx.AsyncClient(trust_env=False) as client:
             await client.post(f"{local.states[0].url}/unready")
@@ -120,29 +120,29 @@ async def test_a_ready_replica_that_says_no_is_not_ready_and_not_restarted(mark:
 
 
 async def test_a_replica_that_ignores_sigterm_is_killed_after_the_grace_period(mark: dict[str, str]) -> None:
-    async with Supervisor("chat", 1, replace(launch(mark, "stubborn"), grace_seconds=0.2)) as local:
+    async with Supervisor("chat", [replace(launch(mark, "stubborn"), grace_seconds=0.2)]) as local:
         await local.wait_ready()
     assert "SIGKILL" in str(local.states[0].last_exit)
 
 
 async def test_output_of_any_length_neither_blocks_nor_ends_a_replica(mark: dict[str, str]) -> None:
-    async with Supervisor("chat", 1, launch(mark, "chatty")) as local:
+    async with Supervisor("chat", [launch(mark, "chatty")]) as local:
         await local.wait_ready()
 
 
 async def test_a_taken_port_is_replaced_by_a_free_one(mark: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with Supervisor("chat", 1, replace(launch(mark), port=port)) as local:
+        async with Supervisor("chat", [replace(launch(mark), port=port)]) as local:
             await local.wait_ready()
             assert local.states[0].url != f"http://127.0.0.1:{port}"
             assert local.states[0].restarts == 0
 
 
-async def test_a_free_port_is_used_as_wished_by_the_first_replica_only(mark: dict[str, str]) -> None:
+async def test_a_free_port_is_used_as_wished_and_by_one_replica_only(mark: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    async with Supervisor("chat", 2, replace(launch(mark), port=port)) as local:
+    async with Supervisor("chat", [replace(launch(mark), port=port)] * 2) as local:
         await local.wait_ready()
         urls = [str(state.url) for state in local.states]
     assert urls[0] == f"http://127.0.0.1:{port}"
@@ -154,14 +154,14 @@ async def test_a_port_lost_between_look_and_bind_is_no_failure(
 ) -> None:
     answers = iter([True, False, False])  # free when we looked; taken when the replica bound it, and since
     monkeypatch.setattr("octavo_operator.local.replica.is_free", lambda host, port: next(answers))
-    async with Supervisor("chat", 1, replace(launch(mark, "port-thief"), port=45_678)) as local:
+    async with Supervisor("chat", [replace(launch(mark, "port-thief"), port=45_678)]) as local:
         await local.wait_ready()
         assert local.states[0].restarts == 0
 
 
 async def test_a_program_that_is_not_there_is_a_failure_that_names_it(mark: dict[str, str]) -> None:
     with pytest.raises(ReplicaFailedError, match="No such file"):
-        async with Supervisor("chat", 1, replace(launch(mark), command=["/nowhere/octavo"])) as local:
+        async with Supervisor("chat", [replace(launch(mark), command=lambda port: ["/nowhere/octavo"])]) as local:
             await local.wait_ready()
 
 
@@ -178,8 +178,8 @@ def test_sigkill_of_the_parent_leaves_no_replica(moment: str, mark: dict[str, st
 
         async def main():
             fault = "deaf" if {moment!r} == "starting" else "none"
-            launch = Launch([sys.executable, "-S", {FAKE!r}, fault], dict(os.environ))
-            async with Supervisor("chat", 1, launch, tell) as local:
+            launch = Launch(lambda port: [sys.executable, "-S", {FAKE!r}, fault, "--port", "0"], dict(os.environ))
+            async with Supervisor("chat", [launch], tell) as local:
                 await local.wait_ready()
                 await local.run()
 

@@ -18,12 +18,12 @@ Phase = Literal["Pending", "Starting", "Ready", "NotReady", "Draining", "Backoff
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a replica is started. `command` is complete but for the port, which is put behind it as `--port N`.
+    """How a replica is started: `command` makes the command line for a port (0: any free one).
 
     `port` is the wish: if it is taken, any free one is used. Times are in seconds.
     """
 
-    command: Sequence[str]
+    command: Callable[[int], Sequence[str]]
     environment: Mapping[str, str]
     host: str = "127.0.0.1"
     port: int = 0
@@ -47,7 +47,8 @@ class ReplicaState:
     pid: int | None = None
     restarts: int = 0
     ever_ready: bool = False
-    last_exit: str | None = None
+    last_exit: str | None = None  # in words
+    exit_code: int | None = None
     tail: tuple[str, ...] = field(default=())
 
     @property
@@ -100,7 +101,7 @@ class Replica:
         try:
             process = self._process = self._start()
         except OSError as error:
-            self._ended(f"cannot be started: {error.strerror or error}", ())
+            self._ended(f"cannot be started: {error.strerror or error}", None, ())
             return
         self.state.pid = process.pid
         exited = asyncio.create_task(process.wait())
@@ -117,7 +118,7 @@ class Replica:
         finally:
             for task in (exited, stopping, attending):
                 task.cancel()
-        self._ended(too_slow or describe_exit(code), tuple(process.tail))
+        self._ended(too_slow or describe_exit(code), code, tuple(process.tail))
 
     def _start(self) -> ReplicaProcess:
         self._asked_port = self._port if is_free(self._launch.host, self._port) else 0
@@ -128,8 +129,7 @@ class Replica:
             def on_line(line: str) -> None:
                 say(name, line)
 
-        command = [*self._launch.command, "--port", str(self._asked_port)]
-        return ReplicaProcess.start(command, self._launch.environment, on_line)
+        return ReplicaProcess.start(self._launch.command(self._asked_port), self._launch.environment, on_line)
 
     async def _attend(self, process: ReplicaProcess) -> str:
         """Ask for readiness again and again; returns, with the reason, only if the start takes too long."""
@@ -165,9 +165,9 @@ class Replica:
         died_unheard = self._process is not None and self._process.url is None
         return died_unheard and self._asked_port != 0 and not is_free(self._launch.host, self._asked_port)
 
-    def _ended(self, reason: str, tail: tuple[str, ...]) -> None:
+    def _ended(self, reason: str, code: int | None, tail: tuple[str, ...]) -> None:
         self.state.pid = None
-        self.state.last_exit = reason
+        self.state.last_exit, self.state.exit_code = reason, code
         self.state.tail = tail
 
     async def _back_off(self, seconds: float) -> None:

@@ -23,21 +23,17 @@ class ReplicaFailedError(Exception):
 
 
 class Supervisor:
-    """An asynchronous context: entering starts the replicas, leaving drains and stops them all.
-
-    Only the first replica gets the port that the manifest names: the others take any free one.
-    """
+    """An asynchronous context: entering starts the replicas, one for each launch, leaving drains and stops them all."""
 
     def __init__(
-        self, name: str, count: int, launch: Launch, on_change: Callable[[Sequence[ReplicaState]], None] | None = None
+        self, name: str, launches: Sequence[Launch], on_change: Callable[[Sequence[ReplicaState]], None] | None = None
     ) -> None:
         # The environment's proxies are for the world outside, not for processes on this machine.
         self._client = httpx.AsyncClient(trust_env=False, timeout=PROBE_SECONDS)
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._replicas = [
-            Replica(f"{name}-{index}", launch if index == 0 else replace(launch, port=0), self._client, self._notify)
-            for index in range(count)
+            Replica(f"{name}-{index}", launch, self._client, self._notify) for index, launch in enumerate(launches)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
