@@ -14,7 +14,8 @@ from typing import Final, NamedTuple, NoReturn
 
 import click
 
-from octavo_cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, CommandError
+from octavo_cli.errors import FAILED, INTERRUPTED, CommandError
+from octavo_cli.extras import missing_server
 from octavo_common.version import __version__
 from octavo_server.errors import OctavoError
 
@@ -78,14 +79,11 @@ class LazyGroup(click.Group):
 
 
 def missing_part(command: str, error: ModuleNotFoundError) -> CommandError:
-    """The error for a module that is not there: the extra to install, or our own fault, which is not hidden."""
+    """The error for a module that is not there: the extra to install; one of our own is a fault and not hidden."""
     name = (error.name or "").partition(".")[0]
     if name.startswith("octavo"):
         raise error
-    return CommandError(
-        f"octavo {command} needs the module {name!r}, which the base install leaves out: pip install 'octavo[server]'",
-        exit_code=WRONG_INPUT,
-    )
+    return missing_server(command, name)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -116,8 +114,10 @@ def tell(error: BaseException, *, debug: bool) -> int:
     message, code = explain(error)
     if debug:
         traceback.print_exception(error)
-    if message:
-        click.echo(f"octavo: {' '.join(message.split())}", err=True)
+    # A manifest may be wrong in several places, a line each; what others say is made one line.
+    lines = message.splitlines() if isinstance(error, CommandError) else [" ".join(message.split())]
+    for line in filter(None, lines):
+        click.echo(f"octavo: {line}", err=True)
     return code
 
 

@@ -1,4 +1,4 @@
-"""Processes described as the API server would describe their pods, so that the operator's own `status()` judges them."""
+"""Processes described as the API server would describe pods, so that the operator's own `build_status` judges them."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def base_url(states: Sequence[ReplicaState]) -> str | None:
 
 
 def observe(deployment: LLMDeployment, states: Sequence[ReplicaState]) -> Observation:
-    """What an API server would hold: only what `status()` reads of it."""
+    """What an API server would hold: only what `build_status` reads of it."""
     alive = [state for state in states if state.phase != "Stopped"]
     ready = sum(state.ready for state in alive)
     pods = [_pod(state) for state in alive]

@@ -3,17 +3,18 @@
 The command line is the container's own, made by the same function, but for host and port.
 """
 
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from octavo_operator.api import FieldError, LLMDeployment, ManifestError
+from octavo_operator.api.base import ApiModel
 from octavo_operator.api.spec import EnvVar
 from octavo_operator.local.memory import available_bytes, quantity_bytes
-from octavo_operator.render import server_arguments
+from octavo_operator.local.replica import Launch
+from octavo_operator.render import grace_seconds, server_arguments, startup_seconds
 
 HOST: Final = "127.0.0.1"
 DEVICES: Final = "CUDA_VISIBLE_DEVICES"
@@ -32,8 +33,22 @@ class LocalPlan:
         """Replicas that are started: those wanted, or fewer where the memory does not allow them."""
         return len(self.environments)
 
-    def command(self, port: int) -> Sequence[str]:
-        """The command line of a replica that listens on `port` (0: any free one)."""
+    def launches(self, port: int, on_line: Callable[[str, str], None] | None = None) -> list[Launch]:
+        """How each replica is started; the first one should get `port`, the others any free one."""
+        common = Launch(
+            command=self._command,
+            environment={},
+            host=HOST,
+            startup_seconds=startup_seconds(self.deployment),
+            grace_seconds=grace_seconds(self.deployment),
+            on_line=on_line,
+        )
+        return [
+            replace(common, environment=environment, port=port if index == 0 else 0)
+            for index, environment in enumerate(self.environments)
+        ]
+
+    def _command(self, port: int) -> Sequence[str]:
         return [sys.executable, "-m", "octavo_cli.main", *server_arguments(self.deployment, HOST, port)]
 
 
@@ -75,7 +90,9 @@ def _source_errors(deployment: LLMDeployment) -> Iterator[FieldError]:
 def _environment_errors(variables: Sequence[EnvVar], environment: Mapping[str, str]) -> Iterator[FieldError]:
     """Secrets and ConfigMaps are not here; a variable that is exported here stands for its reference."""
     for index, variable in enumerate(variables):
-        reference = variable.value_from and (variable.value_from.secret_key_ref or variable.value_from.config_map_key_ref)
+        reference = variable.value_from and (
+            variable.value_from.secret_key_ref or variable.value_from.config_map_key_ref
+        )
         if reference and not reference.optional and variable.name not in environment:
             text = f"there are no Secrets and ConfigMaps on this machine; export {variable.name} instead"
             yield FieldError(f"spec.server.env[{index}].valueFrom", text)
@@ -101,12 +118,14 @@ def _affordable(deployment: LLMDeployment) -> tuple[int, list[str]]:
 def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
     """One sentence on the fields that are given and act in a cluster alone."""
     spec = deployment.spec
-    given = [f"spec.podTemplate.{_alias(spec.pod_template, name)}" for name in sorted(spec.pod_template.model_fields_set)]
+    given = [
+        f"spec.podTemplate.{_alias(spec.pod_template, name)}" for name in sorted(spec.pod_template.model_fields_set)
+    ]
     given += ["spec.server.image"] if spec.server.image is not None else []
     given += ["spec.rollout"] if "rollout" in spec.model_fields_set else []
     if given:
         yield f"{', '.join(given)}: acts in a cluster only"
 
 
-def _alias(model: object, name: str) -> str:
-    return str(type(model).model_fields[name].alias or name)  # type: ignore[attr-defined]
+def _alias(model: ApiModel, name: str) -> str:
+    return type(model).model_fields[name].alias or name

@@ -51,10 +51,14 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        stopping = asyncio.create_task(self.stop())
         try:
-            await self.stop()
-        finally:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:  # somebody cannot wait for the drain; the processes still go first
             self.kill()
+            await stopping
+            raise
+        finally:
             await self._client.aclose()
 
     async def wait_ready(self) -> None:
