@@ -71,5 +71,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "octavo.leaseRules" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [get, create, update]
+  verbs: [create] # which cannot be bound to a name
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [octavo-operator]
+  verbs: [get, update]
 {{- end }}
