@@ -1,4 +1,4 @@
-"""The memory bill of a manifest, before there is a pod: from the model's `config.json`, where it can be read from here."""
+"""The memory bill of a manifest, before there is a pod: from the model's `config.json`, where that can be read."""
 
 import importlib.resources
 import math
@@ -67,7 +67,9 @@ def server_config(arguments: Sequence[str]) -> ServerConfig:
         with serve.make_context("serve", list(arguments)) as context:
             return validated(ServerConfig, context.params)
     except click.UsageError as error:
-        raise CommandError(f"spec.server.args: octavo serve: {error.format_message()}", exit_code=WRONG_INPUT) from error
+        raise CommandError(
+            f"spec.server.args: octavo serve: {error.format_message()}", exit_code=WRONG_INPUT
+        ) from error
 
 
 def product_bytes(deployment: "LLMDeployment") -> int | None:

@@ -25,7 +25,10 @@ Values = dict[str, Any]
 COMBINATIONS: dict[str, Values] = {
     "defaults": {},
     "cluster": {"scope": "Cluster"},
-    "digests": {"image": {"repository": "a/b", "digest": DIGEST}, "serverImage": {"repository": "c/d", "digest": DIGEST}},
+    "digests": {
+        "image": {"repository": "a/b", "digest": DIGEST},
+        "serverImage": {"repository": "c/d", "digest": DIGEST},
+    },
     "own account": {"serviceAccount": {"create": False, "name": "given"}},
     "everything": {
         "scope": "Cluster",
