@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers
 from tokenizers import processors
 from transformers import AutoTokenizer
 
+import tiny_tokenizers
 from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.text.chat_template import ChatTemplate, load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
@@ -36,7 +36,8 @@ TEMPLATES = {
 {%- if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}
 {%- else %}{% set system = none %}{% set rest = messages %}{% endif %}
 {%- for m in rest %}
-    {%- if m['role'] == 'user' %}{{ bos_token + '[INST] ' + ('<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' if loop.first and system else '') + m['content'].strip() + ' [/INST]' }}
+    {%- set head = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' if loop.first and system else '' %}
+    {%- if m['role'] == 'user' %}{{ bos_token + '[INST] ' + head + m['content'].strip() + ' [/INST]' }}
     {%- elif m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}
 {%- endfor %}
 """,
@@ -63,7 +64,7 @@ TEMPLATES = {
     {%- if m.role == 'system' %}{% continue %}{% endif %}
     {%- set ns.count = ns.count + 1 %}
     {%- if m.tool_calls is defined and m.tool_calls %}
-        {%- for call in m.tool_calls %}CALL {{ call.function.name }} {{ call.function.arguments | tojson(indent=2) }}{% endfor %}
+        {%- for call in m.tool_calls %}CALL {{ call.function | tojson(indent=2) }}{% endfor %}
     {%- else %}{{ m.role ~ ': ' ~ show(m.content) }}{% endif %}
 {% endfor %}{{ ns.count }} {{ tools is none }} {{ documents is none }} {{ pad_token is defined }}
 """,
@@ -86,14 +87,18 @@ def test_a_chat_is_rendered_as_transformers_renders_it(directory: Path, name: st
     assert template.render(chat) == expected
 
 
-@pytest.mark.parametrize("flags", [{}, {"add_bos_token": True}, {"add_eos_token": True}, {"add_bos_token": False}], ids=str)
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_bos_token": True}, {"add_eos_token": True}, {"add_bos_token": False}], ids=str
+)
 @pytest.mark.parametrize("family", tiny_tokenizers.FAMILIES)
 def test_texts_get_the_ids_that_transformers_gives(tmp_path: Path, family: str, flags: dict[str, bool]) -> None:
     model = tiny_tokenizers.save(tiny_tokenizers.FAMILIES[family](), tmp_path, **flags)
     reference, tokenizer = AutoTokenizer.from_pretrained(model), TextTokenizer(model)
     for text in [*tiny_tokenizers.TEXT, "", "<s>already there", "<|im_start|>user\nhi<|im_end|>"]:
         assert tokenizer.encode(text, add_special_tokens=True) == reference(text)["input_ids"]
-        assert tokenizer.encode(text, add_special_tokens=False) == reference(text, add_special_tokens=False)["input_ids"]
+        assert (
+            tokenizer.encode(text, add_special_tokens=False) == reference(text, add_special_tokens=False)["input_ids"]
+        )
 
 
 def test_the_post_processor_of_the_file_counts_where_the_configuration_is_silent(tmp_path: Path) -> None:
@@ -152,4 +157,3 @@ def test_a_directory_with_only_tokenizer_model_is_refused_with_the_remedy(tmp_pa
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(ModelError, match="convert it once"):
         TextTokenizer(tmp_path)
-

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+import tiny_tokenizers
 from octavo_server.errors import ModelError
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.tokenizer import TextTokenizer
@@ -30,9 +30,7 @@ def stream(tokenizer: TextTokenizer, ids: list[int], *, at_start: bool = True) -
 @pytest.mark.parametrize("family", tiny_tokenizers.FAMILIES)
 @settings(max_examples=150, deadline=None)
 @given(text=TEXTS)
-def test_the_pieces_joined_are_the_decoded_text(
-    tokenizers: dict[str, TextTokenizer], family: str, text: str
-) -> None:
+def test_the_pieces_joined_are_the_decoded_text(tokenizers: dict[str, TextTokenizer], family: str, text: str) -> None:
     tokenizer = tokenizers[family]
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)

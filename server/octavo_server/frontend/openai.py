@@ -1,7 +1,7 @@
 """What clients may send: the OpenAI API's request bodies, with vLLM's extensions, every field bounded.
 
-A field that is not here is refused by name. A field whose effect does not exist yet is accepted with the value that asks
-for nothing (`n: 1`, `logit_bias: {}`), because clients send those, and refused by name with any other.
+A field that is not here is refused by name. A field whose effect does not exist yet is accepted with the value that
+asks for nothing (`n: 1`, `logit_bias: {}`), because clients send those, and refused by name with any other.
 
 Longer than usual because it is one list: each line is a field and its bounds.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -55,16 +54,9 @@ class Only:
         raise PydanticCustomError("not_supported", "this is not supported yet; {hint}", {"hint": hint})
 
 
-def _encodable(text: str) -> str:
-    """Refuse halves of surrogate pairs: JSON can spell them, but they are no characters and have no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "contains half of a surrogate pair, which is not a character") from error
-    return text
-
-
-def _kind(*, strings: str | None = None, lists: Callable[[list[Any]], str | None] | None = None) -> Callable[[Any], str | None]:
+def _kind(
+    *, strings: str | None = None, lists: Callable[[list[Any]], str | None] | None = None
+) -> Callable[[Any], str | None]:
     """Tells the members of a union apart, so that the message of a wrong one concerns the one that was meant."""
 
     def tell(value: Any) -> str | None:
@@ -76,12 +68,12 @@ def _kind(*, strings: str | None = None, lists: Callable[[list[Any]], str | None
 
 
 NotYet = Annotated[Any, Only()]
-Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
-ShortNotYet = Annotated[Any, Only()]
-Text = Annotated[str, Field(max_length=512), AfterValidator(_encodable)]
+# pydantic refuses halves of surrogate pairs in a bounded string: JSON can spell them, but they have no UTF-8.
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+ShortText = Annotated[str, Field(max_length=512)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
-StopString = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_encodable)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -107,7 +99,8 @@ class TextPart(Body):
 
 
 Content = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=1024), Tag("parts")],
+    Annotated[Text, Tag("text")]
+    | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=1024), Tag("parts")],
     Discriminator(
         _kind(strings="text", lists=lambda _: "parts"),
         custom_error_type="content_type",
@@ -192,7 +185,8 @@ class GenerationRequest(Body):
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     stop: (
         Annotated[
-            Annotated[StopString, Tag("one")] | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS), Tag("several")],
+            Annotated[StopString, Tag("one")]
+            | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS), Tag("several")],
             Discriminator(
                 _kind(strings="one", lists=lambda _: "several"),
                 custom_error_type="stop_type",
@@ -320,7 +314,9 @@ class CompletionRequest(GenerationRequest):
         Discriminator(
             _kind(strings="text", lists=_prompt_list),
             custom_error_type="prompt_type",
-            custom_error_message="Input should be a string, a list of strings, a list of token ids or a list of such lists, and not empty",
+            custom_error_message=(
+                "Input should be a string, a list of strings, a list of token ids or several such lists, and not empty"
+            ),
         ),
     ]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -349,8 +345,8 @@ class CompletionRequest(GenerationRequest):
         if isinstance(prompt, str):
             return [prompt]
         if isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]
-        return prompt  # type: ignore[return-value]
+            return [prompt]
+        return prompt
 
 
 def field_error(field: str, message: str) -> PydanticCustomError:

@@ -74,7 +74,9 @@ def install(app: FastAPI) -> None:
             case HTTPException():
                 return refuse(error.status_code, _of_http(request, error), error.headers)
         log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-        return refuse(500, ErrorObject("the server failed to handle this request; its log says why", type="server_error"))
+        return refuse(
+            500, ErrorObject("the server failed to handle this request; its log says why", type="server_error")
+        )
 
     for kind in (RequestError, EngineError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, refused)
@@ -107,9 +109,7 @@ def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str,
     value = body
     names = [part for part in error["loc"] if part != "body"]
     for index, part in enumerate(names):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if _has(value, part):
             value = value[part]
         elif error["type"] == "missing" and index == len(names) - 1:
             value = None
@@ -125,6 +125,12 @@ def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str,
         path.append(name)
         value = value.get(name) if isinstance(value, dict) else None
     return path, _message(error, context), value
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def _message(error: Mapping[str, Any], context: Mapping[str, Any]) -> str:

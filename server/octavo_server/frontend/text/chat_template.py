@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program: it can fail in any way, and must fail this request alone
             reason = " ".join(str(error).split())[:500]
-            raise RequestError(f"the model's chat template refuses these messages: {reason}", param="messages") from error
+            raise RequestError(
+                f"the model's chat template refuses these messages: {reason}", param="messages"
+            ) from error
 
 
 def load_chat_template(
@@ -75,7 +77,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant said, for training; here it is only its content."""
+    """`{% generation %}…{% endgeneration %}` marks what the assistant said, for training; only its content counts."""
 
     tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
@@ -103,5 +105,3 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
-
-

@@ -8,9 +8,9 @@ from octavo_server.frontend.text.tokenizer import TextTokenizer
 class Detokenizer:
     """Turns a growing sequence of tokens into text.
 
-    The pieces given out, joined, are the text of the sequence, however it was cut. Special tokens are left out. The bytes
-    of a character wait until it is whole; one that the end cuts off is never shown. Bytes that can belong to no character
-    become U+FFFD, one for each maximal part, as Unicode recommends.
+    The pieces given out, joined, are the text of the sequence, however it was cut. Special tokens are left out. The
+    bytes of a character wait until it is whole; one that the end cuts off is never shown. Bytes that can belong to no
+    character become U+FFFD, one for each maximal part, as Unicode recommends.
     """
 
     def __init__(self, tokenizer: TextTokenizer, *, at_start: bool = False) -> None:

@@ -1,11 +1,12 @@
 """The model's tokenizer: `tokenizer.json` through the `tokenizers` library, with the rules `transformers` adds to it.
 
-What a text is surrounded with (a beginning of sequence) is decided by the file's post-processor alone, as in transformers
-5: `add_bos_token` of `tokenizer_config.json` is not looked at. That file names the special tokens, though.
+What a text is surrounded with (a beginning of sequence) is decided by the file's post-processor alone, as in
+transformers 5: `add_bos_token` of `tokenizer_config.json` is not looked at. That file names the special tokens, though.
 
-For output, a tokenizer is a table from token ids to bytes: joined, the bytes of a sequence are the UTF-8 of its text. That
-holds for the decoders of every supported family (byte-level; metaspace with or without byte fallback), so streaming needs
-no windows of tokens that are decoded again and again. Other decoders are refused when the model is loaded.
+For output, a tokenizer is a table from token ids to bytes: joined, the bytes of a sequence are the UTF-8 of its text.
+That holds for the decoders of every supported family (byte-level; metaspace with or without byte fallback), so
+streaming needs no windows of tokens that are decoded again and again. Other decoders are refused when the model is
+loaded.
 """
 
 import json
@@ -15,10 +16,13 @@ from typing import Any, Final
 
 from tokenizers import AddedToken, Tokenizer
 
+from octavo_common.json_fields import ModelConfigError, read_json_object
 from octavo_server.errors import ModelError
 
 NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_PER_TOKEN_DECODERS: Final = frozenset({"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"})
+_PER_TOKEN_DECODERS: Final = frozenset(
+    {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}
+)
 _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -84,7 +88,9 @@ class TextTokenizer:
         if byte is not None:
             return byte
         context_id, context_text = self._context
-        return str(self._tokenizer.decode([context_id, token_id], skip_special_tokens=False))[len(context_text) :].encode()
+        return str(self._tokenizer.decode([context_id, token_id], skip_special_tokens=False))[
+            len(context_text) :
+        ].encode()
 
     def _fallback_byte(self, token_id: int) -> bytes | None:
         match = _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or "")
@@ -93,13 +99,17 @@ class TextTokenizer:
     def _add_special_tokens(self) -> None:
         """Make special what the configuration calls special, where the vocabulary has it."""
         declared = self.config.get("added_tokens_decoder")
-        entries = [entry for entry in declared.values() if isinstance(entry, dict)] if isinstance(declared, dict) else []
+        entries = (
+            [entry for entry in declared.values() if isinstance(entry, dict)] if isinstance(declared, dict) else []
+        )
         contents = [str(entry["content"]) for entry in entries if entry.get("special") and "content" in entry]
-        present = [text for text in [*self.named_tokens.values(), *contents] if self._tokenizer.token_to_id(text) is not None]
+        present = [
+            text for text in [*self.named_tokens.values(), *contents] if self._tokenizer.token_to_id(text) is not None
+        ]
         self._tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in present])
 
     def _find_special_ids(self) -> frozenset[int]:
-        """Ids that the library leaves out of a decoded text; asked of it, since a token may be special in several ways."""
+        """Ids that the library leaves out of a decoded text; asked of it: a token may be special in several ways."""
         decode = self._tokenizer.decode
         return frozenset(
             token_id
@@ -109,10 +119,18 @@ class TextTokenizer:
 
     def _find_context(self) -> tuple[int, str]:
         """A plain token to put before another one, so that the other does not count as the first, and its text."""
-        for token, token_id in sorted(self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda entry: entry[1]):
+        for token, token_id in sorted(
+            self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda entry: entry[1]
+        ):
             text = str(self._tokenizer.decode([token_id], skip_special_tokens=False))
             doubled = str(self._tokenizer.decode([token_id, token_id], skip_special_tokens=False))
-            if text == token and token_id not in self.special_ids and text.isascii() and text.isalnum() and doubled == text * 2:
+            if (
+                text == token
+                and token_id not in self.special_ids
+                and text.isascii()
+                and text.isalnum()
+                and doubled == text * 2
+            ):
                 return token_id, text
         raise ModelError("tokenizer.json has no plain token: this kind of tokenizer is not supported")
 
@@ -127,15 +145,10 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return content
+        return read_json_object(path) if path.is_file() else {}
+    except ModelConfigError as error:
+        raise ModelError(str(error)) from error
 
 
 def _load(directory: Path) -> Tokenizer:
@@ -177,7 +190,9 @@ def _decoder_types(tokenizer: Tokenizer) -> frozenset[str]:
     trims_the_end = any(part["type"] == "Strip" and part.get("stop", 0) for part in parts)
     if not types or types - _PER_TOKEN_DECODERS or trims_the_end:
         found = ", ".join(sorted(types)) or "none"
-        raise ModelError(f"tokenizer.json has a decoder that is not supported ({found}); byte-level and metaspace ones are")
+        raise ModelError(
+            f"tokenizer.json has a decoder that is not supported ({found}); byte-level and metaspace ones are"
+        )
     return types
 
 
