@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
+from octavo_common.generation_config import read_generation_defaults
+from octavo_common.json_fields import ModelConfigError
 from octavo_common.memory import DoesNotFit, MemoryBill, MemoryLimits, memory_bill
-from octavo_common.model_config import ModelConfig
+from octavo_common.model_config import ModelConfig, read_model_config
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
@@ -90,7 +93,7 @@ def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> En
     begin_phase("load weights")
     device = pick_device(config.device)
     fix_threads(device)
-    model = load_model_config(config.model)
+    model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
     bill = _bill(model, config, device, dtype)
     runner = ModelRunner(model, device, dtype, config.block_size)
@@ -98,18 +101,27 @@ def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> En
     begin_phase("allocate cache")
     runner.allocate_cache(bill.num_blocks)
     begin_phase("warm up")
-    _warm_up(_scheduler(config, model, bill), runner)
-    return EngineCore(_scheduler(config, model, bill), runner)
-
-
-def _scheduler(config: EngineConfig, model: ModelConfig, bill: MemoryBill) -> Scheduler:
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=bill.max_model_len,
         vocab_size=model.vocab_size,
-        eos_token_ids=frozenset(model.eos_token_ids),
+        eos_token_ids=eos_token_ids,
     )
+    _warm_up(_scheduler(limits, bill), runner)
+    return EngineCore(_scheduler(limits, bill), runner)
+
+
+def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
+    """The model's shape, and the token ids that end its answers: those of both of its files together."""
+    try:
+        model = read_model_config(directory)
+        return model, frozenset(model.eos_token_ids) | frozenset(read_generation_defaults(directory).eos_token_ids)
+    except ModelConfigError as error:
+        raise ModelError(str(error)) from error
+
+
+def _scheduler(limits: SchedulerLimits, bill: MemoryBill) -> Scheduler:
     return Scheduler(limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size))
 
 

@@ -46,7 +46,7 @@ class Channel:
 
     def __init__(self, path: str, epoch: int) -> None:
         self.epoch = epoch
-        self._socket = zmq.Context.instance().socket(zmq.PAIR)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow reader must not stop the step loop
         self._socket.connect(f"ipc://{path}")
@@ -60,7 +60,7 @@ class Channel:
         """All messages that are there, waiting up to `timeout` seconds for the first."""
         if not self._socket.poll(int(timeout * 1000)):
             return []
-        messages = []
+        messages: list[ipc.FrontendMessage] = []
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
