@@ -51,7 +51,7 @@ BLOCK_SIZE = 4
 
 
 class Pages(RuleBasedStateMachine):
-    """Requests grow, are freed, and share pages with holders beside them. Truth: who holds which page, in a plain list."""
+    """Requests grow, are freed, and share pages with other holders. The truth: who holds which page, in lists."""
 
     @initialize(num_blocks=st.integers(1, 12))
     def start(self, num_blocks: int) -> None:

@@ -1,8 +1,8 @@
 """What the scheduler decides, seen with a fake model whose tokens depend on every page it reads."""
 
 import pytest
-from engine_fakes import VOCAB, FakeEngine, alone
 
+from engine_fakes import VOCAB, FakeEngine, alone
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits

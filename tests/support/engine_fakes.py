@@ -1,4 +1,4 @@
-"""A worker without a model: it keeps real block tables over a cache of tokens, and its next token depends on all of them.
+"""A worker without a model: block tables over a cache of tokens, and a next token that depends on all of them.
 
 So a page that is lost, shared by mistake or overwritten changes what comes out, as it would with a real model.
 """
