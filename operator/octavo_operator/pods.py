@@ -16,7 +16,7 @@ _WAITING_IN_VAIN: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Unscheduled:
-    """Pods without a node: `count` that the scheduler refused with `messages`, `undecided` that it has not looked at."""
+    """Pods without a node: `count` that the scheduler refused with `messages`, `undecided` that it has yet to see."""
 
     count: int
     undecided: int
@@ -30,6 +30,11 @@ class Trouble:
 
     reason: str
     message: str
+
+
+def living(pods: Sequence[Manifest]) -> list[Manifest]:
+    """The pods that are not ending: what those say is about the past."""
+    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
 
 
 def unscheduled(pods: Sequence[Manifest]) -> Unscheduled:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from octavo_common.names import DEPLOYMENT_LABEL
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import MAX_MESSAGE
-from octavo_operator.pods import Trouble, describe_trouble, unscheduled
+from octavo_operator.pods import Trouble, describe_trouble, living, unscheduled
 
 Manifest = Mapping[str, Any]
 Status = dict[str, Any]
@@ -128,7 +128,7 @@ def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
 
 def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> dict[str, Verdict]:
     degraded = _degraded(counts, observed)
-    scheduled = _scheduled(observed.pods, counts)
+    scheduled = _scheduled(living(observed.pods), counts)
     progressing = _progressing(counts, observed)
     available = _available(counts, observed, deployment)
     return {
@@ -204,7 +204,7 @@ def _degraded(counts: Counts, observed: Observation) -> Verdict:
     failure = counts.conditions.get("ReplicaFailure", {})
     if failure.get("status") == "True":
         return Verdict("True", "PodsRefused", f"pods cannot be created: {failure.get('message', '')}")
-    trouble: Trouble | None = describe_trouble(observed.pods)
+    trouble: Trouble | None = describe_trouble(living(observed.pods))
     if trouble is not None:
         return Verdict("True", trouble.reason, trouble.message)
     if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":

@@ -120,7 +120,8 @@ class Kube:
 
         async def served() -> bool:
             found = await self.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", name)
-            conditions = {each["type"]: each["status"] for each in found.get("status", {}).get("conditions", [])}
+            listed = found.get("status", {}).get("conditions") or []
+            conditions = {each["type"]: each["status"] for each in listed}
             if conditions.get("Established") != "True":
                 return False
             for version in versions:

@@ -6,6 +6,7 @@ The faults live on the road, not in the server: each test of them runs unchanged
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 from dataclasses import dataclass, field
@@ -46,10 +47,14 @@ def failure(code: int, message: str) -> dict[str, Any]:
     }
 
 
-@dataclass
+EXPIRED = json.dumps({"type": "ERROR", "object": failure(410, "too old resource version")}).encode() + b"\n"
+
+
+@dataclass(eq=False)
 class OpenWatch:
     """A watch in progress, and whether what was sent of it ends with a whole event."""
 
+    request: web.Request
     response: web.StreamResponse
     whole: bool = True
 
@@ -66,7 +71,7 @@ class FaultProxy:
         self._background = background
         self._upstream = upstream
         self._token = f"Bearer {token}"
-        self._watches: dict[web.Request, OpenWatch] = {}
+        self._watches: set[OpenWatch] = set()
         self._oldest_watch = 0
         self._last_lists: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self._healed = asyncio.Event()
@@ -121,13 +126,14 @@ class FaultProxy:
         version = record.query.get("resourceVersion", "")
         if version.isdigit() and 0 < int(version) < self._oldest_watch:
             record.status = 200
-            return web.json_response(self._expired())
+            return web.Response(body=EXPIRED, content_type="application/json")
         async with self._forward(request, b"") as answer:
             record.status = answer.status
             response = web.StreamResponse(status=answer.status, headers=self._headers(answer.headers))
             response.enable_chunked_encoding()
             await response.prepare(request)
-            watch = self._watches[request] = OpenWatch(response)
+            watch = OpenWatch(request, response)
+            self._watches.add(watch)
             try:
                 async for piece in answer.content.iter_any():
                     await response.write(piece)
@@ -136,7 +142,7 @@ class FaultProxy:
             except (ConnectionError, aiohttp.ClientError):
                 self._abort(request)
             finally:
-                self._watches.pop(request, None)
+                self._watches.discard(watch)
             return response
 
     def _forward(self, request: web.Request, body: bytes) -> Any:
@@ -167,10 +173,6 @@ class FaultProxy:
             request.transport.abort()
         return web.Response(status=500)
 
-    @staticmethod
-    def _expired() -> dict[str, Any]:
-        return {"type": "ERROR", "object": failure(410, "too old resource version")}
-
     def _changed(self, change: str) -> None:
         self._background.run(self._change(change))
 
@@ -181,12 +183,13 @@ class FaultProxy:
             return
         if change == "expire":
             self._oldest_watch = await self._revision()
-        for request, watch in list(self._watches.items()):
-            if change == "expire" and watch.whole:
-                await watch.response.write(json.dumps(self._expired()).encode() + b"\n")
-                await watch.response.write_eof()
-            if request.transport is not None:
-                request.transport.close() if change == "expire" else request.transport.abort()
+        for watch in list(self._watches):
+            with contextlib.suppress(ConnectionError):
+                if change == "expire" and watch.whole:
+                    await watch.response.write(EXPIRED)
+                    await watch.response.write_eof()
+            if watch.request.transport is not None:
+                watch.request.transport.close() if change == "expire" else watch.request.transport.abort()
 
     def version(self) -> str:
         """Of the API server, as v1.36.2."""

@@ -139,8 +139,11 @@ def apply(
     for owner, taken in others.items():
         owners[owner] -= taken
     kept = named.union(*(owned for owner, owned in owners.items() if owner != me))
-    for path in sorted(owners.get(me, set()) - named, key=len):
-        _remove(merged, path, {other[len(path) :] for other in kept if other[: len(path)] == path})
+    for path in owners.get(me, set()) - named:
+        # A mapping that is left out goes whole, with what the schema made up below it.
+        depth = next(depth for depth in range(1, len(path) + 1) if not _has(wanted, path[:depth]))
+        gone = path[:depth]
+        _remove(merged, gone, {other[depth:] for other in kept if other[:depth] == gone})
     _merge(merged, wanted)
     owners[me] = named
     result: Object = fold(merged)
@@ -153,17 +156,24 @@ def _agree(live: Any, wanted: Any) -> bool:
     return bool(live == wanted)
 
 
+def _has(value: Any, path: Path) -> bool:
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
+
+
 def _remove(value: Any, path: Path, kept: set[Path]) -> None:
-    """Remove what is at `path`, but for the paths below it to keep; and each parent that is empty then."""
-    name, rest = path[0], path[1:]
-    if not isinstance(value, dict) or name not in value or (not rest and () in kept):
+    """Remove what is at `path`, but for the paths below it to keep."""
+    *parents, name = path
+    if () in kept or not _has(value, path):
         return
-    if rest:
-        _remove(value[name], rest, kept)
-    elif kept:
+    for parent in parents:
+        value = value[parent]
+    if kept:
         _strip(value[name], kept)
-        return
-    if not rest or value[name] == {}:
+    else:
         del value[name]
 
 

@@ -17,7 +17,7 @@ import yaml
 from aiohttp import web
 
 from kube_fixture.emulator.apply import apply
-from kube_fixture.emulator.errors import ApiError, bad_request, conflict
+from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid
 from kube_fixture.emulator.resources import Object, Resource
 from kube_fixture.emulator.selectors import Matcher, matcher
 from kube_fixture.emulator.store import Change, Store, Write
@@ -83,6 +83,7 @@ class Emulator:
                 raise ApiError(415, "UnsupportedMediaType", f"the emulator takes {MERGE} and {APPLY}")
             shown = self._scale(resource, held) if sub == "scale" else held
             body = merge_patch(shown, body)
+            self._keeps_uid(resource, held, body["metadata"])
         elif not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
             raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified for an update")
         self._same(body, resource, namespace, name)
@@ -110,15 +111,24 @@ class Emulator:
         force = request.query.get("force") in {"1", "true", "True"}
         merged = apply(start, config, resource.schema, owners, write.manager, write.subresource, force=force)
         if held is None:
+            if body.get("metadata", {}).get("uid"):
+                raise conflict(resource.qualified_name, name, "uid mismatch: no existing object was found")
             merged["metadata"] = {**merged.get("metadata", {}), "name": name}
             result = self.store.create(resource, namespace, merged, write)
         else:
             precondition = body.get("metadata", {})
-            merged["metadata"] |= {part: precondition[part] for part in ("resourceVersion", "uid") if part in precondition}
+            self._keeps_uid(resource, held, {**held["metadata"], **precondition})
+            merged["metadata"] |= {part: precondition[part] for part in ("resourceVersion",) if part in precondition}
             result = self.store.update(resource, held, merged, write)
         if not write.dry_run and key in self.store.objects:
             self.store.owners[key] = owners
         return web.json_response(result, status=200 if held else 201)
+
+    @staticmethod
+    def _keeps_uid(resource: Resource, held: Object, metadata: Object) -> None:
+        """In a patch another uid is an invalid change; in a PUT it is a conflict."""
+        if metadata.get("uid") != held["metadata"]["uid"]:
+            raise invalid(resource.qualified_name, held["metadata"]["name"], [("metadata.uid", "field is immutable")])
 
     def _delete(self, resource: Resource, held: Object, options: Object, write: Write) -> Object:
         for field, wanted in (options.get("preconditions") or {}).items():
