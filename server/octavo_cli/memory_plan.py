@@ -92,7 +92,7 @@ def _readable_directory(deployment: "LLMDeployment") -> Path | None:
 
 def _limits(config: ServerConfig, model: ModelConfig, gpu_bytes: int | None) -> MemoryLimits:
     device = "cuda" if gpu_bytes is not None else "cpu"
-    dtype = config.dtype
+    dtype: str = config.dtype
     if dtype == "auto":
         dtype = model.dtype if device == "cuda" else "float32"
     return MemoryLimits(
