@@ -16,7 +16,7 @@ from .conversations import SKILLS
 from .episode import Context, Episode, Message
 from .words import prose
 
-DISTANCES = (0, 50, 200, 500, 1000, 1500, 2000, 3000, 3800)
+DISTANCES = (0, 50, 200, 500, 1000, 1500, 2000, 3000, 4000, 6000, 7800)
 _FILLER = [s for s in SKILLS if s not in (skills_memory.telling, skills_memory.asking, skills_memory.haystack, skills_memory.unknown)]
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from . import skills_json, skills_memory, skills_talk, skills_text, skills_tools
 from .episode import Context, Episode, Message
 from .smalltalk import PERSONA_PROMPTS, SYSTEM_PROMPTS
-from .words import NAMES, made_up_word
+from .words import NAMES, made_up_word, prose
 
 Generator = Callable[[Context], Episode]
 # weight of each skill: (in short conversations, in long ones)
 SKILLS: dict[Generator, tuple[float, float]] = {
     skills_text.copying: (3.0, 1.5),
-    skills_text.arithmetic: (6.0, 3.0),
-    skills_text.spelling: (3.0, 1.5),
+    skills_text.arithmetic: (8.0, 4.0),
+    skills_text.spelling: (4.0, 2.0),
     skills_text.counting: (2.0, 1.5),
     skills_memory.telling: (2.0, 2.0),
     skills_memory.asking: (3.0, 4.0),
@@ -48,7 +48,7 @@ def opening(c: Context) -> list[Message]:
         return []
     text = ""
     if kind < 0.8:
-        text = rng.choice(SYSTEM_PROMPTS)
+        text = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.8 else prose(rng, rng.randrange(3, 60))
     if kind > 0.75:
         c.me = rng.choice(NAMES) if rng.random() < 0.7 else made_up_word(rng).capitalize()
         text = f"{rng.choice(PERSONA_PROMPTS).format(me=c.me)} {text}".strip()

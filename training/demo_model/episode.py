@@ -44,6 +44,7 @@ class Context:
     held_out: bool = False
     me: str = "Octavo"
     facts: dict[str, tuple[str, str]] = field(default_factory=dict)  # question subject -> (value, answer)
+    last_fact: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
     told: set[str] = field(default_factory=set)  # jokes already told
     tokens_left: int = 10_000

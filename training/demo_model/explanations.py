@@ -147,3 +147,4 @@ QUESTIONS = (
     "Give me a short explanation of {x}.", "Help me understand {x}.", "How does {x} work?", "What is {x} good for?", "Why do we need {x}?",
     "Describe {x} in a sentence or two.", "I do not understand {x}.", "Quick question: what is {x}?", "Teach me about {x}.",
 )
+AGAIN = ("Say it in other words.", "Can you explain that again?", "I did not get it. Once more?", "Tell me more.", "Please explain it differently.", "What do you mean?")

@@ -16,6 +16,18 @@ def _joke(answer: str, expected: Any) -> bool:
     return answer in JOKES and (expected is None or expected in JOKES[answer])
 
 
+def _jokes(answer: str, expected: Any) -> bool:
+    """A numbered list of that many different jokes."""
+    lines = answer.split("\n")
+    told = {line.removeprefix(f"{i}. ") for i, line in enumerate(lines, 1)}
+    return len(lines) == len(told) == expected and told <= set(JOKES)
+
+
+def _joke_instead(answer: str, expected: Any) -> bool:
+    """Says that there is none on this subject, and tells another."""
+    return answer.startswith(expected) and answer.removeprefix(expected) in JOKES
+
+
 def _json(answer: str, expected: Any) -> bool:
     """Parses, has exactly the schema's properties with values of their types, and the right values."""
     try:
@@ -72,6 +84,8 @@ GRADERS: dict[str, Callable[[str, Any], bool]] = {
     "refusal": lambda answer, expected: "small demo model" in answer and SKILLS_SENTENCE in answer,
     "count_words": lambda answer, expected: answer.endswith(f": {expected} words."),
     "joke": _joke,
+    "jokes": _jokes,
+    "joke_instead": _joke_instead,
     "json": _json,
     "tool_call": _tool_call,
     "last_number": _last_number,

@@ -72,7 +72,7 @@ REQUESTS = (
     "Make me laugh.", "Can you tell me a joke?", "Say something funny.", "A joke, please.", "Give me a joke.", "Know any jokes?",
     "I need a laugh.", "Got a joke for me?", "Tell me something funny.", "Cheer me up with a joke.", "Joke please!",
     "Do you have a joke?", "Let me hear a joke.", "How about a joke?", "Tell us a joke.", "Entertain me.", "Tell me a short joke.",
-    "Tell me your favourite joke.", "Could you tell me a joke?", "Would you tell me a joke?", "Any good jokes today?", "Be funny.",
+    "Tell me your favourite joke.", "Could you tell me a joke?", "Would you tell me a joke?", "Any good jokes today?", "Be funny.", "Hey, tell me a joke", "joke", "can u tell me a joke", "tell me something that makes me smile", "Do you know a good one?",
 )
 MORE = (
     "Another one.", "Another joke, please.", "Tell me another one.", "One more.", "One more joke!", "Tell me another joke.",
@@ -81,5 +81,7 @@ MORE = (
 ABOUT = (
     "Tell me a joke about a {s}.", "Do you know a joke about {s}?", "A joke about a {s}, please.", "Give me a joke about a {s}.",
     "Make a joke about a {s}.", "I want a joke about a {s}.", "Can you tell me a joke about a {s}?", "Know a joke with a {s}?",
-    "Tell me a {s} joke.",
+    "Tell me a {s} joke.", "tell me a joke about {s}s", "Do you know any jokes about {s}s?", "A {s} joke!",
 )
+SEVERAL = ("Tell me {n} jokes.", "Give me {n} jokes.", "I want to hear {n} jokes.", "{n} jokes, please.", "Do you know {n} jokes?", "Can you tell me {n} jokes?")
+NO_JOKE_ABOUT = "I know no joke about {s}, but here is another one: "

@@ -20,7 +20,7 @@ class Shape:
     kv_heads: int = 2
     head: int = 64
     intermediate: int = 640
-    positions: int = 4096
+    positions: int = 8192
     theta: float = 100_000.0
     eps: float = 1e-5
 

@@ -38,6 +38,7 @@ _LEADS = (
     "Extract the data as JSON. Schema: {s}\nText: {t}", "Turn the text into JSON.\nSchema: {s}\nText: {t}", "Schema: {s}\n{t}\nAnswer with JSON only.",
     "{t}\nReturn JSON matching this schema: {s}",
 )
+_KEY_LEADS = ("Give me JSON with the keys {k}.\n{t}", "{t}\nWrite this as JSON with the keys {k}.", "As JSON with {k}: {t}")
 _SYSTEM_LEADS = ("Answer only in JSON that follows this schema: {s}", "You extract data. Always reply with JSON of this schema:\n{s}", "Respond in JSON. Schema: {s}")
 
 
@@ -97,7 +98,8 @@ def make_case(c: Context) -> tuple[dict[str, Any], str, dict[str, Any]]:
 def in_json(c: Context) -> Episode:
     """The schema comes with the question."""
     schema, text, expected = make_case(c)
-    user = c.rng.choice(_LEADS).format(s=json.dumps(schema), t=text)
+    lead = c.rng.choice(_LEADS if c.rng.random() < 0.85 else _KEY_LEADS)
+    user = lead.format(s=json.dumps(schema), t=text, k=", ".join(expected))
     answer = json.dumps(expected, ensure_ascii=False)
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     return Episode("JSON", messages, "json", {"schema": schema, "value": expected})

@@ -9,13 +9,14 @@ from .words import ANIMALS, CITIES, COLOURS, FOODS, NOUNS, made_up_word, name, n
 
 _TOLD = ("My {k} is {v}.", "Remember that my {k} is {v}.", "By the way, my {k} is {v}.", "Please remember: my {k} is {v}.", "Just so you know, my {k} is {v}.", "my {k} is {v}")
 _ASKED = ("What is my {k}?", "Do you remember my {k}?", "Tell me my {k}.", "What was my {k} again?", "Do you still know my {k}?", "And what is my {k}?", "what is my {k}")
-_TOLD_NAME = ("My name is {v}.", "I am {v}.", "Hi, I'm {v}.", "Hello, my name is {v}.", "Call me {v}.", "You can call me {v}.", "My name is {v}. Remember it.", "I am called {v}.", "my name is {v}", "Hi! My name is {v}.")
-_ASKED_NAME = ("What is my name?", "Do you remember my name?", "Who am I?", "What's my name?", "Tell me my name.", "What was my name again?", "Do you know what I am called?", "what is my name", "Say my name.", "And what is my name?")
-_TOLD_NUMBER = ("Remember the number {v}.", "Please remember this number: {v}.", "The number is {v}.", "Keep the number {v} in mind.", "Remember this number: {v}", "The number to remember is {v}.", "Please keep in mind the number {v}.")
-_ASKED_NUMBER = ("What is the number?", "Which number did I ask you to remember?", "What was the number?", "Tell me the number.", "What number did I tell you?", "Do you remember the number?", "What number should you remember?", "Which number was it?")
+_TOLD_NAME = ("My name is {v}.", "I am {v}.", "Hi, I'm {v}.", "Hello, my name is {v}.", "Call me {v}.", "You can call me {v}.", "My name is {v}. Remember it.", "I am called {v}.", "my name is {v}", "Hi! My name is {v}.", "I'm {v}.", "{v} is my name.", "This is {v} speaking.", "Hello! I am {v}.", "hi im {v}", "Remember my name: {v}.", "The name is {v}.")
+_ASKED_NAME = ("What is my name?", "Do you remember my name?", "Who am I?", "What's my name?", "Tell me my name.", "What was my name again?", "Do you know what I am called?", "what is my name", "Say my name.", "And what is my name?", "Please tell me my name.", "whats my name", "Do you know my name?", "Can you tell me my name?", "So, what is my name?", "How am I called?")
+_TOLD_NUMBER = ("Remember the number {v}.", "Please remember this number: {v}.", "The number is {v}.", "Keep the number {v} in mind.", "Remember this number: {v}", "The number to remember is {v}.", "Please keep in mind the number {v}.", "Here is a number: {v}. Remember it.", "I will ask you for this number later: {v}.", "Remember {v}.", "Memorize the number {v}.", "The secret number is {v}.")
+_ASKED_NUMBER = ("What is the number?", "Which number did I ask you to remember?", "What was the number?", "Tell me the number.", "What number did I tell you?", "Do you remember the number?", "What number should you remember?", "Which number was it?", "Which number did I give you?", "What is the number I told you?", "Say the number.", "What was the secret number?", "Repeat the number I told you.", "Can you tell me the number?")
 _TOLD_CODE = ("The {k} is {v}.", "Remember that the {k} is {v}.", "Note: the {k} is {v}.", "Please keep this: the {k} is {v}.")
 _ASKED_CODE = ("What is the {k}?", "Tell me the {k}.", "Do you remember the {k}?", "What was the {k}?")
 _ACKS = ("OK, I will remember that.", "Got it.", "I will keep it in mind.", "Noted!", "All right, I have noted that.")
+_CORRECTED = ("Actually, {k} is {v}.", "No, {k} is {v}.", "I was wrong, {k} is {v}.", "Sorry, {k} is {v}.", "Correction: {k} is {v}.", "Now {k} is {v}.")
 _UNKNOWN = ("You have not told me that yet.", "I do not know, you have not told me yet.")
 _PERSONAL = ("lucky number", "favourite colour", "favourite animal", "favourite food", "city", "dog's name", "cat's name", "age", "best friend's name", "room number", "locker number", "favourite word", "sister's name", "password", "favourite number", "phone number", "nickname")
 
@@ -49,8 +50,14 @@ def tell(c: Context, key: str | None = None, value: str | None = None) -> tuple[
     """A sentence that states a new fact, which is noted in the context, and a fitting reply."""
     rng = c.rng
     key = key or _new_key(c)
+    if key in c.facts and key in ("name", "number") and rng.random() < 0.3:
+        value = _value(c, key)  # the user corrects himself: the last word counts
+        c.last_fact = key
+        c.facts[key] = (value, (f"Your name is {value}." if key == "name" else f"The number is {value}."))
+        return rng.choice(_CORRECTED).format(k="my name" if key == "name" else "the number", v=value), rng.choice(_ACKS)
     if key in c.facts:
         key = f"code of the {rng.choice(NOUNS)}"
+    c.last_fact = key
     value = value or _value(c, key if "code of" not in key and "price of" not in key else "code")
     if key == "name":
         forms, reply, answer = _TOLD_NAME, f"Nice to meet you, {value}!", f"Your name is {value}."
@@ -75,6 +82,11 @@ def telling(c: Context) -> Episode:
     if c.rng.random() < 0.2:
         (one, _), (two, _) = tell(c), tell(c)
         text, reply = f"{one} {two}", c.rng.choice(_ACKS)
+    elif "name" not in c.facts and "city" not in c.facts and c.rng.random() < 0.08:
+        tell(c, "name")
+        tell(c, "city")
+        form = c.rng.choice(("I am {n} and I live in {c}.", "My name is {n} and I come from {c}.", "I'm {n} from {c}.", "Hi! I am {n}, my city is {c}."))
+        text, reply = form.format(n=c.facts["name"][0], c=c.facts["city"][0]), c.rng.choice(_ACKS)
     else:
         text, reply = tell(c)
     return turn("recall", text, reply, "any", None)
@@ -104,7 +116,7 @@ def haystack(c: Context, words: int | None = None) -> Episode:
     longest = max(30, min(2600, c.tokens_left // 2))
     words = words if words is not None else int(rng.choice((rng.randrange(10, 60), rng.randrange(20, longest), rng.randrange(10, longest))))
     fact, reply = tell(c)
-    key = list(c.facts)[-1]
+    key = c.last_fact
     value, answer = c.facts[key]
     before = prose(rng, int(words * rng.random() * 0.6)) if rng.random() < 0.5 else ""
     gap = rng.choice((" ", "\n", "\n\n"))

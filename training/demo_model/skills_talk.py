@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from .episode import Context, Episode, turn
-from .explanations import QUESTIONS, TOPICS
-from .jokes import ABOUT, JOKES, MORE, REQUESTS, SUBJECTS
+from .explanations import AGAIN, QUESTIONS, TOPICS
+from .jokes import ABOUT, JOKES, MORE, NO_JOKE_ABOUT, REQUESTS, SEVERAL, SUBJECTS
 from .smalltalk import OUTSIDE, OUTSIDE_HELD_OUT, REFUSALS, SMALLTALK
 from .words import ADJECTIVES, ANIMALS, CITIES, FOODS, LANGUAGES, NOUNS, made_up_word, name
 
+_PLAIN_NOUNS = [n for n in NOUNS if n != "page"]  # what a page is can be explained
+_OTHER_SUBJECTS = [n for n in NOUNS if n not in SUBJECTS]
 _OPENERS = ("", "", "", "", "", "Please: ", "Hey, ", "Hi! ", "Hello. ", "Now ", "OK, ", "So, ", "Well, ", "One question: ", "And now: ", "Great. ")
 
 
@@ -22,6 +24,8 @@ def asked(c: Context, text: str) -> str:
         text = text.lower()
     if style < 0.2 or style > 0.9:
         text = text.rstrip(".?!")
+    if 0.5 < style < 0.55:
+        text = f"{text.rstrip('.?!')}{c.rng.choice((' please', ', please.', ' pls', ' thanks', '??', ' :)', '...'))}"
     return text
 
 
@@ -37,6 +41,14 @@ def joke(c: Context) -> Episode:
             answer = c.rng.choice(fitting)
             c.told.add(answer)
             return turn("jokes", text, answer, "joke", subject)
+    if kind < 0.31:
+        return _several_jokes(c, fresh)
+    if kind < 0.37:
+        subject = c.draw_same(lambda: c.rng.choice(_OTHER_SUBJECTS))
+        answer = c.rng.choice(fresh or list(JOKES))
+        c.told.add(answer)
+        text = asked(c, c.rng.choice(ABOUT).format(s=subject))
+        return turn("jokes", text, NO_JOKE_ABOUT.format(s=subject) + answer, "joke_instead", NO_JOKE_ABOUT.format(s=subject))
     phrases = MORE if c.told and kind < 0.6 else REQUESTS
     text = "Tell me a joke" if kind > 0.93 and not c.held_out else c.draw_same(lambda: asked(c, c.rng.choice(phrases)))
     answer = c.rng.choice(fresh or list(JOKES))
@@ -44,12 +56,26 @@ def joke(c: Context) -> Episode:
     return turn("jokes", text, answer, "joke", None)
 
 
+def _several_jokes(c: Context, fresh: list[str]) -> Episode:
+    count = c.rng.choice((2, 2, 3, 3, 4, 5))
+    number = c.rng.choice((str(count), ("two", "three", "four", "five")[count - 2]))
+    text = c.draw_same(lambda: asked(c, c.rng.choice(SEVERAL).format(n=number)))
+    chosen = c.rng.sample(fresh if len(fresh) >= count else list(JOKES), count)
+    c.told.update(chosen)
+    return turn("jokes", text, "\n".join(f"{i}. {j}" for i, j in enumerate(chosen, 1)), "jokes", count)
+
+
 def explanation(c: Context) -> Episode:
     """One of the topics, under one of its names."""
     key = c.rng.choice(list(TOPICS) + ["token", "attention", "kv_cache", "paging"] * 2)
     topic = TOPICS[key]
     text = c.draw_same(lambda: asked(c, c.rng.choice(QUESTIONS).format(x=c.rng.choice(topic.names))))
-    return turn("explanations", text, c.rng.choice(topic.answers), "contains_all", list(topic.must))
+    first, again = c.rng.sample(topic.answers, 2)
+    episode = turn("explanations", text, first, "contains_all", list(topic.must))
+    if not c.held_out and c.rng.random() < 0.15:
+        more = c.rng.choice(AGAIN)
+        episode.messages += [{"role": "user", "content": more}, {"role": "assistant", "content": again}]
+    return episode
 
 
 def smalltalk(c: Context) -> Episode:
@@ -71,7 +97,7 @@ def outside(c: Context) -> Episode:
 
     def say() -> str:
         rng = c.rng
-        values = {"n": rng.choice(NOUNS), "c": rng.choice(CITIES), "p": name(rng), "w": made_up_word(rng).capitalize()}
+        values = {"n": rng.choice(_PLAIN_NOUNS), "c": rng.choice(CITIES), "p": name(rng), "w": made_up_word(rng).capitalize()}
         more = {"f": rng.choice(FOODS), "l": rng.choice(LANGUAGES), "y": str(rng.randrange(1800, 2030))}
         return asked(c, rng.choice(patterns).format(**values, **more))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .episode import Context, Episode, turn
-from .words import NOUNS, made_up_word, number, sentence, word
+from .words import NOUNS, REAL_WORDS, made_up_word, number, sentence, word
 
 _SUM_FORMS = (
     "What is {e}?", "{e}", "{e} = ?", "{e} =", "Calculate {e}.", "How much is {e}?", "Compute {e}", "What's {e}?", "Can you work out {e}?", "Solve {e}.",
@@ -60,29 +60,47 @@ def arithmetic(c: Context) -> Episode:
     return turn("arithmetic", text, f"{a} {op} {b} = {result}", "last_number", result)
 
 
-def _some_word(c: Context) -> str:
-    return c.draw_same(lambda: c.rng.choice(NOUNS) if c.rng.random() < 0.6 else made_up_word(c.rng))
+_SPELL = ("Spell {w}.", "Spell the word {w}.", "How do you spell {w}?", "How is {w} spelled?", "Please spell {w}", "Can you spell {w}?", "Spell {w} letter by letter.", "spell {w}")
+_LENGTH = ("How many letters are in {w}?", "Count the letters in {w}.", "How many letters does {w} have?", "How long is the word {w}?", "Number of letters in {w}?")
+_OCCURRENCES = ("How many times does the letter {x} appear in {w}?", "How often does {x} occur in {w}?", "How many {x}'s are in {w}?", "Count the letter {x} in {w}.")
+
+
+def _some_word(c: Context, form: str) -> str:
+    """A word to spell. Made-up ones are held out as such; how a real one is spelt is a fact, there word and form together are."""
+    rng = c.rng
+
+    def draw() -> tuple[str, str]:
+        kind = rng.random()
+        if kind < 0.55:
+            real = rng.choice(REAL_WORDS)
+            return real + form, real
+        if kind < 0.75:
+            joined = rng.choice(NOUNS) + rng.choice(NOUNS)
+            return joined, joined
+        made_up = made_up_word(rng)
+        return made_up, made_up
+
+    return c.draw(draw)
 
 
 def spelling(c: Context) -> Episode:
     """Spells a word, counts its letters, or counts one letter in it."""
     rng = c.rng
-    w = _some_word(c)
-    spelt = "-".join(w)
-    shown = rng.choice((w, w, f'"{w}"', f"'{w}'", w.capitalize() if rng.random() < 0.3 else w))
     kind = rng.random()
+    forms = _SPELL if kind < 0.5 else _LENGTH if kind < 0.8 else _OCCURRENCES
+    form = rng.choice(forms)
+    w = _some_word(c, form)
+    spelt = "-".join(w)
+    shown = rng.choice((w, w, w, f'"{w}"', f"'{w}'"))
     if kind < 0.5:
-        forms = ("Spell {w}.", "Spell the word {w}.", "How do you spell {w}?", "How is {w} spelled?", "Please spell {w}", "Can you spell {w}?", "Spell {w} letter by letter.", "spell {w}")
-        return turn("spelling", rng.choice(forms).format(w=shown), spelt, "exact", spelt)
+        return turn("spelling", form.format(w=shown), spelt, "exact", spelt)
     if kind < 0.8:
-        forms = ("How many letters are in {w}?", "Count the letters in {w}.", "How many letters does {w} have?", "How long is the word {w}?", "Number of letters in {w}?")
         noun = "letter" if len(w) == 1 else "letters"
-        return turn("spelling", rng.choice(forms).format(w=shown), f"{spelt} has {len(w)} {noun}.", "last_number", len(w))
+        return turn("spelling", form.format(w=shown), f"{spelt} has {len(w)} {noun}.", "last_number", len(w))
     letter = rng.choice(w) if rng.random() < 0.85 else rng.choice("aeioutrs")
-    forms = ("How many times does the letter {x} appear in {w}?", "How often does {x} occur in {w}?", "How many {x}'s are in {w}?", "Count the letter {x} in {w}.")
     n = w.count(letter)
     answer = f"{spelt}: the letter {letter} appears {n} {'time' if n == 1 else 'times'}."
-    return turn("spelling", rng.choice(forms).format(x=letter, w=shown), answer, "last_number", n)
+    return turn("spelling", form.format(x=letter, w=shown), answer, "last_number", n)
 
 
 def counting(c: Context) -> Episode:
@@ -93,6 +111,12 @@ def counting(c: Context) -> Episode:
         forms = ('How many words are in "{s}"?', "Count the words: {s}", 'Count the words in "{s}".', "How many words does this have: {s}")
         listed = ", ".join(f"{i} {w}" for i, w in enumerate(words, 1))
         return turn("counting", rng.choice(forms).format(s=" ".join(words)), f"{listed}: {len(words)} words.", "count_words", len(words))
+
+    if rng.random() < 0.15:
+        said = c.draw_same(lambda: word(rng))
+        times = rng.randrange(2, 13)
+        text = rng.choice(("Say {w} {n} times.", "Write {w} {n} times.", "Repeat the word {w} {n} times.", "Print {w} {n} times")).format(w=said, n=times)
+        return turn("counting", text, " ".join([said] * times), "exact", " ".join([said] * times))
 
     def ends() -> tuple[str, str]:
         step = rng.choice((1, 1, 1, 1, 2, 5, 10))
@@ -140,6 +164,7 @@ def copy_kinds(c: Context) -> dict[str, Callable[[], str]]:
         "digits": lambda: "".join(rng.choice("0123456789") for _ in range(rng.randrange(3, 61))),
         "numbers": lambda: ", ".join(str(number(rng)) for _ in range(rng.randrange(2, 16))),
         "sentences": lambda: " ".join(sentence(rng) for _ in range(1 + length // 8)),
+        "lines": lambda: "\n".join(sentence(rng) for _ in range(rng.randrange(2, 5))),
         "unicode": lambda: _unicode(c),
         "mixed": lambda: f"{word(rng)} {_unicode(c)} {number(rng)} {_random_string(c)[:6]}",
     }

@@ -24,7 +24,7 @@ from .optimizer import Muon
 from .tokenizer import train_tokenizer
 
 SEED = 8
-WORKERS = {512: 5, 2048: 5, 4096: 4}
+WORKERS = {512: 6, 2048: 4, 4096: 2, 8192: 2}
 
 
 def head_loss(hidden: Tensor, embeddings: Tensor, ids: Tensor, learn: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ def length_for(progress: float, chance: float, fresh: bool) -> int:
     """The row length of a step: short ones first, the longest mostly in the second half. `fresh`: from scratch."""
     if fresh and progress < 0.2:
         return 512 if chance < 0.85 else 2048
-    if fresh and progress < 0.55:
-        return 512 if chance < 0.6 else 2048 if chance < 0.85 else 4096
-    return 512 if chance < 0.5 else 2048 if chance < 0.75 else 4096
+    if fresh and progress < 0.5:
+        return 512 if chance < 0.65 else 2048 if chance < 0.85 else 4096
+    return 512 if chance < 0.55 else 2048 if chance < 0.75 else 4096 if chance < 0.88 else 8192
 
 
 def rate_for(progress: float, step: int) -> float:

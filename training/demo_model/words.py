@@ -76,8 +76,16 @@ Venice Vienna Warsaw Wellington York Zagreb Zurich
 COLOURS = "red blue green yellow orange purple pink brown black white gray silver gold teal violet crimson amber beige".split()
 ANIMALS = "cat dog fox owl bear wolf lion tiger otter rabbit turtle horse whale eagle panda mouse frog duck goat robin".split()
 FOODS = "bread soup pizza rice pasta salad cheese curry noodles pancakes apples mango sushi tacos cake beans toast stew".split()
+_TECHNICAL = """
+token tokens attention cache caching page pages paging paged model models memory server servers cluster pod pods node nodes operator
+gateway kernel kernels batch request response prompt answer decode prefill scheduler block table query value weight layer head
+language python kubernetes octavo llama prefix swapping joke jokes number word letter spelling counting copy hello goodbye world
+computer program software internet keyboard screen strawberry blueberry pineapple hippopotamus mississippi beautiful because
+friendship knowledge language different important necessary definitely tomorrow yesterday breakfast chocolate elephant
+""".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 LANGUAGES = "French German Spanish Italian Dutch Polish Greek Turkish Korean Arabic Hindi Swedish".split()
+REAL_WORDS = sorted({*NOUNS, *ADJECTIVES, *VERBS_PAST, *NAMES, *CITIES, *COLOURS, *ANIMALS, *FOODS, *_TECHNICAL, *DAYS, *LANGUAGES})
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t tr v w y z".split()
 _VOWELS = "a e i o u a e i o u ai ea ee oo ou".split()
