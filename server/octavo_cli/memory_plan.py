@@ -111,7 +111,7 @@ def _limits(config: ServerConfig, model: ModelConfig, gpu_bytes: int | None) -> 
 
 def _host_warnings(deployment: "LLMDeployment", bill: MemoryBill) -> list[str]:
     """On the CPU everything is in the container's own memory, which has a limit."""
-    from octavo_operator.local.memory import quantity_bytes
+    from octavo_operator.local.quantities import quantity_bytes
 
     memory = deployment.spec.resources.memory
     if bill.device != "cpu" or memory is None:

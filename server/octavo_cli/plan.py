@@ -59,7 +59,7 @@ def plan(filename: str, gpu_memory: str | None, server_image: str, as_json: bool
 
 
 def _bytes(size: str) -> int:
-    from octavo_operator.local.memory import quantity_bytes
+    from octavo_operator.local.quantities import quantity_bytes
 
     try:
         return quantity_bytes(size)

@@ -1,10 +1,9 @@
 """The status of a deployment as a person reads it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from octavo_cli.replica_metrics import KVCacheUse
@@ -12,10 +11,9 @@ from octavo_cli.replica_metrics import KVCacheUse
 if TYPE_CHECKING:
     from octavo_operator.local.replica import ReplicaState
 
-PIPE_WIDTH = 200
-COLOURS = {"True": "green", "False": "yellow", "Unknown": "dim"}
-BAD_WHEN_TRUE = {"Degraded"}
-GOOD_WHEN_FALSE = {"Degraded", "Progressing"}
+# How a condition is when all is well; another status is shown in the colour of trouble.
+WELL: Final = {"Degraded": "False", "Progressing": "False"}
+COLUMNS: Final = ("CONDITION", "STATUS", "REASON", "MESSAGE")
 
 
 def print_status(
@@ -28,15 +26,14 @@ def print_status(
     """Replicas, conditions, URL and KV-cache use. `kv_cache` holds a line for each replica: its name and its use."""
     ready = f"{status['readyReplicas']}/{status['desiredReplicas']}"
     _print(console, Text.assemble((f"LLMDeployment {name}", "bold"), f"  replicas ready {ready}"))
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("  model", str(status.get("model", "")))
-    facts.add_row("  url", str(status.get("url", "none: no replica takes requests")))
-    for replica in replicas:
-        facts.add_row(f"  {replica.name}", f"{replica.phase}, {replica.restarts} restarts, {replica.url or 'no URL'}")
-    for replica_name, use in kv_cache:
-        facts.add_row("  KV cache", use if len(kv_cache) == 1 else f"{replica_name}: {use}")
-    _print(console, facts)
-    _print(console, _conditions(status["conditions"]))
+    facts = [("model", str(status.get("model", ""))), ("url", status.get("url", "none: no replica takes requests"))]
+    facts += [(each.name, f"{each.phase}, {each.restarts} restarts, {each.url or 'no URL'}") for each in replicas]
+    several = len(kv_cache) > 1
+    facts += [("KV cache", f"{replica}: {use}" if several else use) for replica, use in kv_cache]
+    width = max(len(label) for label, _ in facts)
+    for label, value in facts:
+        _print(console, Text.assemble((f"  {label:<{width}}", "dim"), f"  {value}"))
+    _print_conditions(console, status["conditions"])
 
 
 def describe_use(now: KVCacheUse | None, peak: float | None) -> str:
@@ -48,17 +45,19 @@ def describe_use(now: KVCacheUse | None, peak: float | None) -> str:
     return f"{now.share:.2%}{of} in use{during}"
 
 
-def _conditions(conditions: Sequence[Mapping[str, str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("  CONDITION", "STATUS", "REASON", "MESSAGE"):
-        table.add_column(column)
-    for each in conditions:
-        style = "" if each["status"] == "False" and each["type"] in GOOD_WHEN_FALSE else COLOURS[each["status"]]
-        style = "red" if each["status"] == "True" and each["type"] in BAD_WHEN_TRUE else style
-        table.add_row(f"  {each['type']}", Text(each["status"], style), each["reason"], Text(each["message"]))
-    return table
+def _print_conditions(console: Console, conditions: Sequence[Mapping[str, str]]) -> None:
+    rows = [COLUMNS, *((each["type"], each["status"], each["reason"], each["message"]) for each in conditions)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for index, row in enumerate(rows):
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:3], widths, strict=True)]
+        style = "dim" if index == 0 else _style(row[0], row[1])
+        _print(console, Text.assemble(f"  {cells[0]}  ", (cells[1], style), f"  {cells[2]}  {row[3]}".rstrip()))
 
 
-def _print(console: Console, content: Text | Table) -> None:
-    """Wrapped to a terminal's width; in a pipe nobody wants lines broken at 80 columns."""
-    console.print(content, width=None if console.is_terminal else PIPE_WIDTH, highlight=False)
+def _style(kind: str, status: str) -> str:
+    return "green" if status == WELL.get(kind, "True") else "yellow" if kind != "Degraded" else "red"
+
+
+def _print(console: Console, line: Text) -> None:
+    """A terminal breaks what is too long; in a pipe a line stays one."""
+    console.print(line, soft_wrap=True, highlight=False)

@@ -12,12 +12,13 @@ from typing import Final
 from octavo_operator.api import FieldError, LLMDeployment, ManifestError
 from octavo_operator.api.base import ApiModel
 from octavo_operator.api.spec import EnvVar
-from octavo_operator.local.memory import available_bytes, quantity_bytes
+from octavo_operator.local.quantities import available_bytes, cores, quantity_bytes
 from octavo_operator.local.replica import Launch
 from octavo_operator.render import grace_seconds, server_arguments, startup_seconds
 
 HOST: Final = "127.0.0.1"
 DEVICES: Final = "CUDA_VISIBLE_DEVICES"
+THREADS: Final = "OMP_NUM_THREADS"  # of torch on the CPU: more of them than cores that are free slow each other down
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus
     count, warnings = _affordable(deployment)
     base = dict(environment) | {variable.name: variable.value or "" for variable in _plain(deployment.spec.server.env)}
     base["PYTHONSAFEPATH"] = "1"  # no module is taken from the directory that the user happens to be in
+    if not wants_gpu and deployment.spec.resources.cpu is not None:
+        base.setdefault(THREADS, str(max(1, int(cores(deployment.spec.resources.cpu)))))
     devices = list(gpus[:count]) if wants_gpu and gpus else [""] * count
     warnings += list(_idle_fields(deployment))
     if wants_gpu and not gpus:

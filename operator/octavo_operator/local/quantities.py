@@ -1,4 +1,4 @@
-"""How much memory is free here, and how much a quantity of Kubernetes is."""
+"""How much memory is free here, and how much the quantities of Kubernetes are."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,12 @@ def quantity_bytes(quantity: int | str) -> int:
     if found is None:
         raise ValueError(f"{quantity!r} is no quantity of memory, such as 512Mi or 48Gi")
     return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def cores(quantity: int | str) -> float:
+    """CPU cores of a Kubernetes quantity: "500m" → 0.5. Raises ValueError if it is none."""
+    text = str(quantity)
+    return int(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
 def available_bytes() -> int | None:
