@@ -52,6 +52,9 @@ class ServerConfig(EngineConfig):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
     api_key: tuple[str, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    drain_seconds: float = Field(
+        30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     def engine(self) -> EngineConfig:
