@@ -213,3 +213,10 @@ def test_a_start_that_cannot_work_is_refused_with_the_remedy(
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=words):
         start(llama if files is None else tmp_path, **config)
+
+
+def test_a_gpu_that_others_use_is_refused_with_the_numbers(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2 * 2**30, 80 * 2**30))
+    with pytest.raises(ConfigError, match=r"72\.0 GiB of GPU memory .* only 2\.0 GiB are free: lower --gpu-memory"):
+        start(llama, device="cuda")
