@@ -30,8 +30,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_head = True
-        self._unfinished = 0  # bytes received of a head that is not complete
+        self._in_head = self._begun_here = False
+        self._unfinished = 0  # bytes received of a head that is not complete, but for those it began with
         self._head = 0  # bytes of the target and the complete headers
         self._refused = False
 
@@ -39,15 +39,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Count what arrives while a head is incomplete: an endless header never reaches `on_header`."""
         if self._refused:
             return
+        self._begun_here = False
         super().data_received(data)
-        if self._in_head and not self._refused:
+        # Data in which a head begins may hold an earlier request's body too; it is one read from the socket at most.
+        if self._in_head and not self._begun_here:
             self._unfinished += len(data)
             if self._unfinished > MAX_HEAD_BYTES:
                 self._refuse()
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head, self._head, self._unfinished = True, 0, 0
+        self._in_head = self._begun_here = True
+        self._head = self._unfinished = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -64,7 +67,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete: the request is started if it is within the bounds."""
-        self._in_head, self._unfinished = False, 0
+        self._in_head = False
         if self._head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse()
         else:
@@ -77,7 +80,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is complete; another may follow on the connection."""
-        self._in_head = True
         if not self._refused:
             super().on_message_complete()
 
