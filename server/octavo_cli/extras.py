@@ -7,6 +7,7 @@ from octavo_cli.errors import WRONG_INPUT, CommandError
 
 SERVER_MODULES: Final = (
     "fastapi",
+    "httptools",
     "jinja2",
     "msgspec",
     "numpy",
@@ -14,6 +15,7 @@ SERVER_MODULES: Final = (
     "tokenizers",
     "torch",
     "uvicorn",
+    "uvloop",
     "zmq",
 )
 
