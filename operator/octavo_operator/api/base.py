@@ -64,23 +64,6 @@ def matches(pattern: str, text: str) -> bool:
     return re.search(pattern.replace("$", r"\Z"), text) is not None
 
 
-def _whole_number(value: Any) -> Any:
-    """To the API server 1.0 is an integer: JSON has one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-@dataclass(frozen=True, slots=True)
-class Bounded:
-    """Annotation of an int: the least and the greatest value."""
-
-    minimum: int
-    maximum: int
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        number = core_schema.int_schema(ge=self.minimum, le=self.maximum, strict=True)
-        return core_schema.no_info_before_validator_function(_whole_number, number)
-
-
 @dataclass(frozen=True, slots=True)
 class ListType:
     """How server-side apply merges a list: "map" by `keys` or "set" of scalars, without twins, or "atomic", whole."""
@@ -124,7 +107,6 @@ class Quantity:
     pattern: str
 
     def _check(self, value: Any) -> int | str:
-        value = _whole_number(value)
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise PydanticCustomError("quantity", "must be a whole number or a quantity in quotes")
         if isinstance(value, int) and not 1 <= value <= 2**53:

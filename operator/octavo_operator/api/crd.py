@@ -161,10 +161,11 @@ def _description(schema: Schema) -> str:
 
 
 def _default(schema: Schema, result: Schema) -> Schema:
-    """Values as they are; {} where only fields below have a default, so that the API server reaches them."""
+    """Values as they are, and an object of the defaults below it: rules are checked against it as it stands here."""
     default = schema.get("default")
     if isinstance(default, dict):
-        return {"default": {}} if any("default" in child for child in result.get("properties", {}).values()) else {}
+        below = {key: child["default"] for key, child in result.get("properties", {}).items() if "default" in child}
+        return {"default": below} if below else {}
     return {"default": default} if default not in (None, [], "") else {}
 
 

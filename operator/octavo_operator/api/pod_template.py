@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from octavo_operator.api import rules
-from octavo_operator.api.base import ApiModel, Bounded, ListType, PreservedModel, Rule
+from octavo_operator.api.base import ApiModel, ListType, PreservedModel, Rule
 from octavo_operator.api.types import Annotations, DNSLabel, DNSSubdomain, Labels, LabelValue, QualifiedName
 
 
@@ -25,7 +25,7 @@ class Toleration(ApiModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="Effect of the taint; left out: every effect."
     )
-    toleration_seconds: Annotated[int, Bounded(0, 31_536_000)] | None = Field(
+    toleration_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="With effect NoExecute: seconds until the pod is evicted; left out: never."
     )
 
@@ -68,7 +68,7 @@ class InitContainer(PreservedModel):
 class TopologySpreadConstraint(PreservedModel):
     """How replicas spread over zones or nodes, as in a Pod; by default counted over this deployment's pods."""
 
-    max_skew: Annotated[int, Bounded(1, 1_000)] = Field(
+    max_skew: Annotated[int, Field(ge=1, le=1_000)] = Field(
         description="Most pods that one domain may have more than another."
     )
     topology_key: QualifiedName = Field(

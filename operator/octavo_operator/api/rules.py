@@ -37,7 +37,7 @@ SOURCE: Final = (
 
 PATH: Final = (
     Rule(
-        cel="!self.path.split('/').exists(part, part == '..')",
+        cel="!has(self.path) || !self.path.split('/').exists(part, part == '..')",
         message="must not lead out of itself with '..'",
         holds=lambda s: ".." not in s.path.split("/"),
         field="path",

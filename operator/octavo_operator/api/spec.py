@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from octavo_operator.api import rules
-from octavo_operator.api.base import ApiModel, Bounded, ListType, Rule
+from octavo_operator.api.base import ApiModel, ListType, Rule
 from octavo_operator.api.pod_template import PodTemplate
 from octavo_operator.api.types import (
     Count,
@@ -131,7 +131,7 @@ class Server(ApiModel):
     env: Annotated[list[EnvVar], Field(max_length=64), ListType("map", ("name",))] = Field(
         [], description="Further variables of the server's environment."
     )
-    max_model_length: Annotated[int, Bounded(1, 16_777_216)] | None = Field(
+    max_model_length: Annotated[int, Field(ge=1, le=16_777_216)] | None = Field(
         None,
         description="Longest prompt plus answer, in tokens; when left out, what the model and the memory allow.",
         examples=[8192],
@@ -149,7 +149,7 @@ class Accelerator(ApiModel):
     resource_name: QualifiedName = Field(
         "nvidia.com/gpu", description="Extended resource that the node's device plugin advertises."
     )
-    count: Annotated[int, Bounded(1, 1_000_000)] = Field(
+    count: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         1, description="Units of that resource for a replica; of whole GPUs one."
     )
     products: Annotated[list[LabelValue], Field(max_length=32), ListType("set")] = Field(
@@ -181,7 +181,7 @@ class Resources(ApiModel):
 class Startup(ApiModel):
     """How long a replica may take to become ready."""
 
-    timeout_seconds: Annotated[int, Bounded(10, 86_400)] | None = Field(
+    timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] | None = Field(
         None,
         description="Seconds from the start of the container until it is restarted if not ready; 1800 when left out.",
         examples=[900],
@@ -202,7 +202,7 @@ class Rollout(ApiModel):
 class Termination(ApiModel):
     """How a pod ends without losing a request. Its grace period is the sum of both and 30 seconds."""
 
-    propagation_seconds: Annotated[int, Bounded(0, 600)] = Field(
+    propagation_seconds: Annotated[int, Field(ge=0, le=600)] = Field(
         10, description="Seconds that a terminating pod still takes requests, until every client has heard of it."
     )
     drain_seconds: Seconds = Field(120, description="Seconds after that in which the requests that run may finish.")

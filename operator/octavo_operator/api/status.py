@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from octavo_operator.api.base import ApiModel, Bounded, ListType
+from octavo_operator.api.base import ApiModel, ListType
 
 ConditionType = Literal["Ready", "Available", "Progressing", "Scheduled", "Degraded"]
 MAX_MESSAGE: int = 4096
 
-_Replicas = Annotated[int, Bounded(0, 2**31 - 1)]
+_Replicas = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Condition(ApiModel):
@@ -28,7 +28,7 @@ class Condition(ApiModel):
     last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] = Field(
         description="When status last changed."
     )
-    observed_generation: Annotated[int, Bounded(0, 2**63 - 1)] = Field(
+    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
         description="The metadata.generation that it was seen for."
     )
 
@@ -39,7 +39,7 @@ class LLMDeploymentStatus(ApiModel):
     conditions: Annotated[list[Condition], Field(max_length=16), ListType("map", ("type",))] = Field(
         [], description="Ready, Available, Progressing, Scheduled and Degraded, each with reason and message."
     )
-    observed_generation: Annotated[int, Bounded(0, 2**63 - 1)] | None = Field(
+    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = Field(
         None, description="The metadata.generation that all of this is about."
     )
     replicas: _Replicas | None = Field(None, description="Pods that are there.")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from octavo_operator.api.base import Bounded, Quantity
+from octavo_operator.api.base import Quantity
 
 QUALIFIED_NAME = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
@@ -29,6 +29,6 @@ MemoryQuantity = Annotated[
     Quantity(r"^([1-9][0-9]{0,14}|([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])(k|M|G|T|Ki|Mi|Gi|Ti))$"),
 ]
 
-Seconds = Annotated[int, Bounded(0, 86_400)]
-Count = Annotated[int, Bounded(0, 1_000)]
-PortNumber = Annotated[int, Bounded(1, 65_535)]
+Seconds = Annotated[int, Field(ge=0, le=86_400)]
+Count = Annotated[int, Field(ge=0, le=1_000)]
+PortNumber = Annotated[int, Field(ge=1, le=65_535)]

@@ -28,13 +28,13 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(re.sub(r"^([-+]?)0([0-7_]+)$", r"\g<1>0o\2", node.value), 0)
 
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float | int:
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise yaml.constructor.ConstructorError(
                 None, None, f"{node.value} is not a number of JSON", node.start_mark
             )
-        return value
+        return int(value) if value.is_integer() else value  # written as JSON, 2.0 is 2
 
 
 # Resolvers are tried in order of the first character: take over PyYAML's, less dates, its float (1e3 is text there) and
