@@ -179,8 +179,8 @@ class Kube:
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
         listed = await self._request("GET", _collection(kind, namespace), query=query)
-        items: list[Manifest] = listed["items"]
-        return items
+        # The items of a list do not say what they are; the list does.
+        return [{"apiVersion": listed["apiVersion"], "kind": kind} | item for item in listed["items"]]
 
     async def _request(
         self,
