@@ -11,9 +11,11 @@ import transformers
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore, start_engine
-from octavo_server.errors import ModelError
+from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
-from tiny_checkpoints import CONFIGS, greedy, write_checkpoint
+from tiny_models import MODEL_TYPES, config_json, write_checkpoint
+
+NO_END = {"bos_token_id": None, "eos_token_id": None}  # said as null: left out, it is 2
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +29,17 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("llama"))
+    folder = tmp_path_factory.mktemp("llama")
+    write_checkpoint(folder, {**config_json("LlamaForCausalLM"), **NO_END})
+    return folder
 
 
 def start(model: Path, **config: Any) -> EngineCore:
-    return start_engine(EngineConfig(model=model, device="cpu", **{"block_size": 8, **config}), lambda _phase: None)
+    return start_engine(EngineConfig(model=model, **{"device": "cpu", "block_size": 8, **config}), lambda _phase: None)
 
 
 def prompt(length: int, salt: int = 0) -> list[int]:
-    return [(13 * index * index + 7 * salt + 1) % 160 for index in range(length)]
+    return [(13 * index * index + 7 * salt + 1) % 131 for index in range(length)]
 
 
 def run(core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]]) -> dict[str, list[RequestOutput]]:
@@ -50,17 +54,29 @@ def run(core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]])
     return results
 
 
+def generate(model: Any, tokens: list[int], count: int) -> list[int]:
+    """What transformers' own `generate` answers, greedily."""
+    ids = torch.tensor([tokens])
+    everything = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=everything, max_new_tokens=count, do_sample=False, pad_token_id=0)
+    answer: list[int] = out[0, len(tokens) :].tolist()
+    return answer
+
+
 def tokens_of(outputs: list[RequestOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_greedy_text_is_that_of_transformers_for_200_tokens_alone_and_batched(kind: str, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, kind)
-    prompts = {f"r{length}": prompt(length, length) for length in (1, 7, 8, 9, 33)}
-    want = {name: greedy(folder, tokens, 200) for name, tokens in prompts.items()}
-    assert all(len(set(tokens)) > 20 for tokens in want.values()), "a model that says nothing tests nothing"
-    core = start(folder, max_num_batched_tokens=24)
+@pytest.mark.parametrize("architecture", sorted(MODEL_TYPES))
+def test_greedy_text_is_that_of_transformers_for_200_tokens_alone_and_batched(
+    architecture: str, tmp_path: Path
+) -> None:
+    window = {"sliding_window": 24} if architecture == "MistralForCausalLM" else {}
+    model = write_checkpoint(tmp_path, {**config_json(architecture), **NO_END, **window})
+    prompts = {f"r{length}": prompt(length, length) for length in (1, 8, 33)}
+    want = {name: generate(model, tokens, 200) for name, tokens in prompts.items()}
+    assert all(len(set(tokens)) > 10 for tokens in want.values()), "a model that says nothing tests nothing"
+    core = start(tmp_path, max_num_batched_tokens=24)
     sampling = SamplingParams(temperature=0.0, max_tokens=200)
     together = run(core, {name: (tokens, sampling) for name, tokens in prompts.items()})
     assert {name: tokens_of(outputs) for name, outputs in together.items()} == want
@@ -108,11 +124,13 @@ def _check(found: TokenLogprobs | None, exact: np.ndarray, token: int) -> None:
 
 
 def test_the_ends_of_config_and_generation_config_count_together(tmp_path: Path) -> None:
-    answer = greedy(write_checkpoint(tmp_path / "plain"), prompt(5), 40)
+    plain = write_checkpoint(tmp_path / "plain", {**config_json("LlamaForCausalLM"), **NO_END})
+    answer = generate(plain, prompt(5), 40)
     first = {token: answer.index(token) for token in reversed(answer)}
     early, late = sorted((token for token in first if first[token] >= 2), key=lambda token: first[token])[:2]
-    folder = write_checkpoint(tmp_path / "ending", eos_token_id=late)
-    (folder / "generation_config.json").write_text(f'{{"eos_token_id": [{early}, 159]}}')
+    folder = tmp_path / "ending"
+    write_checkpoint(folder, config_json("LlamaForCausalLM", eos_token_id=late))
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": [{early}, 130]}}')
     sampling = SamplingParams(temperature=0.0, max_tokens=40)
     ignoring = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
     results = run(start(folder), {"a": (prompt(5), sampling), "all": (prompt(5), ignoring)})
@@ -139,12 +157,12 @@ def test_without_a_length_it_is_lowered_to_what_the_pages_hold(llama: Path, capl
 def test_a_model_that_computes_no_numbers_is_found_before_ready(tmp_path: Path) -> None:
     import safetensors.torch
 
-    folder = write_checkpoint(tmp_path)
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    write_checkpoint(tmp_path, config_json("LlamaForCausalLM"))
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
     weights["model.norm.weight"].fill_(torch.nan)
-    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"finite numbers in torch\.float32; try another --dtype"):
-        start(folder)
+        start(tmp_path)
 
 
 def test_the_start_leaves_no_trace_in_counters_or_pages(llama: Path) -> None:
@@ -152,3 +170,30 @@ def test_the_start_leaves_no_trace_in_counters_or_pages(llama: Path) -> None:
     stats = core.stats(0.0)
     assert (stats.steps, stats.prompt_tokens, stats.generation_tokens, stats.kv_blocks_used) == (0, 0, 0, 0)
     assert core.runner.batch.states == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "error", "words"),
+    [
+        ({}, {}, ModelError, r"config\.json is missing"),
+        ({"config.json": "{}"}, {}, ModelError, "architectures"),
+        (None, {"max_model_len": 400, "num_gpu_blocks_override": 5}, ConfigError, "--num-gpu-blocks-override to 50"),
+        (None, {"max_model_len": 513}, ConfigError, "--max-model-len 513"),
+        (None, {"device": "cuda"}, ConfigError, "--device cuda: torch finds no CUDA device"),
+        (None, {"num_gpu_blocks_override": 2**31 - 1}, ConfigError, r"no memory for .* lower --num-gpu-blocks"),
+    ],
+)
+def test_a_start_that_cannot_work_is_refused_with_the_remedy(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str] | None,
+    config: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, content in (files or {}).items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=words):
+        start(llama if files is None else tmp_path, **config)

@@ -1,6 +1,8 @@
 """What the scheduler decides, seen with a fake model whose tokens depend on every page it reads."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine_fakes import VOCAB, FakeEngine, alone
 from octavo_server.engine.block_pool import BlockPool
@@ -206,17 +208,11 @@ def test_abort_at_any_stage_frees_the_pages_and_leaves_the_others_alone(steps: i
     engine.add("gone", prompt(20, 1), max_tokens=12)
     for _ in range(steps):
         engine.step()
-    (result,) = engine.scheduler.abort(["gone", "never seen"])
+    (result,) = engine.scheduler.abort(["gone", "never seen", "gone"])
     assert (result.request_id, result.finish_reason, result.token_ids) == ("gone", "abort", [])
     held = -(-engine.scheduler.requests["other"].num_computed_tokens // 4)
     assert engine.pool.num_free == 64 - held
-    assert "gone" in engine.scheduler.schedule().finished_ids or steps == 0
-    engine = FakeEngine(max_num_batched_tokens=12)
-    engine.add("other", prompt(4), max_tokens=12)
-    engine.add("gone", prompt(20, 1), max_tokens=12)
-    for _ in range(steps):
-        engine.step()
-    engine.scheduler.abort(["gone"])
+    assert engine.step().finished_ids == ["gone"]
     engine.run()
     assert engine.outputs["other"] == alone(prompt(4), 12)
     assert engine.pool.num_free == 64
@@ -320,3 +316,42 @@ def test_the_counters_count() -> None:
     scheduler = engine.scheduler
     assert (scheduler.num_prompt_tokens, scheduler.num_generation_tokens) == (21, 7)
     assert (scheduler.num_waiting_tokens, scheduler.num_preemptions, scheduler.num_steps) == (0, 0, 4)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=100)
+def test_whatever_comes_and_goes_answers_pages_and_order_are_right(data: st.DataObject) -> None:
+    """Random arrivals, aborts and steps in a small pool; the invariants hold after each."""
+    engine = FakeEngine(num_blocks=12, block_size=3, max_num_seqs=5, max_num_batched_tokens=11, max_model_len=36)
+    wanted: dict[str, tuple[list[int], int]] = {}
+    aborted: set[str] = set()
+    arrivals: list[str] = []
+    for action in data.draw(st.lists(st.sampled_from("aasssx"), max_size=60)):
+        if action == "a":
+            name, tokens = f"r{len(arrivals)}", prompt(data.draw(st.integers(1, 30)), len(arrivals))
+            wanted[name] = tokens, min(data.draw(st.integers(1, 12)), 36 - len(tokens))
+            assert engine.add(name, tokens, max_tokens=wanted[name][1]) is None
+            arrivals.append(name)
+        elif action == "s":
+            assert engine.step().total_tokens <= 11
+        elif arrivals:
+            name = data.draw(st.sampled_from(arrivals))
+            if engine.scheduler.abort([name]):
+                aborted.add(name)
+        _check_invariants(engine, arrivals)
+    engine.run()
+    for name, (tokens, count) in wanted.items():
+        answer = alone(tokens, count)
+        got = engine.outputs.get(name, [])
+        assert got == (answer[: len(got)] if name in aborted else answer)
+    assert engine.pool.num_free == 12 and engine.scheduler.num_waiting_tokens == 0
+
+
+def _check_invariants(engine: FakeEngine, arrivals: list[str]) -> None:
+    scheduler = engine.scheduler
+    order = [*(request.request_id for request in scheduler.running), *scheduler.waiting]
+    assert order == [name for name in arrivals if name in scheduler.requests]
+    assert len(scheduler.running) <= 5
+    held = [block for request in scheduler.running for block in scheduler.kv_cache.block_ids(request)]
+    assert len(held) == len(set(held)) == 12 - engine.pool.num_free
+    assert scheduler.num_waiting_tokens == sum(request.num_tokens for request in scheduler.waiting.values())

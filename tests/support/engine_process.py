@@ -1,6 +1,7 @@
 """The engine process as the API process sees it: started with a line on stdin, spoken to through the socket."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,10 @@ class EngineProcess:
         how = ["-c", _BETWEEN, str(self._pid_file), *how] if between else how
         self.log = Path(self._folder.name) / "stderr"
         with self.log.open("wb") as stderr:
-            self.process = subprocess.Popen([sys.executable, *how], stdin=subprocess.PIPE, stderr=stderr)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(
+                [sys.executable, *how], stdin=subprocess.PIPE, stderr=stderr, env=environment
+            )
         start = {"config": {"model": str(model), "device": "cpu", **config}, "socket": self.path, "epoch": epoch}
         self.start_line = json.dumps(start).encode() + b"\n"
         self._write_stdin(self.start_line)

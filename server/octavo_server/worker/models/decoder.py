@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from octavo_common.memory import context_length
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import (
     AttentionMetadata,
@@ -56,7 +57,7 @@ class Decoder:
         self.layers = [_empty_layer(config, dtype, device) for _ in range(config.num_layers)]
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
-        self.cos, self.sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings, device)
+        self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_cache: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
