@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from octavo_common.model_config import parse_model_config
-from octavo_server.worker.models.decoder import Decoder, places
+from octavo_server.worker.models.decoder import Decoder, weight_places
 
 # Tiny matrices gain nothing from more, and tests share the machine.
 torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def random_decoder(config: dict[str, Any], seed: int = 0) -> Decoder:
     """Our decoder with random float32 weights, without a checkpoint."""
     decoder = Decoder(parse_model_config(config), torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
-    for name, weight in places(decoder).items():
+    for name, weight in weight_places(decoder).items():
         noise = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
             weight.copy_(1 + 0.2 * noise)

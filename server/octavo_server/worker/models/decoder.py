@@ -119,7 +119,7 @@ def load_decoder(path: Path, config: ModelConfig, dtype: torch.dtype, device: to
         ModelError: the weights are missing, broken, or not those of `config`; the message names the remedy.
     """
     decoder = Decoder(config, dtype, device)
-    places = places(decoder)
+    places = weight_places(decoder)
     # A checkpoint may carry the head though it is tied to the embedding; where it differs, transformers unties it.
     optional = ["lm_head.weight"] if config.tie_word_embeddings else []
     found = load_weights(path, places, optional)
@@ -151,7 +151,7 @@ def _empty_layer(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     )
 
 
-def places(decoder: Decoder) -> dict[str, torch.Tensor]:
+def weight_places(decoder: Decoder) -> dict[str, torch.Tensor]:
     """Where each tensor goes, by its name in Hugging Face's checkpoints."""
     places = {
         "model.embed_tokens.weight": decoder.embedding,
