@@ -70,6 +70,7 @@ def test_the_flag_goes_before_the_environment(model: Path, started: list[ServerC
         (["--dtype", "int4"], "bfloat16"),
         (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization nan"),
         (["--tensor-parallel-size", "2"], "--tensor-parallel-size"),
+        (["--api-key", "sesame", "--api-key", ""], "--api-key: string should have at least 1 character"),
     ],
 )
 def test_a_wrong_flag_is_named(model: Path, started: list[ServerConfig], arguments: list[str], told: str) -> None:
@@ -77,6 +78,7 @@ def test_a_wrong_flag_is_named(model: Path, started: list[ServerConfig], argumen
     assert result.exit_code == 2
     assert told in result.output
     assert "Traceback" not in result.output
+    assert "sesame" not in result.output
     assert started == []
 
 
