@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+
 from kube_fixture import ControlPlane, Faults, Kind, Kube, find_assets, kinds_to_run, start
 from kube_fixture.plane import CHOICE
 
@@ -19,7 +20,7 @@ SKIPPED = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_control_plane: runs on the emulator and, where there is one, on a real one")
+    config.addinivalue_line("markers", "every_control_plane: runs on the emulator and on real binaries, if any")
     config.stash[PLANES] = {}
     config.stash[SKIPPED] = []
     try:
@@ -39,7 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("real"):
         kinds = [kind for kind in kinds if kind != "emulator"]
     elif metafunc.definition.get_closest_marker("every_control_plane") and kinds != ["kubeconfig"]:
-        kinds = ["emulator", *(["real"] if find_assets() and "real" in kinds else [])]
+        real: list[Kind] = ["real"] if find_assets() and "real" in kinds else []
+        kinds = ["emulator", *real]
     skip = pytest.param("emulator", marks=pytest.mark.skip(reason=ABSENT))
     metafunc.parametrize("control_plane", kinds or [skip], indirect=True, scope="session")
 

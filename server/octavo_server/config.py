@@ -21,7 +21,10 @@ class EngineConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
     dtype: DTypeName = Field("auto", description="auto: the model's own on a GPU, float32 on the CPU")
     max_model_len: int | None = Field(
-        None, ge=1, le=16_777_216, description="longest prompt plus answer in tokens [default: what model and memory allow]"
+        None,
+        ge=1,
+        le=16_777_216,
+        description="longest prompt plus answer in tokens [default: what model and memory allow]",
     )
     block_size: Literal[8, 16, 32, 64, 128, 256] = Field(16, description="tokens in a page of the KV cache")
     num_gpu_blocks_override: int | None = Field(
@@ -49,6 +52,9 @@ class ServerConfig(EngineConfig):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
     api_key: tuple[str, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    drain_seconds: float = Field(
+        30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     def engine(self) -> EngineConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+
 from kube_fixture import Kube
 from kube_fixture.widget import CRD, Widget, make_widget
 

@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
+
 from kube_fixture import Kube
 from kube_fixture.widget import GROUP, Widget
-from kubernetes.aio.client.exceptions import ApiException
 
 pytestmark = pytest.mark.every_control_plane
 Object = dict[str, Any]
@@ -273,6 +274,23 @@ async def test_a_watch_ends_when_it_asked_to(kube: Kube, widget: Widget) -> None
     assert [event async for event in kube.watch(f"{GROUP}/v1", "Widget", since=since, seconds=1)] == []
 
 
+# Scale
+
+
+async def test_replicas_are_read_and_written_through_scale(kube: Kube, widget: Widget) -> None:
+    made = await kube.create(widget(replicas=2))
+    await kube.patch(made, {"status": {"replicas": 1, "selector": "app=x"}}, subresource="status")
+    path = f"/apis/{GROUP}/v1/namespaces/{kube.namespace}/widgets/w/scale"
+    scale = await (await kube.dynamic.request("get", path, serialize=False)).json()
+    assert scale["spec"] == {"replicas": 2} and scale["status"] == {"replicas": 1, "selector": "app=x"}
+    await kube.dynamic.request("put", path, body={**scale, "spec": {"replicas": 5}}, serialize=False)
+    changed = await kube.get(f"{GROUP}/v1", "Widget", "w")
+    assert changed["spec"]["replicas"] == 5 and generation(changed) == 2
+    with pytest.raises(ApiException) as error:
+        await kube.dynamic.request("put", path, body={**scale, "spec": {"replicas": 6}}, serialize=False)
+    assert refusal(error)[0] == 409
+
+
 # Schema
 
 
@@ -377,12 +395,14 @@ def deployment(name: str, **spec: Any) -> Object:
 
 BUILT_IN: dict[str, Object] = {
     kind: {"apiVersion": "v1", "kind": kind, "metadata": {"name": "x", "labels": {"app": "x"}}, **body}
-    for kind, body in {
-        "ConfigMap": {"data": {"key": "value"}},
-        "Service": {"spec": {"selector": {"app": "x"}, "ports": [{"name": "http", "port": 80}]}},
-        "PersistentVolumeClaim": {
-            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-        },
-        "Pod": {"spec": {"containers": [{"name": "c", "image": "i", "env": [{"name": "A", "value": "1"}]}]}},
-    }.items()
+    for kind, body in dict[str, Object](
+        {
+            "ConfigMap": {"data": {"key": "value"}},
+            "Service": {"spec": {"selector": {"app": "x"}, "ports": [{"name": "http", "port": 80}]}},
+            "PersistentVolumeClaim": {
+                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+            },
+            "Pod": {"spec": {"containers": [{"name": "c", "image": "i", "env": [{"name": "A", "value": "1"}]}]}},
+        }
+    ).items()
 }

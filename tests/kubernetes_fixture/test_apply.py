@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
+
 from kube_fixture import Kube
 from kube_fixture.widget import GROUP, Widget
-from kubernetes.aio.client.exceptions import ApiException
 
 pytestmark = pytest.mark.every_control_plane
 Object = dict[str, Any]
@@ -129,6 +130,14 @@ async def test_an_apply_is_checked_against_the_schema(kube: Kube, widget: Widget
     with pytest.raises(ApiException) as error:
         await kube.apply(widget(size=11))
     assert error.value.status == 422 and "spec.size" in str(error.value.body)
+    assert await kube.find(f"{GROUP}/v1", "Widget", "w") is None
+
+
+async def test_an_apply_of_an_unknown_field_is_refused(kube: Kube, widget: Widget) -> None:
+    with pytest.raises(ApiException) as error:
+        await kube.apply(widget(colour="red"))
+    assert "spec.colour" in str(error.value.body), error.value.status
+    assert error.value.status == 500
     assert await kube.find(f"{GROUP}/v1", "Widget", "w") is None
 
 

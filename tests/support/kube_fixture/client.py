@@ -39,11 +39,14 @@ class Kube:
     @contextlib.asynccontextmanager
     async def connect(cls, kubeconfig: Path, namespace: str = "default") -> AsyncIterator[Kube]:
         settings = Configuration()
-        await config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
+        await config.load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=str(kubeconfig), client_configuration=settings
+        )
         # The client's own cache file is named after the host: of an earlier server at the same port, that is.
         with tempfile.TemporaryDirectory(prefix="octavo-kube-client-") as folder:
             async with ApiClient(settings) as api:
-                dynamic = await DynamicClient(api, cache_file=str(Path(folder) / "discovery.json"))
+                cache = str(Path(folder) / "discovery.json")
+                dynamic = await DynamicClient(api, cache_file=cache)  # type: ignore[no-untyped-call]
                 yield cls(api, dynamic, namespace)
 
     async def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Object:
@@ -73,7 +76,10 @@ class Kube:
         path = await self._path(api_version, kind, None, namespace)
         return await self._send("get", path, query={"labelSelector": labels, "fieldSelector": fields})
 
-    async def create(self, body: Object, *, dry_run: bool = False, manager: str = MANAGER, strict: bool = True) -> Object:
+    async def create(
+        self, body: Object, *, dry_run: bool = False, manager: str = MANAGER, strict: bool = True
+    ) -> Object:
+        """`strict`: an unknown field is refused, not dropped. So it is by every other write here."""
         path = await self._path_of(body, named=False)
         return await self._send("post", path, body, query=_options(dry_run, manager, strict))
 
@@ -125,7 +131,8 @@ class Kube:
             if conditions.get("Established") != "True":
                 return False
             for version in versions:
-                await self._send("get", f"/apis/{spec['group']}/{version}/{spec['names']['plural']}", query={"limit": "1"})
+                path = f"/apis/{spec['group']}/{version}/{spec['names']['plural']}"
+                await self._send("get", path, query={"limit": "1"})
             return True
 
         await self.until(served, timeout, f"{name} to be served", retry=(404, 503))
@@ -156,7 +163,7 @@ class Kube:
 
     async def until(
         self,
-        check: Callable[[], Awaitable[T]],
+        check: Callable[[], Awaitable[T | None]],
         timeout: float = 20,
         what: str = "the condition",
         retry: tuple[int, ...] = (),
@@ -166,12 +173,13 @@ class Kube:
         API errors with a status in `retry` count as not yet; others are raised.
         """
         deadline = time.monotonic() + timeout
-        last: Any = None
+        last: object = None
         while time.monotonic() < deadline:
             try:
-                last = await check()
-                if last:
-                    return last  # type: ignore[no-any-return]
+                found = await check()
+                if found:
+                    return found
+                last = found
             except ApiException as error:
                 if error.status not in retry:
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -76,13 +77,22 @@ def not_a_lease(record: RequestRecord) -> bool:
 
 @dataclass
 class WriteFault:
-    """One write that is to go wrong. `hit` is set, and `record` there, once it did."""
+    """One write that is to go wrong. `record` is the request, and `hit` is set once it did.
+
+    With "after" and "hang" that is when the write is done, so that a test can kill whoever waits for the answer.
+    """
 
     countdown: int
     outcome: Outcome
     match: Match
     hit: threading.Event = field(default_factory=threading.Event)
     record: RequestRecord | None = None
+
+    async def happened(self, timeout: float = 20) -> RequestRecord:
+        """Wait until it did. Raises TimeoutError."""
+        if not await asyncio.to_thread(self.hit.wait, timeout) or self.record is None:
+            raise TimeoutError(f"no write went wrong within {timeout} s: {self}")
+        return self.record
 
 
 class Faults:
@@ -166,7 +176,7 @@ class Faults:
             self._writes.clear()
             self._records.clear()
         self.refusing = self.hanging = self.watches_refused = self.lists_stale = False
-        self.on_change("heal")
+        self.on_change("reset")
 
     @property
     def requests(self) -> list[RequestRecord]:
@@ -178,8 +188,8 @@ class Faults:
         """The mutating requests since the last reset, but for those to the resources to `ignore`."""
         return [record for record in self.requests if record.mutating and record.plural not in ignore]
 
-    def take(self, record: RequestRecord) -> Outcome | None:
-        """Record a request, and return what is to happen to it (for the proxy)."""
+    def take(self, record: RequestRecord) -> WriteFault | None:
+        """Record a request, and return the fault that strikes it (for the proxy, which sets `hit`)."""
         with self._lock:
             self._records.append(record)
             if not record.mutating:
@@ -189,6 +199,5 @@ class Faults:
                 if fault.countdown == 0:
                     self._writes.remove(fault)
                     fault.record = record
-                    fault.hit.set()
-                    return fault.outcome
+                    return fault
             return None

@@ -6,8 +6,8 @@ import ssl
 from pathlib import Path
 
 import yaml
-from kubernetes.config import load_kube_config
 from kubernetes.client import Configuration
+from kubernetes.config import load_kube_config
 
 from kube_fixture.proxy import Upstream
 
@@ -31,7 +31,9 @@ def write_kubeconfig(path: Path, url: str, token: str | None = None, authority: 
 def read_kubeconfig(path: Path | None) -> Upstream:
     """The current context's cluster and credentials, of `path` or of where kubectl would look."""
     found = Configuration()
-    load_kube_config(config_file=str(path) if path else None, client_configuration=found)
+    load_kube_config(  # type: ignore[no-untyped-call]
+        config_file=str(path) if path else None, client_configuration=found
+    )
     token = found.get_api_key_with_prefix("authorization") or found.get_api_key_with_prefix("BearerToken")
     headers = {"Authorization": token} if token else {}
     tls = None

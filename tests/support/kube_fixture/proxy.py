@@ -72,6 +72,7 @@ class FaultProxy:
         self._upstream = upstream
         self._token = f"Bearer {token}"
         self._watches: set[OpenWatch] = set()
+        self._breaks = 0
         self._oldest_watch = 0
         self._last_lists: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self._healed = asyncio.Event()
@@ -96,7 +97,10 @@ class FaultProxy:
             user_agent=request.headers.get("User-Agent", ""),
             body=body,
         )
-        outcome = self.faults.take(record)
+        fault = self.faults.take(record)
+        outcome = fault.outcome if fault else None
+        if fault and outcome not in {"after", "hang"}:
+            fault.hit.set()
         if self.faults.hanging:
             await self._healed.wait()
             return self._abort(request)
@@ -111,9 +115,10 @@ class FaultProxy:
             return self._answer(record, *self._last_lists[request.raw_path])
         async with self._forward(request, body) as answer:
             status, headers, content = answer.status, self._headers(answer.headers), await answer.read()
-        if outcome == "hang":
-            await self._healed.wait()
-        if outcome in {"after", "hang"}:
+        if fault and outcome in {"after", "hang"}:
+            fault.hit.set()
+            if outcome == "hang":
+                await self._healed.wait()
             return self._abort(request)
         if request.method == "GET" and record.name is None and status == 200:
             self._last_lists[request.raw_path] = (status, headers, content)
@@ -127,14 +132,17 @@ class FaultProxy:
         if version.isdigit() and 0 < int(version) < self._oldest_watch:
             record.status = 200
             return web.Response(body=EXPIRED, content_type="application/json")
+        breaks = self._breaks
         async with self._forward(request, b"") as answer:
+            if breaks != self._breaks:  # broken while it began
+                return self._abort(request)
             record.status = answer.status
             response = web.StreamResponse(status=answer.status, headers=self._headers(answer.headers))
             response.enable_chunked_encoding()
-            await response.prepare(request)
             watch = OpenWatch(request, response)
             self._watches.add(watch)
             try:
+                await response.prepare(request)
                 async for piece in answer.content.iter_any():
                     await response.write(piece)
                     watch.whole = piece.endswith(b"\n")
@@ -177,15 +185,18 @@ class FaultProxy:
         self._background.run(self._change(change))
 
     async def _change(self, change: str) -> None:
-        if change == "heal":
+        if change == "reset":
+            self._last_lists.clear()
+        if change in {"heal", "reset"}:
             self._healed.set()
             self._healed = asyncio.Event()
             return
+        self._breaks += 1
         if change == "expire":
             self._oldest_watch = await self._revision()
         for watch in list(self._watches):
             with contextlib.suppress(ConnectionError):
-                if change == "expire" and watch.whole:
+                if change == "expire" and watch.whole and watch.response.prepared:
                     await watch.response.write(EXPIRED)
                     await watch.response.write_eof()
             if watch.request.transport is not None:

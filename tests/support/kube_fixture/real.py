@@ -45,7 +45,10 @@ def find_assets() -> Path | None:
 
 
 class RealControlPlane:
-    """Starts in `folder`, which has certificates, what `assets` has. `close` kills it all; so does the end of this process, however it ends."""
+    """Starts in `folder`, which has certificates, what `assets` has.
+
+    `close` kills it all; so does the end of this process, however it ends.
+    """
 
     def __init__(self, assets: Path, folder: Path) -> None:
         self._assets = assets

@@ -58,7 +58,7 @@ async def delete_pod(kube: Kube, pod: Object) -> None:
 async def run_deployment(
     kube: Kube, plane: ControlPlane, name: str, *, ready: int | None = None, timeout: float = 30
 ) -> Object:
-    """Bring a Deployment to where its controller and the kubelets would, with `ready` of its replicas ready (None: all).
+    """Bring a Deployment to where its controller and kubelets would, with `ready` (None: all) of its replicas ready.
 
     Where there is a controller manager it makes the pods and counts them, and this only makes pods ready. Elsewhere
     pods are made and counted here, so that a test reads the same on every control plane. Returns the Deployment.

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
+from kube_fixture.emulator import schema
 from kube_fixture.emulator.apply import apply
 from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid
 from kube_fixture.emulator.resources import Object, Resource
@@ -50,7 +51,7 @@ class Emulator:
     async def _resource(self, request: web.Request, path: re.Match[str]) -> web.StreamResponse:
         resource = self.store.resource(path["group"] or "", path["core"] or path["version"], path["plural"])
         namespace, name, sub = path["namespace"] or "", path["name"], path["sub"] or ""
-        if sub and sub not in resource.subresources or (name and resource.namespaced and not namespace):
+        if (sub and sub not in resource.subresources) or (name and resource.namespaced and not namespace):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         if request.method == "GET" and name is None:
             matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
@@ -85,7 +86,7 @@ class Emulator:
             body = merge_patch(shown, body)
             self._keeps_uid(resource, held, body["metadata"])
         elif not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
-            raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified for an update")
+            raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified")
         self._same(body, resource, namespace, name)
         if sub == "scale":
             return web.json_response(self._scale(resource, self._rescale(resource, held, body, write)))
@@ -107,6 +108,10 @@ class Emulator:
         config = {part: value for part, value in body.items() if part == "status" or write.subresource != "status"}
         if resource.status and write.subresource != "status":
             config.pop("status", None)
+        unknown = schema.prune(copy.deepcopy(config), resource.schema) if resource.schema else []
+        if unknown:
+            undeclared = "; ".join(f".{path}: field not declared in schema" for path in unknown)
+            raise ApiError(500, "InternalError", f"failed to create typed patch object: {undeclared}")
         start: Object = copy.deepcopy(held) if held else {}
         force = request.query.get("force") in {"1", "true", "True"}
         merged = apply(start, config, resource.schema, owners, write.manager, write.subresource, force=force)
@@ -167,9 +172,6 @@ class Emulator:
 
         asked = request.query.get("resourceVersion", "")
         seen = int(asked) if asked.isdigit() else 0
-        if 0 < seen < self.store.oldest:
-            await send("ERROR", ApiError(410, "Expired", f"too old resource version: {seen}").status())
-            return response
         if not seen:
             seen = self.store.revision
             for held in [held for held in self.store.list(resource, namespace) if matches(held)]:
@@ -178,7 +180,7 @@ class Emulator:
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    for change in [change for change in self.store.log if change.revision > seen]:
+                    for change in self.store.since(seen):
                         seen = change.revision
                         if change.resource == resource.key and namespace in {"", _namespace(change)}:
                             kind = _event(change, matches)
@@ -187,7 +189,10 @@ class Emulator:
                     if seen >= self.store.revision:
                         await self.store.news()
         except TimeoutError:
-            return response
+            pass
+        except ApiError as expired:
+            await send("ERROR", expired.status())
+        return response
 
     def _scale(self, resource: Resource, held: Object) -> Object:
         paths = resource.scale or {}
@@ -237,7 +242,7 @@ class Emulator:
         if namespace and metadata.get("namespace", namespace) != namespace:
             raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         if name is not None and metadata.get("name", name) != name:
-            raise bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})")
+            raise bad_request(f"the name of the object ({metadata['name']}) does not match that on the URL ({name})")
 
     def _discovery(self, path: str) -> Object:
         known = self.store.resources.values()

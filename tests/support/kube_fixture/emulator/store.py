@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import copy
 import re
 import secrets
@@ -71,6 +72,12 @@ class Store:
             return self.resources[group, version, plural]
         except KeyError:
             raise ApiError(404, "NotFound", "the server could not find the requested resource") from None
+
+    def since(self, revision: int) -> list[Change]:
+        """What changed after `revision`. Raises ApiError 410 where that is no longer known."""
+        if revision < self.oldest:
+            raise ApiError(410, "Expired", f"too old resource version: {revision} ({self.oldest})")
+        return self.log[bisect.bisect_right(self.log, revision, key=lambda change: change.revision) :]
 
     async def news(self) -> None:
         """Return at the next change."""
@@ -201,7 +208,8 @@ class Store:
         written(old or {}, new, resource.schema, owners, write.manager, write.subresource)
         self._note(Change(self.revision, resource.key, old, new, new))
         if resource == CRD and old is None:
-            established = {"conditions": [{"type": kind, "status": "True"} for kind in ("NamesAccepted", "Established")]}
+            conditions = [{"type": kind, "status": "True"} for kind in ("NamesAccepted", "Established")]
+            established = {"conditions": conditions}
             new = self.modify(
                 resource, new, lambda crd: crd.update(status=established), Write("emulator", subresource="status")
             )
