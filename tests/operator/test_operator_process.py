@@ -60,7 +60,7 @@ async def test_drift_is_corrected_when_it_happens(control_plane: ControlPlane, o
         await octavo.patch(deployment, {"spec": {"replicas": 7}})
 
         async def corrected() -> bool:
-            return (await octavo.get("apps/v1", "Deployment", "demo"))["spec"]["replicas"] == 2
+            return bool((await octavo.get("apps/v1", "Deployment", "demo"))["spec"]["replicas"] == 2)
 
         await octavo.until(corrected)
         await octavo.delete(await octavo.get("v1", "Service", "demo"))
@@ -138,7 +138,7 @@ async def test_after_the_api_server_is_back_everything_converges(
                 await octavo.patch(made, change)
 
         async def applied() -> bool:
-            return (await octavo.get("apps/v1", "Deployment", "demo"))["spec"]["replicas"] == 3
+            return bool((await octavo.get("apps/v1", "Deployment", "demo"))["spec"]["replicas"] == 3)
 
         await octavo.until(applied, 60)
         assert await exists(octavo, "Service")

@@ -90,7 +90,11 @@ async def test_a_restricted_namespace_admits_the_pods(
     )
     init = {"name": "fetch", "image": "busybox"}
     source = {"persistentVolumeClaim": {"claimName": "models", "path": "llama"}}
-    spec = {"model": {"source": source}, "podTemplate": {"initContainers": [init]}, "resources": {"accelerator": {}}}
+    spec: Object = {
+        "model": {"source": source},
+        "podTemplate": {"initContainers": [init]},
+        "resources": {"accelerator": {}},
+    }
     await octavo.create(llm_deployment(**spec))
     await passes.once()
 
@@ -207,7 +211,7 @@ async def test_in_a_whole_cluster_kubectl_apply_gives_pods_that_a_kubelet_would_
 ) -> None:
     if not (control_plane.has_controller_manager and control_plane.has_scheduler):
         pytest.skip("needs a kube-controller-manager and a kube-scheduler")
-    spec = {"replicas": 2, "resources": {"accelerator": {"products": ["H100"]}, "cpu": "4", "memory": "48Gi"}}
+    spec: Object = {"replicas": 2, "resources": {"accelerator": {"products": ["H100"]}, "cpu": "4", "memory": "48Gi"}}
     async with operating(control_plane, octavo.namespace):
         applied = kubectl(control_plane, octavo.namespace, "apply", "-f", "-", given=json.dumps(llm_deployment(**spec)))
         assert applied.returncode == 0, applied.stderr
