@@ -98,7 +98,7 @@ async def test_status_comes_back(control_plane: ControlPlane, octavo: Kube, pass
 async def test_a_second_pass_writes_nothing(
     control_plane: ControlPlane, octavo: Kube, passes: Passes, faults: Faults
 ) -> None:
-    spec = {
+    spec: Object = {
         "resources": {"cpu": "0.5", "memory": "1024Mi", "accelerator": {"products": ["H100"]}},
         "server": {"args": ["--max-num-seqs", "8"], "env": [{"name": "B"}, {"name": "A", "value": ""}]},
         "podTemplate": {

@@ -8,11 +8,12 @@ from typing import Any
 
 import openai
 import pytest
-import serving
-import tiny_checkpoints
-import tiny_tokenizers
 from openai.types.chat import ChatCompletion
 from tokenizers import Tokenizer
+
+import serving
+import tiny_tokenizers
+from tiny_models import config_json, read_checkpoint, reference_greedy, write_checkpoint
 
 QUESTION: Any = [{"role": "user", "content": "Grüße, what is a page? 🙂"}]
 
@@ -25,8 +26,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     directory = tmp_path_factory.mktemp("openai") / "model"
-    size = tokenizer.get_vocab_size()
-    tiny_checkpoints.write_checkpoint(directory, vocab_size=size, eos_token_id=tokenizer.token_to_id("<|im_end|>"))
+    eos = tokenizer.token_to_id("<|im_end|>")
+    config = config_json("LlamaForCausalLM", vocab_size=tokenizer.get_vocab_size(), eos_token_id=eos)
+    write_checkpoint(directory, config)
     return tiny_tokenizers.save(tokenizer, directory, chat_template=tiny_tokenizers.CHATML)
 
 
@@ -68,7 +70,7 @@ def test_a_greedy_chat_is_what_transformers_generates(client: openai.OpenAI, mod
     text = f"<|im_start|>user\n{QUESTION[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
     assert prompt == tokenizer.encode(text, add_special_tokens=False).ids
     choice: Any = answer.choices[0]
-    assert choice.token_ids == tiny_checkpoints.greedy(model, prompt, 40)[: len(choice.token_ids)]
+    assert choice.token_ids == reference_greedy(read_checkpoint(model), prompt, 40)[: len(choice.token_ids)]
     assert choice.finish_reason in ("stop", "length")
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(prompt)
@@ -107,7 +109,9 @@ def test_completions_take_lists_and_echo_scores_the_prompt(client: openai.OpenAI
     answer = client.completions.create(
         model="tiny", prompt=["hello world", "a page"], max_tokens=4, echo=True, logprobs=1, temperature=0
     )
-    assert [choice.text.startswith(text) for choice, text in zip(answer.choices, ["hello world", "a page"], strict=True)]
+    first, second = answer.choices
+    assert first.text.startswith("hello world")
+    assert second.text.startswith("a page")
     for choice in answer.choices:
         assert choice.logprobs is not None
         assert choice.logprobs.token_logprobs is not None
@@ -143,7 +147,8 @@ def test_mistakes_are_the_clients_typed_exceptions(server: serving.ServerProcess
 
 
 def test_fifty_streams_at_once_are_each_the_answer_given_alone(client: openai.OpenAI) -> None:
-    questions: list[Any] = [[{"role": "user", "content": f"question {index} " * (1 + index % 5)}] for index in range(50)]
+    texts = [f"question {index} " * (1 + index % 5) for index in range(50)]
+    questions: list[Any] = [[{"role": "user", "content": text}] for text in texts]
 
     def streamed(messages: Any) -> str:
         with client.chat.completions.create(

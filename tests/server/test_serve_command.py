@@ -9,12 +9,12 @@ from click.testing import CliRunner, Result
 from pydantic import BaseModel, Field
 
 from octavo_cli.options import flag, options_of, validated
-from octavo_cli.serve import command
+from octavo_cli.serve import serve
 from octavo_server.config import ServerConfig
 
 
 def invoke(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(command, arguments, env=env)
+    return CliRunner().invoke(serve, arguments, env=env)
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
     return tmp_path
 
 
@@ -69,6 +70,7 @@ def test_the_flag_goes_before_the_environment(model: Path, started: list[ServerC
         (["--dtype", "int4"], "bfloat16"),
         (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization nan"),
         (["--tensor-parallel-size", "2"], "--tensor-parallel-size"),
+        (["--api-key", "sesame", "--api-key", ""], "--api-key: string should have at least 1 character"),
     ],
 )
 def test_a_wrong_flag_is_named(model: Path, started: list[ServerConfig], arguments: list[str], told: str) -> None:
@@ -76,6 +78,7 @@ def test_a_wrong_flag_is_named(model: Path, started: list[ServerConfig], argumen
     assert result.exit_code == 2
     assert told in result.output
     assert "Traceback" not in result.output
+    assert "sesame" not in result.output
     assert started == []
 
 
@@ -84,7 +87,10 @@ def test_a_model_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, start
     assert result.exit_code == 2
     assert "there is no directory 'meta-llama/Llama-3.1-8B'" in result.output
     assert "demo" in result.output
-    assert "no config.json" in invoke(str(tmp_path)).output
+    assert "config.json is missing" in invoke(str(tmp_path)).output
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert "a pickle can run code" in invoke(str(tmp_path)).output
     assert started == []
 
 
