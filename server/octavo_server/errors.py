@@ -1,10 +1,10 @@
 """Errors of the server.
 
-    OctavoError
-     ├── ModelError          the model cannot be loaded; the message names the remedy
-     ├── ConfigError         flags that contradict each other or the model; the message names the flag
-     ├── RequestError        a request that is refused; becomes an OpenAI error object (400 unless said)
-     └── EngineError         the engine process died, hangs or ran out of memory (503)
+OctavoError
+ ├── ModelError          the model cannot be loaded; the message names the remedy
+ ├── ConfigError         flags that contradict each other or the model; the message names the flag
+ ├── RequestError        a request that is refused; becomes an OpenAI error object (400 unless said)
+ └── EngineError         the engine process died, hangs or ran out of memory (503)
 """
 
 

@@ -1,4 +1,4 @@
-"""What the runner hands to a model and gets back. Shapes: T tokens in the step, R requests, B pages in the longest table."""
+"""What the runner hands to a model and gets back. T tokens in the step, R requests, B pages in the longest table."""
 
 from dataclasses import dataclass
 
@@ -27,10 +27,13 @@ class KVCacheSpec:
         return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * element
 
     def allocate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The (K, V) views of each layer. Layer first: one contiguous tensor a layer."""
-        shape = (2, self.num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
+        """The (K, V) views of each layer. Layer first: one contiguous tensor a layer.
+
+        Within a page heads come before tokens, so that a page's tokens of one head are one stretch of memory.
+        """
+        shape = (2, self.num_blocks, self.num_kv_heads, self.block_size, self.head_dim)
         layers = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers))
-        return [(layer[0], layer[1]) for layer in layers]
+        return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in layers]
 
 
 @dataclass(frozen=True, slots=True)

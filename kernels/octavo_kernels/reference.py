@@ -1,0 +1,104 @@
+"""The operations in plain torch: the definition of correct, and what runs on a CPU. Attention: `reference_attention`.
+
+**A row's bits depend on nothing but the row.** The same token gives the same bits alone and among others, in one chunk
+or in many. Two things would break that, and both are avoided by construction:
+
+- A matrix product sums in an order that depends on its number of rows (one row, few and many take different paths
+  through the library). So linear maps run in tiles of `ROW_TILE` rows, the last one filled up with zeros.
+- Element-wise functions may compute the last elements of a tensor, which fill no whole vector register, with another
+  routine than the rest; torch does for `sigmoid` and `silu`. So here are only operations that IEEE 754 rounds
+  exactly (sum, product, quotient, square root) and `exp`, which torch runs through one routine for all elements.
+
+This holds for one number of threads: it is set once, before the first call, and never changed.
+"""
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+ROW_TILE: Final = 16
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [out, in] in the order in which `linear` reads it fastest; the same weight where there is no better one.
+
+    For float32 on a CPU that is oneDNN's own blocked order (an opaque tensor, that only `linear` can read): a step with
+    few rows is bound by reading the weights, and a plain matrix is put into that order anew in each product.
+    """
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROW_TILE)
+        return packed
+    return weight
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """y = x Wᵀ + b, [T, in] × [out, in] → [T, out]; in tiles of rows on a CPU. The weight may be a packed one."""
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    num_rows = x.shape[0]
+    padding = -num_rows % ROW_TILE
+    if padding:
+        x = torch.cat((x, x.new_zeros(padding, x.shape[1])))
+    product = _packed_product if weight.is_mkldnn else F.linear
+    tiles = [product(tile, weight) for tile in torch.split(x, ROW_TILE)]
+    y = (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:num_rows]
+    return y if bias is None else y.add_(bias)
+
+
+def _packed_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return y
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / √(mean(x²) + eps) · w over the last dimension, [..., n] and [n] → [..., n], worked out in float32.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+    wide = x.contiguous().to(_working_type(x))
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * (wide * scale).to(x.dtype)
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates each head's halves by the angles of its position: [T, heads, d] and two of [T, d] → [T, heads, d].
+
+    Element i turns with element i + d/2, as in Hugging Face's checkpoints, so the halves of cos (and of sin) are alike;
+    both are float32, and so is the work.
+    Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
+    """
+    wide = x.to(_working_type(x))
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * cos.unsqueeze(1)).add_(turned.mul_(sin.unsqueeze(1))).to(x.dtype)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """SwiGLU's middle: silu(gate) · up from [T, 2 n] (gate first) → [T, n], where silu(z) = z / (1 + e⁻ᶻ).
+
+    Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+    gate, up = x.chunk(2, dim=-1)
+    gate = gate.to(_working_type(x))
+    return (gate / (1.0 + torch.exp(-gate))).to(x.dtype) * up
+
+
+def store_kv(
+    k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """Writes each token's K and V ([T, kv_heads, d]) into its slot.
+
+    The caches are views [pages, page size, kv_heads, d] of any strides; slot_mapping is [T] int64, a slot being
+    page · page size + offset.
+    """
+    page_size = k_cache.shape[1]
+    page = torch.div(slot_mapping, page_size, rounding_mode="floor")
+    offset = slot_mapping - page * page_size
+    k_cache[page, offset] = k
+    v_cache[page, offset] = v
+
+
+def _working_type(x: torch.Tensor) -> torch.dtype:
+    """float32, or float64 where that is what comes in."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,187 @@
+"""The decoder of the Llama family, shaped by its config: Llama, Qwen2, Qwen3, Mistral."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from octavo_common.memory import context_length
+from octavo_common.model_config import ModelConfig
+from octavo_kernels.ops import (
+    AttentionMetadata,
+    Workspace,
+    apply_rope,
+    linear,
+    pack_weight,
+    paged_attention,
+    rms_norm,
+    silu_and_mul,
+    store_kv,
+)
+from octavo_server.worker.models.interface import ForwardBatch
+from octavo_server.worker.models.rope import rope_cache
+from octavo_server.worker.weights import load_weights
+
+
+@dataclass(slots=True)
+class Projection:
+    """A linear map: weight [out, in], bias [out] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def pack(self) -> None:
+        """Puts the weight, once it is read, into the order in which it is used."""
+        self.weight = pack_weight(self.weight)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one layer; q, k and v are one matrix, gate and up another."""
+
+    input_norm: torch.Tensor
+    qkv: Projection
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: Projection
+    post_norm: torch.Tensor
+    gate_up: Projection
+    down: Projection
+
+
+class Decoder:
+    """Token ids to hidden states to logits, over a paged KV cache. Holds no state of requests."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        """Makes room for the weights; `load_decoder` fills it."""
+        self.config = config
+        self.scale = config.head_dim**-0.5
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = [_empty_layer(config, dtype, device) for _ in range(config.num_layers)]
+        self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
+        self.head = Projection(torch.empty_like(self.embedding), None)
+        self._workspace = Workspace()
+        self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, kv_cache: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """The last hidden states of the batch's tokens, [T, hidden], after the final norm.
+
+        kv_cache: (K, V) of each layer, as `KVCacheSpec.allocate` gives them; the batch's own K and V are stored there.
+        """
+        metadata = AttentionMetadata(batch.query_start, batch.context_lens, batch.block_tables, self._workspace)
+        cos, sin = self.cos[batch.positions], self.sin[batch.positions]
+        rope = torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+        hidden = self.embedding[batch.token_ids]
+        for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
+            x = rms_norm(hidden, layer.input_norm, self.config.rms_norm_eps)
+            q, k, v = self._qkv(layer, x, rope)
+            store_kv(k, v, *cache, batch.slot_mapping)
+            attended = paged_attention(q, *cache, metadata, self.scale, window)
+            hidden = hidden + layer.output(attended.flatten(1))
+            x = rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
+            hidden = hidden + layer.down(silu_and_mul(layer.gate_up(x)))
+        return rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+
+    @torch.inference_mode()
+    def logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] → [n, vocab] float32."""
+        return self.head(hidden_rows).float()
+
+    def pack(self) -> None:
+        """Makes the weights ready for use, once they are read."""
+        self.head.pack()
+        for layer in self.layers:
+            for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                projection.pack()
+
+    def _qkv(
+        self, layer: Layer, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[T, hidden] → q [T, heads, d], k and v [T, kv_heads, d], q and k normed where the model does, and rotated."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_kv_heads
+        qkv = layer.qkv(x).view(len(x), -1, self.config.head_dim)
+        v = qkv[:, heads + kv_heads :]
+        if layer.q_norm is None or layer.k_norm is None:
+            rotated = apply_rope(qkv[:, : heads + kv_heads], *rope)
+            return rotated[:, :heads], rotated[:, heads:], v
+        q = rms_norm(qkv[:, :heads], layer.q_norm, self.config.rms_norm_eps)
+        k = rms_norm(qkv[:, heads : heads + kv_heads], layer.k_norm, self.config.rms_norm_eps)
+        return apply_rope(q, *rope), apply_rope(k, *rope), v
+
+
+def load_decoder(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The decoder with the weights of the model directory.
+
+    Raises:
+        ModelError: the weights are missing, broken, or not those of `config`; the message names the remedy.
+    """
+    decoder = Decoder(config, dtype, device)
+    places = weight_places(decoder)
+    # A checkpoint may carry the head though it is tied to the embedding; where it differs, transformers unties it.
+    optional = ["lm_head.weight"] if config.tie_word_embeddings else []
+    found = load_weights(path, places, optional)
+    if optional and (not found or torch.equal(decoder.head.weight, decoder.embedding)):
+        decoder.head.weight = decoder.embedding
+    decoder.pack()
+    return decoder
+
+
+def _empty_layer(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Layer:
+    hidden, width = config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def projection(inputs: int, outputs: int, bias: bool) -> Projection:
+        return Projection(empty(outputs, inputs), empty(outputs) if bias else None)
+
+    return Layer(
+        input_norm=empty(hidden),
+        qkv=projection(hidden, q_size + 2 * kv_size, config.attention_bias),
+        q_norm=empty(config.head_dim) if config.qk_norm else None,
+        k_norm=empty(config.head_dim) if config.qk_norm else None,
+        output=projection(q_size, hidden, config.attention_output_bias),
+        post_norm=empty(hidden),
+        gate_up=projection(hidden, 2 * width, config.mlp_bias),
+        down=projection(width, hidden, config.mlp_bias),
+    )
+
+
+def weight_places(decoder: Decoder) -> dict[str, torch.Tensor]:
+    """Where each tensor goes, by its name in Hugging Face's checkpoints."""
+    places = {
+        "model.embed_tokens.weight": decoder.embedding,
+        "model.norm.weight": decoder.norm,
+        "lm_head.weight": decoder.head.weight,
+    }
+    for index, layer in enumerate(decoder.layers):
+        for name, place in _layer_places(layer, decoder.config):
+            places[f"model.layers.{index}.{name}"] = place
+    return places
+
+
+def _layer_places(layer: Layer, config: ModelConfig) -> list[tuple[str, torch.Tensor]]:
+    q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    places = [("input_layernorm.weight", layer.input_norm), ("post_attention_layernorm.weight", layer.post_norm)]
+    if layer.q_norm is not None and layer.k_norm is not None:
+        places += [("self_attn.q_norm.weight", layer.q_norm), ("self_attn.k_norm.weight", layer.k_norm)]
+    for projection, names, sizes in (
+        (layer.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), [q_size, kv_size, kv_size]),
+        (layer.output, ("self_attn.o_proj",), [config.hidden_size]),
+        (layer.gate_up, ("mlp.gate_proj", "mlp.up_proj"), [config.intermediate_size] * 2),
+        (layer.down, ("mlp.down_proj",), [config.hidden_size]),
+    ):
+        places += _parts(projection.weight, names, sizes, "weight")
+        if projection.bias is not None:
+            places += _parts(projection.bias, names, sizes, "bias")
+    return places
+
+
+def _parts(fused: torch.Tensor, names: tuple[str, ...], sizes: list[int], kind: str) -> list[tuple[str, torch.Tensor]]:
+    """The parts of a fused tensor, one after the other along its outputs."""
+    return [(f"{name}.{kind}", part) for name, part in zip(names, torch.split(fused, sizes), strict=True)]
