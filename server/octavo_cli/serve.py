@@ -8,6 +8,8 @@ import click
 
 from octavo_cli.options import options_of, validated
 from octavo_server.config import ServerConfig
+from octavo_server.errors import ModelError
+from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
 
@@ -15,7 +17,7 @@ DEMO: Final = "demo"
 @click.command(name="serve", short_help="Serve a model through the OpenAI API.")
 @click.argument("model", metavar="MODEL")
 @options_of(ServerConfig, without={"model"}, envvars={"api_key": "OCTAVO_API_KEY"})
-def command(model: str, **options: Any) -> int:
+def serve(model: str, **options: Any) -> int:
     """Serve a model through the OpenAI API.
 
     MODEL is a directory in Hugging Face layout (config.json, *.safetensors, tokenizer.json), or `demo` for the small
@@ -24,6 +26,10 @@ def command(model: str, **options: Any) -> int:
     directory = _directory(model)
     if model == DEMO and not options["served_model_name"]:
         options["served_model_name"] = (DEMO,)
+    try:
+        check_model_directory(directory)
+    except ModelError as error:
+        raise click.BadParameter(str(error), param_hint="MODEL") from error
     config = validated(ServerConfig, {"model": directory, **options})
     from octavo_server.frontend.server import run  # imported late: `--help` answers at once
 
@@ -46,9 +52,4 @@ def _directory(model: str) -> Path:
         raise click.BadParameter(
             f"there is no directory {model!r}; give one in Hugging Face layout, or `{DEMO}`", param_hint="MODEL"
         )
-    if not (directory / "config.json").is_file():
-        raise click.BadParameter(f"{model!r} has no config.json; it is not a model's directory", param_hint="MODEL")
     return directory.resolve()
-
-
-serve = command

@@ -67,6 +67,11 @@ class MemoryBill:
         return self.num_blocks * self.block_size
 
     @property
+    def needed_bytes(self) -> int:
+        """Weights, workspace and KV cache together."""
+        return self.weights_bytes + self.workspace_bytes + self.kv_cache_bytes
+
+    @property
     def full_length_requests(self) -> float:
         """Requests of `max_model_len` tokens that fit into the KV cache side by side."""
         return self.num_blocks / -(-self.max_model_len // self.block_size)

@@ -13,6 +13,7 @@ from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore, start_engine
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
+from octavo_server.worker.sampler import sample
 from tiny_models import MODEL_TYPES, config_json, write_checkpoint
 
 NO_END = {"bos_token_id": None, "eos_token_id": None}  # said as null: left out, it is 2
@@ -98,6 +99,21 @@ def test_64_requests_in_a_pool_for_8_are_preempted_and_answer_bit_for_bit_as_wit
     assert roomy.stats(0.0).preemptions == 0 and tight.stats(0.0).preemptions > 0
     assert pressed == undisturbed
     assert all(len(tokens_of(outputs)) == 24 for outputs in pressed.values())
+
+
+def test_each_token_is_drawn_from_the_models_distribution_with_the_noise_of_its_position(llama: Path) -> None:
+    """The same draws, made from transformers' logits one position after the other."""
+    sampling = SamplingParams(temperature=1.2, top_p=0.95, seed=11, max_tokens=40)
+    got = tokens_of(run(start(llama), {"a": (prompt(9), sampling)})["a"])
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    tokens = prompt(9)
+    for _ in range(40):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0, -1:]
+        (drawn,) = sample(logits, [sampling], [len(tokens)])
+        assert drawn.token_id is not None
+        tokens.append(drawn.token_id)
+    assert got == tokens[9:]
 
 
 def test_prompt_logprobs_are_those_of_the_model_over_chunks_and_pages(llama: Path) -> None:
@@ -197,3 +213,10 @@ def test_a_start_that_cannot_work_is_refused_with_the_remedy(
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=words):
         start(llama if files is None else tmp_path, **config)
+
+
+def test_a_gpu_that_others_use_is_refused_with_the_numbers(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2 * 2**30, 80 * 2**30))
+    with pytest.raises(ConfigError, match=r"72\.0 GiB of GPU memory .* only 2\.0 GiB are free: lower --gpu-memory"):
+        start(llama, device="cuda")

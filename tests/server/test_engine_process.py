@@ -235,20 +235,25 @@ def test_sigterm_ends_it_after_the_step(model: Path) -> None:
         assert engine.wait_for_exit() == 0
 
 
-@pytest.mark.parametrize(
-    ("when", "how"),
-    [("at the start", "by the kernel"), ("in mid-answer", "by the kernel"), ("idle", "by its own look")],
-)
-def test_it_dies_with_a_parent_that_was_killed(model: Path, how: str, when: str) -> None:
-    own_look = "import os, octavo_server.engine.process as p; p._die_with_parent = os.getppid"
-    with EngineProcess(model, prelude=own_look if how == "by its own look" else None, between=True) as engine:
+@pytest.mark.parametrize("when", ["at the start", "in mid-answer"])
+def test_it_dies_with_a_parent_that_was_killed(model: Path, when: str) -> None:
+    with EngineProcess(model, between=True) as engine:
         if when == "at the start":
             engine.wait_for(Starting)
         else:
             engine.ready()
-        if when == "in mid-answer":
             engine.add("open", PROMPT, max_tokens=400)
             engine.wait_for(Outputs, lambda message: bool(message.outputs))
+        with contextlib.closing(_ProcessHandle(engine.engine_pid)) as handle:
+            engine.process.kill()
+            assert handle.wait(PATIENCE), "the engine lives on"
+
+
+def test_it_ends_when_stdin_does_where_the_kernel_did_not_end_it(model: Path) -> None:
+    """As after a parent that was killed before the engine could ask the kernel to follow it."""
+    unasked = "import octavo_server.engine.process as p; p._die_with_parent = lambda: None"
+    with EngineProcess(model, prelude=unasked, between=True) as engine:
+        engine.ready()
         with contextlib.closing(_ProcessHandle(engine.engine_pid)) as handle:
             engine.process.kill()
             assert handle.wait(PATIENCE), "the engine lives on"

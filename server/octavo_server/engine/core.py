@@ -8,7 +8,7 @@ import torch
 
 from octavo_common.generation_config import read_generation_defaults
 from octavo_common.json_fields import ModelConfigError
-from octavo_common.memory import DoesNotFit, MemoryBill, MemoryLimits, memory_bill
+from octavo_common.memory import DoesNotFit, MemoryBill, MemoryLimits, human_bytes, memory_bill
 from octavo_common.model_config import ModelConfig, read_model_config
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
@@ -90,6 +90,16 @@ def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> En
 
     Raises ModelError or ConfigError, whose message says what to change.
     """
+    try:
+        return _start(config, begin_phase)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the GPU's memory does not suffice: lower --gpu-memory-utilization or --max-num-batched-tokens, "
+            "or end what else uses the GPU"
+        ) from error
+
+
+def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
     begin_phase("load weights")
     device = pick_device(config.device)
     fix_threads(device)
@@ -126,10 +136,11 @@ def _scheduler(limits: SchedulerLimits, bill: MemoryBill) -> Scheduler:
 
 
 def _bill(model: ModelConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryBill:
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)
     limits = MemoryLimits(
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        total_bytes=torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
+        total_bytes=total_bytes,
         block_size=config.block_size,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -142,6 +153,11 @@ def _bill(model: ModelConfig, config: EngineConfig, device: torch.device, dtype:
         bill = memory_bill(model, limits)
     except DoesNotFit as error:
         raise ConfigError(str(error)) from error
+    if free_bytes is not None and bill.needed_bytes > free_bytes:
+        raise ConfigError(
+            f"{human_bytes(bill.needed_bytes)} of GPU memory are planned with, but only {human_bytes(free_bytes)} are "
+            "free: lower --gpu-memory-utilization, or end what else uses the GPU"
+        )
     for warning in bill.warnings:
         log.warning("%s", warning)
     log.info("memory: %s", ", ".join(f"{label} {value}" for label, value in bill.rows()))

@@ -5,7 +5,7 @@ Imports nothing heavy until it has said that it starts.
 
 import ctypes
 import logging
-import os
+import select
 import signal
 import sys
 import time
@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class StartMessage(msgspec.Struct, frozen=True):
-    """One line of JSON on stdin.
+    """One line of JSON on stdin, which then stays open: its end means that the API process is gone.
 
     `config` is an `EngineConfig`; `socket` the path that the API process is bound to.
     """
@@ -90,10 +90,9 @@ class Channel:
 class EngineLoop:
     """Messages in, steps, results out; asleep when there is nothing to do, but for the heartbeat."""
 
-    def __init__(self, core: "EngineCore", channel: Channel, parent: int) -> None:
+    def __init__(self, core: "EngineCore", channel: Channel) -> None:
         self.core = core
         self.channel = channel
-        self.parent = parent
         self.stopping = False
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
@@ -101,9 +100,9 @@ class EngineLoop:
         self.stopping = True
 
     def run(self) -> None:
-        """Until it is told to stop, or the parent is gone. Raises EngineError if the device is of no use any more."""
+        """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
         last_sent, step_seconds = 0.0, 0.0
-        while not self.stopping and os.getppid() == self.parent:
+        while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
             for message in self.channel.receive(0.0 if self.core.has_work else HEARTBEAT_SECONDS):
                 outputs += self._handle(message)
@@ -156,7 +155,7 @@ class Phases:
 def main() -> int:
     """Runs the engine; returns its exit status: 0 after an orderly end, 1 if it could not start or broke."""
     started = time.monotonic()
-    parent = _die_with_parent()
+    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     line = sys.stdin.buffer.readline()
     try:
@@ -167,7 +166,7 @@ def main() -> int:
     logging.basicConfig(level=start.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     channel = Channel(start.socket, start.epoch)
     try:
-        _serve(start, channel, parent, started)
+        _serve(start, channel, started)
     except OctavoError as error:
         return _give_up(channel, str(error))
     except Exception as error:
@@ -178,7 +177,7 @@ def main() -> int:
     return 0
 
 
-def _serve(start: StartMessage, channel: Channel, parent: int, started: float) -> None:
+def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     phases = Phases(channel, started)
     phases.begin("import")
     from octavo_server.config import EngineConfig
@@ -186,7 +185,7 @@ def _serve(start: StartMessage, channel: Channel, parent: int, started: float) -
 
     core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin)
     phases.end()
-    loop = EngineLoop(core, channel, parent)
+    loop = EngineLoop(core, channel)
     signal.signal(signal.SIGTERM, loop.stop)  # until now it ended the process at once, which was right
     channel.send(_ready(core, channel.epoch, phases.seconds))
     loop.run()
@@ -209,14 +208,19 @@ def _give_up(channel: Channel, message: str) -> int:
     return 1
 
 
-def _die_with_parent() -> int:
-    """Asks the kernel to kill this process when its parent dies; returns the parent's id.
+def stdin_ended() -> bool:
+    """Whether nobody holds the other end of stdin any more. Costs about a microsecond."""
+    poll = select.poll()
+    poll.register(0, 0)  # what is asked for beside a hang-up: nothing
+    return bool(poll.poll(0))
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent dies.
 
     The kernel's parent is the thread that started us: the supervisor must do so from one that lives as long as it does.
-    The loop looks at the parent's id besides, for a parent that died before this call.
+    A parent that died before this call is noticed by the end of stdin.
     """
-    parent = os.getppid()
     prctl: Callable[[int, int], int] = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        log.warning("the kernel refuses to end this process with its parent; it will look for it itself")
-    return parent
+        log.warning("the kernel refuses to end this process with its parent; the end of stdin will, if later")

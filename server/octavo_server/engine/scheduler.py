@@ -87,8 +87,7 @@ class Scheduler:
         finished, self._finished_ids = self._finished_ids, []
         output = SchedulerOutput(step=self.num_steps, finished_ids=finished)
         budget = self._schedule_running(output, self.limits.max_num_batched_tokens)
-        if not output.preempted_ids:
-            self._schedule_waiting(output, budget)
+        self._schedule_waiting(output, budget)
         for request_id, count in output.num_scheduled_tokens.items():
             self.requests[request_id].num_computed_tokens += count
         return output
