@@ -92,26 +92,27 @@ async def settled(running: RunningOperator, count: int) -> bool:
 async def test_what_vanishes_while_the_watch_is_broken_is_not_made_again(
     control_plane: ControlPlane, octavo: Kube, faults: Faults
 ) -> None:
-    async with operating(control_plane, octavo.namespace, resync_seconds=0.3):
+    async with operating(control_plane, octavo.namespace, resync_seconds=0.3) as running:
         made = await octavo.create(llm_deployment())
         await until_both(octavo)
+        faults.reset()
         with faults.watches_down():
             await octavo.delete(made)
             for api_version, kind in (("apps/v1", "Deployment"), ("v1", "Service")):
                 with contextlib.suppress(Exception):
                     await octavo.delete(await octavo.get(api_version, kind, "demo"))
-        faults.reset()
-        # The resync still knows the name: it must look, and make nothing.
+        # The resync still knows the name: it must look, make nothing, and forget it.
         await octavo.until(lambda: looked_for_it(faults), what="the operator to look for it")
         await octavo.create(llm_deployment("other"))
         await until_both(octavo, "other")
         assert not await exists(octavo, "Deployment") and not await exists(octavo, "Service")
         made_again = [each for each in faults.writes() if each.name == "demo" and each.plural != "llmdeployments"]
         assert made_again == []
+        assert "demo" not in {key.name for key in running.operator.known}
 
 
 async def looked_for_it(faults: Faults) -> bool:
-    return any(each.plural == "llmdeployments" and each.name == "demo" for each in faults.requests)
+    return any((each.plural, each.name, each.status) == ("llmdeployments", "demo", 404) for each in faults.requests)
 
 
 @pytest.mark.parametrize("how", ["drop", "expire", "stale lists", "refuse", "hang"])
