@@ -27,7 +27,7 @@ class Delta:
 
 
 class Answer:
-    """A choice of an answer. `finished` by itself, it may be so before the engine knows: a stop string is seen here."""
+    """A choice of an answer. It may be `finished` before the engine knows: stop strings are found here."""
 
     def __init__(
         self,
