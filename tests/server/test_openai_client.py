@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 import serving
 import tiny_tokenizers
-from tiny_models import config_json, read_checkpoint, reference_greedy, write_checkpoint
+from tiny_models import config_json, read_checkpoint, reference_logits, write_checkpoint
 
 QUESTION: Any = [{"role": "user", "content": "Grüße, what is a page? 🙂"}]
 
@@ -70,7 +70,8 @@ def test_a_greedy_chat_is_what_transformers_generates(client: openai.OpenAI, mod
     text = f"<|im_start|>user\n{QUESTION[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
     assert prompt == tokenizer.encode(text, add_special_tokens=False).ids
     choice: Any = answer.choices[0]
-    assert choice.token_ids == reference_greedy(read_checkpoint(model), prompt, 40)[: len(choice.token_ids)]
+    logits = reference_logits(read_checkpoint(model), prompt + choice.token_ids)
+    assert choice.token_ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()  # each the likeliest after those before
     assert choice.finish_reason in ("stop", "length")
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(prompt)
