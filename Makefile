@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The CPU build where there is one for this interpreter; a looser range would pull gigabytes of CUDA onto a laptop.
 TORCH ?= torch==2.13.0
+# On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
+TORCH_INDEX ?=
 
 .PHONY: help setup demo test lint types imports unit crd bench clean
 
@@ -18,7 +19,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a few minutes on a slow network)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
 	@touch $@
 
@@ -41,7 +42,7 @@ unit: $(STAMP)
 	$(BIN)/pytest
 
 crd: $(STAMP)
-	$(BIN)/octavo crd > crds/octavo.dev_llmdeployments.yaml
+	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/crds/octavo.dev_llmdeployments.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

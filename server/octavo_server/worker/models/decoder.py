@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from octavo_common.memory import context_length
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import (
     AttentionMetadata,
@@ -63,7 +64,7 @@ class Decoder:
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.head = Projection(torch.empty_like(self.embedding), None)
         self._workspace = Workspace()
-        self.cos, self.sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings, device)
+        self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, kv_cache: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

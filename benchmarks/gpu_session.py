@@ -1,0 +1,171 @@
+"""Checks the engine on a GPU and times it, in one call of a few minutes.
+
+    python benchmarks/gpu_session.py [--json FILE] [--demo-only]
+
+Needs torch with CUDA, transformers (the independent truth) and the packages of the `server` extra, but no installation
+of octavo: it finds the source roots beside itself. Exit status 1 if a check fails; then nothing is timed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support")]
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from octavo_common.model_config import read_model_config  # noqa: E402
+from octavo_server.config import EngineConfig  # noqa: E402
+from octavo_server.engine.core import EngineCore, start_engine  # noqa: E402
+from octavo_server.ipc import AddRequest, SamplingParams  # noqa: E402
+from octavo_server.worker.models.decoder import load_decoder  # noqa: E402
+from paged_loop import PagedLoop, Sequence  # noqa: E402
+from tiny_models import MODEL_TYPES, config_json, read_checkpoint, reference_logits, write_checkpoint  # noqa: E402
+
+CUDA = torch.device("cuda")
+DEMO = ROOT / "server/octavo_server/demo_model"
+REAL_WIDTH: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+}
+FP32_TOLERANCE = 1e-3
+BF16_RATIO = 1.5  # our bf16 error may be this many times that of transformers
+PROMPTS = (
+    "Tell me a joke",
+    "What is a KV cache?",
+    "What is 17 + 25?",
+    "Spell the word banana.",
+    "My name is Zelda. What is my name?",
+)
+
+
+def paged_logits(directory: Path, dtype: torch.dtype, tokens: list[int]) -> torch.Tensor:
+    """[tokens, vocab]: a prefill in two chunks across page borders, then decode, beside another sequence."""
+    decoder = load_decoder(directory, read_model_config(directory), dtype, CUDA)
+    loop = PagedLoop(decoder, num_blocks=64, block_size=16)
+    ours, other = Sequence(), Sequence()
+    rows = [loop.step([(other, tokens[::-1][:40]), (ours, tokens[:37])])[1]]
+    rows.append(loop.step([(ours, tokens[37:90]), (other, tokens[:1])])[0])
+    for token in tokens[90:]:
+        rows.append(loop.step([(other, [token]), (ours, [token])])[1])
+    return torch.cat(rows).cpu()
+
+
+def check_parity(architecture: str, directory: Path) -> dict[str, float]:
+    """Largest differences of logits to transformers' own, at real widths."""
+    truth_model = write_checkpoint(directory, config_json(architecture, **REAL_WIDTH))
+    tokens = torch.randint(0, 32_000, (110,), generator=torch.Generator().manual_seed(1)).tolist()
+    truth = reference_logits(truth_model, tokens)
+    theirs_model = read_checkpoint(directory).to(CUDA, torch.bfloat16)
+    with torch.no_grad():
+        theirs = theirs_model(torch.tensor([tokens], device=CUDA), use_cache=False).logits[0].float().cpu()
+    return {
+        "fp32": (paged_logits(directory, torch.float32, tokens) - truth).abs().max().item(),
+        "bf16": (paged_logits(directory, torch.bfloat16, tokens) - truth).abs().max().item(),
+        "bf16 of transformers": (theirs - truth).abs().max().item(),
+    }
+
+
+def demo_engine(device: str, dtype: str = "float32") -> EngineCore:
+    config = EngineConfig(model=DEMO, device=device, dtype=dtype, kv_cache_memory_bytes=2**28)  # type: ignore[arg-type]
+    return start_engine(config, lambda _phase: None)
+
+
+def generate(engine: EngineCore, prompts: list[list[int]], sampling: SamplingParams) -> list[list[int]]:
+    """All prompts in one batch."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for index, prompt in enumerate(prompts):
+        engine.add(AddRequest(0, str(index), prompt, sampling, 0.0))
+    while engine.has_work:
+        for output in engine.step():
+            if output.error:
+                raise RuntimeError(output.error)
+            found[int(output.request_id)] += output.token_ids
+    return found
+
+
+def demo_prompts() -> list[list[int]]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO)
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in PROMPTS
+    ]
+
+
+def check_demo() -> dict[str, int]:
+    """Tokens of the demo model's greedy answers that differ between CPU and GPU, in fp32."""
+    prompts, sampling = demo_prompts(), SamplingParams(temperature=0.0, max_tokens=120)
+    cpu, gpu = (generate(demo_engine(device), prompts, sampling) for device in ("cpu", "cuda"))
+    differing = sum(a != b for a, b in zip(cpu, gpu, strict=True))
+    return {"answers": len(prompts), "tokens": sum(map(len, cpu)), "answers that differ": differing}
+
+
+def median_ms(run: Callable[[], object], repeat: int = 20) -> float:
+    times = []
+    for _ in range(repeat):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) * 1000)
+    return statistics.median(times)
+
+
+def time_demo() -> dict[str, float]:
+    """Milliseconds of a whole engine step of the demo model, all requests in decode."""
+    figures = {}
+    for batch in (1, 64):
+        engine = demo_engine("cuda", "bfloat16")
+        sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
+        for index in range(batch):
+            engine.add(AddRequest(0, str(index), demo_prompts()[0], sampling, 0.0))
+        for _ in range(10):
+            engine.step()
+        figures[f"demo-decode-step-{batch}"] = median_ms(engine.step)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--demo-only", action="store_true", help="leave out the parity checks at real widths")
+    arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "parity": {}}
+    failed = False
+    for architecture in [] if arguments.demo_only else MODEL_TYPES:
+        with tempfile.TemporaryDirectory() as directory:
+            errors = check_parity(architecture, Path(directory))
+        report["parity"][architecture] = errors
+        failed |= errors["fp32"] > FP32_TOLERANCE or errors["bf16"] > BF16_RATIO * errors["bf16 of transformers"]
+        print(architecture, errors, flush=True)
+    report["demo"] = check_demo()
+    failed |= report["demo"]["answers that differ"] > 0
+    print("demo model, CPU against GPU:", report["demo"], flush=True)
+    if not failed:
+        report["milliseconds"] = time_demo()
+        print("milliseconds:", report["milliseconds"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("a check FAILED" if failed else "all checks passed")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

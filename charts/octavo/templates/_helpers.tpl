@@ -1,0 +1,79 @@
+{{- define "octavo.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "octavo.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "octavo.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "octavo.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "octavo.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "octavo.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "octavo.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "octavo.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "octavo.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "octavo.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- /* The image of a dictionary (repository, tag, digest) and the chart's version: by digest where there is one. */}}
+{{- define "octavo.image" -}}
+{{- if .image.digest }}
+{{- printf "%s@%s" .image.repository .image.digest }}
+{{- else }}
+{{- printf "%s:%s" .image.repository (default .version .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- /* What the operator does where its LLMDeployments are. Secrets are in no rule: it refers to them and reads none. */}}
+{{- define "octavo.rules" -}}
+- apiGroups: [octavo.dev]
+  resources: [llmdeployments]
+  verbs: [get, list, watch]
+- apiGroups: [octavo.dev]
+  resources: [llmdeployments/status]
+  verbs: [patch]
+- apiGroups: [octavo.dev]
+  resources: [llmdeployments/finalizers] # for ownerReferences with blockOwnerDeletion
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list, watch, create, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch, patch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+
+{{- /* The Lease is always beside the operator. */}}
+{{- define "octavo.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create] # which cannot be bound to a name
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [octavo-operator]
+  verbs: [get, update]
+{{- end }}

@@ -1,0 +1,63 @@
+"""The whole object: `LLMDeployment`, with the part of its metadata that Octavo looks at."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from octavo_operator.api import rules
+from octavo_operator.api.base import ApiModel, Rule
+from octavo_operator.api.spec import LLMDeploymentSpec
+from octavo_operator.api.status import LLMDeploymentStatus
+from octavo_operator.api.types import DNSLabel, LabelValue
+
+
+class ObjectMeta(ApiModel):
+    """Kubernetes' metadata. What is not used here is known, so that it is not refused, and left unread."""
+
+    name: str
+    namespace: DNSLabel | None = None
+    labels: dict[str, LabelValue] = Field({})
+    annotations: dict[str, str] = Field({})
+    uid: str | None = None
+    resource_version: str | None = None
+    generation: int | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    deletion_grace_period_seconds: int | None = None
+    generate_name: str | None = None
+    self_link: str | None = None
+    finalizers: list[str] = Field([])
+    owner_references: list[Any] = Field([])
+    managed_fields: list[Any] = Field([])
+
+
+class LLMDeployment(ApiModel):
+    """A large language model, served: one manifest gives pods that run it and a URL for OpenAI clients."""
+
+    rules: ClassVar[tuple[Rule, ...]] = rules.LLM_DEPLOYMENT
+
+    api_version: Literal["octavo.dev/v1alpha1"]
+    kind: Literal["LLMDeployment"]
+    metadata: ObjectMeta
+    spec: LLMDeploymentSpec = Field(description="What is wanted.")
+    status: Annotated[LLMDeploymentStatus | None, Field(description="What the operator saw.")] = None
+
+    @property
+    def name(self) -> str:
+        """metadata.name."""
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        """metadata.namespace; "default" where a manifest leaves it out."""
+        return self.metadata.namespace or "default"
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients ask for."""
+        return self.spec.model.name or self.metadata.name
+
+    @property
+    def desired_replicas(self) -> int:
+        """Pods wanted: 0 while suspended."""
+        return 0 if self.spec.suspend else self.spec.replicas

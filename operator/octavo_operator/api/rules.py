@@ -1,0 +1,144 @@
+"""Every rule that spans fields, in one place: CEL for the API server, and its twin in Python.
+
+A test holds both against one corpus of manifests, judged by pydantic and by a real API server.
+"""
+
+from typing import Any, Final
+
+from octavo_operator.api.base import Rule, matches
+from octavo_operator.api.types import QUALIFIED_NAME
+
+OBJECT_NAME: Final = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
+
+FLAGS_OF_THE_OPERATOR: Final = (
+    r"^--(served-model-name|host|port|admin-port|max-model-len|dtype|drain-seconds|api-key)(=|$)"
+)
+LABELS_OF_THE_OPERATOR: Final = r"^(octavo[.]dev/.*|app[.]kubernetes[.]io/(name|instance|component|managed-by))$"
+VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model")
+MOUNTS_OF_THE_OPERATOR: Final = r"^/(tmp|octavo)(/|$)"
+
+LLM_DEPLOYMENT: Final = (
+    Rule(
+        cel=f"self.metadata.name.matches('{OBJECT_NAME}')",
+        message="the name must begin with a letter, hold only a-z, 0-9 and '-', and have at most 52 characters: "
+        "Services and Pods are named after it",
+        holds=lambda o: matches(OBJECT_NAME, o.metadata.name),
+        field="metadata.name",
+    ),
+)
+
+SOURCE: Final = (
+    Rule(
+        cel="[has(self.builtin), has(self.path), has(self.persistentVolumeClaim)].filter(given, given).size() == 1",
+        message="exactly one source must be given: builtin, path or persistentVolumeClaim",
+        holds=lambda s: sum(given is not None for given in (s.builtin, s.path, s.persistent_volume_claim)) == 1,
+    ),
+)
+
+PATH: Final = (
+    Rule(
+        cel="!has(self.path) || !self.path.split('/').exists(part, part == '..')",
+        message="must not lead out of itself with '..'",
+        holds=lambda s: ".." not in s.path.split("/"),
+        field="path",
+    ),
+)
+
+SERVER: Final = (
+    Rule(
+        cel=f"!has(self.args) || !self.args.exists(arg, arg.matches('{FLAGS_OF_THE_OPERATOR}'))",
+        message="these flags are set by the operator, from spec.model.name, server.maxModelLength, server.dtype and "
+        "termination.drainSeconds, or would show a secret: --served-model-name, --host, --port, --admin-port, "
+        "--max-model-len, --dtype, --drain-seconds, --api-key",
+        holds=lambda s: not any(matches(FLAGS_OF_THE_OPERATOR, arg) for arg in s.args),
+        field="args",
+    ),
+)
+
+ENV: Final = (
+    Rule(
+        cel="!(has(self.value) && has(self.valueFrom))",
+        message="value and valueFrom exclude each other",
+        holds=lambda e: e.value is None or e.value_from is None,
+    ),
+)
+
+ENV_SOURCE: Final = (
+    Rule(
+        cel="has(self.secretKeyRef) != has(self.configMapKeyRef)",
+        message="exactly one of secretKeyRef and configMapKeyRef must be given",
+        holds=lambda e: (e.secret_key_ref is None) != (e.config_map_key_ref is None),
+    ),
+)
+
+ACCELERATOR: Final = (
+    Rule(
+        cel="!self.resourceName.endsWith('/gpu') || self.count == 1",
+        message="a replica runs on one GPU; more would stand idle",
+        holds=lambda a: not a.resource_name.endswith("/gpu") or a.count == 1,
+        field="count",
+    ),
+)
+
+ROLLOUT: Final = (
+    Rule(
+        cel="self.maxSurge + self.maxUnavailable > 0",
+        message="maxSurge and maxUnavailable must not both be 0: no pod could ever be replaced",
+        holds=lambda r: r.max_surge + r.max_unavailable > 0,
+    ),
+)
+
+
+def _map_keys(field: str, what: str) -> Rule:
+    """Keys of labels, annotations and node selectors: the API server would refuse the Deployment for a bad one."""
+    return Rule(
+        cel=f"!has(self.{field}) || self.{field}.all(key, size(key) <= 317 && key.matches('{QUALIFIED_NAME}'))",
+        message=f"every key of {what} must be a qualified name, such as team or example.com/team",
+        holds=lambda t: all(len(key) <= 317 and matches(QUALIFIED_NAME, key) for key in _mapping(t, field)),
+        field=field,
+    )
+
+
+def _mapping(template: Any, field: str) -> dict[str, str]:
+    python_name = {"nodeSelector": "node_selector"}.get(field, field)
+    mapping: dict[str, str] = getattr(template, python_name)
+    return mapping
+
+
+POD_TEMPLATE: Final = (
+    _map_keys("labels", "labels"),
+    _map_keys("annotations", "annotations"),
+    _map_keys("nodeSelector", "nodeSelector"),
+    Rule(
+        cel=f"!has(self.labels) || !self.labels.exists(key, key.matches('{LABELS_OF_THE_OPERATOR}'))",
+        message="labels under octavo.dev/ and app.kubernetes.io/{name,instance,component,managed-by} are taken",
+        holds=lambda t: not any(matches(LABELS_OF_THE_OPERATOR, key) for key in t.labels),
+        field="labels",
+    ),
+    Rule(
+        cel="!has(self.volumes) || !self.volumes.exists(volume, volume.name in ['tmp', 'model'])",
+        message="the volume names tmp and model are the operator's",
+        holds=lambda t: not any(volume.name in VOLUMES_OF_THE_OPERATOR for volume in t.volumes),
+        field="volumes",
+    ),
+    Rule(
+        cel="!has(self.volumeMounts) || self.volumeMounts.all(mount, "
+        "has(self.volumes) && self.volumes.exists(volume, volume.name == mount.name))",
+        message="every mount must name a volume of podTemplate.volumes",
+        holds=lambda t: {mount.name for mount in t.volume_mounts} <= {volume.name for volume in t.volumes},
+        field="volumeMounts",
+    ),
+    Rule(
+        cel="!has(self.volumeMounts) || "
+        f"!self.volumeMounts.exists(mount, mount.mountPath.matches('{MOUNTS_OF_THE_OPERATOR}'))",
+        message="/tmp and /octavo are mounted by the operator",
+        holds=lambda t: not any(matches(MOUNTS_OF_THE_OPERATOR, mount.mount_path) for mount in t.volume_mounts),
+        field="volumeMounts",
+    ),
+    Rule(
+        cel="!has(self.initContainers) || !self.initContainers.exists(container, container.name == 'server')",
+        message="the container name server is the operator's",
+        holds=lambda t: not any(container.name == "server" for container in t.init_containers),
+        field="initContainers",
+    ),
+)

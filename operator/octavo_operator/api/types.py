@@ -1,0 +1,34 @@
+"""Bounded strings, numbers and lists: the vocabulary of the fields."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from octavo_operator.api.base import Quantity
+
+QUALIFIED_NAME = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+"""The key of a label or an annotation, the name of a resource. With a prefix at most 253 + 1 + 63 characters long."""
+LABEL_VALUE = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+
+DNSLabel = Annotated[str, Field(max_length=63, pattern=DNS_LABEL)]
+DNSSubdomain = Annotated[str, Field(max_length=253, pattern=DNS_SUBDOMAIN)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
+QualifiedName = Annotated[str, Field(max_length=317, pattern=QUALIFIED_NAME)]
+
+Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+CPUQuantity = Annotated[int | str, Quantity(r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,6}m)$")]
+MemoryQuantity = Annotated[
+    int | str,
+    Quantity(r"^([1-9][0-9]{0,14}|([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])(k|M|G|T|Ki|Mi|Gi|Ti))$"),
+]
+
+Seconds = Annotated[int, Field(ge=0, le=86_400)]
+Count = Annotated[int, Field(ge=0, le=1_000)]
+PortNumber = Annotated[int, Field(ge=1, le=65_535)]

@@ -1,0 +1,79 @@
+"""Thin kopf handlers: every event only says which key to look at. kopf watches, and writes nothing anywhere."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
+from typing import Any, Final
+
+import kopf
+
+from octavo_common.names import API_GROUP, API_VERSION, DEPLOYMENT_LABEL, PLURAL
+from octavo_operator.kube import Kube
+from octavo_operator.reconcile import Key
+from octavo_operator.workqueue import WorkQueue
+
+CHILDREN: Final = (("apps", "v1", "deployments"), ("", "v1", "services"), ("", "v1", "pods"))
+
+
+def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.OperatorRegistry:
+    """Handlers that feed `queue`, and keep in `known` which LLMDeployments there are."""
+    handlers = kopf.OperatorRegistry()
+
+    async def on_deployment(event: Mapping[str, Any], **_: Any) -> None:
+        metadata = event["object"]["metadata"]
+        key, version = Key(metadata["namespace"], metadata["name"]), (metadata["uid"], metadata.get("generation"))
+        changed = known.get(key) != version
+        if event["type"] == "DELETED":
+            known.pop(key, None)
+        else:
+            known[key] = version
+        queue.add(key, urgent=changed)
+
+    async def on_child(event: Mapping[str, Any], **_: Any) -> None:
+        metadata = event["object"]["metadata"]
+        name = metadata.get("labels", {}).get(DEPLOYMENT_LABEL)
+        if name:
+            queue.add(Key(metadata["namespace"], name), urgent=event["type"] == "DELETED")
+
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await _connection_info(kube)
+
+    kopf.on.login(registry=handlers)(login)
+    kopf.on.event(API_GROUP, API_VERSION, PLURAL, registry=handlers)(on_deployment)
+    for group, version, plural in CHILDREN:
+        kopf.on.event(group, version, plural, registry=handlers, labels={DEPLOYMENT_LABEL: kopf.PRESENT})(on_child)
+    return handlers
+
+
+class _Backoffs:
+    """Seconds between attempts of a request; without an end, as kopf gives up the whole operator at the end of them."""
+
+    def __iter__(self) -> Iterator[float]:
+        return chain((0.5, 1.0, 2.0, 4.0, 8.0), repeat(10.0))
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf as a watcher and nothing else: no events posted, no scan of namespaces and CRDs, only our children."""
+    result = kopf.OperatorSettings()
+    result.posting.enabled = False
+    result.scanning.disabled = True
+    result.networking.error_backoffs = _Backoffs()
+    for group, version, plural in CHILDREN:
+        result.watching.label_selectors[(group or version, plural)] = DEPLOYMENT_LABEL
+    return result
+
+
+async def _connection_info(kube: Kube) -> kopf.ConnectionInfo:
+    """What our client knows of the API server, in kopf's terms; asked for again when a token was refused."""
+    known = await kube.connection()
+    scheme, _, token = (known.authorization or "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=known.server,
+        ca_path=known.ca_path,
+        ca_data=known.ca_data,
+        insecure=known.insecure,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=known.certificate_path,
+        private_key_path=known.private_key_path,
+        proxy_url=known.proxy,
+    )

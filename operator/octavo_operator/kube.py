@@ -1,0 +1,252 @@
+"""The only module that talks to the API server. Reads and writes plain dicts; every request has a timeout.
+
+What the operator reads here it reads live: kopf's events only say where to look, because a cache is a hint.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.config.config_exception import ConfigException
+
+from octavo_common.names import API_GROUP, API_VERSION, FIELD_MANAGER, KIND, PLURAL
+
+Manifest = dict[str, Any]
+
+REQUEST_SECONDS: Final = 15.0
+_APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
+_JSON: Final = "application/json"
+_COLLECTIONS: Final = {
+    KIND: f"/apis/{API_GROUP}/{API_VERSION}/namespaces/{{}}/{PLURAL}",
+    "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+    "Service": "/api/v1/namespaces/{}/services",
+    "Pod": "/api/v1/namespaces/{}/pods",
+    "Event": "/api/v1/namespaces/{}/events",
+    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+}
+
+log = logging.getLogger(__name__)
+
+
+class KubeError(Exception):
+    """The API server refused, or did not answer. `status` is HTTP's, 0 where there was no answer.
+
+    `retry_after` are seconds that the server asked to wait.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{status}: {message}" if status else message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the same request would be refused again: the request is wrong, or not allowed."""
+        return self.status in {400, 403, 422} or (self.status == 500 and "typed patch" in self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What kopf, which brings its own client, must know to watch the same API server. `authorization` is the header."""
+
+    server: str
+    authorization: str | None
+    ca_path: str | None
+    ca_data: str | bytes | None
+    insecure: bool
+    certificate_path: str | None
+    private_key_path: str | None
+    proxy: str | None
+
+
+class Kube:
+    """A connection to one API server."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    async def connection(self) -> Connection:
+        """Where the API server is and how to identify to it, with a token that is still good."""
+        known = self._api.configuration
+        return Connection(
+            server=known.host,
+            authorization=await known.get_api_key_with_prefix("BearerToken", alias="authorization"),
+            ca_path=known.ssl_ca_cert,
+            ca_data=known.ca_cert_data,
+            insecure=not known.verify_ssl,
+            certificate_path=known.cert_file,
+            private_key_path=known.key_file,
+            proxy=known.proxy,
+        )
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """One object, None where there is none."""
+        try:
+            return await self._request("GET", f"{_collection(kind, namespace)}/{name}")
+        except KubeError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def find(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The same by a list of one, for kinds that the operator's Role lets it list but not get."""
+        found = await self._list(kind, namespace, {"fieldSelector": f"metadata.name={name}"})
+        return found[0] if found else None
+
+    async def pods(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """The pods with these labels, by name."""
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        found = await self._list("Pod", namespace, {"labelSelector": selector})
+        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+
+    async def create_by_apply(self, manifest: Manifest) -> Manifest:
+        """Server-side apply of an object that was not there.
+
+        Unforced: should a stranger's have appeared meanwhile, the conflict over its fields raises a KubeError with 409.
+        """
+        return await self._apply(manifest, force=False)
+
+    async def update_by_apply(self, manifest: Manifest, uid: str) -> Manifest:
+        """Forced server-side apply of the object with this uid; if it is gone, nothing is made: a KubeError, 409."""
+        pinned = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
+        return await self._apply(pinned, force=True)
+
+    async def patch_status(self, live: Manifest, patch: Manifest) -> Manifest:
+        """Merge `patch` into the status of this very LLMDeployment; 409 if another has taken its name."""
+        metadata = live["metadata"]
+        path = f"{_collection(KIND, metadata['namespace'])}/{metadata['name']}/status"
+        body = {"metadata": {"uid": metadata["uid"]}, "status": patch}
+        return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
+
+    async def record(self, live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """An Event about an LLMDeployment. Best effort: one that is lost is logged, and hinders nothing."""
+        metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
+        about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": metadata["namespace"]},
+            "involvedObject": about,
+            "type": kind,
+            "reason": reason,
+            "message": message[:1024],
+            "source": {"component": FIELD_MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await self.create("Event", metadata["namespace"], event)
+        except KubeError as error:
+            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], metadata["name"], error)
+
+    async def create(self, kind: str, namespace: str, body: Manifest) -> Manifest:
+        """A new object, under the name that `body` says; 409 where there is one."""
+        return await self._request("POST", _collection(kind, namespace), body, query={"fieldManager": FIELD_MANAGER})
+
+    async def replace(self, kind: str, body: Manifest) -> Manifest:
+        """An object as a whole; 409 where its resourceVersion is not the one in `body`."""
+        metadata = body["metadata"]
+        path = f"{_collection(kind, metadata['namespace'])}/{metadata['name']}"
+        return await self._request("PUT", path, body, query={"fieldManager": FIELD_MANAGER})
+
+    async def serves_our_api(self) -> bool:
+        """Whether the CRD is installed and served."""
+        try:
+            await self._request("GET", f"/apis/{API_GROUP}/{API_VERSION}")
+        except KubeError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    async def _apply(self, manifest: Manifest, *, force: bool) -> Manifest:
+        metadata = manifest["metadata"]
+        path = f"{_collection(manifest['kind'], metadata['namespace'])}/{metadata['name']}"
+        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower(), "fieldValidation": "Strict"}
+        return await self._request("PATCH", path, manifest, _APPLY, query)
+
+    async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
+        listed = await self._request("GET", _collection(kind, namespace), query=query)
+        # The items of a list do not say what they are; the list does.
+        return [{"apiVersion": listed["apiVersion"], "kind": kind} | item for item in listed["items"]]
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Manifest | None = None,
+        content_type: str = _JSON,
+        query: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Raises KubeError for every answer but success, and where there is none."""
+        request = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": _JSON, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+            answer = await self._api.call_api(*request, _request_timeout=timeout)
+            text = await answer.read()  # type: ignore[no-untyped-call]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise KubeError(0, f"no answer from the API server: {error or type(error).__name__}") from error
+        if answer.status >= 300:
+            raise _error(answer.status, text, answer.headers.get("Retry-After", ""))
+        result: Manifest = json.loads(text)
+        return result
+
+
+@asynccontextmanager
+async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
+    """The API server of `kubeconfig`; without one that of the cluster that this runs in, else of KUBECONFIG.
+
+    Raises:
+        KubeError: there is none of them.
+    """
+    settings = client.Configuration()
+    try:
+        if kubeconfig is not None:
+            await config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(kubeconfig), client_configuration=settings
+            )
+        else:
+            await _load_default_config(settings)
+    except ConfigException as error:
+        raise KubeError(0, f"no cluster: neither a service account nor a kubeconfig: {error}") from error
+    async with client.ApiClient(settings) as api:
+        api.user_agent = FIELD_MANAGER
+        yield Kube(api)
+
+
+async def _load_default_config(settings: client.Configuration) -> None:
+    try:
+        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+
+
+def _collection(kind: str, namespace: str) -> str:
+    return _COLLECTIONS[kind].format(namespace)
+
+
+def _error(status: int, text: bytes, retry_after: str) -> KubeError:
+    try:
+        message = str(json.loads(text)["message"])
+    except (ValueError, TypeError, KeyError):
+        message = text.decode(errors="replace")[:500]
+    return KubeError(status, message, float(retry_after) if retry_after.isdigit() else 0.0)

@@ -1,0 +1,5 @@
+"""The same desired state as in a cluster, as processes on this machine.
+
+`plan` turns the rendered Deployment into a command, `process` holds one running `octavo serve`, `replica` keeps one
+alive, `supervisor` all of them, and `observe` describes them as the cluster would, for the operator's own `status()`.
+"""

@@ -1,0 +1,134 @@
+"""What a manifest means on this machine: a command line, an environment, a number of processes, and what cannot act.
+
+The command line is the container's own, made by the same function, but for host and port.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from octavo_operator.api import FieldError, LLMDeployment, ManifestError
+from octavo_operator.api.base import ApiModel
+from octavo_operator.api.spec import EnvVar
+from octavo_operator.local.quantities import available_bytes, cores, quantity_bytes
+from octavo_operator.local.replica import Launch
+from octavo_operator.render import grace_seconds, server_arguments, startup_seconds
+
+HOST: Final = "127.0.0.1"
+DEVICES: Final = "CUDA_VISIBLE_DEVICES"
+THREADS: Final = "OMP_NUM_THREADS"  # of torch on the CPU: more of them than cores that are free slow each other down
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlan:
+    """How many replicas to start and in what environments, one each; `warnings` are sentences for people."""
+
+    deployment: LLMDeployment
+    environments: tuple[Mapping[str, str], ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that are started: those wanted, or fewer where the memory does not allow them."""
+        return len(self.environments)
+
+    def launches(self, port: int, on_line: Callable[[str, str], None] | None = None) -> list[Launch]:
+        """How each replica is started; the first one should get `port`, the others any free one."""
+        common = Launch(
+            command=self._command,
+            environment={},
+            host=HOST,
+            startup_seconds=startup_seconds(self.deployment),
+            grace_seconds=grace_seconds(self.deployment),
+            on_line=on_line,
+        )
+        return [
+            replace(common, environment=environment, port=port if index == 0 else 0)
+            for index, environment in enumerate(self.environments)
+        ]
+
+    def _command(self, port: int) -> Sequence[str]:
+        return [sys.executable, "-m", "octavo_cli.main", *server_arguments(self.deployment, HOST, port)]
+
+
+def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus: Sequence[str]) -> LocalPlan:
+    """Plan `deployment` for this machine with these GPUs, its replicas inheriting `environment`.
+
+    Raises:
+        ManifestError: a field asks for what only a cluster has, and there is no doing without it.
+    """
+    errors = [*_source_errors(deployment), *_environment_errors(deployment.spec.server.env, environment)]
+    if deployment.desired_replicas == 0:
+        field = "spec.suspend" if deployment.spec.suspend else "spec.replicas"
+        errors.append(FieldError(field, "asks for no replica at all; there is nothing to bring up"))
+    wants_gpu = deployment.spec.resources.accelerator is not None
+    if wants_gpu and 0 < len(gpus) < deployment.desired_replicas:
+        text = f"{deployment.desired_replicas} replicas need a GPU each, and this machine has {len(gpus)}"
+        errors.append(FieldError("spec.replicas", f"{text}; give {len(gpus)} or fewer"))
+    if errors:
+        raise ManifestError(errors)
+    count, warnings = _affordable(deployment)
+    base = dict(environment) | {variable.name: variable.value or "" for variable in _plain(deployment.spec.server.env)}
+    base["PYTHONSAFEPATH"] = "1"  # no module is taken from the directory that the user happens to be in
+    if not wants_gpu and deployment.spec.resources.cpu is not None:
+        base.setdefault(THREADS, str(max(1, int(cores(deployment.spec.resources.cpu)))))
+    devices = list(gpus[:count]) if wants_gpu and gpus else [""] * count
+    warnings += list(_idle_fields(deployment))
+    if wants_gpu and not gpus:
+        warnings.append("spec.resources.accelerator: this machine has no GPU that can be used; it runs on the CPU")
+    return LocalPlan(deployment, tuple(base | {DEVICES: device} for device in devices), tuple(warnings))
+
+
+def _source_errors(deployment: LLMDeployment) -> Iterator[FieldError]:
+    source = deployment.spec.model.source
+    if source.persistent_volume_claim is not None:
+        text = "there are no volume claims on this machine; use path with a directory of this machine, or builtin"
+        yield FieldError("spec.model.source.persistentVolumeClaim", text)
+    if source.path is not None and not Path(source.path.path).is_dir():
+        yield FieldError("spec.model.source.path.path", f"{source.path.path} is not a directory of this machine")
+
+
+def _environment_errors(variables: Sequence[EnvVar], environment: Mapping[str, str]) -> Iterator[FieldError]:
+    """Secrets and ConfigMaps are not here; a variable that is exported here stands for its reference."""
+    for index, variable in enumerate(variables):
+        reference = variable.value_from and (
+            variable.value_from.secret_key_ref or variable.value_from.config_map_key_ref
+        )
+        if reference and not reference.optional and variable.name not in environment:
+            text = f"there are no Secrets and ConfigMaps on this machine; export {variable.name} instead"
+            yield FieldError(f"spec.server.env[{index}].valueFrom", text)
+
+
+def _plain(variables: Sequence[EnvVar]) -> list[EnvVar]:
+    return [variable for variable in variables if variable.value_from is None]
+
+
+def _affordable(deployment: LLMDeployment) -> tuple[int, list[str]]:
+    """How many of the replicas wanted fit into the free memory, at least one, and what to say if not all do."""
+    wanted, memory = deployment.desired_replicas, deployment.spec.resources.memory
+    free = available_bytes()
+    if memory is None or free is None:
+        return wanted, []
+    count = max(1, min(wanted, free // quantity_bytes(memory)))
+    if count == wanted and quantity_bytes(memory) <= free:
+        return count, []
+    started = f"{count} of {wanted} replicas {'is' if count == 1 else 'are'} started"
+    return count, [f"spec.resources.memory: {memory} each, and {free / 2**30:.1f} GiB are free here; {started}"]
+
+
+def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
+    """One sentence on the fields that are given and act in a cluster alone."""
+    spec = deployment.spec
+    given = [
+        f"spec.podTemplate.{_alias(spec.pod_template, name)}" for name in sorted(spec.pod_template.model_fields_set)
+    ]
+    given += ["spec.server.image"] if spec.server.image is not None else []
+    given += ["spec.rollout"] if "rollout" in spec.model_fields_set else []
+    if given:
+        yield f"{', '.join(given)}: no effect without a cluster"
+
+
+def _alias(model: ApiModel, name: str) -> str:
+    return type(model).model_fields[name].alias or name

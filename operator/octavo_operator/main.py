@@ -1,0 +1,199 @@
+"""The operator as a process: connect, wait to lead, watch, reconcile; stop on a signal, end at once when superseded."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+from uuid import uuid4
+
+import kopf
+
+from octavo_common.names import API_GROUP
+from octavo_operator import handlers
+from octavo_operator.election import Election, LeadershipLostError, Timing
+from octavo_operator.kube import Kube, KubeError, connect
+from octavo_operator.probes import Metrics, probe_server
+from octavo_operator.reconcile import Key, Reconciler
+from octavo_operator.settings import OperatorSettings
+from octavo_operator.workqueue import Retry, WorkQueue
+
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_STOP_SECONDS: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def run_operator(settings: OperatorSettings) -> int:
+    """Run until SIGTERM or SIGINT. The exit status: 0 when told to stop, 1 when another operator took over.
+
+    Raises:
+        KubeError: there is no cluster to connect to.
+        OSError: the probe port is taken.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    if settings.log_level != "debug":
+        logging.getLogger("kopf").setLevel(logging.WARNING)
+    return asyncio.run(_until_signalled(settings))
+
+
+async def _until_signalled(settings: OperatorSettings) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return await Operator(settings).run(stop)
+
+
+class Operator:
+    """One operator on the running event loop."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self._settings = settings
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.metrics = Metrics(self.queue.__len__)
+        self.known: dict[Key, Any] = {}
+        self.probe_port: int | None = None
+        self.is_ready = False
+        self.is_leading = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Until `stop` is set: 0; or until another leads: 1."""
+        async with AsyncExitStack() as stack:
+            kube = await stack.enter_async_context(connect(self._settings.kubeconfig))
+            probes = probe_server(self._settings.probe_port, self.metrics, lambda: self.is_ready)
+            self.probe_port = await stack.enter_async_context(probes)
+            work = asyncio.create_task(self._work(kube, stop))
+            stopped = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+                if not work.done() and self.is_leading.is_set():
+                    # kopf watches `stop` too: its end is the end of the work.
+                    await asyncio.wait([work], timeout=_STOP_SECONDS)
+                return await _result(work)
+            finally:
+                stopped.cancel()
+
+    async def _work(self, kube: Kube, stop: asyncio.Event) -> None:
+        await _served(kube)
+        self.is_ready = True
+        async with self._leadership(kube) as holding:
+            self.is_leading.set()
+            self.metrics.leading.set(1)
+            log.info("acting in %s", ", ".join(self._settings.namespaces) or "all namespaces")
+            await self._act(kube, stop, holding)
+
+    @asynccontextmanager
+    async def _leadership(self, kube: Kube) -> AsyncIterator[Coroutine[Any, Any, None] | None]:
+        """Yields what must run on for as long as we lead; None where nobody else is expected."""
+        if not self._settings.leader_elect:
+            yield None
+            return
+        namespace = self._settings.lease_namespace or _own_namespace()
+        identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
+        election = Election(kube, namespace, identity, Timing(*self._settings.lease_seconds))
+        await election.acquire()
+        holding = election.hold()
+        try:
+            yield holding
+        except LeadershipLostError:
+            raise
+        except BaseException:
+            await election.release()
+            raise
+        else:
+            await election.release()
+        finally:
+            holding.close()
+
+    async def _act(self, kube: Kube, stop: asyncio.Event, holding: Coroutine[Any, Any, None] | None) -> None:
+        reconciler = Reconciler(kube, self._settings.default_image, _now)
+        watching = kopf.operator(
+            registry=handlers.registry(self.queue, self.known, kube),
+            settings=handlers.settings(),
+            standalone=True,
+            namespaces=self._settings.namespaces,
+            clusterwide=not self._settings.namespaces,
+            stop_flag=stop,
+        )
+        others = [self.queue.work(self._measured(reconciler)) for _ in range(self._settings.workers)]
+        others += [self._resync(), *([holding] if holding is not None else [])]
+        tasks = [asyncio.create_task(each) for each in (watching, *others)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self.queue.close()
+            for task in reversed(tasks):  # the writers first
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _measured(self, reconciler: Reconciler) -> Callable[[Key], Awaitable[None]]:
+        async def handle(key: Key) -> None:
+            result, known = "error", self.known.get(key)
+            try:
+                with self.metrics.seconds.time():
+                    is_there = await reconciler(key)
+                if not is_there and self.known.get(key) == known:
+                    self.known.pop(key, None)  # its DELETED was lost with a broken watch
+                result = "done"
+            except Retry:
+                result = "retry"
+                raise
+            finally:
+                self.metrics.reconciles.labels(result).inc()
+
+        return handle
+
+    async def _resync(self) -> None:
+        """What no event told, such as a child deleted while its watch was broken, is found within one period."""
+        random = Random()
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            for key in list(self.known):
+                self.queue.add_later(key, random.uniform(0.0, self._settings.resync_seconds / 2))
+
+
+async def _served(kube: Kube) -> None:
+    """Wait for API server and CRD: kopf watches only what is served when it starts."""
+    told = False
+    while True:
+        try:
+            if await kube.serves_our_api():
+                return
+            problem = f"{API_GROUP} is not served: install the CRD (octavo crd | kubectl apply --server-side -f -)"
+        except KubeError as error:
+            problem = str(error)
+        if not told:
+            log.warning("waiting: %s", problem)
+            told = True
+        await asyncio.sleep(2.0)
+
+
+async def _result(work: "asyncio.Task[None]") -> int:
+    work.cancel()
+    try:
+        await work
+    except LeadershipLostError as error:
+        log.error("ending: %s", error)
+        return 1
+    except asyncio.CancelledError:
+        pass
+    return 0
+
+
+def _own_namespace() -> str:
+    with suppress(OSError):
+        return _NAMESPACE_FILE.read_text().strip()
+    return "default"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,59 @@
+"""/healthz, /readyz and /metrics of the operator, on a port of their own."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+
+class Metrics:
+    """What the operator counts."""
+
+    def __init__(self, queue_length: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        self.reconciles = Counter(
+            "octavo_operator_reconciles", "Passes over one LLMDeployment", ["result"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "octavo_operator_reconcile_seconds", "Duration of a pass in seconds", registry=self.registry
+        )
+        self.leading = Gauge("octavo_operator_leading", "1 while this operator acts, else 0", registry=self.registry)
+        waiting = Gauge("octavo_operator_queue_length", "LLMDeployments that wait for a worker", registry=self.registry)
+        waiting.set_function(queue_length)
+
+
+@asynccontextmanager
+async def probe_server(port: int | None, metrics: Metrics, is_ready: Callable[[], bool]) -> AsyncIterator[int | None]:
+    """Serve inside the block, and yield the port; nothing and None where `port` is None.
+
+    /healthz answers as long as the event loop turns; /readyz once the API server was reached, also on a standby.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    if port is None:
+        yield None
+        return
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n") if is_ready() else web.Response(status=503, text="not ready\n")
+
+    async def exposition(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", exposition)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, port=port)
+        await site.start()
+        # With port 0 IPv4 and IPv6 get one each: IPv4's, whose addresses are pairs, is the one that is told.
+        addresses = sorted(runner.addresses, key=len)
+        yield int(addresses[0][1])
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,156 @@
+"""One LLMDeployment, from what is wanted to what is there: fetch → render → apply → observe → status.
+
+Level-based: a pass looks at the state and never at what happened, so it can be cut off after any write and be done
+again. Nothing is written where nothing changed.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from octavo_common.names import DEPLOYMENT_LABEL, KIND
+from octavo_operator import drift
+from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.events import Event, events_of
+from octavo_operator.kube import Kube, KubeError
+from octavo_operator.render import render
+from octavo_operator.status import Observation, Problem, build_status, status_patch
+from octavo_operator.workqueue import Retry
+
+Manifest = dict[str, Any]
+
+CHILD_KINDS: Final = ("Deployment", "Service")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Which LLMDeployment."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Reconciler:
+    """Brings one LLMDeployment after the other to its wanted state.
+
+    `now` gives the time as RFC 3339, for conditions that change.
+    """
+
+    def __init__(self, kube: Kube, default_image: str | None, now: Callable[[], str]) -> None:
+        self._kube = kube
+        self._default_image = default_image
+        self._now = now
+
+    async def __call__(self, key: Key) -> bool:
+        """One pass. Whether there still is such an LLMDeployment.
+
+        Raises:
+            Retry: something is in the way that no event will tell the end of, or the API server would not have it now.
+        """
+        try:
+            return await self._pass(key)
+        except KubeError as error:
+            raise Retry(str(error), after=error.retry_after) from error
+
+    async def _pass(self, key: Key) -> bool:
+        live = await self._kube.get(KIND, key.namespace, key.name)
+        if live is None or "deletionTimestamp" in live["metadata"]:
+            return live is not None  # its children go with it, by their owner references
+        children = {kind: await self._kube.find(kind, key.namespace, key.name) for kind in CHILD_KINDS}
+        wanted, deployment, problem = self._wanted(live)
+        problem = problem or _conflict(live, children)
+        actions: list[Event] = []
+        if problem is None:
+            problem = await self._apply(live, wanted, children, actions)
+        observed = Observation(
+            deployment=_own(live, children["Deployment"]),
+            service=_own(live, children["Service"]),
+            pods=await self._kube.pods(key.namespace, {DEPLOYMENT_LABEL: key.name}),
+            problem=problem,
+        )
+        await self._report(live, deployment, observed, actions)
+        if problem is not None and problem.reason != "InvalidSpec":
+            raise Retry(f"{problem.reason}: {problem.message}")
+        return True
+
+    def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Problem | None]:
+        try:
+            deployment = parse(live)
+            return [drift.stamped(each) for each in render(deployment, self._default_image)], deployment, None
+        except ManifestError as error:
+            return [], None, Problem("InvalidSpec", str(error).replace("\n", "; "))
+
+    async def _apply(
+        self, live: Manifest, wanted: list[Manifest], children: dict[str, Manifest | None], actions: list[Event]
+    ) -> Problem | None:
+        """Write what differs, and put what came back into `children`."""
+        for manifest in wanted:
+            kind, name = manifest["kind"], manifest["metadata"]["name"]
+            child = children[kind]
+            if child is not None and drift.in_sync(manifest, child):
+                continue
+            try:
+                if child is None:
+                    await self._expect_alive(live)
+                    children[kind] = await self._kube.create_by_apply(manifest)
+                    actions.append(Event("Normal", "Created", f"created {kind} {name}"))
+                else:
+                    children[kind] = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
+                    actions.append(Event("Normal", "Updated", f"applied {kind} {name}"))
+            except KubeError as error:
+                if not error.is_refusal:
+                    raise
+                return Problem("ApplyRefused", f"the API server refused {kind} {name}: {error.message}")
+        return None
+
+    async def _expect_alive(self, live: Manifest) -> None:
+        """Before anything is created: children of what is gone would be collected and made again, for ever."""
+        metadata = live["metadata"]
+        again = await self._kube.get(KIND, metadata["namespace"], metadata["name"])
+        if again is None or again["metadata"]["uid"] != metadata["uid"] or "deletionTimestamp" in again["metadata"]:
+            raise Retry("it was deleted meanwhile")
+
+    async def _report(
+        self, live: Manifest, deployment: LLMDeployment | None, observed: Observation, actions: list[Event]
+    ) -> None:
+        before = live.get("status") or {}
+        status = build_status(live, deployment, observed, self._now())
+        patch = status_patch(before, status)
+        if patch is not None:
+            await self._kube.patch_status(live, patch)
+        for event in [*actions, *events_of(before, status)]:
+            await self._kube.record(live, event.type, event.reason, event.message)
+
+
+def _own(live: Manifest, child: Manifest | None) -> Manifest | None:
+    uid = live["metadata"]["uid"]
+    return child if child is not None and drift.controller_uid(child) == uid else None
+
+
+def _conflict(live: Manifest, children: Mapping[str, Manifest | None]) -> Problem | None:
+    """What has one of our names and is not ours is left alone, and nothing else is written either."""
+    for kind, child in children.items():
+        if child is None or _own(live, child) is not None:
+            continue
+        name = child["metadata"]["name"]
+        if drift.is_orphan(child, {DEPLOYMENT_LABEL: name}):
+            continue  # of an earlier installation: adopted by the apply
+        owner: Manifest = next(
+            (each for each in child["metadata"].get("ownerReferences", []) if each.get("controller")), {}
+        )
+        if owner.get("kind") == KIND and owner.get("name") == name:
+            return Problem(
+                "PredecessorTerminating", f"the {kind} of an earlier LLMDeployment {name} is still being deleted"
+            )
+        whose = f"controlled by {owner['kind']} {owner['name']}" if owner else "not made by Octavo"
+        return Problem(
+            "NameConflict",
+            f"there is a {kind} {name}, {whose}; it is left alone: delete it or rename this LLMDeployment",
+        )
+    return None

@@ -1,0 +1,225 @@
+"""From what was observed to `LLMDeployment.status`. Pure: the time is passed in, and only a change of state uses it.
+
+Every condition says why in one word for programs, and in a sentence that a person can act on. Where Kubernetes has its
+own words (the scheduler, the kubelet, a quota), they are quoted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from octavo_common.names import DEPLOYMENT_LABEL
+from octavo_operator.api import LLMDeployment
+from octavo_operator.api.status import MAX_MESSAGE
+from octavo_operator.pods import Trouble, describe_trouble, living, unscheduled
+
+Manifest = Mapping[str, Any]
+Status = dict[str, Any]
+
+COMPLETE: Final = "Complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the objects are not as they should be. `reason` becomes the condition's: InvalidSpec, NameConflict, …"""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the API server holds of one LLMDeployment. None: there is none, or it is not ours."""
+
+    deployment: Manifest | None = None
+    service: Manifest | None = None
+    pods: Sequence[Manifest] = ()
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One condition before it has a time: status is "True", "False" or "Unknown"."""
+
+    status: str
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Pods by the Deployment's own count, which may be of an older generation of it."""
+
+    desired: int
+    total: int = 0
+    updated: int = 0
+    ready: int = 0
+    current: bool = False
+    conditions: Mapping[str, Manifest] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to do: as many as wanted are there, all of the newest spec and ready, and no other."""
+        return self.current and self.total == self.updated == self.ready == self.desired
+
+
+def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Observation, now: str) -> Status:
+    """The status that `live`, an LLMDeployment as the API server holds it, should have.
+
+    `deployment` is the same object validated, None if it is invalid (`observed.problem` says why): what cannot be known
+    then stays as it was. `now` is an RFC 3339 time, for conditions that change.
+    """
+    previous: Manifest = live.get("status") or {}
+    counts = _count(deployment, observed.deployment)
+    known = _known(deployment, observed) if deployment is not None else _kept(previous)
+    conditions = _conditions(counts, observed, deployment)
+    generation = live["metadata"].get("generation", 0)
+    return {
+        "conditions": [_dated(kind, verdict, previous, generation, now) for kind, verdict in conditions.items()],
+        "observedGeneration": generation,
+        "replicas": counts.total,
+        "readyReplicas": counts.ready,
+        "updatedReplicas": counts.updated,
+        "desiredReplicas": counts.desired,
+        "selector": f"{DEPLOYMENT_LABEL}={live['metadata']['name']}",
+        **known,
+    }
+
+
+def status_patch(previous: Manifest, wanted: Manifest) -> Status | None:
+    """The merge patch that leads from one status to the other; None where they are equal."""
+    changed = {key: value for key, value in wanted.items() if previous.get(key) != value}
+    gone = {key: None for key in previous if key not in wanted}
+    return (changed | gone) or None
+
+
+def condition(status: Manifest, kind: str) -> Manifest:
+    """A condition of a status by its type; empty where there is none."""
+    return next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
+
+
+def service_url(deployment: LLMDeployment) -> str:
+    """The base URL for OpenAI clients inside the cluster."""
+    return f"http://{deployment.name}.{deployment.namespace}.svc:{deployment.spec.networking.service.port}/v1"
+
+
+def _known(deployment: LLMDeployment, observed: Observation) -> Status:
+    url = {"url": service_url(deployment)} if observed.service is not None else {}
+    return {"model": deployment.model_name, **url}
+
+
+def _kept(previous: Manifest) -> Status:
+    return {key: previous[key] for key in ("model", "url") if key in previous}
+
+
+def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
+    if live is None:
+        return Counts(desired=deployment.desired_replicas if deployment is not None else 0)
+    status = live.get("status") or {}
+    return Counts(
+        desired=deployment.desired_replicas if deployment is not None else live["spec"].get("replicas", 1),
+        total=status.get("replicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        ready=status.get("readyReplicas", 0),
+        current=status.get("observedGeneration", 0) >= live["metadata"].get("generation", 0),
+        conditions={each["type"]: each for each in status.get("conditions", ())},
+    )
+
+
+def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> dict[str, Verdict]:
+    degraded = _degraded(counts, observed)
+    scheduled = _scheduled(living(observed.pods), counts)
+    progressing = _progressing(counts, observed)
+    available = _available(counts, observed, deployment)
+    return {
+        "Ready": _ready(counts, degraded, scheduled, progressing, available),
+        "Available": available,
+        "Progressing": progressing,
+        "Scheduled": scheduled,
+        "Degraded": degraded,
+    }
+
+
+def _ready(counts: Counts, degraded: Verdict, scheduled: Verdict, progressing: Verdict, available: Verdict) -> Verdict:
+    """What is wanted is there: nothing, while nothing is wanted."""
+    share = f"{counts.ready} of {counts.desired} replicas ready"
+    if degraded.status == "True":
+        return Verdict("False", degraded.reason, f"{share}: {degraded.message}")
+    if progressing.reason == COMPLETE:
+        return Verdict("True", available.reason, available.message)
+    why = scheduled if scheduled.status == "False" else progressing
+    return Verdict("False", why.reason, f"{share}: {why.message}")
+
+
+def _available(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> Verdict:
+    if counts.ready and observed.service is not None:
+        return Verdict("True", "ReplicasReady", f"{counts.ready} of {counts.desired} replicas take requests")
+    if counts.ready:
+        return Verdict("False", "NoService", f"{counts.ready} replicas are ready, but no Service leads to them")
+    if deployment is not None and deployment.spec.suspend:
+        return Verdict("False", "Suspended", "spec.suspend is true: no replica is wanted; set it to false to go on")
+    if counts.desired == 0:
+        return Verdict("False", "ScaledToZero", "spec.replicas is 0: no replica is wanted")
+    return Verdict("False", "NoReplicaReady", f"none of {counts.desired} replicas takes requests yet")
+
+
+def _progressing(counts: Counts, observed: Observation) -> Verdict:
+    if observed.problem is not None:
+        if observed.problem.reason == "PredecessorTerminating":
+            return Verdict("True", observed.problem.reason, observed.problem.message)
+        return Verdict("False", "Blocked", f"nothing is changed while there is a problem: {observed.problem.message}")
+    deadline = counts.conditions.get("Progressing", {})
+    if counts.current and deadline.get("reason") == "ProgressDeadlineExceeded":
+        return Verdict("False", "ProgressDeadlineExceeded", deadline.get("message", ""))
+    if counts.complete:
+        return Verdict("False", COMPLETE, f"all {counts.desired} replicas are of the newest spec and ready")
+    if observed.deployment is None or not counts.current:
+        return Verdict("True", "Applying", "the Deployment was just applied, its controller has not seen it yet")
+    if counts.updated < counts.desired or (counts.total > counts.updated and counts.updated):
+        what = f"{counts.updated} of {counts.desired} replicas are of the newest spec, {counts.total} in all"
+        return Verdict("True", "RollingOut", what)
+    if counts.total > counts.desired:
+        return Verdict("True", "ScalingDown", f"{counts.total - counts.desired} replicas are ending their requests")
+    return Verdict(
+        "True", "Starting", f"{counts.desired - counts.ready} replicas load the model or wait for their node"
+    )
+
+
+def _scheduled(pods: Sequence[Manifest], counts: Counts) -> Verdict:
+    waiting = unscheduled(pods)
+    if waiting.messages:
+        told = "; ".join(waiting.messages)
+        return Verdict("False", waiting.reason, f"{waiting.count} of {len(pods)} pods have no node: {told}")
+    if not pods and counts.desired:
+        return Verdict("Unknown", "NoPods", "there are no pods yet")
+    if waiting.undecided:
+        return Verdict("Unknown", "Pending", f"{waiting.undecided} of {len(pods)} pods wait for the scheduler")
+    return Verdict("True", "AllScheduled", f"all {len(pods)} pods have a node" if pods else "no pod needs a node")
+
+
+def _degraded(counts: Counts, observed: Observation) -> Verdict:
+    problem = observed.problem
+    if problem is not None and problem.reason != "PredecessorTerminating":
+        return Verdict("True", problem.reason, problem.message)
+    failure = counts.conditions.get("ReplicaFailure", {})
+    if failure.get("status") == "True":
+        return Verdict("True", "PodsRefused", f"pods cannot be created: {failure.get('message', '')}")
+    trouble: Trouble | None = describe_trouble(living(observed.pods))
+    if trouble is not None:
+        return Verdict("True", trouble.reason, trouble.message)
+    if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
+        return Verdict("True", "RolloutStuck", "pods did not become ready in time; see their events and logs")
+    return Verdict("False", "AsExpected")
+
+
+def _dated(kind: str, verdict: Verdict, previous: Manifest, generation: int, now: str) -> Status:
+    before = condition(previous, kind)
+    message = verdict.message
+    return {
+        "type": kind,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "message": message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…",
+        "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == verdict.status else now,
+        "observedGeneration": generation,
+    }

@@ -1,0 +1,24 @@
+"""Errors that the command line tells as one line, and the exit codes of `octavo`.
+
+| code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | it was tried and failed: a replica died, a request was refused, a cluster could not be reached |
+| 2 | the command line or the manifest is wrong, or a part is not installed; nothing was started |
+| 130 | interrupted by Ctrl-C before it was done; what was started has been stopped |
+| 129, 143 | likewise by SIGHUP and SIGTERM |
+"""
+
+from typing import Final
+
+FAILED: Final = 1
+WRONG_INPUT: Final = 2
+INTERRUPTED: Final = 130
+
+
+class CommandError(Exception):
+    """Ends the command with one line on stderr that says what to change, and with `exit_code`."""
+
+    def __init__(self, message: str, *, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

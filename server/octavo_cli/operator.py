@@ -1,0 +1,65 @@
+"""`octavo operator`: the operator as a process, in a cluster's pod or beside the cluster with a kubeconfig."""
+
+from pathlib import Path
+
+import click
+
+from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
+from octavo_common.names import OPERATOR_PORT
+
+
+@click.command(name="operator")
+@click.option("-n", "--namespace", "namespaces", multiple=True, metavar="NAME", help="Namespace to act in; repeatable.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Act in all namespaces; needs a ClusterRole.")
+@click.option("--server-image", metavar="IMAGE", help="Image of the server where a manifest names none.")
+@click.option(
+    "--leader-elect/--no-leader-elect", default=True, help="Act only while holding a Lease.  [default: leader-elect]"
+)
+@click.option("--lease-namespace", metavar="NAME", help="Namespace of the Lease.  [default: the pod's own]")
+@click.option(
+    "--probe-port",
+    type=click.IntRange(0, 65_535),
+    default=OPERATOR_PORT,
+    show_default=True,
+    help="Port of /healthz, /readyz and /metrics; 0: any free one.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    help="How to reach the cluster.  [default: the pod's service account, else KUBECONFIG]",
+)
+def operator(
+    namespaces: tuple[str, ...],
+    all_namespaces: bool,
+    server_image: str | None,
+    leader_elect: bool,
+    lease_namespace: str | None,
+    probe_port: int,
+    log_level: str,
+    kubeconfig: Path | None,
+) -> int:
+    """Turn every LLMDeployment into a Deployment and a Service, and tell its status, until SIGTERM."""
+    if all_namespaces == bool(namespaces):
+        raise CommandError("operator: give either --namespace (repeatable) or --all-namespaces", exit_code=WRONG_INPUT)
+    if kubeconfig is not None and not kubeconfig.is_file():
+        raise CommandError(f"operator: --kubeconfig {kubeconfig}: there is no such file", exit_code=WRONG_INPUT)
+    from octavo_operator.kube import KubeError
+    from octavo_operator.main import run_operator
+    from octavo_operator.settings import OperatorSettings
+
+    settings = OperatorSettings(
+        namespaces=namespaces,
+        default_image=server_image,
+        leader_elect=leader_elect,
+        lease_namespace=lease_namespace,
+        probe_port=probe_port,
+        log_level=log_level,
+        kubeconfig=kubeconfig,
+    )
+    try:
+        return run_operator(settings)
+    except (KubeError, OSError) as error:
+        raise CommandError(f"operator: {error}", exit_code=FAILED) from error

@@ -1,0 +1,82 @@
+"""Command-line options made from a pydantic model: a field is a flag, its description the help."""
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+C = TypeVar("C", bound=Callable[..., Any])
+M = TypeVar("M", bound=BaseModel)
+
+
+def flag(field: str) -> str:
+    """`max_model_len` → `--max-model-len`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def options_of(
+    model: type[BaseModel], *, without: Iterable[str] = (), envvars: Mapping[str, str] | None = None
+) -> Callable[[C], C]:
+    """A decorator that gives a command an option for each field, in their order, but for those in `without`.
+
+    `envvars` names environment variables that stand in for flags that are not given.
+    """
+    left_out = set(without)
+    fields = [(name, field) for name, field in model.model_fields.items() if name not in left_out]
+
+    def decorate(command: C) -> C:
+        for name, field in reversed(fields):
+            command = _option(name, field, (envvars or {}).get(name))(command)
+        return command
+
+    return decorate
+
+
+def validated(model: type[M], values: Mapping[str, Any]) -> M:
+    """The model with these values, of which None is left to the model's default.
+
+    Raises:
+        click.UsageError: a value is out of bounds; one line that names the flag.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        value = given.get(name)
+        # What may be given several times may be secret, and is not repeated.
+        shown = "" if value is None else f"{flag(name)}: " if isinstance(value, tuple) else f"{flag(name)} {value}: "
+        raise click.UsageError(f"{shown}{first['msg'][:1].lower()}{first['msg'][1:]}") from error
+
+
+def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]:
+    kind, multiple = _kind(field.annotation)
+    default = f"  [default: {field.default}]" if field.default is not None and not multiple else ""
+    return click.option(
+        flag(name),
+        name,
+        type=kind,
+        multiple=multiple,
+        default=None,  # when it is not given: the default stands in the model alone
+        envvar=envvar,
+        show_envvar=envvar is not None,
+        help=f"{field.description or ''}{default}",
+    )
+
+
+def _kind(annotation: Any) -> tuple[click.ParamType[Any], bool]:
+    """(click's type, whether the flag may be given several times) for a field's annotation."""
+    if get_origin(annotation) in (types.UnionType, Union):
+        (annotation,) = (member for member in get_args(annotation) if member is not type(None))
+    if get_origin(annotation) is Literal:
+        return click.Choice(list(get_args(annotation))), False
+    if get_origin(annotation) is tuple:
+        return click.STRING, True
+    kinds: dict[Any, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    if annotation not in kinds:
+        raise TypeError(f"there is no option for a field of type {annotation}")
+    return kinds[annotation], False

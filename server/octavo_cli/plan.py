@@ -1,0 +1,92 @@
+"""`octavo plan`: what a manifest becomes, and the memory that it needs, without a cluster."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
+from octavo_cli.manifest_file import read_manifest, wrong_manifest
+from octavo_common.names import SERVER_PORT
+from octavo_common.version import __version__
+
+if TYPE_CHECKING:
+    from octavo_common.memory import MemoryBill
+
+CHART_IMAGE = f"octavo-server:{__version__}"
+
+
+@click.command()
+@click.option("-f", "--filename", required=True, metavar="FILE", help="Manifest of an LLMDeployment; - for stdin.")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of a GPU, such as 80Gi.  [default: by the product's name]")
+@click.option(
+    "--server-image",
+    metavar="IMAGE",
+    default=CHART_IMAGE,
+    show_default=True,
+    help="Image where the manifest names none: the chart's serverImage.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print objects, memory bill and warnings as one JSON object.")
+def plan(filename: str, gpu_memory: str | None, server_image: str, as_json: bool) -> int:
+    """Show the objects that a manifest becomes as YAML, and on stderr its memory bill and every warning.
+
+    Exits with 2 if the manifest is wrong, with 1 if the model cannot fit.
+    """
+    from octavo_cli.memory_plan import plan_memory
+    from octavo_common.memory import DoesNotFit
+    from octavo_operator.api import ManifestError
+    from octavo_operator.render import render, server_arguments
+
+    deployment = read_manifest(filename)
+    try:
+        objects = render(deployment, server_image)
+    except ManifestError as error:
+        raise wrong_manifest(filename, error) from error
+    arguments = server_arguments(deployment, host="0.0.0.0", port=SERVER_PORT)[1:]
+    try:
+        memory = plan_memory(deployment, arguments, None if gpu_memory is None else _bytes(gpu_memory))
+    except DoesNotFit as error:
+        raise CommandError(f"{filename}: {error}", exit_code=FAILED) from error
+    if as_json:
+        bill = None if memory.bill is None else _bill_document(memory.bill)
+        click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": memory.warnings}))
+        return 0
+    _print_yaml(objects)
+    _print_memory(deployment.name, memory.bill, memory.warnings)
+    return 0
+
+
+def _bytes(size: str) -> int:
+    from octavo_operator.local.quantities import quantity_bytes
+
+    try:
+        return quantity_bytes(size)
+    except ValueError as error:
+        raise CommandError(f"plan: --gpu-memory: {error}", exit_code=WRONG_INPUT) from error
+
+
+def _print_yaml(objects: Sequence[dict[str, Any]]) -> None:
+    import yaml
+
+    for item in objects:
+        click.echo("---")
+        click.echo(yaml.safe_dump(item, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+def _print_memory(name: str, bill: "MemoryBill | None", warnings: Sequence[str]) -> None:
+    if bill is not None:
+        device = "of a GPU" if bill.device == "cuda" else "on the CPU"
+        click.echo(f"\nMemory {device}, for each replica of {name}:", err=True)
+        rows = bill.rows()
+        width = max(len(label) for label, _ in rows)
+        for label, value in rows:
+            click.echo(f"  {label:<{width}}  {value}", err=True)
+    for warning in warnings:
+        click.echo(f"octavo: warning: {warning}", err=True)
+
+
+def _bill_document(bill: "MemoryBill") -> dict[str, Any]:
+    derived = {"kv_cache_bytes": bill.kv_cache_bytes, "kv_cache_tokens": bill.kv_cache_tokens}
+    return {**dataclasses.asdict(bill), **derived, "full_length_requests": bill.full_length_requests}

@@ -1,0 +1,60 @@
+"""`octavo up`: a manifest brought up on this machine as processes, the operator's own code deciding."""
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
+from octavo_cli.extras import require_server
+from octavo_cli.manifest_file import read_manifest, wrong_manifest
+
+if TYPE_CHECKING:
+    from octavo_cli.local_run import LocalRun
+
+
+@click.command()
+@click.option("-f", "--filename", required=True, metavar="FILE", help="Manifest of an LLMDeployment; - for stdin.")
+@click.option("--once", metavar="PROMPT", help="Send one chat, print the answer and the status, stop everything.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    help="Port of the first replica; another is taken if it is not free.  [default: the Service's port]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead: once ready, or after the chat.")
+@click.option("--logs", is_flag=True, help="Show the replicas' output on stderr.")
+def up(filename: str, once: str | None, port: int | None, as_json: bool, logs: bool) -> int:
+    """Bring an LLMDeployment up on this machine, without a cluster.
+
+    Replicas run as processes that listen on 127.0.0.1. Progress is on stderr; the answer, the status and the URL are on
+    stdout. Ctrl-C lets running requests end and stops everything; a second Ctrl-C does not wait for them.
+    """
+    from octavo_cli.local_run import LocalRun, RunOptions
+    from octavo_operator.api import ManifestError
+    from octavo_operator.local.gpus import gpu_ids
+    from octavo_operator.local.plan import plan_locally
+
+    if once is not None and not once.strip():
+        raise CommandError("up: --once needs a prompt that is not empty", exit_code=WRONG_INPUT)
+    deployment = read_manifest(filename)
+    require_server()
+    try:
+        plan = plan_locally(deployment, os.environ, gpu_ids())
+    except ManifestError as error:
+        raise wrong_manifest(filename, error) from error
+    return asyncio.run(_run(LocalRun(plan, RunOptions(once, port, as_json, logs))))
+
+
+async def _run(run: "LocalRun") -> int:
+    """Run to the end or to a signal; the exit code."""
+    from octavo_cli.signals import run_until_signal
+    from octavo_operator.local.supervisor import ReplicaFailedError
+
+    try:
+        signal_number = await run_until_signal(run.run(), run.hurry)
+    except ReplicaFailedError as error:
+        raise CommandError(str(error), exit_code=FAILED) from error
+    if signal_number is None or run.was_served:
+        return 0
+    return 128 + signal_number

@@ -1,0 +1,212 @@
+"""The memory bill: what a model takes and how many tokens and requests fit beside it.
+
+One pure function, for the server at its start and for `octavo plan` before there is one. Sizes are bytes.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from octavo_common.model_config import ModelConfig
+
+ELEMENT_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
+CPU_DEFAULT_KV_BYTES: Final = 2**30
+CUDA_CONTEXT_BYTES: Final = 700 * 2**20  # context, library handles, loaded kernels
+_LOGPROB_CHUNK_BYTES: Final = (
+    4 * 64 * 2**20
+)  # the sampler's and log-probabilities' chunk of 64 MiB, with what is made of it
+_KIB, _GIB = 2**10, 2**30
+
+
+class DoesNotFit(ValueError):
+    """The model does not fit as asked. The message says the numbers and which flags to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """What bounds the bill: the server's flags of these names, None where one is not given.
+
+    `dtype` is resolved: "float32", "float16" or "bfloat16". `total_bytes` is the GPU's memory, and not needed for the
+    CPU.
+    """
+
+    device: str
+    dtype: str
+    total_bytes: int | None = None
+    block_size: int = 16
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBill:
+    """The bill. `num_blocks` pages of `block_size` tokens are the KV cache; `warnings` are sentences for people."""
+
+    device: str
+    total_bytes: int | None
+    budget_bytes: int | None  # total times utilization
+    weights_bytes: int
+    workspace_bytes: int
+    kv_bytes_per_token: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.kv_cache_tokens * self.kv_bytes_per_token
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens that fit into the KV cache."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def needed_bytes(self) -> int:
+        """Weights, workspace and KV cache together."""
+        return self.weights_bytes + self.workspace_bytes + self.kv_cache_bytes
+
+    @property
+    def full_length_requests(self) -> float:
+        """Requests of `max_model_len` tokens that fit into the KV cache side by side."""
+        return self.num_blocks / -(-self.max_model_len // self.block_size)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(label, value) of each line, for a table."""
+        memory = []
+        if self.total_bytes is not None and self.budget_bytes is not None:
+            memory = [("memory", human_bytes(self.total_bytes)), ("of which used", human_bytes(self.budget_bytes))]
+        return [
+            *memory,
+            ("weights", human_bytes(self.weights_bytes)),
+            ("workspace (estimate)", human_bytes(self.workspace_bytes)),
+            ("KV cache", human_bytes(self.kv_cache_bytes)),
+            ("KV cache per token", human_bytes(self.kv_bytes_per_token)),
+            ("pages", f"{self.num_blocks:,} of {self.block_size} tokens"),
+            ("tokens that fit", f"{self.kv_cache_tokens:,}"),
+            ("longest request", f"{self.max_model_len:,} tokens"),
+            ("requests of that length that fit", f"{self.full_length_requests:,.1f}"),
+        ]
+
+
+def memory_bill(model: ModelConfig, limits: MemoryLimits) -> MemoryBill:
+    """Works out the bill.
+
+    The KV cache is `num_gpu_blocks_override` pages, else `kv_cache_memory_bytes`, else on a GPU what weights and
+    workspace leave of its share, and on the CPU 1 GiB or what `max_num_seqs` requests of full length take, if that is
+    less. Without `max_model_len` it is the model's, lowered to what the pages hold. Raises DoesNotFit.
+    """
+    element = ELEMENT_BYTES[limits.dtype]
+    longest = limits.max_model_len or context_length(model)
+    if longest > context_length(model):
+        raise DoesNotFit(
+            f"--max-model-len {longest}: the model was made for {context_length(model)} tokens; give that or less"
+        )
+    weights = model.num_parameters * element
+    workspace = workspace_estimate(model, limits)
+    per_token = model.kv_bytes_per_token(element)
+    budget = None if limits.total_bytes is None else int(limits.total_bytes * limits.gpu_memory_utilization)
+    page = per_token * limits.block_size
+    available = _kv_cache_bytes(limits, -(-longest // limits.block_size) * page, budget, weights + workspace)
+    num_blocks = limits.num_gpu_blocks_override or available // page
+    fits = num_blocks * limits.block_size
+    if fits < 2 or (longest > fits and limits.max_model_len is not None):
+        raise DoesNotFit(_too_small(longest, num_blocks, page, limits))
+    return MemoryBill(
+        device=limits.device,
+        total_bytes=limits.total_bytes,
+        budget_bytes=budget,
+        weights_bytes=weights,
+        workspace_bytes=workspace,
+        kv_bytes_per_token=per_token,
+        num_blocks=num_blocks,
+        block_size=limits.block_size,
+        max_model_len=min(longest, fits),
+        warnings=tuple(_warnings(longest, fits, weights + workspace + num_blocks * page, budget)),
+    )
+
+
+def context_length(model: ModelConfig) -> int:
+    """Tokens that the model's positions reach.
+
+    `max_position_embeddings` counts before "linear" and "yarn" stretch it, and after "llama3" has.
+    """
+    rope = model.rope
+    if rope.kind == "yarn":
+        return int((rope.original_max_position_embeddings or model.max_position_embeddings) * rope.factor)
+    if rope.kind == "linear":
+        return int(model.max_position_embeddings * rope.factor)
+    return model.max_position_embeddings
+
+
+def workspace_estimate(model: ModelConfig, limits: MemoryLimits) -> int:
+    """What a step needs at most beside weights and KV cache: an estimate, not a measurement.
+
+    The activations that live at once in a layer (residual twice, normed, and the wider of attention's and the MLP's
+    inputs and outputs), the logits of a full batch with a copy for sampling, and one chunk of the vocabulary's rows.
+    """
+    element = ELEMENT_BYTES[limits.dtype]
+    attention = 2 * (model.num_attention_heads + model.num_kv_heads) * model.head_dim
+    layer = 3 * model.hidden_size + max(attention, 3 * model.intermediate_size)
+    activations = limits.max_num_batched_tokens * layer * element
+    logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
+    context = CUDA_CONTEXT_BYTES if limits.device == "cuda" else 0
+    return activations + logits + _LOGPROB_CHUNK_BYTES + context
+
+
+def human_bytes(count: int) -> str:
+    """1536 → "1.5 KiB"."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while value >= _KIB and len(units) > 1:
+        value /= _KIB
+        units.pop(0)
+    return f"{value:,.0f} {units[0]}" if units[0] == "B" else f"{value:,.1f} {units[0]}"
+
+
+def _kv_cache_bytes(limits: MemoryLimits, full_length_bytes: int, budget: int | None, taken: int) -> int:
+    if limits.kv_cache_memory_bytes is not None:
+        return limits.kv_cache_memory_bytes
+    if limits.device == "cpu":
+        return min(CPU_DEFAULT_KV_BYTES, limits.max_num_seqs * full_length_bytes)
+    if budget is None:
+        if limits.num_gpu_blocks_override is not None:
+            return 0
+        raise ValueError("total_bytes is needed for a device that is not the CPU")
+    return max(0, budget - taken)
+
+
+def _too_small(longest: int, num_blocks: int, page: int, limits: MemoryLimits) -> str:
+    fits, pages = num_blocks * limits.block_size, -(-longest // limits.block_size)
+    if limits.num_gpu_blocks_override is not None:
+        raising = f"raise --num-gpu-blocks-override to {pages} or more"
+    elif limits.kv_cache_memory_bytes is not None or limits.device == "cpu":
+        raising = f"raise --kv-cache-memory-bytes to {pages * page} or more"
+    else:
+        raising = "raise --gpu-memory-utilization, lower --max-num-batched-tokens, or take a GPU with more memory"
+    lowering = f"lower --max-model-len to {fits} or less, or " if fits > 1 else ""
+    asked = (
+        f"--max-model-len {longest}" if limits.max_model_len is not None else f"the model's length of {longest} tokens"
+    )
+    return (
+        f"{asked}: a request of that length takes {human_bytes(pages * page)} of KV cache, and there is room for "
+        f"{human_bytes(num_blocks * page)} ({fits} tokens): {lowering}{raising}"
+    )
+
+
+def _warnings(longest: int, fits: int, needed: int, budget: int | None) -> list[str]:
+    warnings = []
+    if longest > fits:
+        warnings.append(
+            f"--max-model-len is lowered from the model's {longest} tokens to {fits}, which is what the KV cache holds"
+        )
+    if budget is not None and needed > budget:
+        warnings.append(
+            f"weights, workspace and KV cache take {human_bytes(needed)}, more than the {human_bytes(budget)} that "
+            "--gpu-memory-utilization allows"
+        )
+    return warnings

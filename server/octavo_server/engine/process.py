@@ -1,0 +1,226 @@
+"""The engine as a process: its start, its socket, its loop and its end.
+
+Imports nothing heavy until it has said that it starts.
+"""
+
+import ctypes
+import logging
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import zmq
+
+from octavo_server import ipc
+from octavo_server.errors import OctavoError
+
+if TYPE_CHECKING:
+    from octavo_server.engine.core import EngineCore
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS: Final = 0.5
+_LINGER_MS: Final = 1000  # for the last messages, if nobody reads them
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class StartMessage(msgspec.Struct, frozen=True):
+    """One line of JSON on stdin, which then stays open: its end means that the API process is gone.
+
+    `config` is an `EngineConfig`; `socket` the path that the API process is bound to.
+    """
+
+    config: msgspec.Raw
+    socket: str
+    epoch: int
+    log_level: str = "info"
+
+
+class Channel:
+    """The engine's end of the socket. Only messages of its epoch get through, and garbage does not."""
+
+    def __init__(self, path: str, epoch: int) -> None:
+        self.epoch = epoch
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow reader must not stop the step loop
+        self._socket.connect(f"ipc://{path}")
+        self._told_of_garbage = False
+
+    def send(self, message: ipc.EngineMessage) -> None:
+        """Queues a message; never blocks."""
+        self._socket.send(ipc.encoder.encode(message))
+
+    def receive(self, timeout: float) -> list[ipc.FrontendMessage]:
+        """All messages that are there, waiting up to `timeout` seconds for the first."""
+        if not self._socket.poll(int(timeout * 1000)):
+            return []
+        messages: list[ipc.FrontendMessage] = []
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return messages
+            if len(frames) == 1 and (message := self._decode(frames[0])) is not None:
+                messages.append(message)
+
+    def close(self) -> None:
+        """Gives queued messages a moment to go out."""
+        self._socket.close()
+        zmq.Context.instance().term()
+
+    def _decode(self, frame: bytes) -> ipc.FrontendMessage | None:
+        try:
+            message = ipc.frontend_decoder.decode(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if not self._told_of_garbage:
+                log.warning(
+                    "dropped a message of %d bytes that is none of ours; more of them will not be logged", len(frame)
+                )
+            self._told_of_garbage = True
+            return None
+        return message if message.epoch == self.epoch else None
+
+
+class EngineLoop:
+    """Messages in, steps, results out; asleep when there is nothing to do, but for the heartbeat."""
+
+    def __init__(self, core: "EngineCore", channel: Channel) -> None:
+        self.core = core
+        self.channel = channel
+        self.stopping = False
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """Ends the loop after the step in flight."""
+        self.stopping = True
+
+    def run(self) -> None:
+        """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
+        last_sent, step_seconds = 0.0, 0.0
+        while not self.stopping and not stdin_ended():
+            outputs: list[ipc.RequestOutput] = []
+            for message in self.channel.receive(0.0 if self.core.has_work else HEARTBEAT_SECONDS):
+                outputs += self._handle(message)
+            if self.core.has_work and not self.stopping:
+                started = time.monotonic()
+                outputs += self.core.step()
+                step_seconds = time.monotonic() - started
+            if outputs or time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
+                self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats(step_seconds)))
+                last_sent = time.monotonic()
+
+    def _handle(self, message: ipc.FrontendMessage) -> list[ipc.RequestOutput]:
+        match message:
+            case ipc.AddRequest():
+                try:
+                    return self.core.add(message)
+                except ValueError as error:
+                    log.error("dropped a request: %s", error)
+            case ipc.Abort():
+                return self.core.abort(message.request_ids)
+            case ipc.Shutdown():
+                self.stopping = True
+        return []
+
+
+class Phases:
+    """Tells of the phases of the start, and how long each took."""
+
+    def __init__(self, channel: Channel, started: float) -> None:
+        self.seconds: dict[str, float] = {}
+        self._channel = channel
+        self._started = started
+        self._current: tuple[str, float] | None = None
+
+    def begin(self, name: str) -> None:
+        """The phase before it, if any, has ended."""
+        self.end()
+        now = time.monotonic()
+        self._current = (name, now)
+        self._channel.send(ipc.Starting(self._channel.epoch, name, now - self._started))
+
+    def end(self) -> None:
+        """Closes the last phase."""
+        if self._current is not None:
+            name, since = self._current
+            self.seconds[name] = time.monotonic() - since
+            self._current = None
+
+
+def main() -> int:
+    """Runs the engine; returns its exit status: 0 after an orderly end, 1 if it could not start or broke."""
+    started = time.monotonic()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    line = sys.stdin.buffer.readline()
+    try:
+        start = msgspec.json.decode(line, type=StartMessage)
+    except msgspec.DecodeError as error:
+        print(f"octavo engine: is started by octavo serve, with a line of JSON on stdin ({error})", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=start.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    channel = Channel(start.socket, start.epoch)
+    try:
+        _serve(start, channel, started)
+    except OctavoError as error:
+        return _give_up(channel, str(error))
+    except Exception as error:
+        log.exception("the engine stops")
+        return _give_up(channel, f"internal error in the engine: {type(error).__name__}")
+    finally:
+        channel.close()
+    return 0
+
+
+def _serve(start: StartMessage, channel: Channel, started: float) -> None:
+    phases = Phases(channel, started)
+    phases.begin("import")
+    from octavo_server.config import EngineConfig
+    from octavo_server.engine.core import start_engine
+
+    core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin)
+    phases.end()
+    loop = EngineLoop(core, channel)
+    signal.signal(signal.SIGTERM, loop.stop)  # until now it ended the process at once, which was right
+    channel.send(_ready(core, channel.epoch, phases.seconds))
+    loop.run()
+
+
+def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Ready:
+    kv_cache = core.scheduler.kv_cache
+    return ipc.Ready(
+        epoch=epoch,
+        version=ipc.PROTOCOL_VERSION,
+        max_model_len=core.scheduler.limits.max_model_len,
+        block_size=kv_cache.block_size,
+        num_blocks=kv_cache.pool.num_blocks,
+        phases=phases,
+    )
+
+
+def _give_up(channel: Channel, message: str) -> int:
+    channel.send(ipc.Failed(channel.epoch, " ".join(message.split())))
+    return 1
+
+
+def stdin_ended() -> bool:
+    """Whether nobody holds the other end of stdin any more. Costs about a microsecond."""
+    poll = select.poll()
+    poll.register(0, 0)  # what is asked for beside a hang-up: nothing
+    return bool(poll.poll(0))
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent dies.
+
+    The kernel's parent is the thread that started us: the supervisor must do so from one that lives as long as it does.
+    A parent that died before this call is noticed by the end of stdin.
+    """
+    prctl: Callable[[int, int], int] = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        log.warning("the kernel refuses to end this process with its parent; the end of stdin will, if later")

@@ -1,0 +1,65 @@
+"""A request, as the engine sees it: tokens, and how many of them are computed."""
+
+import enum
+
+from octavo_server.ipc import SamplingParams, TokenLogprobs
+
+
+class RequestStatus(enum.Enum):
+    """Where a request stands. A preempted one is waiting again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Request:
+    """Tokens of one request and its progress through them.
+
+    `token_ids` is the prompt followed by what was generated; `num_computed_tokens` counts those whose K and V are in
+    the cache or will be once the steps that were scheduled have run. Prefill and decode are one thing: the tokens that
+    are not computed yet are to be computed, one of them or thousands.
+    """
+
+    __slots__ = (
+        "max_tokens_in_all",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "prompt_logprobs",
+        "request_id",
+        "sampling",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(
+        self, request_id: str, prompt_token_ids: list[int], sampling: SamplingParams, max_model_len: int
+    ) -> None:
+        self.request_id = request_id
+        self.sampling = sampling
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.max_tokens_in_all = min(self.num_prompt_tokens + sampling.max_tokens, max_model_len)
+        self.num_computed_tokens = 0
+        self.num_preemptions = 0
+        self.status = RequestStatus.WAITING
+        self.prompt_logprobs: list[TokenLogprobs | None] = []  # collected over the chunks of the prefill
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_tokens_to_compute(self) -> int:
+        """Tokens without K and V: 1 in decode, more in prefill, 0 while the next one is still being sampled."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def __repr__(self) -> str:
+        return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens} tokens, {self.status.value})"

@@ -1,0 +1,65 @@
+"""What crosses between the scheduler and the worker in one step: plain integers and `ipc` structs, no tensor.
+
+The worker keeps a copy of every request it was told of, so that a step carries what is new and nothing else. Sampled
+tokens are appended by both sides: none is sent back to the worker.
+"""
+
+from dataclasses import dataclass, field
+
+from octavo_server.ipc import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """All that the worker needs of a request it does not know, or no longer knows (after a preemption).
+
+    `token_ids` is the prompt and, after a preemption, what was generated before it; the first `num_prompt_tokens` of
+    them are the prompt. `max_tokens_in_all` bounds the length it can ever reach, prompt included. `num_computed_tokens`
+    of them have their K and V in the pages already.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_tokens_in_all: int
+    sampling: SamplingParams
+    block_ids: list[int]
+    num_computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step's work. The order of `num_scheduled_tokens` is the order of the rows.
+
+    A request samples a token in this step if its tokens are all computed at the step's end.
+    `new_block_ids` has entries only for requests that the worker knows and that got pages. `finished_ids` and
+    `preempted_ids` are to be forgotten before anything else is done; ids that are not known there are ignored.
+    """
+
+    step: int
+    new_requests: list[NewRequest] = field(default_factory=list)
+    new_block_ids: dict[str, list[int]] = field(default_factory=dict)
+    num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
+    finished_ids: list[str] = field(default_factory=list)
+    preempted_ids: list[str] = field(default_factory=list)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in this step, of all requests."""
+        return sum(self.num_scheduled_tokens.values())
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """What the worker has to say of one request after a step.
+
+    `token_id` is None while its prompt is not through, or if the row failed; then `error` says how, for people.
+    `prompt_logprobs`: of the prompt tokens that this step's tokens predict, before them None for the very first token;
+    so the entries of all steps make one for each prompt token.
+    """
+
+    request_id: str
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: str | None = None

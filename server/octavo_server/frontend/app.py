@@ -1,0 +1,104 @@
+"""The routes, and what stands before and behind them."""
+
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from octavo_common.version import __version__
+from octavo_server.frontend import refusal
+from octavo_server.frontend.chat import Chat
+from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
+from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
+from octavo_server.frontend.responses import Model, ModelList, encode
+from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
+from octavo_server.frontend.state import ServerState
+
+
+def create_app(state: ServerState) -> FastAPI:
+    """The app of one server."""
+    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    refusal.install(app)
+    app.add_exception_handler(ClientGone, _nobody_there)
+    _add_openai_routes(app, state)
+    _add_operations_routes(app, state)
+    # The last one added is the first that a request meets.
+    app.add_middleware(OpenRequests, state=state)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(ApiKeys, keys=state.config.api_key)
+    return app
+
+
+def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        """The names that clients may ask for."""
+        return _json(ModelList([_model(state, name) for name in state.names]))
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> Response:
+        """One of the names."""
+        state.check_name(name)
+        return _json(_model(state, name))
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        """Answer a chat."""
+        chat = await until_disconnect(request, Chat.prepare(state, body))
+        if body.stream:
+            return await stream(request, chat.events())
+        return _json(await until_disconnect(request, chat.answer()))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue one or several texts."""
+        job = await until_disconnect(request, Completions.prepare(state, body))
+        if body.stream:
+            return await stream(request, job.events())
+        return _json(await until_disconnect(request, job.answer()))
+
+
+def _add_operations_routes(app: FastAPI, state: ServerState) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether the process and its engine are alive: a start that takes long is no reason to kill it."""
+        if state.client.hangs:
+            return _status(503, status="not responding")
+        return _status(200, status="alive")
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Whether new requests are taken."""
+        readiness = state.readiness()
+        return _status(200 if readiness.ready else 503, status=readiness.status, phase=readiness.phase)
+
+    @app.get("/version")
+    async def version() -> Response:
+        """The server's version."""
+        return _status(200, version=__version__)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Figures for Prometheus."""
+        body, content_type = state.metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type})
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    """Nobody will read it; 499 is what logs of other servers call it."""
+    return Response(status_code=499)
+
+
+def _model(state: ServerState, name: str) -> Model:
+    model = Model(id=name, created=state.started_at, root=state.names[0])
+    if state.client.ready is not None:
+        model.max_model_len = state.client.ready.max_model_len
+    return model
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(encode(answer), media_type="application/json")
+
+
+def _status(code: int, **fields: str) -> Response:
+    return Response(msgspec.json.encode(fields), status_code=code, media_type="application/json")

@@ -1,0 +1,175 @@
+"""POST /v1/chat/completions: messages to a prompt, and the answer as one object or a stream of chunks."""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from msgspec import UNSET
+
+from octavo_server.errors import RequestError
+from octavo_server.frontend.answer import Answer, Delta
+from octavo_server.frontend.generation import Generation, Lengths
+from octavo_server.frontend.logprobs import chat_logprobs
+from octavo_server.frontend.model import ServedModel
+from octavo_server.frontend.openai import AssistantMessage, ChatCompletionRequest, Message
+from octavo_server.frontend.responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs
+from octavo_server.frontend.responses import Delta as ChunkDelta
+from octavo_server.frontend.responses import Message as AnswerMessage
+from octavo_server.frontend.sse import DONE, frame
+from octavo_server.frontend.state import ServerState
+from octavo_server.ipc import TokenLogprobs
+
+_ANSWER_ONLY = {"refusal", "annotations", "audio", "function_call"}
+
+
+class Chat:
+    """One chat request that has been checked and tokenized."""
+
+    def __init__(self, state: ServerState, request: ChatCompletionRequest, generation: Generation) -> None:
+        self._request = request
+        self._generation = generation
+        self._id = f"chatcmpl-{generation.id}"
+        self._created = state.now()
+        self._name = state.names[0]
+
+    @classmethod
+    async def prepare(cls, state: ServerState, request: ChatCompletionRequest) -> "Chat":
+        """Render and tokenize the messages, beside the event loop.
+
+        Raises:
+            RequestError: the messages cannot be rendered, or the prompt does not fit.
+        """
+        arrival = state.metrics.clock()
+        model, _ = state.serving(request.model)
+        ids = await state.in_thread(_tokenize, model, request.messages)
+        lengths = Lengths(request.token_limit, default=None, param="messages")
+        return cls(state, request, Generation(state, request, [ids], lengths, arrival))
+
+    async def answer(self) -> ChatCompletion:
+        """The whole answer.
+
+        Raises:
+            EngineError: the engine could not finish it.
+        """
+        whole, logprobs = Delta(), list[TokenLogprobs]()
+        async for changes in self._generation.deltas():
+            for _, delta in changes:
+                whole.text += delta.text
+                whole.token_ids += delta.token_ids
+                whole.finish_reason, whole.stop_reason = delta.finish_reason, delta.stop_reason
+                logprobs += delta.logprobs
+        (answer,) = self._generation.answers
+        with_ids = bool(self._request.return_token_ids)
+        choice = ChatChoice(
+            index=0,
+            message=AnswerMessage(whole.text),
+            finish_reason=whole.finish_reason or "abort",
+            logprobs=self._logprobs(logprobs),
+            stop_reason=whole.stop_reason,
+            token_ids=whole.token_ids if with_ids else UNSET,
+        )
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._name,
+            choices=[choice],
+            usage=self._generation.usage(),
+            prompt_token_ids=answer.prompt_token_ids if with_ids else UNSET,
+        )
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The stream: an event for the role, one or more a token, one with the finish reason, maybe one with the usage.
+
+        What one step brings is given out together. The first event comes with the first token, so that what goes wrong
+        before it has a status of its own.
+
+        Raises:
+            EngineError: the engine could not finish it.
+        """
+        first = True
+        async for changes in self._generation.deltas():
+            chunks = []
+            if first:
+                chunks.append(self._opening(self._generation.answers[0]))
+                first = False
+            for answer, delta in changes:
+                chunks += self._chunks(answer, delta)
+            if chunks:
+                yield b"".join(frame(chunk) for chunk in chunks)
+        if self._request.include_usage:
+            yield frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage()))
+        yield DONE
+
+    def _opening(self, answer: Answer) -> ChatChunk:
+        chunk = self._chunk(ChatChunkChoice(answer.index, ChunkDelta(role="assistant", content="")))
+        if self._request.return_token_ids:
+            chunk.prompt_token_ids = answer.prompt_token_ids
+        return chunk
+
+    def _chunks(self, answer: Answer, delta: Delta) -> list[ChatChunk]:
+        chunks = []
+        with_ids = bool(self._request.return_token_ids)
+        # Tokens without text yet (a part of a character, the end of the sequence) matter to whoever asked for them.
+        if delta.text or (delta.token_ids and (with_ids or delta.logprobs)):
+            choice = ChatChunkChoice(
+                answer.index, ChunkDelta(content=delta.text), logprobs=self._logprobs(delta.logprobs)
+            )
+            if with_ids:
+                choice.token_ids = delta.token_ids
+            chunks.append(self._chunk(choice))
+        if delta.finish_reason is not None:
+            choice = ChatChunkChoice(answer.index, ChunkDelta(), delta.finish_reason, stop_reason=delta.stop_reason)
+            chunks.append(self._chunk(choice))
+        return chunks
+
+    def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
+        usage = None if self._request.include_usage else UNSET
+        return ChatChunk(self._id, self._created, self._name, [choice], usage=usage)
+
+    def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
+        if not self._request.logprobs:
+            return None
+        return chat_logprobs(self._generation.model.tokenizer, entries)
+
+
+def _tokenize(model: ServedModel, messages: Sequence[Message]) -> list[int]:
+    template = model.chat_template
+    if template is None:
+        raise RequestError(
+            "this model has no chat template: use /v1/completions, or add a chat_template.jinja to its directory",
+            param="messages",
+            code="no_chat_template",
+        )
+    plain = [_for_template(message, index, template.knows_developer_role) for index, message in enumerate(messages)]
+    return model.tokenizer.encode(template.render(plain), add_special_tokens=False)
+
+
+def _for_template(message: Message, index: int, knows_developer_role: bool) -> dict[str, Any]:
+    """A message as templates expect it: text content, tool arguments as objects, no fields that answers alone have."""
+    plain = {name: value for name, value in message.model_dump(exclude_unset=True).items() if name not in _ANSWER_ONLY}
+    if message.role == "developer" and not knows_developer_role:
+        plain["role"] = "system"
+    content = message.content
+    if isinstance(content, list):
+        plain["content"] = "\n".join(part.text for part in content)
+    tool_calls = message.tool_calls if isinstance(message, AssistantMessage) else None
+    if content is None:
+        plain["content"] = None if tool_calls else ""
+    if not tool_calls:
+        plain.pop("tool_calls", None)
+        return plain
+    for number, call in enumerate(plain["tool_calls"]):
+        where = f"messages[{index}].tool_calls[{number}].function.arguments"
+        call["function"]["arguments"] = _arguments(call["function"]["arguments"], where)
+        call.setdefault("type", "function")
+    return plain
+
+
+def _arguments(text: str, where: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where}: must be JSON in a string", param=where) from error
+    if not isinstance(arguments, dict):
+        raise RequestError(f"{where}: must be a JSON object in a string", param=where)
+    return arguments

@@ -1,0 +1,126 @@
+"""uvicorn, embedded: its signals are ours, and the head of a request is bounded.
+
+uvicorn with httptools takes headers of any length into memory. Here the bytes of a request's head are counted as they
+arrive, and their number too, before anything is made of them.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 100
+_BODY: Final = (
+    b'{"error":{"message":"the headers of the request are too large","type":"invalid_request_error",'
+    b'"param":null,"code":"headers_too_large"}}'
+)
+_REFUSAL: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: " + str(len(_BODY)).encode() + b"\r\n\r\n" + _BODY
+)
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """Closes a connection whose request head exceeds its bounds, with status 431."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = self._begun_here = False
+        self._unfinished = 0  # bytes received of a head that is not complete, but for those it began with
+        self._head = 0  # bytes of the target and the complete headers
+        self._refused = False
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives while a head is incomplete: an endless header never reaches `on_header`."""
+        if self._refused:
+            return
+        self._begun_here = False
+        super().data_received(data)
+        # Data in which a head begins may hold an earlier request's body too; it is one read from the socket at most.
+        if self._in_head and not self._begun_here:
+            self._unfinished += len(data)
+            if self._unfinished > MAX_HEAD_BYTES:
+                self._refuse()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._in_head = self._begun_here = True
+        self._head = self._unfinished = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target."""
+        self._head += len(url)
+        if self._head <= MAX_HEAD_BYTES:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A complete header; beyond the bounds it is not kept."""
+        self._head += len(name) + len(value)
+        if self._head <= MAX_HEAD_BYTES and len(self.headers) <= MAX_HEADERS:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: the request is started if it is within the bounds."""
+        self._in_head = False
+        if self._head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refuse()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, of no interest once refused."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete; another may follow on the connection."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def _refuse(self) -> None:
+        if not self._refused and self.transport is not None:
+            self._refused = True
+            self.transport.write(_REFUSAL)
+            self.transport.close()
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn that leaves the signals to the process it runs in."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so by the event."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Take none."""
+        yield
+
+
+def http_server(app: Any, *, log_level: str, graceful_seconds: int) -> HttpServer:
+    """A server for an ASGI app; what it does not answer within `graceful_seconds` of its end is cut off."""
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttpProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning" if log_level == "info" else log_level,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=graceful_seconds,
+    )
+    return HttpServer(config)

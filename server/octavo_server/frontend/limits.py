@@ -1,0 +1,95 @@
+"""What stands before every route: API keys, the size of bodies, and the count of open requests. Plain ASGI."""
+
+import hmac
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from octavo_server.frontend.refusal import ErrorObject, refuse
+from octavo_server.frontend.state import ServerState
+
+MAX_BODY_BYTES: Final = 16 * 2**20
+OPEN_PATHS: Final = frozenset({"/health", "/ready"})  # compared whole: a prefix would open more than these
+
+
+class ApiKeys:
+    """Refuses whoever brings none of the keys; with no keys, everything is open."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 or pass on."""
+        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
+            problem = self._problem(Headers(scope=scope).get("authorization"))
+            if problem is not None:
+                answer = refuse(401, ErrorObject(problem, code="invalid_api_key"), {"WWW-Authenticate": "Bearer"})
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _problem(self, authorization: str | None) -> str | None:
+        if authorization is None:
+            return "an API key is needed: send Authorization: Bearer KEY"
+        scheme, _, given = authorization.partition(" ")
+        key = given.strip().encode("latin-1", "replace")
+        # Every key is compared, each in constant time: how long it takes tells nothing about them.
+        matches = [hmac.compare_digest(key, known) for known in self._keys]
+        return None if scheme.lower() == "bearer" and any(matches) else "the API key is not valid"
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, by their declared length or when they turn out to be."""
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 or pass on, counting what is received."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._limit:
+            answer = refuse(413, ErrorObject(self._message, code="body_too_large"), {"Connection": "close"})
+            await answer(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise HTTPException(413, self._message, {"Connection": "close"})
+            return message
+
+        await self._app(scope, counted, send)
+
+    @property
+    def _message(self) -> str:
+        return f"the body is larger than {self._limit} bytes"
+
+
+class OpenRequests:
+    """Counts the requests that a shutdown waits for: all but the probes."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, counted."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        self._state.request_begins()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._state.request_ends()

@@ -1,0 +1,74 @@
+"""Log-probabilities in the two forms of the OpenAI API."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from octavo_server.frontend.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from octavo_server.frontend.text.detokenizer import Detokenizer
+from octavo_server.frontend.text.tokenizer import TextTokenizer
+from octavo_server.ipc import TokenLogprobs
+
+LEAST: Final = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's own value
+
+
+def chat_logprobs(tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+    """A list of tokens, each with its likeliest alternatives (itself among them, if it is one)."""
+    content = []
+    for entry in entries:
+        chosen, *top = (
+            TopLogprob(_spell(data := tokenizer.token_bytes(token_id), ""), max(logprob, LEAST), list(data))
+            for token_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
+        )
+        content.append(TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top))
+    return ChatLogprobs(content)
+
+
+def completion_logprobs(
+    tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs], offsets: Sequence[int]
+) -> CompletionLogprobs:
+    """Parallel lists; `offsets` are where the tokens begin in the choice's text."""
+    result = CompletionLogprobs([], [], [], list(offsets[: len(entries)]))
+    for entry in entries:
+        pairs = [
+            (_spell(tokenizer.token_bytes(token_id), "bytes:"), max(logprob, LEAST))
+            for token_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
+        ]
+        result.tokens.append(pairs[0][0])
+        result.token_logprobs.append(pairs[0][1])
+        top: dict[str, float] = {}
+        for token, logprob in [*pairs[1:], pairs[0]]:
+            top.setdefault(token, logprob)  # two tokens may be spelt alike: the likelier one counts
+        result.top_logprobs.append(top)
+    return result
+
+
+def prompt_logprobs(
+    tokenizer: TextTokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]
+) -> CompletionLogprobs:
+    """Those of a prompt that is echoed. Its first token has none: nothing precedes it."""
+    result = CompletionLogprobs([], [], [], [])
+    detokenizer, length = Detokenizer(tokenizer, at_start=True), 0
+    for token_id, entry in zip(token_ids, entries, strict=True):
+        offset, length = length, length + len(detokenizer.add(token_id))
+        if entry is None:
+            one = CompletionLogprobs([_spell(tokenizer.token_bytes(token_id), "bytes:")], [None], [None], [offset])
+        else:
+            one = completion_logprobs(tokenizer, [entry], [offset])
+        extend(result, one)
+    return result
+
+
+def extend(result: CompletionLogprobs, more: CompletionLogprobs, shift: int = 0) -> None:
+    """Append `more`, whose text begins `shift` characters after the one of `result`."""
+    result.tokens += more.tokens
+    result.token_logprobs += more.token_logprobs
+    result.top_logprobs += more.top_logprobs
+    result.text_offset += [offset + shift for offset in more.text_offset]
+
+
+def _spell(data: bytes, prefix: str) -> str:
+    """A token's text; for a part of a character its bytes as \\xNN, after `prefix`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in data)

@@ -1,0 +1,82 @@
+"""What the API process must know of the model: its tokenizer, chat template, sampling defaults and vocabulary."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo_common.generation_config import GenerationDefaults, read_generation_defaults
+from octavo_common.json_fields import ModelConfigError
+from octavo_common.model_config import read_model_config
+from octavo_server.errors import ModelError
+from octavo_server.frontend.text.chat_template import ChatTemplate, load_chat_template
+from octavo_server.frontend.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What is used where a request does not say; `top_k` 0 is off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model's text side. `chat_template` is None where the model has none: it cannot chat."""
+
+    tokenizer: TextTokenizer
+    chat_template: ChatTemplate | None
+    defaults: SamplingDefaults
+    vocab_size: int
+
+
+def load_model(directory: Path) -> ServedModel:
+    """Read a model's text side; takes up to seconds for large vocabularies.
+
+    Raises:
+        ModelError: a file is missing, broken, or of a kind that is not supported.
+    """
+    try:
+        vocab_size = read_model_config(directory).vocab_size
+        published = read_generation_defaults(directory)
+    except ModelConfigError as error:
+        raise ModelError(str(error)) from error
+    tokenizer = TextTokenizer(directory)
+    template = load_chat_template(directory, tokenizer.config, tokenizer.named_tokens)
+    if template is None:
+        log.warning("the model has no chat template: it answers /v1/completions only")
+    return ServedModel(tokenizer, template, sampling_defaults(published), vocab_size)
+
+
+def sampling_defaults(published: GenerationDefaults) -> SamplingDefaults:
+    """What the model's makers recommend, as far as it is possible here; what is not is ignored with a warning."""
+    wanted = {
+        "temperature": (published.temperature, 0.0, 2.0),
+        "top_p": (published.top_p, 0.0, 1.0),
+        "top_k": (published.top_k, 0, math.inf),
+        "min_p": (published.min_p, 0.0, 1.0),
+    }
+    taken: dict[str, float] = {}
+    for name, (value, low, high) in wanted.items():
+        if value is None:
+            continue
+        if low <= value <= high:
+            taken[name] = value
+        else:
+            log.warning("generation_config.json: %s %s is ignored; allowed are %s to %s", name, value, low, high)
+    if published.repetition_penalty not in (None, 1.0):
+        log.warning(
+            "generation_config.json: repetition_penalty %s is not supported yet and is ignored",
+            published.repetition_penalty,
+        )
+    return SamplingDefaults(
+        temperature=taken.get("temperature", 1.0),
+        top_p=taken.get("top_p", 1.0),
+        top_k=int(taken.get("top_k", 0)),
+        min_p=taken.get("min_p", 0.0),
+    )

@@ -1,0 +1,159 @@
+"""Errors as OpenAI error objects: `{"error": {"message", "type", "param", "code"}}`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo_server.errors import EngineError, RequestError
+
+log = logging.getLogger(__name__)
+
+_SHOWN: Final = 100  # characters of a wrong value
+_CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    """OpenAI's error object. `param` is the path of the field that is wrong."""
+
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of an answer that refuses, and the last event of a stream that fails."""
+
+    error: ErrorObject
+
+
+def refuse(status: int, error: ErrorObject, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that carries an error."""
+    body = msgspec.json.encode(ErrorBody(error))
+    return Response(body, status_code=status, media_type="application/json", headers=dict(headers or {}))
+
+
+def of_request_error(error: RequestError) -> Response:
+    """The answer to a request that is refused."""
+    headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return refuse(error.status, ErrorObject(error.message, error.type, error.param, error.code), headers)
+
+
+def engine_error(error: EngineError) -> ErrorObject:
+    """The object for a request that the engine could not finish."""
+    return ErrorObject(str(error), type="server_error", code="engine_error")
+
+
+def validation_error(errors: Sequence[Any], body: Any) -> ErrorObject:
+    """The object for a body that does not fit its model: the first error, or the deepest where a union has several."""
+    found = max((_located(error, body) for error in errors), key=lambda entry: len(entry[0]))
+    path, message, value = found
+    param = _spell(path)
+    return ErrorObject(f"{param}: {message}{_show(value)}" if param else message, param=param or None)
+
+
+def install(app: FastAPI) -> None:
+    """Make an app answer every error in this form."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        match error:
+            case RequestError():
+                return of_request_error(error)
+            case EngineError():
+                return refuse(HTTPStatus.SERVICE_UNAVAILABLE, engine_error(error), {"Retry-After": "1"})
+            case RequestValidationError():
+                return refuse(HTTPStatus.BAD_REQUEST, _of_body(request, error))
+            case HTTPException():
+                return refuse(error.status_code, _of_http(request, error), error.headers)
+        log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+        return refuse(
+            500, ErrorObject("the server failed to handle this request; its log says why", type="server_error")
+        )
+
+    for kind in (RequestError, EngineError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refused)
+
+
+def _of_body(request: Request, error: RequestValidationError) -> ErrorObject:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = (first.get("ctx") or {}).get("error", "it cannot be parsed")
+        return ErrorObject(f"the body is not valid JSON: {reason}", code="invalid_json")
+    if tuple(first["loc"]) == ("body",) and not isinstance(error.body, dict):
+        content_type = request.headers.get("content-type", "")
+        wrong_type = "json" not in content_type.lower()
+        hint = f" with Content-Type: application/json (it was {content_type[:_SHOWN]!r})" if wrong_type else ""
+        return ErrorObject(f"the body must be a JSON object{hint}")
+    return validation_error(error.errors(), error.body)
+
+
+def _of_http(request: Request, error: HTTPException) -> ErrorObject:
+    messages = {
+        404: f"there is no {request.method} {request.url.path[:200]}",
+        405: f"{request.url.path[:200]} does not take {request.method}",
+    }
+    return ErrorObject(messages.get(error.status_code, str(error.detail)), code=_CODES.get(error.status_code))
+
+
+def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str, Any]:
+    """(path in the client's own terms, message, value there). pydantic's paths also name the members of unions."""
+    path: list[str | int] = []
+    value = body
+    names = [part for part in error["loc"] if part != "body"]
+    for index, part in enumerate(names):
+        if _has(value, part):
+            value = value[part]
+        elif error["type"] == "missing" and index == len(names) - 1:
+            value = None
+        else:
+            continue
+        path.append(part)
+    context = error.get("ctx") or {}
+    if error["type"] == "field":
+        path.append(str(context["field"]))
+        value = value.get(context["field"]) if isinstance(value, dict) else None
+    elif error["type"] in ("union_tag_invalid", "union_tag_not_found") and "discriminator" in context:
+        name = str(context["discriminator"]).strip("'")
+        path.append(name)
+        value = value.get(name) if isinstance(value, dict) else None
+    return path, _message(error, context), value
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
+
+
+def _message(error: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "extra_forbidden":
+            return "this field is not known"
+        case "missing":
+            return "this field is required"
+        case "union_tag_invalid":
+            return f"must be one of {context['expected_tags']}"
+        case "union_tag_not_found":
+            return "this field is required"
+    return str(error["msg"])
+
+
+def _show(value: Any) -> str:
+    """The value that was given, if it is short enough to help."""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    shown = repr(value) if len(str(value)) <= _SHOWN else f"{str(value)[:_SHOWN]!r}…"
+    return f" (given: {shown.encode('utf-8', 'replace').decode()})"
+
+
+def _spell(path: Sequence[str | int]) -> str:
+    """["messages", 0, "role"] → "messages[0].role"."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")[:_SHOWN]

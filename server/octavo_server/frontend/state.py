@@ -1,0 +1,119 @@
+"""What the routes share: configuration, model, engine, and whether new requests are taken."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ParamSpec, TypeVar
+
+from octavo_server.config import ServerConfig
+from octavo_server.errors import RequestError
+from octavo_server.frontend.client import EngineClient
+from octavo_server.frontend.model import ServedModel
+from octavo_server.metrics import ServerMetrics
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether new requests are taken, and if not, why."""
+
+    ready: bool
+    status: str
+    phase: str
+
+
+class ServerState:
+    """One server. Its parts are filled in while it starts; HTTP answers from the beginning."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.names = config.served_model_name or (config.model.resolve().name,)
+        self.metrics = ServerMetrics(self.names[0])
+        self.client = EngineClient(self.metrics.engine_stats, self.metrics.engine_ready)
+        self.model: ServedModel | None = None
+        self.draining = False
+        self.started_at = int(time.time())
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._seeds = random.Random(config.seed)
+        self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="text")
+
+    def readiness(self) -> Readiness:
+        """As `/ready` tells it."""
+        if self.draining:
+            return Readiness(False, "draining", "shutting down")
+        if self.client.hangs:
+            return Readiness(False, "not responding", "the engine is silent")
+        if self.client.ready is None:
+            return Readiness(False, "starting", self.client.phase)
+        if self.model is None:
+            return Readiness(False, "starting", "load tokenizer")
+        return Readiness(True, "ready", "ready")
+
+    def serving(self, name: str) -> tuple[ServedModel, int]:
+        """(model, its longest context in tokens) for a request that asks for `name`.
+
+        Raises:
+            RequestError: 404 if it is not served, 503 while no requests are taken.
+        """
+        self.check_name(name)
+        readiness, ready, model = self.readiness(), self.client.ready, self.model
+        if not readiness.ready or ready is None or model is None:
+            raise RequestError(
+                f"the server takes no requests now: {readiness.status} ({readiness.phase})",
+                code="not_ready",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                type="server_error",
+            )
+        return model, ready.max_model_len
+
+    def check_name(self, name: str) -> None:
+        """Raises RequestError (404) if no model of this name is served."""
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise RequestError(
+                f"the model {name!r} does not exist; served here: {known}",
+                param="model",
+                code="model_not_found",
+                status=HTTPStatus.NOT_FOUND,
+            )
+
+    def now(self) -> int:
+        """Seconds since 1970, for `created`."""
+        return int(time.time())
+
+    def draw_seed(self) -> int:
+        """A seed for a request that brings none."""
+        return self._seeds.getrandbits(63)
+
+    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run work on text beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    def request_begins(self) -> None:
+        """Counts requests that a shutdown waits for."""
+        self._requests += 1
+        self._idle.clear()
+
+    def request_ends(self) -> None:
+        """The counterpart of `request_begins`."""
+        self._requests -= 1
+        if self._requests == 0:
+            self._idle.set()
+
+    async def wait_until_idle(self) -> None:
+        """Until no request is open."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Give threads and sockets back."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.client.terminate()

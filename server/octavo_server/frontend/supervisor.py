@@ -1,0 +1,144 @@
+"""Starts the engine process, watches it, and starts it again when it dies.
+
+The engine is `python -m octavo_server.engine`. Its start message is one line of JSON on stdin, `{"config":
+EngineConfig, "socket": path, "epoch": integer, "log_level": text}`; it connects to the socket, which is bound before
+it is started. It runs in a session of its own, so that Ctrl-C reaches the API process alone, which then ends it in
+order; should the API process be killed, the kernel and the engine's own look at its parent end it.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from octavo_server.config import EngineConfig
+from octavo_server.errors import EngineError
+from octavo_server.frontend.client import EngineClient
+
+log = logging.getLogger(__name__)
+
+RESTARTS: Final = 3
+RESTARTS_WITHIN_SECONDS: Final = 300.0
+ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine")
+
+
+class Supervisor:
+    """Keeps one engine process alive for the client."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        config: EngineConfig,
+        *,
+        log_level: str = "info",
+        command: Sequence[str] = ENGINE_COMMAND,
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._log_level = log_level
+        self._command = tuple(command)
+        self._deaths: deque[float] = deque()
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Until `stop`, or until there is no use in starting the engine again.
+
+        Raises:
+            EngineError: the engine cannot start, or died too often. The message is one line.
+        """
+        was_ready = False
+        while not self._stopping:
+            with tempfile.TemporaryDirectory(prefix="octavo-") as directory:  # of mode 0700
+                ended = await self._run_once(Path(directory) / "engine.sock")
+                failure, was_ready = self._client.failure, was_ready or self._client.ready is not None
+                await self._client.close(f"{ended} while it worked on this request")
+            if self._stopping:
+                return
+            if not was_ready:
+                raise EngineError(failure or f"{ended} while starting (phase: {self._client.phase})")
+            self._client.phase = "restarting"
+            self._count_death(failure or ended)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """End the engine: asked first, killed after `grace_seconds`."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        if self._client.ready is not None:
+            self._client.shut_down()
+        else:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), grace_seconds)
+        except TimeoutError:
+            log.warning("the engine did not end within %.0f s and is killed", grace_seconds)
+            process.kill()
+            await process.wait()
+
+    async def _run_once(self, socket: Path) -> str:
+        """One life of the engine; returns how it ended."""
+        epoch = secrets.randbits(53)
+        self._client.open(socket, epoch)
+        start = {
+            "config": self._config.model_dump(mode="json"),
+            "socket": str(socket),
+            "epoch": epoch,
+            "log_level": self._log_level,
+        }
+        # The engine's stdout is our stderr: stdout belongs to the line that says where we listen.
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE, stdout=sys.stderr, start_new_session=True
+        )
+        self._process = process
+        try:
+            await _write_line(process, json.dumps(start))
+            if self._stopping:
+                process.kill()
+            code = await process.wait()
+            if code > 0:
+                await self._client.last_words()
+            return _describe_end(code)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    def _count_death(self, reason: str) -> None:
+        now = time.monotonic()
+        while self._deaths and now - self._deaths[0] > RESTARTS_WITHIN_SECONDS:
+            self._deaths.popleft()
+        self._deaths.append(now)
+        if len(self._deaths) > RESTARTS:
+            minutes = RESTARTS_WITHIN_SECONDS / 60
+            raise EngineError(f"the engine died {len(self._deaths)} times within {minutes:.0f} minutes, last: {reason}")
+        log.error("%s; starting it again (%d of %d)", reason, len(self._deaths), RESTARTS)
+
+
+async def _write_line(process: asyncio.subprocess.Process, line: str) -> None:
+    if process.stdin is None:
+        raise EngineError("the engine was started without stdin")
+    try:
+        process.stdin.write(line.encode() + b"\n")
+        await process.stdin.drain()
+    except (BrokenPipeError, ConnectionResetError):
+        log.debug("the engine ended before it read its start message")
+
+
+def _describe_end(code: int) -> str:
+    if code >= 0:
+        return f"the engine process ended with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"the engine process was ended by {name}"

@@ -1,0 +1,47 @@
+"""Stop strings: an answer ends before the first of them, wherever the borders of tokens fall."""
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Looks for stop strings in a text that arrives in pieces.
+
+    The text ends at the first character that completes a stop string; of several completed there, the longest counts.
+    Neither it nor a part of it is given out: text that may be the beginning of one is held back. How the text is cut
+    into pieces makes no difference.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Stop strings, none of them empty."""
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found: str | None = None
+
+    def add(self, text: str) -> str:
+        """Take a piece and return what can be given out; after `found` is set, nothing more."""
+        if not self._stops or not text:
+            return text
+        if self.found is not None:
+            return ""
+        held = self._held + text
+        hits = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := held.find(stop)) >= 0]
+        if hits:
+            end, _, self.found = min(hits)
+            self._held = ""
+            return held[: end - len(self.found)]
+        keep = max(_overlap(held, stop) for stop in self._stops)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def end(self) -> str:
+        """What was held back, when the text ended without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

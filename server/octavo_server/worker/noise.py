@@ -1,0 +1,57 @@
+"""Sampling noise without a state: a function of (seed, position, token id) and of nothing else.
+
+A request therefore draws the same noise whatever it is batched with, after a preemption, and on another replica.
+
+The function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), with
+the finalizer of D. Stafford's variant 13: with γ = 0x9E3779B97F4A7C15 and, modulo 2⁶⁴,
+
+    mix(z):  z ← (z ⊕ z⋙30)·0xBF58476D1CE4E5B9;  z ← (z ⊕ z⋙27)·0x94D049BB133111EB;  z ⊕ z⋙31
+
+the i-th number of the generator seeded with s is mix(s + (i + 1)·γ), computable without those before it. It is used
+thrice: a seed opens a stream of keys, one for each position; a key opens the stream of that position, one number for
+each token id. torch has no unsigned 64-bit arithmetic; its signed products and sums wrap, which gives the same bits.
+"""
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """The 64-bit two's complement number with the bits of `value` modulo 2⁶⁴."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift: the vacated bits are 0, also where the number is negative."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    z = (z ^ _shift_right(z, 30)) * _FIRST
+    z = (z ^ _shift_right(z, 27)) * _SECOND
+    return z ^ _shift_right(z, 31)
+
+
+def random_bits(seeds: list[int], positions: list[int], count: int, device: torch.device) -> torch.Tensor:
+    """[n, count] int64 of 64 random bits each; row r is a function of seeds[r] (modulo 2⁶⁴) and positions[r]."""
+    seed = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device)
+    position = torch.tensor(positions, dtype=torch.int64, device=device)
+    key = _mix(_mix(seed + _GAMMA) + (position + 1) * _GAMMA)
+    index = torch.arange(1, count + 1, dtype=torch.int64, device=device)
+    return _mix(key[:, None] + index * _GAMMA)
+
+
+def exponential_noise(seeds: list[int], positions: list[int], count: int, device: torch.device) -> torch.Tensor:
+    """[n, count] float64, exponentially distributed with mean 1, each > 0 and finite.
+
+    -log u of a u in the middle of one of 2⁵² equal parts of (0, 1).
+    """
+    bits = _shift_right(random_bits(seeds, positions, count, device), 12)
+    return bits.to(torch.float64).add_(0.5).mul_(2.0**-52).log_().neg_()

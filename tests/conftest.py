@@ -1,0 +1,107 @@
+"""The control plane that tests run on, and which one it was.
+
+`control_plane` is started once a session, of each kind that is needed; `namespace` is each test's own.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from kube_fixture import ControlPlane, Faults, Kind, Kube, find_assets, kinds_to_run, start
+from kube_fixture.plane import CHOICE
+
+ABSENT = f"needs a real Kubernetes: etcd and kube-apiserver in KUBEBUILDER_ASSETS, or {CHOICE}=kubeconfig"
+
+PLANES = pytest.StashKey[dict[Kind, ControlPlane]]()
+SKIPPED = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_control_plane: runs on the emulator and on real binaries, if any")
+    config.stash[PLANES] = {}
+    config.stash[SKIPPED] = []
+    try:
+        kinds_to_run()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header() -> str:
+    return f"kubernetes: {' and '.join(kinds_to_run())}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "control_plane" not in metafunc.fixturenames:
+        return
+    kinds = kinds_to_run()
+    if metafunc.definition.get_closest_marker("real"):
+        kinds = [kind for kind in kinds if kind != "emulator"]
+    elif metafunc.definition.get_closest_marker("every_control_plane") and kinds != ["kubeconfig"]:
+        real: list[Kind] = ["real"] if find_assets() and "real" in kinds else []
+        kinds = ["emulator", *real]
+    skip = pytest.param("emulator", marks=pytest.mark.skip(reason=ABSENT))
+    metafunc.parametrize("control_plane", kinds or [skip], indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `real` that bring their own control plane are skipped here."""
+    for item in items:
+        if item.get_closest_marker("real") and kinds_to_run() == ["emulator"]:
+            config.stash[SKIPPED].append(item.nodeid)
+            item.add_marker(pytest.mark.skip(reason=ABSENT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    used, skipped = config.stash[PLANES].values(), len(config.stash[SKIPPED])
+    if used or skipped:
+        said = "; ".join(map(str, used)) or "none was needed"
+        missed = f"; {skipped} tests marked real were skipped" if skipped else ""
+        terminalreporter.write_line(f"kubernetes: {said}{missed}")
+
+
+@pytest.fixture(scope="session")
+def _control_planes(pytestconfig: pytest.Config) -> Iterator[dict[Kind, ControlPlane]]:
+    planes = pytestconfig.stash[PLANES]
+    yield planes
+    for plane in planes.values():
+        plane.close()
+
+
+@pytest.fixture(scope="session")
+def control_plane(request: pytest.FixtureRequest, _control_planes: dict[Kind, ControlPlane]) -> ControlPlane:
+    """The API server, shared by the tests of a session: see `kube_fixture.ControlPlane`."""
+    kind: Kind = request.param
+    if kind not in _control_planes:
+        _control_planes[kind] = start(kind)
+    return _control_planes[kind]
+
+
+@pytest.fixture
+def faults(control_plane: ControlPlane) -> Iterator[Faults]:
+    """The control plane's faults and its log of requests, empty at first and ended afterwards."""
+    control_plane.faults.reset()
+    yield control_plane.faults
+    control_plane.faults.reset()
+
+
+@pytest.fixture
+async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
+    """A client of the test's own: not recorded, not broken, in the test's own namespace, deleted afterwards."""
+    name = f"test-{secrets.token_hex(4)}"
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    async with Kube.connect(control_plane.direct_kubeconfig, name) as client:
+        await client.create(body)
+        if control_plane.has_controller_manager:
+            # No pod is admitted before the namespace has it.
+            await client.until(lambda: client.find("v1", "ServiceAccount", "default"), what="the service account")
+        yield client
+        await client.delete(body)
+
+
+@pytest.fixture
+def namespace(kube: Kube) -> str:
+    """The name of a namespace that is this test's alone."""
+    return kube.namespace

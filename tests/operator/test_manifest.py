@@ -1,0 +1,140 @@
+"""What is refused, with which words: by pydantic here, and the same by a real API server."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from kubernetes.aio.client.exceptions import ApiException
+
+from kube_fixture import Kube
+from manifest_corpus import BAD, GOOD, SOURCE, Case
+from octavo_operator.api import ManifestError, load_manifest, parse
+
+HEAD = "apiVersion: octavo.dev/v1alpha1\nkind: LLMDeployment\nmetadata: {name: demo}\n"
+VALID = f"{HEAD}spec:\n  {SOURCE}\n"
+
+
+def titles(case: Case) -> str:
+    return case.title
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ManifestError) as error:
+        load_manifest(text)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("case", GOOD, ids=titles)
+def test_a_good_manifest_is_taken(case: Case) -> None:
+    assert parse(case.manifest).name == case.name
+
+
+@pytest.mark.parametrize("case", BAD, ids=titles)
+def test_a_bad_manifest_is_refused_with_the_path_of_the_field(case: Case) -> None:
+    with pytest.raises(ManifestError) as error:
+        parse(case.manifest)
+    (found,) = error.value.errors
+    assert found.path == case.path or found.path.startswith((f"{case.path}[", f"{case.path}."))
+
+
+@pytest.mark.real
+async def test_the_api_server_takes_every_good_manifest(octavo: Kube) -> None:
+    answers = {case.title: await answer(octavo, case) for case in GOOD}
+    assert {title: told for title, told in answers.items() if told} == {}
+
+
+@pytest.mark.real
+async def test_the_api_server_refuses_every_bad_manifest_with_the_path_of_the_field(octavo: Kube) -> None:
+    answers = {case.title: (case.path, await answer(octavo, case)) for case in BAD}
+    # A rule over metadata can only be told of the object as a whole.
+    words = {"metadata.name": "the name must begin with a letter"}
+    unlike = {title: told for title, (path, told) in answers.items() if words.get(path, path) not in told}
+    assert unlike == {}
+
+
+async def answer(kube: Kube, case: Case) -> str:
+    """What the API server says against a manifest; nothing where it takes it."""
+    try:
+        await kube.create(case.manifest, dry_run=True)
+    except ApiException as error:
+        assert error.status in {400, 422}
+        return str(json.loads(str(error.body))["message"])
+    return ""
+
+
+def test_what_is_left_out_gets_its_default() -> None:
+    spec = load_manifest(VALID).spec
+    assert (spec.replicas, spec.rollout.max_surge, spec.rollout.max_unavailable) == (1, 0, 1)
+    assert (spec.termination.propagation_seconds, spec.termination.drain_seconds) == (10, 120)
+    assert (spec.server.dtype, spec.networking.service.port, spec.suspend) == ("Auto", 8000, False)
+
+
+def test_a_typo_gets_a_suggestion() -> None:
+    assert refusal(VALID + "  replcas: 2\n") == "spec.replcas: unknown field; did you mean replicas?"
+    assert "spec.server.env[0].vale: unknown field; did you mean value?" in refusal(
+        VALID + "  server: {env: [{name: A, vale: x}]}\n"
+    )
+
+
+def test_every_error_is_told_at_once() -> None:
+    told = refusal(VALID + "  replicas: two\n  suspend: 1\n  whatever: x\n").splitlines()
+    assert told[0] == 'spec.replicas: must be an integer, not "two"'
+    assert told[1] == "spec.suspend: must be true or false, not 1"
+    assert told[2].startswith("spec.whatever: unknown field; known are model, networking,")
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_line() -> None:
+    assert "key 'replicas' is there twice" in refusal(VALID + "  replicas: 1\n  replicas: 2\n")
+    assert "line 7" in refusal(VALID + "  replicas: 1\n  replicas: 2\n")
+
+
+def test_other_kinds_in_the_same_text_are_left_alone() -> None:
+    claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: x}\n"
+    assert load_manifest(f"---\n{claim}---\n{VALID}---\n").name == "demo"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "exactly one LLMDeployment is needed; found 0 of kind LLMDeployment among 0 documents"),
+        (f"{VALID}---\n{VALID}", "found 2 of kind LLMDeployment among 2 documents"),
+        ("kind: Service", 'kind: must be LLMDeployment, not "Service"'),
+        ("just text", "must be a mapping with apiVersion, kind, metadata and spec"),
+        ("a: [", "not valid YAML"),
+        ("a: &a [*a]", "kind: must be LLMDeployment"),
+        ("? [a]\n: b", "a key must be a string"),
+        (VALID.replace("v1alpha1", "v1"), 'apiVersion: must be octavo.dev/v1alpha1, not "octavo.dev/v1"'),
+        (VALID.replace("{name: demo}\n", "{}\n", 1), "metadata.name: is required"),
+        (VALID + "other: 1\n", "other: unknown field"),
+        (
+            VALID.replace("{name: demo}\n", "{name: demo, label: {}}\n", 1),
+            "metadata.label: unknown field; did you mean labels?",
+        ),
+    ],
+)
+def test_a_text_that_is_no_manifest_is_refused(text: str, told: str) -> None:
+    assert told in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("2020-01-01", "2020-01-01"), ("1:30", "1:30"), ("1e1x", "1e1x"), ("0o17x", "0o17x"), ("'1'", "1")],
+)
+def test_text_that_other_yaml_readers_turn_into_something_else_stays_text(written: str, read: str) -> None:
+    (variable,) = load_manifest(f"{VALID}  server: {{env: [{{name: A, value: {written}}}]}}\n").spec.server.env
+    assert variable.value == read
+
+
+@pytest.mark.parametrize(("written", "read"), [("0x10", 16), ("010", 8), ("0b11", 3), ("1e2", 100), ("+5", 5)])
+def test_numbers_are_read_as_kubectl_reads_them(written: str, read: int) -> None:
+    assert load_manifest(f"{VALID}  replicas: {written}\n").spec.replicas == read
+
+
+def test_what_judges_a_manifest_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, octavo_operator.api, octavo_operator.render, octavo_operator.api.crd\n"
+        "heavy = {'kubernetes', 'kopf', 'aiohttp', 'asyncio', 'torch', 'prometheus_client'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,184 @@
+"""An engine without a model that speaks the real protocol: it answers with the prompt's own tokens, one a step.
+
+The answer is the prompt, then the end of sequence; with `ignore_eos` the prompt again and again. Log-probabilities
+fall by 0.5 from the token itself to the ids that follow it. For tests of the API process alone: starts at once, and is
+steered by environment variables:
+
+FAKE_STEP_SECONDS  duration of a step
+FAKE_GATE          a path: the start waits in "load weights" until it exists
+FAKE_FAILURE       a message: the start fails with it
+FAKE_CRASH_TOKEN   a token id: the process kills itself when a prompt contains it
+FAKE_ERROR_TOKEN   a token id: a request with it ends with an error after its first token
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from octavo_server import ipc
+
+MAX_MODEL_LEN = 256
+BLOCK_SIZE = 16
+NUM_BLOCKS = 64
+
+
+@dataclass
+class Request:
+    """A request and how far its answer is."""
+
+    message: ipc.AddRequest
+    sent: int = 0
+
+
+@dataclass
+class FakeEngine:
+    """The state of the engine."""
+
+    socket: Any
+    epoch: int
+    eos: int
+    max_num_seqs: int
+    requests: dict[str, Request] = field(default_factory=dict)
+    steps: int = 0
+    generated: int = 0
+    prompted: int = 0
+
+    def run(self) -> None:
+        """Until it is told to shut down, or its parent has gone."""
+        parent, step_seconds = os.getppid(), float(os.environ.get("FAKE_STEP_SECONDS", "0.001"))
+        while os.getppid() == parent:
+            self.socket.poll(int(step_seconds * 1000) if self.requests else 200)
+            while self.socket.poll(0):
+                if not self.take(ipc.frontend_decoder.decode(self.socket.recv())):
+                    return
+            outputs = self.step()
+            self.send(ipc.Outputs(self.epoch, outputs, self.stats()))
+            if outputs:
+                time.sleep(step_seconds)
+
+    def take(self, message: ipc.FrontendMessage) -> bool:
+        """Handle a message; False at the end."""
+        if message.epoch != self.epoch:
+            return True
+        match message:
+            case ipc.AddRequest():
+                if number("FAKE_CRASH_TOKEN") in message.prompt_token_ids:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self.requests[message.request_id] = Request(message)
+            case ipc.Abort():
+                for request_id in message.request_ids:
+                    self.requests.pop(request_id, None)
+            case ipc.Shutdown():
+                return False
+        return True
+
+    def step(self) -> list[ipc.RequestOutput]:
+        """The next token of every running request."""
+        running = list(self.requests.values())[: self.max_num_seqs]
+        outputs = [self.advance(request) for request in running]
+        self.steps += bool(running)
+        for output in outputs:
+            if output.finish_reason is not None:
+                del self.requests[output.request_id]
+        return outputs
+
+    def advance(self, request: Request) -> ipc.RequestOutput:
+        """The next token of one request."""
+        message, sampling = request.message, request.message.sampling
+        prompt = message.prompt_token_ids
+        output: dict[str, Any] = {"request_id": message.request_id, "token_ids": []}
+        if request.sent == 0:
+            self.prompted += len(prompt)
+            if sampling.prompt_logprobs is not None:
+                output["prompt_logprobs"] = [None, *(logprobs(token, sampling.prompt_logprobs) for token in prompt[1:])]
+        if request.sent and number("FAKE_ERROR_TOKEN") in prompt:
+            return ipc.RequestOutput(message.request_id, [], finish_reason="error", error="the step failed")
+        if sampling.max_tokens == 0:
+            return ipc.RequestOutput(**output, finish_reason="length")
+        ends = request.sent >= len(prompt) and not sampling.ignore_eos
+        token = self.eos if ends else prompt[request.sent % len(prompt)]
+        request.sent += 1
+        self.generated += 1
+        output["token_ids"] = [token]
+        if sampling.logprobs is not None:
+            output["logprobs"] = [logprobs(token, sampling.logprobs)]
+        if ends:
+            output["finish_reason"] = "stop"
+        elif token in sampling.stop_token_ids:
+            output |= {"finish_reason": "stop", "stop_reason": token}
+        elif request.sent >= sampling.max_tokens:
+            output["finish_reason"] = "length"
+        return ipc.RequestOutput(**output)
+
+    def stats(self) -> ipc.EngineStats:
+        """Each running request holds two pages."""
+        running = min(len(self.requests), self.max_num_seqs)
+        waiting = list(self.requests.values())[running:]
+        return ipc.EngineStats(
+            running=running,
+            waiting=len(waiting),
+            waiting_prompt_tokens=sum(len(request.message.prompt_token_ids) for request in waiting),
+            kv_blocks_used=2 * running,
+            kv_blocks_total=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            preemptions=0,
+            prompt_tokens=self.prompted,
+            generation_tokens=self.generated,
+            steps=self.steps,
+            step_seconds=0.0,
+        )
+
+    def send(self, message: ipc.EngineMessage) -> None:
+        """To the API process."""
+        self.socket.send(ipc.encoder.encode(message))
+
+
+def logprobs(token: int, count: int) -> ipc.TokenLogprobs:
+    """The token itself is the likeliest."""
+    ids = [token, *(token + offset for offset in range(count))]
+    return ipc.TokenLogprobs(ids, [-0.5, *(-0.5 - 0.5 * offset for offset in range(count))], 1)
+
+
+def number(name: str) -> int:
+    """A token id from the environment; -1, which is none, where it is not set."""
+    return int(os.environ.get(name, "-1"))
+
+
+def main() -> None:
+    """The start message is one line of JSON on stdin."""
+    start = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.connect(f"ipc://{start['socket']}")
+    model = json.loads((Path(start["config"]["model"]) / "config.json").read_text())
+    engine = FakeEngine(socket, start["epoch"], model["eos_token_id"], start["config"]["max_num_seqs"])
+    engine.send(ipc.Starting(engine.epoch, "load weights", 0.0))
+    gate = os.environ.get("FAKE_GATE")
+    parent = os.getppid()
+    while gate and not Path(gate).exists() and os.getppid() == parent:
+        time.sleep(0.01)
+    if failure := os.environ.get("FAKE_FAILURE"):
+        engine.send(ipc.Failed(engine.epoch, failure))
+        socket.close()
+        context.term()
+        sys.exit(1)
+    phases = {"load weights": 0.25}
+    longest = start["config"]["max_model_len"] or MAX_MODEL_LEN
+    ready = ipc.Ready(engine.epoch, ipc.PROTOCOL_VERSION, longest, BLOCK_SIZE, NUM_BLOCKS, phases)
+    engine.send(ready)
+    engine.run()
+    socket.close()
+    context.term()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Good and bad LLMDeployments, judged alike by pydantic and by a real API server.
+
+Each is written as its spec (and name) in YAML. A bad one names the field that the message must be about.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_operator.api.yaml_loader import load_documents
+
+SOURCE = "model: {source: {builtin: {name: demo}}}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One manifest; `path` is the offending field, empty where the manifest is good."""
+
+    title: str
+    spec: str
+    path: str = ""
+    name: str = "demo"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "octavo.dev/v1alpha1",
+            "kind": "LLMDeployment",
+            "metadata": {"name": self.name},
+            "spec": load_documents(self.spec)[0],  # as kubectl turns YAML into JSON
+        }
+
+
+def with_source(more: str) -> str:
+    """A spec that is good but for what is in `more`."""
+    return f"{SOURCE}\n{more}"
+
+
+GOOD = [
+    Case("the least there is", SOURCE),
+    Case("a directory of the image", "model: {name: llama-3.1/8b:latest, source: {path: {path: /models/llama}}}"),
+    Case("a claim's root", "model: {source: {persistentVolumeClaim: {claimName: models}}}"),
+    Case("a claim's directory", "model: {source: {persistentVolumeClaim: {claimName: models, path: a/b_c.d}}}"),
+    Case("the longest name", SOURCE, name="a" + "-" * 50 + "z"),
+    Case("a name of one letter", SOURCE, name="a"),
+    Case("no replicas", with_source("replicas: 0")),
+    Case("the most replicas", with_source("replicas: 1000")),
+    Case("a whole number with a point", with_source("replicas: 2.0")),
+    Case("a null is a field left out", with_source("replicas: null\nserver: {image: null, maxModelLength: null}")),
+    Case("a null where a default object stands", with_source("server: null\nsuspend: null")),
+    Case(
+        "every field of the server",
+        with_source("""
+server:
+  image: ghcr.io/x/y:1@sha256:ab
+  args: [--max-num-seqs, '64']
+  maxModelLength: 8192
+  dtype: BFloat16
+  env: [{name: A, value: ''}, {name: B}, {name: C, valueFrom: {secretKeyRef: {name: s, key: k, optional: true}}}]
+"""),
+    ),
+    Case(
+        "flags that only begin like the operator's", with_source("server: {args: [--ports, --hostile, '--dtype-x=1']}")
+    ),
+    Case(
+        "a GPU",
+        with_source("resources: {accelerator: {products: [NVIDIA-H100-80GB-HBM3, NVIDIA-H200]}, cpu: 4, memory: 48Gi}"),
+    ),
+    Case("shares of a GPU", with_source("resources: {accelerator: {resourceName: nvidia.com/gpu.shared, count: 3}}")),
+    Case("quantities", with_source("resources: {cpu: 500m, memory: 1.5Gi}")),
+    Case("more quantities", with_source("resources: {cpu: '0.5', memory: 1073741824}")),
+    Case("surge instead of a pause", with_source("rollout: {maxSurge: 1, maxUnavailable: 0}")),
+    Case("no waiting at the end", with_source("termination: {propagationSeconds: 0, drainSeconds: 0}")),
+    Case(
+        "a pod template",
+        with_source("""
+podTemplate:
+  labels: {team: search, example.com/team: search}
+  annotations: {example.com/note: any text}
+  nodeSelector: {node.kubernetes.io/instance-type: p5}
+  tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
+  affinity: {podAntiAffinity: {preferredDuringSchedulingIgnoredDuringExecution: []}}
+  topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway, minDomains: 2}]
+  priorityClassName: high
+  runtimeClassName: nvidia
+  serviceAccountName: model
+  imagePullSecrets: [{name: registry}]
+  volumes: [{name: models, hostPath: {path: /srv}}, {name: cache, emptyDir: {sizeLimit: 1Gi}}]
+  volumeMounts: [{name: models, mountPath: /models, readOnly: true}, {name: cache, mountPath: /tmpfs, subPath: a}]
+  initContainers: [{name: fetch, image: busybox, command: [sh, -c, 'true']}]
+"""),
+    ),
+    Case("another port", with_source("networking: {service: {port: 80}}")),
+    Case("suspended", with_source("suspend: true")),
+    Case("a start of an hour", with_source("startup: {timeoutSeconds: 3600}")),
+]
+
+BAD = [
+    Case("no spec at all but a mapping", "{}", "spec.model"),
+    Case("no source", "model: {name: x}", "spec.model.source"),
+    Case("an empty source", "model: {source: {}}", "spec.model.source"),
+    Case("two sources", "model: {source: {builtin: {name: demo}, path: {path: /x}}}", "spec.model.source"),
+    Case("a source that is to come", "model: {source: {huggingFace: {repo: a/b}}}", "spec.model.source.huggingFace"),
+    Case("an unknown built-in", "model: {source: {builtin: {name: demos}}}", "spec.model.source.builtin.name"),
+    Case("a relative path", "model: {source: {path: {path: models}}}", "spec.model.source.path.path"),
+    Case("a path out of itself", "model: {source: {path: {path: /a/../b}}}", "spec.model.source.path.path"),
+    Case(
+        "a claim's absolute path",
+        "model: {source: {persistentVolumeClaim: {claimName: m, path: /a}}}",
+        "spec.model.source.persistentVolumeClaim.path",
+    ),
+    Case(
+        "a claim's path out of it",
+        "model: {source: {persistentVolumeClaim: {claimName: m, path: ../a}}}",
+        "spec.model.source.persistentVolumeClaim.path",
+    ),
+    Case("a model name with a space", "model: {name: a b, source: {builtin: {name: demo}}}", "spec.model.name"),
+    Case("a typo at the top", with_source("replcas: 2"), "spec.replcas"),
+    Case("a typo far down", with_source("server: {env: [{name: A, vale: x}]}"), "spec.server.env[0].vale"),
+    Case("snake case", with_source("server: {max_model_length: 5}"), "spec.server.max_model_length"),
+    Case("a field of a later version", with_source("autoscaling: {mode: Internal}"), "spec.autoscaling"),
+    Case("text for a number", with_source("replicas: two"), "spec.replicas"),
+    Case("a number in quotes", with_source("replicas: '2'"), "spec.replicas"),
+    Case("half a replica", with_source("replicas: 1.5"), "spec.replicas"),
+    Case("fewer than none", with_source("replicas: -1"), "spec.replicas"),
+    Case("too many", with_source("replicas: 1001"), "spec.replicas"),
+    Case("true for a number", with_source("replicas: true"), "spec.replicas"),
+    Case("a number for text", with_source("server: {env: [{name: A, value: 1}]}"), "spec.server.env[0].value"),
+    Case("text for true", with_source("suspend: 'yes'"), "spec.suspend"),
+    Case("a list for a mapping", with_source("server: []"), "spec.server"),
+    Case("a mapping for a list", with_source("server: {args: {a: b}}"), "spec.server.args"),
+    Case("a null in a list", with_source("server: {args: [null]}"), "spec.server.args[0]"),
+    Case("an unknown dtype", with_source("server: {dtype: float16}"), "spec.server.dtype"),
+    Case("no length", with_source("server: {maxModelLength: 0}"), "spec.server.maxModelLength"),
+    Case("a flag of the operator's", with_source("server: {args: ['--port', '9']}"), "spec.server.args"),
+    Case("the same with a sign", with_source("server: {args: ['--dtype=float16']}"), "spec.server.args"),
+    Case("a key in the arguments", with_source("server: {args: ['--api-key=secret']}"), "spec.server.args"),
+    Case("a variable twice", with_source("server: {env: [{name: A}, {name: A}]}"), "spec.server.env"),
+    Case("a variable with a bad name", with_source("server: {env: [{name: 1A}]}"), "spec.server.env[0].name"),
+    Case(
+        "two values",
+        with_source("server: {env: [{name: A, value: x, valueFrom: {secretKeyRef: {name: s, key: k}}}]}"),
+        "spec.server.env[0]",
+    ),
+    Case(
+        "a value from nowhere", with_source("server: {env: [{name: A, valueFrom: {}}]}"), "spec.server.env[0].valueFrom"
+    ),
+    Case("two whole GPUs", with_source("resources: {accelerator: {count: 2}}"), "spec.resources.accelerator.count"),
+    Case(
+        "a product twice",
+        with_source("resources: {accelerator: {products: [a, a]}}"),
+        "spec.resources.accelerator.products",
+    ),
+    Case("a floating quantity", with_source("resources: {cpu: 0.5}"), "spec.resources.cpu"),
+    Case("a quantity of nothing", with_source("resources: {memory: 0}"), "spec.resources.memory"),
+    Case("an unknown unit", with_source("resources: {memory: 48GB}"), "spec.resources.memory"),
+    Case("nothing may move", with_source("rollout: {maxSurge: 0, maxUnavailable: 0}"), "spec.rollout"),
+    Case("no surge, and the default taken away", with_source("rollout: {maxUnavailable: 0}"), "spec.rollout"),
+    Case("a start of no time", with_source("startup: {timeoutSeconds: 1}"), "spec.startup.timeoutSeconds"),
+    Case("a port of none", with_source("networking: {service: {port: 0}}"), "spec.networking.service.port"),
+    Case("a label with a space", with_source("podTemplate: {labels: {a: b c}}"), "spec.podTemplate.labels"),
+    Case("a label's key with a space", with_source("podTemplate: {labels: {a b: c}}"), "spec.podTemplate.labels"),
+    Case(
+        "a label of the operator's",
+        with_source("podTemplate: {labels: {octavo.dev/deployment: x}}"),
+        "spec.podTemplate.labels",
+    ),
+    Case(
+        "an annotation's empty name",
+        with_source("podTemplate: {annotations: {example.com/: c}}"),
+        "spec.podTemplate.annotations",
+    ),
+    Case(
+        "a node label too long",
+        with_source(f"podTemplate: {{nodeSelector: {{{'a' * 64}: b}}}}"),
+        "spec.podTemplate.nodeSelector",
+    ),
+    Case(
+        "a volume of the operator's",
+        with_source("podTemplate: {volumes: [{name: tmp, emptyDir: {}}]}"),
+        "spec.podTemplate.volumes",
+    ),
+    Case(
+        "a mount of nothing",
+        with_source("podTemplate: {volumeMounts: [{name: a, mountPath: /a}]}"),
+        "spec.podTemplate.volumeMounts",
+    ),
+    Case(
+        "a mount over the operator's",
+        with_source("podTemplate: {volumes: [{name: a}], volumeMounts: [{name: a, mountPath: /tmp}]}"),
+        "spec.podTemplate.volumeMounts",
+    ),
+    Case(
+        "a second server",
+        with_source("podTemplate: {initContainers: [{name: server, image: x}]}"),
+        "spec.podTemplate.initContainers",
+    ),
+    Case(
+        "an unknown effect",
+        with_source("podTemplate: {tolerations: [{effect: Never}]}"),
+        "spec.podTemplate.tolerations[0].effect",
+    ),
+    Case(
+        "a spread twice",
+        with_source(
+            "podTemplate: {topologySpreadConstraints: [{maxSkew: 1, topologyKey: z, whenUnsatisfiable: DoNotSchedule},"
+            " {maxSkew: 2, topologyKey: z, whenUnsatisfiable: DoNotSchedule}]}"
+        ),
+        "spec.podTemplate.topologySpreadConstraints",
+    ),
+    Case("a name that begins with a digit", SOURCE, "metadata.name", name="8b"),
+    Case("a name of 53", SOURCE, "metadata.name", name="a" * 53),
+    Case("a name with a point", SOURCE, "metadata.name", name="a.b"),
+]

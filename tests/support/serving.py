@@ -1,0 +1,168 @@
+"""Real server processes for tests: `octavo serve`'s own, with the real engine or the fake one."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+import httpx
+
+import tiny_tokenizers
+
+SUPPORT: Final = Path(__file__).parent
+PATIENCE_SECONDS: Final = 60.0  # a bound for a machine under load, not an expectation
+
+
+class ServerProcess:
+    """A running server. `url` has no trailing slash and no /v1."""
+
+    def __init__(self, process: "subprocess.Popen[str]", log: IO[bytes]) -> None:
+        self.process = process
+        self._log = log
+        if process.stdout is None:
+            raise RuntimeError("the server was started without a pipe")
+        line = process.stdout.readline()
+        match = re.fullmatch(r"octavo: listening on (http://\S+)\n", line)
+        if match is None:
+            process.wait(PATIENCE_SECONDS)
+            raise RuntimeError(f"no address but {line!r}; the log: {self.log}")
+        self.url = match[1]
+
+    @property
+    def log(self) -> str:
+        """What it wrote on stderr."""
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def wait_until_ready(self) -> None:
+        """Until /ready says so."""
+        until(lambda: httpx.get(f"{self.url}/ready").status_code == 200 or self._gone(), self.process)
+
+    def engine_pid(self) -> int:
+        """Process id of the engine, which is its only child."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        (pid,) = [int(word) for path in children for word in path.read_text().split()]
+        return pid
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of /metrics."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        text = httpx.get(f"{self.url}/metrics").text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return sample.value
+        raise KeyError(name)
+
+    def _gone(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {self.process.returncode}; the log: {self.log}")
+        return False
+
+
+@contextlib.contextmanager
+def serve(
+    model: Path, *, fake: bool = True, env: Mapping[str, str] | None = None, **config: Any
+) -> Iterator[ServerProcess]:
+    """A server on a free port, with `config` besides the model; ended at the end, by force if need be."""
+    values = json.dumps({"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu", **config})
+    command = [sys.executable, str(SUPPORT / "serving.py"), "fake" if fake else "real", values]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+        try:
+            yield ServerProcess(process, log)
+        finally:
+            end(process)
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """In order if possible."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def until(condition: Any, process: "subprocess.Popen[str] | None" = None) -> None:
+    """Wait for a condition, which is looked at again and again."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {PATIENCE_SECONDS} s: {condition}")
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that only waits to be reaped does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def text_model(directory: Path) -> Path:
+    """A model's directory without weights, which is all that the fake engine needs."""
+    tokenizer = tiny_tokenizers.byte_level_bpe()
+    tiny_tokenizers.save(tokenizer, directory, chat_template=tiny_tokenizers.CHATML)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "dtype": "float32",
+        "bos_token_id": tokenizer.token_to_id("<s>"),
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def main(kind: str, values: str) -> int:
+    """The server process itself; errors as the command line tells them."""
+    from octavo_server.config import ServerConfig
+    from octavo_server.errors import OctavoError
+    from octavo_server.frontend.server import run
+    from octavo_server.frontend.supervisor import ENGINE_COMMAND
+
+    command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
+    try:
+        return run(ServerConfig.model_validate_json(values), command)
+    except OctavoError as error:
+        print(f"octavo: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,1 @@
+"""The demo model: its data, tokenizer, training, export and scoring. Start with README.md."""
