@@ -42,7 +42,7 @@ unit: $(STAMP)
 	$(BIN)/pytest
 
 crd: $(STAMP)
-	$(BIN)/octavo crd > crds/octavo.dev_llmdeployments.yaml
+	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/crds/octavo.dev_llmdeployments.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,9 +1,25 @@
 """What attention needs to know of a step, the same for every layer."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+
+class Workspace:
+    """Scratch memory that outlives a step, by name; fresh memory would be mapped in page by page, in each layer."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor of this shape with any content; the next `take` of the name hands out the same memory."""
+        key, size = (name, like.dtype, like.device), math.prod(shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[key] = like.new_empty(size)
+        return buffer[:size].view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +31,12 @@ class AttentionMetadata:
         position context_lens[r] - 1.
     block_tables: [R, B] int32, page numbers in the order of positions. Entries past a request's last page are not read
         as pages, whatever they hold.
+    workspace: scratch memory, of one model and one step at a time.
     plans: what an implementation works out from these once and uses again in each layer; empty at first.
     """
 
     query_start: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
+    workspace: Workspace = field(default_factory=Workspace)
     plans: dict[Any, Any] = field(default_factory=dict)

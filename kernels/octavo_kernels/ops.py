@@ -3,14 +3,16 @@
 So far there is one, in plain torch, for every device.
 """
 
-from octavo_kernels.metadata import AttentionMetadata
-from octavo_kernels.reference import apply_rope, linear, rms_norm, silu_and_mul, store_kv
+from octavo_kernels.metadata import AttentionMetadata, Workspace
+from octavo_kernels.reference import apply_rope, linear, pack_weight, rms_norm, silu_and_mul, store_kv
 from octavo_kernels.reference_attention import paged_attention
 
 __all__ = [
     "AttentionMetadata",
+    "Workspace",
     "apply_rope",
     "linear",
+    "pack_weight",
     "paged_attention",
     "rms_norm",
     "silu_and_mul",

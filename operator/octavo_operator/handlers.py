@@ -1,6 +1,7 @@
 """Thin kopf handlers: every event only says which key to look at. kopf watches, and writes nothing anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any, Final
 
 import kopf
@@ -43,11 +44,19 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
     return handlers
 
 
+class _Backoffs:
+    """Seconds between attempts of a request; without an end, as kopf gives up the whole operator at the end of them."""
+
+    def __iter__(self) -> Iterator[float]:
+        return chain((0.5, 1.0, 2.0, 4.0, 8.0), repeat(10.0))
+
+
 def settings() -> kopf.OperatorSettings:
     """kopf as a watcher and nothing else: no events posted, no scan of namespaces and CRDs, only our children."""
     result = kopf.OperatorSettings()
     result.posting.enabled = False
     result.scanning.disabled = True
+    result.networking.error_backoffs = _Backoffs()
     for group, version, plural in CHILDREN:
         result.watching.label_selectors[(group or version, plural)] = DEPLOYMENT_LABEL
     return result

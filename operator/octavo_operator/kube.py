@@ -179,8 +179,8 @@ class Kube:
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
         listed = await self._request("GET", _collection(kind, namespace), query=query)
-        items: list[Manifest] = listed["items"]
-        return items
+        # The items of a list do not say what they are; the list does.
+        return [{"apiVersion": listed["apiVersion"], "kind": kind} | item for item in listed["items"]]
 
     async def _request(
         self,
@@ -202,7 +202,7 @@ class Kube:
         try:
             timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
             answer = await self._api.call_api(*request, _request_timeout=timeout)
-            text = await answer.read()
+            text = await answer.read()  # type: ignore[no-untyped-call]
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise KubeError(0, f"no answer from the API server: {error or type(error).__name__}") from error
         if answer.status >= 300:
@@ -221,7 +221,9 @@ async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
     settings = client.Configuration()
     try:
         if kubeconfig is not None:
-            await config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
+            await config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(kubeconfig), client_configuration=settings
+            )
         else:
             await _load_default_config(settings)
     except ConfigException as error:
@@ -233,9 +235,9 @@ async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
 
 async def _load_default_config(settings: client.Configuration) -> None:
     try:
-        config.load_incluster_config(client_configuration=settings)
+        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except ConfigException:
-        await config.load_kube_config(client_configuration=settings)
+        await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
 
 
 def _collection(kind: str, namespace: str) -> str:

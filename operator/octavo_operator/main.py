@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,12 +135,14 @@ class Operator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _measured(self, reconciler: Reconciler) -> Any:
+    def _measured(self, reconciler: Reconciler) -> Callable[[Key], Awaitable[None]]:
         async def handle(key: Key) -> None:
-            result = "error"
+            result, known = "error", self.known.get(key)
             try:
                 with self.metrics.seconds.time():
-                    await reconciler(key)
+                    is_there = await reconciler(key)
+                if not is_there and self.known.get(key) == known:
+                    self.known.pop(key, None)  # its DELETED was lost with a broken watch
                 result = "done"
             except Retry:
                 result = "retry"

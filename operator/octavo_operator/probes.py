@@ -52,6 +52,8 @@ async def probe_server(port: int | None, metrics: Metrics, is_ready: Callable[[]
     try:
         site = web.TCPSite(runner, port=port)
         await site.start()
-        yield int(runner.addresses[0][1])
+        # With port 0 IPv4 and IPv6 get one each: IPv4's, whose addresses are pairs, is the one that is told.
+        addresses = sorted(runner.addresses, key=len)
+        yield int(addresses[0][1])
     finally:
         await runner.cleanup()

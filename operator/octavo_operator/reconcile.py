@@ -47,21 +47,21 @@ class Reconciler:
         self._default_image = default_image
         self._now = now
 
-    async def __call__(self, key: Key) -> None:
-        """One pass.
+    async def __call__(self, key: Key) -> bool:
+        """One pass. Whether there still is such an LLMDeployment.
 
         Raises:
             Retry: something is in the way that no event will tell the end of, or the API server would not have it now.
         """
         try:
-            await self._pass(key)
+            return await self._pass(key)
         except KubeError as error:
             raise Retry(str(error), after=error.retry_after) from error
 
-    async def _pass(self, key: Key) -> None:
+    async def _pass(self, key: Key) -> bool:
         live = await self._kube.get(KIND, key.namespace, key.name)
         if live is None or "deletionTimestamp" in live["metadata"]:
-            return  # its children go with it, by their owner references
+            return live is not None  # its children go with it, by their owner references
         children = {kind: await self._kube.find(kind, key.namespace, key.name) for kind in CHILD_KINDS}
         wanted, deployment, problem = self._wanted(live)
         problem = problem or _conflict(live, children)
@@ -77,6 +77,7 @@ class Reconciler:
         await self._report(live, deployment, observed, actions)
         if problem is not None and problem.reason != "InvalidSpec":
             raise Retry(f"{problem.reason}: {problem.message}")
+        return True
 
     def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Problem | None]:
         try:

@@ -7,6 +7,7 @@ from octavo_cli.errors import WRONG_INPUT, CommandError
 
 SERVER_MODULES: Final = (
     "fastapi",
+    "httptools",
     "jinja2",
     "msgspec",
     "numpy",
@@ -14,11 +15,12 @@ SERVER_MODULES: Final = (
     "tokenizers",
     "torch",
     "uvicorn",
+    "uvloop",
     "zmq",
 )
 
 
-def require_server(command: str) -> None:
+def require_server() -> None:
     """Nothing, if the server can be imported.
 
     Raises:
@@ -26,10 +28,10 @@ def require_server(command: str) -> None:
     """
     missing = [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise missing_server(command, missing[0])
+        raise missing_server(missing[0])
 
 
-def missing_server(command: str, module: str) -> CommandError:
+def missing_server(module: str) -> CommandError:
     """The error for a module of the server that the base install leaves out."""
-    text = f"octavo {command} needs the module {module!r}, which the base install leaves out"
-    return CommandError(f"{text}: pip install 'octavo[server]'", exit_code=WRONG_INPUT)
+    text = f"this needs the server's part, whose module {module!r} is missing: pip install 'octavo[server]'"
+    return CommandError(text, exit_code=WRONG_INPUT)

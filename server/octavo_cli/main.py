@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, NoReturn
 import click
 
 from octavo_cli.errors import FAILED, INTERRUPTED, CommandError
-from octavo_cli.extras import missing_server
+from octavo_cli.extras import SERVER_MODULES, missing_server
 from octavo_common.version import __version__
 from octavo_server.errors import OctavoError
 
@@ -45,18 +45,11 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command, or None where there is none of this name.
-
-        Raises:
-            CommandError: the command belongs to a part that is not installed.
-        """
+        """Import the command, or None where there is none of this name."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        try:
-            command = getattr(importlib.import_module(entry.module), entry.attribute)
-        except ModuleNotFoundError as error:
-            raise missing_part(cmd_name, error) from error
+        command = getattr(importlib.import_module(entry.module), entry.attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.module}.{entry.attribute} is not a click command")
         return command
@@ -76,14 +69,6 @@ class LazyGroup(click.Group):
         """The table of commands, from what is known without importing."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
-
-
-def missing_part(command: str, error: ModuleNotFoundError) -> CommandError:
-    """The error for a module that is not there: the extra to install; one of our own is a fault and not hidden."""
-    name = (error.name or "").partition(".")[0]
-    if name.startswith("octavo"):
-        raise error
-    return missing_server(command, name)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -136,6 +121,8 @@ def explain(error: BaseException) -> tuple[str, int]:
             return error.format_message(), error.exit_code
         case click.Abort() | KeyboardInterrupt():
             return "interrupted", INTERRUPTED
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in SERVER_MODULES:
+            return explain(missing_server(str(error.name)))
         case OctavoError():
             return str(error), FAILED
         case _:

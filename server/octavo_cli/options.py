@@ -47,7 +47,9 @@ def validated(model: type[M], values: Mapping[str, Any]) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        shown = f"{flag(name)} {given[name]}: " if name in given else ""
+        value = given.get(name)
+        # What may be given several times may be secret, and is not repeated.
+        shown = "" if value is None else f"{flag(name)}: " if isinstance(value, tuple) else f"{flag(name)} {value}: "
         raise click.UsageError(f"{shown}{first['msg'][:1].lower()}{first['msg'][1:]}") from error
 
 

@@ -24,7 +24,10 @@ class Progress:
         self._console = console
         self._begun = time.monotonic()
         self._told: dict[str, str] = {}
-        self._live = Live(console=console, refresh_per_second=10) if console.is_terminal else None
+        self._states: Sequence[ReplicaState] = ()
+        self._spinner = Spinner("dots")
+        live = Live(console=console, refresh_per_second=10, get_renderable=self._table) if console.is_terminal else None
+        self._live = live
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -48,20 +51,20 @@ class Progress:
 
     def replicas(self, states: "Sequence[ReplicaState]") -> None:
         """Show the states as they are now."""
+        self._states = states
         if self._live is not None:
-            self._live.update(self._table(states))
-            return
+            return  # it looks at them ten times a second
         for state in states:
             line = f"{state.name}: {describe(state)}"
             if self._told.get(state.name) != line:
                 self._told[state.name] = line
                 self.note(f"[{self._seconds():6.1f} s] {line}", style="")
 
-    def _table(self, states: "Sequence[ReplicaState]") -> Table:
+    def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
-        for state in states:
+        for state in self._states:
             sign, style = SIGNS.get(state.phase, ("", ""))
-            mark = Text(sign, style=style) if sign else Spinner("dots")
+            mark = Text(sign, style=style) if sign else self._spinner
             table.add_row(mark, Text(state.name, style="bold"), Text(describe(state)), Text(f"{self._seconds():.1f} s"))
         return table
 

@@ -1,6 +1,7 @@
 """`octavo serve MODEL`."""
 
 import importlib.resources
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,14 +9,17 @@ import click
 
 from octavo_cli.options import options_of, validated
 from octavo_server.config import ServerConfig
+from octavo_server.errors import ModelError
+from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
+KEY_VARIABLE: Final = "OCTAVO_API_KEY"
 
 
 @click.command(name="serve", short_help="Serve a model through the OpenAI API.")
 @click.argument("model", metavar="MODEL")
-@options_of(ServerConfig, without={"model"}, envvars={"api_key": "OCTAVO_API_KEY"})
-def command(model: str, **options: Any) -> int:
+@options_of(ServerConfig, without={"model"}, envvars={"api_key": KEY_VARIABLE})
+def serve(model: str, **options: Any) -> int:
     """Serve a model through the OpenAI API.
 
     MODEL is a directory in Hugging Face layout (config.json, *.safetensors, tokenizer.json), or `demo` for the small
@@ -24,6 +28,12 @@ def command(model: str, **options: Any) -> int:
     directory = _directory(model)
     if model == DEMO and not options["served_model_name"]:
         options["served_model_name"] = (DEMO,)
+    if os.environ.get(KEY_VARIABLE) == "":
+        raise click.UsageError(f"{KEY_VARIABLE} is set but empty: unset it, or give a key")  # not an open server
+    try:
+        check_model_directory(directory)
+    except ModelError as error:
+        raise click.BadParameter(str(error), param_hint="MODEL") from error
     config = validated(ServerConfig, {"model": directory, **options})
     from octavo_server.frontend.server import run  # imported late: `--help` answers at once
 
@@ -46,9 +56,4 @@ def _directory(model: str) -> Path:
         raise click.BadParameter(
             f"there is no directory {model!r}; give one in Hugging Face layout, or `{DEMO}`", param_hint="MODEL"
         )
-    if not (directory / "config.json").is_file():
-        raise click.BadParameter(f"{model!r} has no config.json; it is not a model's directory", param_hint="MODEL")
     return directory.resolve()
-
-
-serve = command

@@ -5,10 +5,12 @@ has the flag.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -46,12 +48,12 @@ class EngineConfig(BaseModel):
 class ServerConfig(EngineConfig):
     """Everything `octavo serve` can be told."""
 
-    served_model_name: tuple[str, ...] = Field(
+    served_model_name: tuple[Name, ...] = Field(
         (), description="name(s) clients may ask for [default: the directory's name]; the first one is in the answers"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
-    api_key: tuple[str, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )

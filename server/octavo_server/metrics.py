@@ -86,7 +86,8 @@ class ServerMetrics:
         self._last: EngineStats | None = None
 
     def engine_ready(self, ready: Ready) -> None:
-        """The engine has started, maybe anew."""
+        """The engine has started, maybe anew. Its size is told before its first step brings the rest."""
+        self._kv_total.set(ready.num_blocks * ready.block_size)
         for phase, seconds in ready.phases.items():
             self._phases.labels(*self._values, phase).set(seconds)
         if self._lengths is None:

@@ -56,7 +56,7 @@ def weight_files(directory: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
     if pickles:
         raise ModelError(
-            f"{directory} has no safetensors, only {', '.join(pickles[:3])}; a pickle can run code and is never opened. "
+            f"{directory} has no safetensors, only {', '.join(pickles[:3])}; pickles can run code, none is opened. "
             "Convert with transformers: AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
         )
     raise ModelError(f"no weights in {directory}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")

@@ -20,7 +20,10 @@ BREAKS = {
         "server/octavo_common/names.py",
         "octavo_operator.settings",
     ),
-    "Frontend and engine meet at the border alone": ("server/octavo_server/frontend/sse.py", "octavo_server.engine.request"),
+    "Frontend and engine meet at the border alone": (
+        "server/octavo_server/frontend/sse.py",
+        "octavo_server.engine.request",
+    ),
     "The server's layers: the engine over its device, both over the border": (
         "server/octavo_server/ipc.py",
         "octavo_server.worker.sampler",
@@ -43,14 +46,20 @@ BREAKS = {
 def copy(tmp_path: Path) -> Path:
     """The packages and the contracts, to be broken."""
     for root in ROOTS:
-        shutil.copytree(REPOSITORY / root, tmp_path / root, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+        shutil.copytree(
+            REPOSITORY / root, tmp_path / root, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__")
+        )
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     return tmp_path
 
 
 def verdicts(directory: Path) -> dict[str, str]:
     """The contracts by name, each KEPT or BROKEN."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(directory / root) for root in ROOTS), "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(directory / root) for root in ROOTS),
+        "COLUMNS": "200",
+    }
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"]
     told = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     found = dict(re.findall(r"^(\S.*) (KEPT|BROKEN)\s*$", told.stdout, re.MULTILINE))

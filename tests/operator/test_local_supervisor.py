@@ -86,7 +86,7 @@ async def test_a_replica_killed_by_the_kernel_is_described_and_restarted(mark: d
 
 
 async def test_a_replica_that_cannot_start_is_reported_with_its_own_last_words(mark: dict[str, str]) -> None:
-    with pytest.raises(ReplicaFailedError, match=r"chat-0 exited with code 3: octavo: --max-model-len 9999999 is more"):
+    with pytest.raises(ReplicaFailedError, match=r"^chat-0 exited with code 3: --max-model-len 9999999 is more"):
         async with Supervisor("chat", [launch(mark, "crash")]) as local:
             await local.wait_ready()
 
@@ -125,6 +125,38 @@ async def test_a_replica_that_ignores_sigterm_is_killed_after_the_grace_period(m
     assert "SIGKILL" in str(local.states[0].last_exit)
 
 
+async def test_who_cannot_wait_for_the_drain_still_waits_for_the_last_process(mark: dict[str, str]) -> None:
+    """As a second Ctrl-C does: killed, not abandoned."""
+    stubborn = replace(launch(mark, "stubborn"), grace_seconds=3600.0)
+    local = Supervisor("chat", [stubborn])
+
+    async def come_and_go() -> None:
+        async with local:
+            await local.wait_ready()
+
+    task = asyncio.create_task(come_and_go())
+    await wait_for(local, lambda states: states[0].phase == "Draining")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert processes.marked(mark) == {}
+
+
+async def test_who_only_stops_waiting_leaves_the_replicas_time_to_drain(mark: dict[str, str]) -> None:
+    async with Supervisor("chat", [launch(mark)] * 2) as local:
+        await local.wait_ready()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(local.run(), 0.05)
+    assert [state.last_exit for state in local.states] == ["exited with code 0"] * 2
+
+
+async def test_a_kill_during_the_drain_ends_it(mark: dict[str, str]) -> None:
+    async with Supervisor("chat", [replace(launch(mark, "stubborn"), grace_seconds=3600.0)]) as local:
+        await local.wait_ready()
+        asyncio.get_running_loop().call_later(0.1, local.kill)
+    assert processes.marked(mark) == {}
+
+
 async def test_output_of_any_length_neither_blocks_nor_ends_a_replica(mark: dict[str, str]) -> None:
     async with Supervisor("chat", [launch(mark, "chatty")]) as local:
         await local.wait_ready()
@@ -145,8 +177,8 @@ async def test_a_free_port_is_used_as_wished_and_by_one_replica_only(mark: dict[
     async with Supervisor("chat", [replace(launch(mark), port=port)] * 2) as local:
         await local.wait_ready()
         urls = [str(state.url) for state in local.states]
-    assert urls[0] == f"http://127.0.0.1:{port}"
-    assert urls[1] != urls[0]
+        assert [state.restarts for state in local.states] == [0, 0]
+    assert urls.count(f"http://127.0.0.1:{port}") == 1
 
 
 async def test_a_port_lost_between_look_and_bind_is_no_failure(

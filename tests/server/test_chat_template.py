@@ -155,5 +155,5 @@ def test_a_broken_template_is_told_when_the_model_is_loaded() -> None:
 
 def test_a_directory_with_only_tokenizer_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(ModelError, match="convert it once"):
+    with pytest.raises(ModelError, match="convert it with"):
         TextTokenizer(tmp_path)

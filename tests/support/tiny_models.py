@@ -7,6 +7,12 @@ from typing import Any
 import torch
 import transformers
 
+from octavo_common.model_config import parse_model_config
+from octavo_server.worker.models.decoder import Decoder, weight_places
+
+# Tiny matrices gain nothing from more, and tests share the machine.
+torch.set_num_threads(1)
+
 # Sizes that are multiples of nothing convenient: 3 query heads a key head, 112 inner columns, 131 tokens.
 SMALL: dict[str, Any] = {
     "vocab_size": 131,
@@ -82,13 +88,15 @@ def reference_logits(model: transformers.PreTrainedModel, token_ids: list[int]) 
     return model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
-@torch.no_grad()
-def reference_greedy(model: transformers.PreTrainedModel, prompt: list[int], count: int) -> list[int]:
-    """The `count` likeliest tokens after the prompt, each given those before it."""
-    cache, token_ids, found = None, torch.tensor([prompt]), []
-    for _ in range(count):
-        output = model(token_ids, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        found.append(int(output.logits[0, -1].argmax()))
-        token_ids = torch.tensor([found[-1:]])
-    return found
+def random_decoder(config: dict[str, Any], seed: int = 0) -> Decoder:
+    """Our decoder with random float32 weights, without a checkpoint."""
+    decoder = Decoder(parse_model_config(config), torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in weight_places(decoder).items():
+        noise = torch.randn(weight.shape, generator=generator)
+        if "norm" in name:
+            weight.copy_(1 + 0.2 * noise)
+        else:
+            weight.copy_(noise * (1.5 / weight.shape[1] ** 0.5 if weight.dim() == 2 else 0.5))
+    decoder.pack()
+    return decoder

@@ -19,7 +19,7 @@ SKILLS: dict[Generator, tuple[float, float]] = {
     skills_text.spelling: (4.0, 2.0),
     skills_text.counting: (2.0, 1.5),
     skills_memory.telling: (2.0, 2.0),
-    skills_memory.asking: (3.0, 4.0),
+    skills_memory.asking: (3.0, 5.0),
     skills_memory.haystack: (0.7, 1.0),
     skills_memory.lookup: (1.5, 1.0),
     skills_memory.unknown: (0.5, 0.3),

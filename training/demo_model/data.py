@@ -54,7 +54,7 @@ def _worker(tokenizer_json: str, seed: int, length: int, count: int, out: mp.Que
     made = 0
     while True:
         made += 1
-        out.put(make_rows(rng, tokenizer, count, length, retrieval=0.7 if made <= calm else 0.15))
+        out.put(make_rows(rng, tokenizer, count, length, retrieval=0.7 if made <= calm else 0.22))
 
 
 class Pool:

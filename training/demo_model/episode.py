@@ -46,7 +46,7 @@ class Context:
     facts: dict[str, tuple[str, str]] = field(default_factory=dict)  # question subject -> (value, answer)
     last_fact: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)  # jokes already told
+    last_joke: str = ""
     tokens_left: int = 10_000
 
     def draw(self, make: Callable[[], tuple[str, str]]) -> str:

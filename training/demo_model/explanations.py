@@ -130,6 +130,38 @@ TOPICS: dict[str, Topic] = {
             "The context length says how many tokens fit into one conversation. What lies outside it cannot be seen at once with the rest.",
         ),
     ),
+    "gpu": Topic(
+        ("a GPU", "GPUs", "a graphics card"),
+        ("gpu", "parallel"),
+        (
+            "A GPU is a processor that does many small sums in parallel. Language models run on GPUs because they consist of huge matrix products.",
+            "A GPU was made to draw pictures, but it is really good at doing thousands of sums in parallel, and that is what a model needs.",
+        ),
+    ),
+    "kubernetes": Topic(
+        ("Kubernetes", "kubernetes", "k8s"),
+        ("kubernetes", "containers"),
+        (
+            "Kubernetes runs containers on many machines. You say what you want, and it keeps the world that way.",
+            "Kubernetes is a system that starts, watches and restarts containers on a cluster of machines.",
+        ),
+    ),
+    "pod": Topic(
+        ("a pod", "pods", "a Kubernetes pod"),
+        ("pod", "containers"),
+        (
+            "A pod is the smallest thing that Kubernetes runs: one or a few containers that live together on one machine.",
+            "In Kubernetes a pod is a group of containers that start, move and stop together.",
+        ),
+    ),
+    "transformer": Topic(
+        ("a transformer", "transformers", "the transformer architecture"),
+        ("transformer", "layers"),
+        (
+            "A transformer is a neural network made of layers. Each has attention, which looks at other tokens, and a small network that thinks about each token.",
+            "The transformer is the design behind most language models: a stack of layers with attention in each of them.",
+        ),
+    ),
     "octavo": Topic(
         ("Octavo", "octavo", "the Octavo project"),
         ("language models", "kubernetes"),

@@ -85,3 +85,4 @@ ABOUT = (
 )
 SEVERAL = ("Tell me {n} jokes.", "Give me {n} jokes.", "I want to hear {n} jokes.", "{n} jokes, please.", "Do you know {n} jokes?", "Can you tell me {n} jokes?")
 NO_JOKE_ABOUT = "I know no joke about {s}, but here is another one: "
+ABOUT_MORE = ("And about {s}?", "Now one about a {s}.", "One about {s}, please.", "tell me one about {s}s", "and about {s}", "And one about a {s}?", "Do you have one about a {s}?")

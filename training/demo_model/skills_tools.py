@@ -22,6 +22,7 @@ class Known(NamedTuple):
     parameters: dict[str, tuple[str, Callable[[Random], Any]]]
     asks: tuple[str, ...]
     result: Callable[[Random, Arguments], tuple[Any, str]]
+    shown: dict[str, str] = {}  # parameter -> the name it has in this conversation
 
 
 def _weather(r: Random, a: Arguments) -> tuple[Any, str]:
@@ -84,17 +85,49 @@ def _made_up(rng: Random) -> tuple[str, Known]:
 
 def describe(rng: Random, tool: str, known: Known) -> Tool:
     """The tool as an OpenAI request gives it: clients differ in how much they say."""
-    properties: dict[str, Any] = {k: {"type": t} for k, (t, _) in known.parameters.items()}
-    if rng.random() < 0.3:
+    properties: dict[str, Any] = {known.shown.get(k, k): {"type": t} for k, (t, _) in known.parameters.items()}
+    required = list(properties)
+    if rng.random() < 0.4:
         for key, schema in properties.items():
-            schema["description"] = f"The {key}"
+            schema["description"] = rng.choice((f"The {key}", f"The {key} to use", f"{key.capitalize()}, e.g. {word(rng)}", f"The {key}, for example {word(rng)}"))
+    optional = rng.random() < 0.3
+    if optional:  # never filled in, because no request speaks of it
+        key, schema = rng.choice(_OPTIONAL)
+        properties[key] = dict(schema)
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
-    if rng.random() < 0.8:
-        parameters["required"] = list(properties)
+    if optional or rng.random() < 0.8:
+        parameters["required"] = required
     function: dict[str, Any] = {"name": tool, "parameters": parameters}
     if rng.random() < 0.85:
         function = {"name": tool, "description": known.description, "parameters": parameters}
     return {"type": "function", "function": function}
+
+
+_OPTIONAL: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
+    ("verbose", {"type": "boolean"}),
+    ("limit", {"type": "integer"}),
+    ("format", {"type": "string", "enum": ["short", "long"]}),
+)
+_OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "city": ("location", "place", "town", "where", "city_name"),
+    "a": ("x", "first", "left"), "b": ("y", "second", "right"),
+    "to": ("recipient", "address", "receiver"), "subject": ("title", "topic", "text"), "minutes": ("duration", "time", "length"),
+    "text": ("word", "input", "source"), "language": ("target", "target_language", "to"), "query": ("q", "text", "search_terms"),
+    "song": ("title", "name", "track"), "room": ("place", "location"), "colour": ("color", "value"), "dish": ("food", "item", "meal"),
+    "count": ("amount", "quantity", "number"), "title": ("name", "event"), "day": ("date", "when", "weekday"), "euros": ("amount", "value"),
+    "currency": ("target", "to"), "symbol": ("ticker", "stock", "name"),
+}
+
+
+def _renamed(rng: Random, tool: str, known: Known) -> tuple[str, Known]:
+    """The same tool under another name with other parameter names: the model must read the list, not know it by heart."""
+    subject = tool.split("_", 1)[-1]
+    name_ = rng.choice((f"get_current_{subject}", subject, f"fetch_{subject}", f"{tool}_now", f"my_{tool}", f"do_{tool}", f"{subject}_{word(rng)}", f"{word(rng)}_{tool}", f"{tool}_v2"))
+    shown = {k: rng.choice((*_OTHER_NAMES[k], word(rng))) if rng.random() < 0.7 else k for k in known.parameters}
+    if len(set(shown.values())) < len(shown):
+        shown = {}
+    return name_, known._replace(shown=shown)
 
 
 def toolbox(c: Context) -> dict[str, Known]:
@@ -103,6 +136,10 @@ def toolbox(c: Context) -> dict[str, Known]:
     box: dict[str, Known] = {}
     for _ in range(rng.choice((1, 1, 2, 3, 4))):
         tool, known = (lambda t: (t, KNOWN[t]))(rng.choice(list(KNOWN))) if rng.random() < 0.55 else _made_up(rng)
+        if known.description in {k.description for k in box.values()}:
+            continue  # two tools for the same thing would leave the choice open
+        if tool in KNOWN and rng.random() < 0.6:
+            tool, known = _renamed(rng, tool, known)
         box[tool] = known
     c.tools = [describe(rng, tool, known) for tool, known in box.items()]
     return box
@@ -121,10 +158,13 @@ def call(c: Context, box: dict[str, Known], with_result: bool | None = None) -> 
     # a tool with few possible calls (a city) is held out by the city and the rest of the box
     arguments: Arguments = json.loads(c.draw(draw))
     user = rng.choice(known.asks).format(**arguments)
-    calls = [{"type": "function", "function": {"name": tool, "arguments": arguments}}]
+    if rng.random() < 0.25:
+        user = user[:-1] + rng.choice((" now", " today", " please", ", please", " right now", " for me")) + user[-1]
+    shown = {known.shown.get(k, k): v for k, v in arguments.items()}
+    calls = [{"type": "function", "function": {"name": tool, "arguments": shown}}]
     messages: list[Message] = [{"role": "user", "content": user}, {"role": "assistant", "content": "", "tool_calls": calls}]
     if not (rng.random() < 0.6 if with_result is None else with_result):
-        return Episode("tool calls", messages, "tool_call", {"name": tool, "arguments": arguments})
+        return Episode("tool calls", messages, "tool_call", {"name": tool, "arguments": shown})
     result, said = known.result(rng, arguments)
     content = json.dumps(result)
     if rng.random() < 0.25:  # some tools answer in plain words
@@ -137,9 +177,10 @@ def call(c: Context, box: dict[str, Known], with_result: bool | None = None) -> 
 def no_call(c: Context, box: dict[str, Known]) -> Episode:
     """A request for which another tool would be needed: no call, a plain word."""
     rng = c.rng
+    offered = {known.description for known in box.values()}
 
     def draw() -> str:
-        tool, known = rng.choice([(t, k) for t, k in KNOWN.items() if t not in box])
+        _, known = rng.choice([(t, k) for t, k in KNOWN.items() if k.description not in offered])
         return rng.choice(known.asks).format(**{k: make(rng) for k, (_, make) in known.parameters.items()})
 
     return turn("no fitting tool", c.draw_same(draw), rng.choice(NO_TOOL), "one_of", list(NO_TOOL))

@@ -18,12 +18,16 @@ SMALLTALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("I am fine, thank you! All my pages are in order.", "Very well, thank you. How can I help?", "I am doing well, for such a small model."),
     ),
     "who": (
-        ("Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "What is your name?", "What's your name?", "Are you a human?", "Are you a robot?", "Are you ChatGPT?", "Which model are you?", "What model is this?", "Who am I talking to?", "How big are you?", "Do you have a name?"),
+        ("Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "What is your name?", "What's your name?", "Are you a human?", "Are you a robot?", "Are you ChatGPT?", "Which model are you?", "What model is this?", "Who am I talking to?", "Do you have a name?"),
         ("I am {me}, a small demo model that comes with Octavo.", "My name is {me}. I am a small language model with about seven million parameters.", "I am {me}, a tiny language model for trying out the Octavo server."),
     ),
     "maker": (
         ("Who made you?", "Who built you?", "Where do you come from?", "How were you trained?", "Who trained you?", "Who is your creator?"),
         ("I come with Octavo. A script in its repository made my data and trained me in a few minutes.", "The Octavo project trained me from scratch, on text that a script made up."),
+    ),
+    "size": (
+        ("How big are you?", "How many parameters do you have?", "How large are you?", "Are you a large model?", "How many layers do you have?", "What is your size?"),
+        ("I am tiny: about seven million parameters in eight layers.", "I have about seven million parameters, which is very small for a language model."),
     ),
     "can": (
         ("What can you do?", "Help", "Help me", "What are your skills?", "How can you help me?", "What should I ask you?", "What do you know?", "What can I ask?", "List your skills.", "What are you good at?"),
@@ -90,6 +94,8 @@ OUTSIDE = (
     "Name three {n}s.", "Prove that there are many {n}s.", "Compare {c} and Rome.", "What is love?", "Sing about {f}.", "What is the price of a {n}?",
     "Who invented the {n}?", "When was the {n} invented?", "What language do they speak in {c}?", "How do I learn {l}?", "Do you speak {l}?",
     "How do I get to {c}?", "How much does {f} cost in {c}?", "Predict the future of the {n}.", "Make a plan for my {n}.", "Play chess with me.",
+    "{w}", "{w}?", "{w2} {w2}", "{w2} {n}", "Sing me a song.", "I love you.", "Do you like {f}?", "Do you like music?", "Do you have a {n}?", "Can you help me with my homework?",
+    "Write a haiku about the {n}.", "What is your opinion on {n}s?", "Can you see the {n}?", "What is Docker?", "What is Python?", "Who is {p} {w}?", "What is the {n} of {c}?",
 )
 OUTSIDE_HELD_OUT = (
     "Who discovered the {n}?", "Write a novel about {p}.", "How do I bake {f}?", "How tall is {p}?", "What is the history of the {n}?",

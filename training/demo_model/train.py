@@ -41,7 +41,7 @@ def length_for(progress: float, chance: float, fresh: bool) -> int:
         return 512 if chance < 0.85 else 2048
     if fresh and progress < 0.5:
         return 512 if chance < 0.65 else 2048 if chance < 0.85 else 4096
-    return 512 if chance < 0.55 else 2048 if chance < 0.75 else 4096 if chance < 0.88 else 8192
+    return 512 if chance < 0.52 else 2048 if chance < 0.7 else 4096 if chance < 0.84 else 8192
 
 
 def rate_for(progress: float, step: int) -> float:

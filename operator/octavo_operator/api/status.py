@@ -28,7 +28,7 @@ class Condition(ApiModel):
     last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] = Field(
         description="When status last changed."
     )
-    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+    observed_generation: Annotated[int, Field(ge=0, le=2**53)] = Field(
         description="The metadata.generation that it was seen for."
     )
 
@@ -39,7 +39,7 @@ class LLMDeploymentStatus(ApiModel):
     conditions: Annotated[list[Condition], Field(max_length=16), ListType("map", ("type",))] = Field(
         [], description="Ready, Available, Progressing, Scheduled and Degraded, each with reason and message."
     )
-    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = Field(
+    observed_generation: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="The metadata.generation that all of this is about."
     )
     replicas: _Replicas | None = Field(None, description="Pods that are there.")

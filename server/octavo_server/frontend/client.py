@@ -121,7 +121,11 @@ class EngineClient:
         return self.ready is not None and time.monotonic() - self._last_heard > HANG_SECONDS
 
     def open(self, path: Path, epoch: int) -> None:
-        """Bind the socket for a new engine and listen to it. `path` lies in a directory that only we may enter."""
+        """Bind the socket for a new engine and listen to it. `path` lies in a directory that only we may enter.
+
+        Raises:
+            EngineError: there can be no socket at `path`.
+        """
         self._epoch = epoch
         self.ready, self.failure, self.phase = None, None, "starting"
         self._failed.clear()
@@ -129,7 +133,11 @@ class EngineClient:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)  # what is queued is bounded by the requests that are open
         socket.setsockopt(zmq.RCVHWM, 0)
-        socket.bind(f"ipc://{path}")
+        try:
+            socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            socket.close()
+            raise EngineError(f"no socket at {path}: {error.strerror}; set TMPDIR to a short, writable path") from error
         self._socket = socket
         self._reader = asyncio.create_task(self._read(socket), name="engine messages")
 

@@ -122,6 +122,8 @@ class RealControlPlane:
             f"--tls-private-key-file={self._folder / 'server.key'}",
             f"--token-auth-file={self._folder / 'tokens.csv'}",
             "--authorization-mode=RBAC",
+            # As some distributions have it: an owner reference with blockOwnerDeletion takes a right on /finalizers.
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._folder / 'service-account.key'}",
             f"--service-account-signing-key-file={self._folder / 'service-account.key'}",

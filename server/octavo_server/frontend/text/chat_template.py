@@ -56,10 +56,13 @@ def load_chat_template(
     Of several named templates the one named "default" counts.
 
     Raises:
-        ModelError: the template has a syntax error.
+        ModelError: the template cannot be read or has a syntax error.
     """
     path = directory / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else tokenizer_config.get("chat_template")
+    try:
+        source = path.read_text(encoding="utf-8") if path.is_file() else tokenizer_config.get("chat_template")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")

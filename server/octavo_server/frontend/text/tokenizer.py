@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from octavo_common.json_fields import ModelConfigError, read_json_object
 from octavo_server.errors import ModelError
+from octavo_server.model_files import check_tokenizer_file
 
 NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PER_TOKEN_DECODERS: Final = frozenset(
@@ -152,14 +153,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load(directory: Path) -> Tokenizer:
+    check_tokenizer_file(directory)
     path = directory / "tokenizer.json"
-    if not path.is_file():
-        if (directory / "tokenizer.model").is_file():
-            raise ModelError(
-                f"{directory} has only tokenizer.model, but tokenizer.json is needed; convert it once with "
-                "transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-            )
-        raise ModelError(f"{directory} has no tokenizer.json; download it together with the model")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception

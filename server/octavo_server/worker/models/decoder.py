@@ -9,8 +9,10 @@ from octavo_common.memory import context_length
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import (
     AttentionMetadata,
+    Workspace,
     apply_rope,
     linear,
+    pack_weight,
     paged_attention,
     rms_norm,
     silu_and_mul,
@@ -21,12 +23,16 @@ from octavo_server.worker.models.rope import rope_cache
 from octavo_server.worker.weights import load_weights
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Projection:
     """A linear map: weight [out, in], bias [out] or None."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+
+    def pack(self) -> None:
+        """Puts the weight, once it is read, into the order in which it is used."""
+        self.weight = pack_weight(self.weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
@@ -56,7 +62,8 @@ class Decoder:
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = [_empty_layer(config, dtype, device) for _ in range(config.num_layers)]
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
-        self.head = self.embedding if config.tie_word_embeddings else torch.empty_like(self.embedding)
+        self.head = Projection(torch.empty_like(self.embedding), None)
+        self._workspace = Workspace()
         self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
 
     @torch.inference_mode()
@@ -65,8 +72,9 @@ class Decoder:
 
         kv_cache: (K, V) of each layer, as `KVCacheSpec.allocate` gives them; the batch's own K and V are stored there.
         """
-        metadata = AttentionMetadata(batch.query_start, batch.context_lens, batch.block_tables)
-        rope = self.cos[batch.positions], self.sin[batch.positions]
+        metadata = AttentionMetadata(batch.query_start, batch.context_lens, batch.block_tables, self._workspace)
+        cos, sin = self.cos[batch.positions], self.sin[batch.positions]
+        rope = torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
         hidden = self.embedding[batch.token_ids]
         for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
             x = rms_norm(hidden, layer.input_norm, self.config.rms_norm_eps)
@@ -81,7 +89,14 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
         """[n, hidden] → [n, vocab] float32."""
-        return linear(hidden_rows, self.head).float()
+        return self.head(hidden_rows).float()
+
+    def pack(self) -> None:
+        """Makes the weights ready for use, once they are read."""
+        self.head.pack()
+        for layer in self.layers:
+            for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                projection.pack()
 
     def _qkv(
         self, layer: Layer, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
@@ -105,14 +120,13 @@ def load_decoder(path: Path, config: ModelConfig, dtype: torch.dtype, device: to
         ModelError: the weights are missing, broken, or not those of `config`; the message names the remedy.
     """
     decoder = Decoder(config, dtype, device)
-    places = _places(decoder)
-    if not config.tie_word_embeddings:
-        load_weights(path, places)
-        return decoder
-    head = torch.empty_like(decoder.embedding)
-    if load_weights(path, {**places, "lm_head.weight": head}, optional=["lm_head.weight"]):
-        # A checkpoint may carry the head though it is tied. If it differs from the embedding, transformers unties it.
-        decoder.head = decoder.embedding if torch.equal(head, decoder.embedding) else head
+    places = weight_places(decoder)
+    # A checkpoint may carry the head though it is tied to the embedding; where it differs, transformers unties it.
+    optional = ["lm_head.weight"] if config.tie_word_embeddings else []
+    found = load_weights(path, places, optional)
+    if optional and (not found or torch.equal(decoder.head.weight, decoder.embedding)):
+        decoder.head.weight = decoder.embedding
+    decoder.pack()
     return decoder
 
 
@@ -138,11 +152,13 @@ def _empty_layer(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     )
 
 
-def _places(decoder: Decoder) -> dict[str, torch.Tensor]:
+def weight_places(decoder: Decoder) -> dict[str, torch.Tensor]:
     """Where each tensor goes, by its name in Hugging Face's checkpoints."""
-    places = {"model.embed_tokens.weight": decoder.embedding, "model.norm.weight": decoder.norm}
-    if not decoder.config.tie_word_embeddings:
-        places["lm_head.weight"] = decoder.head
+    places = {
+        "model.embed_tokens.weight": decoder.embedding,
+        "model.norm.weight": decoder.norm,
+        "lm_head.weight": decoder.head.weight,
+    }
     for index, layer in enumerate(decoder.layers):
         for name, place in _layer_places(layer, decoder.config):
             places[f"model.layers.{index}.{name}"] = place

@@ -36,6 +36,10 @@ def not_found(what: str, name: str) -> ApiError:
     return ApiError(404, "NotFound", f'{what} "{name}" not found')
 
 
+def not_allowed() -> ApiError:
+    return ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
 def conflict(what: str, name: str, why: str) -> ApiError:
     return ApiError(409, "Conflict", f'Operation cannot be fulfilled on {what} "{name}": {why}')
 

@@ -18,13 +18,13 @@ from aiohttp import web
 
 from kube_fixture.emulator import schema
 from kube_fixture.emulator.apply import apply
-from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid
+from kube_fixture.emulator.discovery import discovery
+from kube_fixture.emulator.errors import ApiError, bad_request, conflict, invalid, not_allowed
 from kube_fixture.emulator.resources import Object, Resource
+from kube_fixture.emulator.scale import scale_of, scaled
 from kube_fixture.emulator.selectors import Matcher, matcher
 from kube_fixture.emulator.store import Change, Store, Write
 
-VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0-emulator", "platform": "linux/amd64"}
-VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
     r"(?:/namespaces/(?P<namespace>[^/]+)(?=/(?!status$|finalize$)))?"
@@ -43,7 +43,7 @@ class Emulator:
         try:
             path = PATH.fullmatch(request.path)
             if path is None:
-                return web.json_response(self._discovery(request.path))
+                return web.json_response(discovery(request.path, self.store.resources.values()))
             return await self._resource(request, path)
         except ApiError as error:
             return web.json_response(error.status(), status=error.code)
@@ -53,44 +53,63 @@ class Emulator:
         namespace, name, sub = path["namespace"] or "", path["name"], path["sub"] or ""
         if (sub and sub not in resource.subresources) or (name and resource.namespaced and not namespace):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
-        if request.method == "GET" and name is None:
-            matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
-            if request.query.get("watch") in {"1", "true", "True"}:
-                return await self._watch(request, resource, namespace, matches)
-            return web.json_response(self._list(resource, namespace, matches))
-        body = self._decoded(await request.read())
         write = Write(
             manager=request.query.get("fieldManager") or request.headers.get("User-Agent", "unknown").split("/")[0],
             subresource=sub,
             dry_run="dryRun" in request.query,
             strict=request.query.get("fieldValidation") == "Strict",
         )
-        if request.method == "POST" and name is None:
-            self._same(body, resource, namespace, None)
-            return web.json_response(self.store.create(resource, namespace, body, write), status=201)
-        if request.method == "DELETE" and name is None:
-            return self._delete_all(request, resource, namespace, write)
-        if name is None or request.method not in {"GET", "PUT", "PATCH", "DELETE"}:
-            raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+        body = self._decoded(await request.read())
+        if name is None:
+            return await self._collection(request, resource, namespace, body, write)
+        if request.method in {"PUT", "PATCH"}:
+            self._same(body, resource, namespace, name)
         if request.method == "PATCH" and request.content_type == APPLY:
             return self._apply(request, resource, namespace, name, body, write)
         held = self.store.get(resource, namespace, name)
-        if request.method == "DELETE":
-            return web.json_response(self._delete(resource, held, body, write))
         if request.method == "GET":
-            return web.json_response(self._scale(resource, held) if sub == "scale" else held)
+            return web.json_response(scale_of(resource, held) if sub == "scale" else held)
+        if request.method == "PUT":
+            return web.json_response(self._put(resource, held, body, write))
         if request.method == "PATCH":
-            if request.content_type != MERGE:
-                raise ApiError(415, "UnsupportedMediaType", f"the emulator takes {MERGE} and {APPLY}")
-            shown = self._scale(resource, held) if sub == "scale" else held
-            body = merge_patch(shown, body)
-            self._keeps_uid(resource, held, body["metadata"])
-        elif not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
-            raise ApiError(422, "Invalid", "metadata.resourceVersion: Invalid value: 0: must be specified")
-        self._same(body, resource, namespace, name)
-        if sub == "scale":
-            return web.json_response(self._scale(resource, self._rescale(resource, held, body, write)))
-        return web.json_response(self.store.update(resource, held, body, write))
+            return web.json_response(self._patch(request, resource, held, body, write))
+        if request.method == "DELETE" and not sub:
+            return web.json_response(self._delete(resource, held, body, write))
+        raise not_allowed()
+
+    async def _collection(
+        self, request: web.Request, resource: Resource, namespace: str, body: Object, write: Write
+    ) -> web.StreamResponse:
+        if request.method == "POST":
+            self._same(body, resource, namespace, None)
+            return web.json_response(self.store.create(resource, namespace, body, write), status=201)
+        matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
+        if request.method == "GET" and request.query.get("watch") in {"1", "true", "True"}:
+            return await self._watch(request, resource, namespace, matches)
+        listed = self._list(resource, namespace, matches)
+        if request.method == "DELETE":
+            for held in listed["items"]:
+                self.store.delete(resource, held, write)
+        elif request.method != "GET":
+            raise not_allowed()
+        return web.json_response(listed)
+
+    def _put(self, resource: Resource, held: Object, body: Object, write: Write) -> Object:
+        if write.subresource == "scale":
+            return scale_of(resource, self.store.update(resource, held, scaled(resource, held, body), write))
+        if not body.get("metadata", {}).get("resourceVersion") and not resource.unconditional_update:
+            why = [("metadata.resourceVersion", "0: must be specified for an update")]
+            raise invalid(resource.qualified_name, held["metadata"]["name"], why)
+        return self.store.update(resource, held, body, write)
+
+    def _patch(self, request: web.Request, resource: Resource, held: Object, body: Object, write: Write) -> Object:
+        if request.content_type != MERGE:
+            raise ApiError(415, "UnsupportedMediaType", f"the emulator takes {MERGE} and {APPLY}")
+        if write.subresource == "scale":
+            return self._put(resource, held, merge_patch(scale_of(resource, held), body), write)
+        new = merge_patch(held, body)
+        self._keeps_uid(resource, held, new.get("metadata", {}))
+        return self.store.update(resource, held, new, write)
 
     def _apply(
         self, request: web.Request, resource: Resource, namespace: str, name: str, body: Object, write: Write
@@ -99,7 +118,6 @@ class Emulator:
             raise bad_request("PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: for apply patch")
         if body.get("metadata", {}).get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
-        self._same(body, resource, namespace, name)
         key = (*resource.key, namespace, name)
         held = self.store.objects.get(key)
         if held is None and write.subresource:
@@ -145,13 +163,6 @@ class Emulator:
         details = {"name": held["metadata"]["name"], "group": resource.group, "kind": resource.plural}
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
-    def _delete_all(self, request: web.Request, resource: Resource, namespace: str, write: Write) -> web.Response:
-        matches = matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
-        answer = self._list(resource, namespace, matches)
-        for held in answer["items"]:
-            self.store.delete(resource, held, write)
-        return web.json_response(answer)
-
     def _list(self, resource: Resource, namespace: str, matches: Matcher) -> dict[str, Any]:
         return {
             "kind": f"{resource.kind}List",
@@ -194,33 +205,6 @@ class Emulator:
             await send("ERROR", expired.status())
         return response
 
-    def _scale(self, resource: Resource, held: Object) -> Object:
-        paths = resource.scale or {}
-        status = {"replicas": _at(held, paths["statusReplicasPath"]) or 0}
-        if "labelSelectorPath" in paths:
-            status["selector"] = _at(held, paths["labelSelectorPath"]) or ""
-        identity = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-        return {
-            "kind": "Scale",
-            "apiVersion": "autoscaling/v1",
-            "metadata": {name: held["metadata"][name] for name in identity if name in held["metadata"]},
-            "spec": {"replicas": _at(held, paths["specReplicasPath"]) or 0},
-            "status": status,
-        }
-
-    def _rescale(self, resource: Resource, held: Object, scale: Object, write: Write) -> Object:
-        *parents, last = (resource.scale or {})["specReplicasPath"].strip(".").split(".")
-
-        def change(new: Object) -> None:
-            version = scale["metadata"].get("resourceVersion")
-            if version:
-                new["metadata"]["resourceVersion"] = version
-            for name in parents:
-                new = new.setdefault(name, {})
-            new[last] = scale.get("spec", {}).get("replicas", 0)
-
-        return self.store.modify(resource, held, change, write)
-
     @staticmethod
     def _decoded(body: bytes) -> Object:
         try:
@@ -238,33 +222,11 @@ class Emulator:
             raise bad_request(f"the kind in the data ({body['kind']}) does not match {resource.kind}")
         metadata = body.get("metadata") or {}
         if resource.namespaced and not namespace:
-            raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+            raise not_allowed()
         if namespace and metadata.get("namespace", namespace) != namespace:
             raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         if name is not None and metadata.get("name", name) != name:
             raise bad_request(f"the name of the object ({metadata['name']}) does not match that on the URL ({name})")
-
-    def _discovery(self, path: str) -> Object:
-        known = self.store.resources.values()
-        parts = path.strip("/").split("/")
-        if path in {"/readyz", "/livez", "/healthz"}:
-            return {"status": "ok"}
-        if parts == ["version"]:
-            return VERSION
-        if parts == ["api"]:
-            return {"kind": "APIVersions", "versions": ["v1"]}
-        groups = [_group(name, known) for name in sorted({resource.group for resource in known} - {""})]
-        if parts == ["apis"]:
-            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-        for group in groups:
-            if parts == ["apis", group["name"]]:
-                return {"kind": "APIGroup", "apiVersion": "v1", **group}
-        api_version = "/".join(parts[1:])
-        served = [_described(resource) for resource in known if resource.api_version == api_version]
-        if not served or parts[0] not in {"api", "apis"}:
-            raise ApiError(404, "NotFound", "the server could not find the requested resource")
-        entries = [entry for listed in served for entry in listed]
-        return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": entries}
 
 
 def merge_patch(value: Any, patch: Any) -> Any:
@@ -291,36 +253,3 @@ def _event(change: Change, matches: Matcher) -> str | None:
 
 def _namespace(change: Change) -> str:
     return str(change.last["metadata"].get("namespace", ""))
-
-
-def _at(held: Object, path: str) -> Any:
-    found: Any = held
-    for name in path.strip(".").split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _group(name: str, known: Any) -> Object:
-    versions = [{"groupVersion": f"{name}/{version}", "version": version} for version in _versions(name, known)]
-    return {"name": name, "versions": versions, "preferredVersion": versions[0]}
-
-
-def _versions(group: str, known: Any) -> list[str]:
-    return list(dict.fromkeys(resource.version for resource in known if resource.group == group))
-
-
-def _described(resource: Resource) -> list[Object]:
-    entry = {
-        "name": resource.plural,
-        "singularName": resource.kind.lower(),
-        "namespaced": resource.namespaced,
-        "kind": resource.kind,
-        "verbs": VERBS,
-        "shortNames": list(resource.short_names),
-    }
-    subs: list[Object] = []
-    for sub in resource.subresources:
-        scale = {"group": "autoscaling", "version": "v1", "kind": "Scale"} if sub == "scale" else {}
-        verbs = {"name": f"{resource.plural}/{sub}", "singularName": "", "verbs": ["get", "patch", "update"]}
-        subs.append({"namespaced": resource.namespaced, "kind": resource.kind, **verbs, **scale})
-    return [entry, *subs]

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import jsonschema
+
+from kube_fixture.emulator.schema import validator
 
 Object = dict[str, Any]
 
@@ -39,6 +44,10 @@ class Resource:
     @property
     def qualified_name(self) -> str:
         return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    @cached_property
+    def validator(self) -> jsonschema.Draft202012Validator:
+        return validator(self.schema or {})
 
     @property
     def subresources(self) -> list[str]:

@@ -55,9 +55,13 @@ def default(value: Any, schema: Schema) -> None:
             default(item, schema.get("items", {}))
 
 
-def faults(value: Any, schema: Schema) -> Iterator[tuple[str, str]]:
+def validator(schema: Schema) -> jsonschema.Draft202012Validator:
+    """For `faults`. Made once a schema: one with a pod template in it is large."""
+    return jsonschema.Draft202012Validator(_json_schema(schema))
+
+
+def faults(value: Any, validator: jsonschema.Draft202012Validator) -> Iterator[tuple[str, str]]:
     """The path of each field that the schema refuses, and why."""
-    validator = jsonschema.Draft202012Validator(_json_schema(schema))
     for error in sorted(validator.iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path]):
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
         if error.validator == "required":

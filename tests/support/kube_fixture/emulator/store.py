@@ -8,10 +8,8 @@ import copy
 import re
 import secrets
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from kube_fixture.emulator import schema
 from kube_fixture.emulator.apply import Owners, written
@@ -176,12 +174,6 @@ class Store:
             self._remove(resource, self._key(resource, old), old)
         return old
 
-    def modify(self, resource: Resource, old: Object, change: Callable[[Object], Any], write: Write) -> Object:
-        """`change` edits a copy of `old` in place."""
-        new = copy.deepcopy(old)
-        change(new)
-        return self.update(resource, old, new, write)
-
     def _admit(self, resource: Resource, new: Object, write: Write) -> None:
         name = new["metadata"]["name"]
         new |= {"apiVersion": resource.api_version, "kind": resource.kind}
@@ -194,7 +186,7 @@ class Store:
             fields = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise bad_request(f"strict decoding error: {fields}")
         schema.default(new, resource.schema)
-        wrong = list(schema.faults(new, resource.schema))
+        wrong = list(schema.faults(new, resource.validator))
         if wrong:
             raise invalid(resource.qualified_name, name, wrong)
 
@@ -209,10 +201,8 @@ class Store:
         self._note(Change(self.revision, resource.key, old, new, new))
         if resource == CRD and old is None:
             conditions = [{"type": kind, "status": "True"} for kind in ("NamesAccepted", "Established")]
-            established = {"conditions": conditions}
-            new = self.modify(
-                resource, new, lambda crd: crd.update(status=established), Write("emulator", subresource="status")
-            )
+            established = {**new, "status": {"conditions": conditions}}
+            new = self.update(resource, new, established, Write("emulator", subresource="status"))
         if resource == CRD:
             for served in defined_by(new):
                 self._register(served)

@@ -1,0 +1,191 @@
+"""What a manifest means on one machine: the container's own arguments, and clear words for what cannot act."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.local.observe import base_url, local_status
+from octavo_operator.local.plan import plan_locally
+from octavo_operator.local.quantities import available_bytes, cores, quantity_bytes
+from octavo_operator.local.replica import ReplicaState
+from octavo_operator.render import render
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
+
+
+def deployment(change: Callable[[dict[str, Any]], None] = lambda _: None, file: str = "llmdeployment") -> LLMDeployment:
+    document = yaml.safe_load((EXAMPLES / f"{file}.yaml").read_text())
+    change(document["spec"])
+    return parse(document)
+
+
+def test_the_command_line_is_the_containers_but_for_host_and_port() -> None:
+    wanted = deployment(lambda spec: spec.update(server={"maxModelLength": 512, "args": ["--max-num-seqs", "4"]}))
+    (launch,) = plan_locally(wanted, {}, []).launches(8000)
+    (container,) = render(wanted, "image")[0]["spec"]["template"]["spec"]["containers"]
+    local = list(launch.command(1234))
+    assert local[1:3] == ["-m", "octavo_cli.main"]
+    remote = [*container["args"]]
+    remote[remote.index("--host") + 1] = "127.0.0.1"
+    remote[remote.index("--port") + 1] = "1234"
+    assert local[3:] == remote
+
+
+def test_only_the_first_replica_wishes_for_the_services_port() -> None:
+    plan = plan_locally(deployment(lambda spec: spec.update(replicas=3, resources={})), {}, [])
+    assert [launch.port for launch in plan.launches(8000)] == [8000, 0, 0]
+
+
+def test_the_environment_is_this_ones_with_the_manifests_on_top() -> None:
+    variables = [{"name": "A", "value": "manifest"}, {"name": "B"}]
+    plan = plan_locally(deployment(lambda spec: spec.update(server={"env": variables})), {"A": "here", "C": "c"}, [])
+    (environment,) = plan.environments
+    assert (environment["A"], environment["B"], environment["C"]) == ("manifest", "", "c")
+
+
+def test_without_an_accelerator_no_gpu_is_seen_and_threads_follow_the_cpu() -> None:
+    (environment,) = plan_locally(
+        deployment(lambda spec: spec["resources"].update(cpu="2500m")), {}, ["0"]
+    ).environments
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def with_path(spec: dict[str, Any], path: Path) -> None:
+    spec["model"]["source"] = {"path": {"path": str(path)}}
+    spec["resources"].pop("memory")
+
+
+def test_each_replica_gets_a_gpu_of_its_own(tmp_path: Path) -> None:
+    plan = plan_locally(deployment(lambda spec: with_path(spec, tmp_path), "llama-8b"), {}, ["0", "3", "5"])
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in plan.environments] == ["0", "3"]
+
+
+def test_an_accelerator_without_a_gpu_is_a_warning_and_fields_of_the_cluster_are_named(tmp_path: Path) -> None:
+    plan = plan_locally(deployment(lambda spec: with_path(spec, tmp_path), "llama-8b"), {}, [])
+    assert plan.warnings == (
+        "spec.podTemplate.tolerations, spec.rollout: no effect without a cluster",
+        "spec.resources.accelerator: this machine has no GPU that can be used; it runs on the CPU",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "message"),
+    [
+        (
+            lambda spec: spec["model"].update(source={"persistentVolumeClaim": {"claimName": "models"}}),
+            "spec.model.source.persistentVolumeClaim",
+            "no volume claims on this machine",
+        ),
+        (
+            lambda spec: spec["model"].update(source={"path": {"path": "/nowhere"}}),
+            "spec.model.source.path.path",
+            "/nowhere is not a directory of this machine",
+        ),
+        (lambda spec: spec.update(replicas=0), "spec.replicas", "no replica at all"),
+        (lambda spec: spec.update(suspend=True), "spec.suspend", "no replica at all"),
+        (
+            lambda spec: spec.update(
+                server={"env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}
+            ),
+            "spec.server.env[0].valueFrom",
+            "export KEY instead",
+        ),
+        (
+            lambda spec: spec.update(replicas=2, resources={"accelerator": {}}),
+            "spec.replicas",
+            "this machine has 1; give 1 or fewer",
+        ),
+    ],
+)
+def test_what_cannot_act_here_is_refused_with_the_path_of_the_field(
+    change: Callable[[dict[str, Any]], None], path: str, message: str
+) -> None:
+    with pytest.raises(ManifestError) as refused:
+        plan_locally(deployment(change), {}, ["0"])
+    (error,) = refused.value.errors
+    assert error.path == path
+    assert message in error.message
+
+
+def test_an_exported_variable_stands_for_a_secret() -> None:
+    variable = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    (environment,) = plan_locally(
+        deployment(lambda spec: spec.update(server={"env": [variable]})), {"KEY": "secret"}, []
+    ).environments
+    assert environment["KEY"] == "secret"
+
+
+def test_as_many_replicas_are_started_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_operator.local.plan.available_bytes", lambda: 5 * 2**30)
+    wanted = deployment(lambda spec: spec.update(replicas=4))
+    plan = plan_locally(wanted, {}, [])
+    assert plan.replicas == 2
+    assert plan.warnings == ("spec.resources.memory: 2Gi each, and 5.0 GiB are free here; 2 of 4 replicas are started",)
+    states = [ReplicaState(f"demo-{index}", "Ready", url=f"http://127.0.0.1:{index}") for index in range(2)]
+    status = local_status(wanted, states, {}, NOW)
+    assert (status["readyReplicas"], status["desiredReplicas"]) == (2, 4)
+    scheduled = conditions(status)["Scheduled"]
+    assert (scheduled["status"], scheduled["reason"]) == ("False", "Unschedulable")
+    assert "too little free memory" in scheduled["message"]
+
+
+def conditions(status: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {each["type"]: each for each in status["conditions"]}
+
+
+def test_the_status_follows_a_replica_from_its_start_to_its_death() -> None:
+    wanted = deployment()
+    starting = local_status(wanted, [ReplicaState("demo-0", "Starting", "load weights")], {}, NOW)
+    assert conditions(starting)["Ready"]["status"] == "False"
+    assert conditions(starting)["Progressing"]["reason"] == "Starting"
+    assert "url" not in starting
+
+    ready = local_status(wanted, [ReplicaState("demo-0", "Ready", url="http://127.0.0.1:8000")], starting, LATER)
+    assert conditions(ready)["Ready"] | {"message": ""} == {
+        "type": "Ready",
+        "status": "True",
+        "reason": "ReplicasReady",
+        "message": "",
+        "lastTransitionTime": LATER,
+        "observedGeneration": 1,
+    }
+    assert conditions(ready)["Scheduled"]["lastTransitionTime"] == NOW, "what has not changed keeps its time"
+    assert ready["url"] == "http://127.0.0.1:8000/v1"
+
+    died = ReplicaState(
+        "demo-0", "Backoff", "starting again in 1 s", restarts=1, last_exit="x", exit_code=1, tail=("boom",)
+    )
+    degraded = conditions(local_status(wanted, [died], ready, LATER))["Degraded"]
+    assert (degraded["status"], degraded["reason"]) == ("True", "CrashLoopBackOff")
+    assert degraded["message"].endswith("boom")
+
+
+def test_the_url_is_that_of_the_first_replica_that_takes_requests() -> None:
+    states = [ReplicaState("a", "Starting", url="http://a"), ReplicaState("b", "Ready", url="http://b")]
+    assert base_url(states) == "http://b/v1"
+    assert base_url(states[:1]) is None
+
+
+def test_quantities_are_read_as_kubernetes_reads_them() -> None:
+    assert [quantity_bytes(each) for each in (512, "512", "1k", "2Gi", "1.5G")] == [
+        512,
+        512,
+        1000,
+        2**31,
+        1_500_000_000,
+    ]
+    assert [cores(each) for each in (2, "2", "500m", "0.5")] == [2, 2, 0.5, 0.5]
+    with pytest.raises(ValueError, match="no quantity of memory"):
+        quantity_bytes("2 GB")
+
+
+def test_the_free_memory_is_told_by_the_kernel() -> None:
+    free = available_bytes()
+    assert free is not None
+    assert 0 < free < 2**50

@@ -1,0 +1,87 @@
+"""The operator needs no more than this Role. The chart's is compared with it elsewhere; here it is tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kube_fixture import ControlPlane, Kube, run_deployment
+from llm_deployments import IMAGE, RunningOperator, llm_deployment, until_condition
+from octavo_operator.settings import OperatorSettings
+
+Object = dict[str, Any]
+
+RULES = [
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/status"], "verbs": ["patch"]},
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/finalizers"], "verbs": ["update"]},
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch"]},
+    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+]
+
+
+async def service_account(kube: Kube, rules: list[Object]) -> str:
+    """A token for an account that these rules, in this namespace, are all that it may do."""
+    rbac = "rbac.authorization.k8s.io"
+    await kube.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator"}})
+    await kube.create({"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": {"name": "operator"}, "rules": rules})
+    binding = {
+        "apiVersion": f"{rbac}/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "operator"},
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "operator"},
+        "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": kube.namespace}],
+    }
+    await kube.create(binding)
+    path = f"/api/v1/namespaces/{kube.namespace}/serviceaccounts/operator/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    answer = await kube._send("post", path, request)
+    token: str = answer["status"]["token"]
+    return token
+
+
+def kubeconfig_for(plane: ControlPlane, token: str, path: Path) -> Path:
+    document = yaml.safe_load(plane.direct_kubeconfig.read_text())
+    document["users"][0]["user"] = {"token": token}
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("node")
+async def test_the_least_role_is_enough(control_plane: ControlPlane, octavo: Kube, tmp_path: Path) -> None:
+    token = await service_account(octavo, RULES)
+    running = RunningOperator(
+        OperatorSettings(
+            namespaces=(octavo.namespace,),
+            kubeconfig=kubeconfig_for(control_plane, token, tmp_path / "config"),
+            lease_namespace=octavo.namespace,
+            default_image=IMAGE,
+            probe_port=None,
+        )
+    )
+    try:
+        made = await octavo.create(llm_deployment())
+        await until_condition(octavo, "Progressing", "True")
+        await run_deployment(octavo, control_plane, "demo")
+        await until_condition(octavo, "Ready", "True")
+        await octavo.patch(made, {"spec": {"replicas": 2}})
+        await until_condition(octavo, "Ready", "False")
+
+        async def told() -> bool:
+            reasons = {each["reason"] for each in await octavo.list("v1", "Event") if each["type"] == "Normal"}
+            return {"Created", "Updated", "Ready"} <= reasons
+
+        await octavo.until(told)
+        assert running.counted("error") == 0
+    finally:
+        running.stop()
+        assert running.result.result(timeout=20) == 0
+    lease = await octavo.get("coordination.k8s.io/v1", "Lease", "octavo-operator")
+    assert not lease["spec"]["holderIdentity"]

@@ -1,0 +1,210 @@
+"""Conditions that tell the truth, in words that a person can act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_deployments import llm_deployment
+from octavo_operator.api import LLMDeploymentStatus, parse
+from octavo_operator.events import events_of
+from octavo_operator.status import Observation, Problem, build_status, condition, status_patch
+
+Object = dict[str, Any]
+THEN, NOW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+
+
+def live(generation: int = 4, status: Object | None = None, **spec: Any) -> Object:
+    body = llm_deployment(**spec)
+    body["metadata"] |= {"namespace": "team-a", "uid": "u-1", "generation": generation}
+    return body | ({"status": status} if status else {})
+
+
+def deployment(
+    total: int, updated: int, ready: int, conditions: list[Object] | None = None, behind: bool = False
+) -> Object:
+    status = {"replicas": total, "updatedReplicas": updated, "readyReplicas": ready, "conditions": conditions or []}
+    generation = {"observedGeneration": 6 if behind else 7}
+    return {"metadata": {"generation": 7}, "spec": {"replicas": total}, "status": status | generation}
+
+
+def pod(name: str = "p-1", scheduled: str = "", waiting: Object | None = None, last: Object | None = None) -> Object:
+    verdict = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": scheduled}
+    bound: Object = {"type": "PodScheduled", "status": "True"}
+    container: Object = {"name": "server", "state": {"waiting": waiting} if waiting else {"running": {}}}
+    if last:
+        container["lastState"] = {"terminated": last}
+    return {
+        "metadata": {"name": name},
+        "spec": {} if scheduled else {"nodeName": "n-1"},
+        "status": {"conditions": [verdict if scheduled else bound], "containerStatuses": [container]},
+    }
+
+
+def built(observed: Observation, status: Object | None = None, **spec: Any) -> Object:
+    body = live(status=status, **spec)
+    made = build_status(body, parse(body), observed, NOW)
+    LLMDeploymentStatus.model_validate(made)  # the CRD's schema would take it
+    return made
+
+
+def told(status: Object, kind: str) -> tuple[str, str, str]:
+    found = condition(status, kind)
+    return found["status"], found["reason"], found["message"]
+
+
+def observed(found: Object | None, *pods: Object, service: bool = True, problem: Problem | None = None) -> Observation:
+    return Observation(found, {"kind": "Service"} if service else None, pods, problem)
+
+
+def test_all_is_well() -> None:
+    status = built(observed(deployment(2, 2, 2), pod("a"), pod("b")), replicas=2)
+    assert told(status, "Ready") == ("True", "ReplicasReady", "2 of 2 replicas take requests")
+    assert told(status, "Available")[0] == "True"
+    assert told(status, "Progressing")[:2] == ("False", "Complete")
+    assert told(status, "Scheduled") == ("True", "AllScheduled", "all 2 pods have a node")
+    assert told(status, "Degraded") == ("False", "AsExpected", "")
+    assert (status["replicas"], status["readyReplicas"], status["updatedReplicas"], status["desiredReplicas"]) == (
+        2,
+    ) * 4
+    assert status["observedGeneration"] == 4 and status["url"] == "http://demo.team-a.svc:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("found", "progress"),
+    [
+        (None, "Applying"),
+        (deployment(2, 2, 2, behind=True), "Applying"),
+        (deployment(2, 1, 2), "RollingOut"),
+        (deployment(3, 2, 2), "RollingOut"),
+        (deployment(2, 2, 1), "Starting"),
+        (deployment(3, 3, 3), "ScalingDown"),
+    ],
+)
+def test_ready_is_said_only_when_all_wanted_are_there_of_the_newest_spec(found: Object | None, progress: str) -> None:
+    status = built(observed(found), replicas=2)
+    assert told(status, "Ready")[0] == "False"
+    assert told(status, "Progressing")[:2] == ("True", progress)
+
+
+def test_a_deployment_of_an_older_generation_is_not_believed_complete() -> None:
+    stale = built(observed(deployment(2, 2, 2, behind=True)), replicas=2)
+    assert told(stale, "Ready")[1] == "Applying"
+
+
+def test_the_scheduler_is_quoted() -> None:
+    words = "0/5 nodes are available: 5 Insufficient nvidia.com/gpu."
+    status = built(observed(deployment(3, 3, 1), pod("a"), pod("b", words), pod("c", words)), replicas=3)
+    assert told(status, "Scheduled") == ("False", "Unschedulable", f"2 of 3 pods have no node: {words}")
+    assert told(status, "Ready") == (
+        "False",
+        "Unschedulable",
+        f"1 of 3 replicas ready: 2 of 3 pods have no node: {words}",
+    )
+    assert told(status, "Degraded")[0] == "False"  # a node may come
+
+
+def test_the_kubelet_is_quoted_over_an_image() -> None:
+    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x:1": not found'}
+    status = built(observed(deployment(1, 1, 0), pod("a", waiting=waiting)))
+    assert told(status, "Degraded") == (
+        *("True", "ImagePullBackOff"),
+        'pod a: ImagePullBackOff: Back-off pulling image "x:1": not found',
+    )
+    assert told(status, "Ready")[1] == "ImagePullBackOff"
+
+
+def test_a_crashing_server_is_told_by_its_last_words() -> None:
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}
+    last = {"exitCode": 1, "reason": "Error", "message": "loading\nno such directory: /models/x\n\n"}
+    killed = {"exitCode": 137, "reason": "OOMKilled"}
+    first = built(observed(deployment(2, 2, 0), pod("a", waiting=waiting, last=last), pod("b", waiting=waiting)))
+    assert told(first, "Degraded")[2] == (
+        "pod a (and 1 more pod): CrashLoopBackOff: it ended with exit code 1: no such directory: /models/x"
+    )
+    second = built(observed(deployment(1, 1, 0), pod("a", waiting=waiting, last=killed)))
+    assert "it ended with exit code 137 (OOMKilled); back-off 40s" in told(second, "Degraded")[2]
+
+
+def test_pods_that_are_ending_are_not_asked() -> None:
+    ending = pod("a", waiting={"reason": "CrashLoopBackOff"})
+    ending["metadata"]["deletionTimestamp"] = THEN
+    assert told(built(observed(deployment(1, 1, 1), pod("b"), ending)), "Degraded")[0] == "False"
+
+
+def test_a_stuck_roll_out_is_degraded() -> None:
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"}
+    status = built(observed(deployment(1, 1, 0, [late]), pod()))
+    assert told(status, "Degraded")[:2] == ("True", "RolloutStuck")
+    assert told(status, "Progressing") == ("False", "ProgressDeadlineExceeded", "timed out")
+
+
+def test_a_quota_is_quoted() -> None:
+    full = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: gpus"}
+    status = built(observed(deployment(0, 0, 0, [full])))
+    assert told(status, "Degraded") == ("True", "PodsRefused", "pods cannot be created: exceeded quota: gpus")
+
+
+def test_nothing_wanted_is_ready_and_not_available() -> None:
+    suspended = built(observed(deployment(0, 0, 0)), replicas=3, suspend=True)
+    assert told(suspended, "Ready")[:2] == ("True", "Suspended") and told(suspended, "Available")[0] == "False"
+    assert suspended["desiredReplicas"] == 0 and told(suspended, "Scheduled")[0] == "True"
+    assert told(built(observed(deployment(0, 0, 0)), replicas=0), "Available")[1] == "ScaledToZero"
+
+
+def test_pods_without_their_service_are_not_available() -> None:
+    status = built(observed(deployment(1, 1, 1), pod(), service=False))
+    assert told(status, "Available")[:2] == ("False", "NoService") and "url" not in status
+
+
+def test_a_problem_is_degraded_and_blocks() -> None:
+    problem = Problem("NameConflict", "there is a Service demo")
+    status = built(observed(None, service=False, problem=problem))
+    assert told(status, "Degraded") == ("True", "NameConflict", "there is a Service demo")
+    assert told(status, "Ready")[:2] == ("False", "NameConflict")
+    assert told(status, "Progressing")[:2] == ("False", "Blocked")
+
+
+def test_an_invalid_spec_keeps_what_was_known() -> None:
+    before = built(observed(deployment(2, 2, 2)), replicas=2)
+    body = live(generation=5, status=before, replicas="two")
+    problem = Problem("InvalidSpec", "spec.replicas: must be an integer")
+    status = build_status(body, None, observed(deployment(2, 2, 2), problem=problem), NOW)
+    assert status["model"] == "demo" and status["url"] and status["desiredReplicas"] == 2
+    assert status["observedGeneration"] == 5 and told(status, "Available")[0] == "True"
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    body = live(replicas=1)
+    first = build_status(body, parse(body), observed(deployment(1, 1, 0), pod()), THEN)
+    second = built(observed(deployment(1, 1, 1), pod()), status=first)
+    times = {each["type"]: each["lastTransitionTime"] for each in second["conditions"]}
+    assert times == {"Ready": NOW, "Available": NOW, "Progressing": NOW, "Scheduled": THEN, "Degraded": THEN}
+
+
+def test_a_status_that_is_the_same_needs_no_patch() -> None:
+    same = observed(deployment(1, 1, 1), pod())
+    first = built(same)
+    assert status_patch(first, built(same, status=first)) is None
+
+
+def test_a_patch_holds_what_changed_and_removes_what_is_gone() -> None:
+    assert status_patch({"a": 1, "b": 2, "url": "x"}, {"a": 1, "b": 3}) == {"b": 3, "url": None}
+
+
+def test_a_message_too_long_for_the_schema_is_cut() -> None:
+    status = built(observed(None, problem=Problem("ApplyRefused", "x" * 10_000)))
+    assert len(told(status, "Degraded")[2]) == 4096
+
+
+def test_events_tell_changes_only() -> None:
+    well = built(observed(deployment(1, 1, 1), pod()))
+    ill = built(observed(deployment(1, 1, 0), pod(waiting={"reason": "ErrImagePull", "message": "no"})))
+    assert [event.reason for event in events_of({}, well)] == ["Ready"]
+    assert events_of(well, well) == []
+    assert [(event.type, event.reason) for event in events_of(well, ill)] == [
+        ("Warning", "ErrImagePull"),
+        ("Normal", "NotReady"),
+    ]
+    assert events_of(ill, ill) == []

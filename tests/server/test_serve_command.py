@@ -1,0 +1,119 @@
+"""`octavo serve` as a command line: flags from the configuration, errors of one line that say what to change."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from pydantic import BaseModel, Field
+
+from octavo_cli.options import flag, options_of, validated
+from octavo_cli.serve import serve
+from octavo_server.config import ServerConfig
+
+
+def invoke(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(serve, arguments, env=env)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
+    """What the server would have been started with."""
+    configs: list[ServerConfig] = []
+
+    def run(config: ServerConfig) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setattr("octavo_server.frontend.server.run", run)
+    return configs
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+def test_every_field_of_the_configuration_is_a_flag_with_help() -> None:
+    text = " ".join(invoke("--help").output.split())
+    for name, field in ServerConfig.model_fields.items():
+        if name != "model":
+            assert flag(name) in text
+            assert " ".join((field.description or "?").split())[:30] in text
+    assert "[default: 8000]" in text
+
+
+def test_flags_reach_the_server_in_their_types(model: Path, started: list[ServerConfig]) -> None:
+    arguments = ["--port", "0", "--block-size", "32", "--served-model-name", "a", "--served-model-name", "b"]
+    result = invoke(str(model), *arguments, "--gpu-memory-utilization", "0.5", env={"OCTAVO_API_KEY": "k"})
+    assert result.exit_code == 0, result.output
+    (config,) = started
+    assert (config.port, config.block_size, config.served_model_name) == (0, 32, ("a", "b"))
+    assert (config.gpu_memory_utilization, config.api_key, config.model) == (0.5, ("k",), model)
+    assert config.max_num_seqs == ServerConfig(model=model).max_num_seqs
+
+
+def test_the_flag_goes_before_the_environment(model: Path, started: list[ServerConfig]) -> None:
+    invoke(str(model), "--api-key", "x", "--api-key", "y", env={"OCTAVO_API_KEY": "k"})
+    assert started[0].api_key == ("x", "y")
+
+
+def test_an_empty_key_in_the_environment_opens_nothing(model: Path, started: list[ServerConfig]) -> None:
+    result = invoke(str(model), env={"OCTAVO_API_KEY": ""})
+    assert (result.exit_code, started) == (2, [])
+    assert "OCTAVO_API_KEY is set but empty" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--prot", "1"], "--port"),
+        (["--port", "70000"], "--port 70000: input should be less than or equal to 65535"),
+        (["--port", "many"], "--port"),
+        (["--dtype", "int4"], "bfloat16"),
+        (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization nan"),
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size"),
+        (["--api-key", "sesame", "--api-key", ""], "--api-key: string should have at least 1 character"),
+    ],
+)
+def test_a_wrong_flag_is_named(model: Path, started: list[ServerConfig], arguments: list[str], told: str) -> None:
+    result = invoke(str(model), *arguments)
+    assert result.exit_code == 2
+    assert told in result.output
+    assert "Traceback" not in result.output
+    assert "sesame" not in result.output
+    assert started == []
+
+
+def test_a_model_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, started: list[ServerConfig]) -> None:
+    result = invoke("meta-llama/Llama-3.1-8B")
+    assert result.exit_code == 2
+    assert "there is no directory 'meta-llama/Llama-3.1-8B'" in result.output
+    assert "demo" in result.output
+    assert "config.json is missing" in invoke(str(tmp_path)).output
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert "a pickle can run code" in invoke(str(tmp_path)).output
+    assert started == []
+
+
+def test_a_field_that_no_flag_can_give_is_a_mistake_of_ours() -> None:
+    class Odd(BaseModel):
+        table: dict[str, int] = Field(default_factory=dict)
+
+    with pytest.raises(TypeError, match="no option"):
+        options_of(Odd)(lambda: None)
+
+
+def test_a_contradiction_between_fields_is_told_without_a_flag() -> None:
+    class Pair(BaseModel):
+        low: int = 1
+
+        def model_post_init(self, context: Any) -> None:
+            raise ValueError("low is above high")
+
+    with pytest.raises(click.UsageError, match="low is above high"):
+        validated(Pair, {"low": 2})

@@ -1,0 +1,123 @@
+"""What the operator's tests share: a manifest, a pass of the reconciler, a whole operator in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from kube_fixture import ControlPlane, Kube
+from octavo_operator.kube import connect
+from octavo_operator.main import Operator
+from octavo_operator.reconcile import Key, Reconciler
+from octavo_operator.settings import OperatorSettings
+from octavo_operator.workqueue import Retry
+
+Object = dict[str, Any]
+
+IMAGE = "registry.example/octavo-server:1"
+NOW = "2026-01-01T00:00:00Z"
+API = "octavo.dev/v1alpha1"
+KIND = "LLMDeployment"
+
+
+def llm_deployment(name: str = "demo", **spec: Any) -> Object:
+    """A manifest of the built-in model, with what is in `spec` besides."""
+    return {
+        "apiVersion": API,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {"model": {"source": {"builtin": {"name": "demo"}}}} | spec,
+    }
+
+
+@dataclass
+class Passes:
+    """Passes of the reconciler over the objects of one namespace, on the road that faults are on."""
+
+    reconciler: Reconciler
+    namespace: str
+
+    async def once(self, name: str = "demo") -> None:
+        """One pass. Raises Retry as the reconciler does."""
+        await self.reconciler(Key(self.namespace, name))
+
+    async def until_done(self, name: str = "demo", most: int = 8) -> None:
+        """Passes until one ends without a Retry."""
+        for _ in range(most - 1):
+            with contextlib.suppress(Retry):
+                return await self.once(name)
+        return await self.once(name)
+
+
+@contextlib.asynccontextmanager
+async def reconciling(plane: ControlPlane, namespace: str) -> AsyncIterator[Passes]:
+    """A new reconciler with a connection of its own: it knows nothing of any earlier one."""
+    async with connect(plane.kubeconfig) as api:
+        yield Passes(Reconciler(api, IMAGE, lambda: NOW), namespace)
+
+
+class RunningOperator:
+    """An operator on an event loop of its own: when kopf ends, it cancels whatever was started after it on its loop."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self.operator = Operator(settings)
+        self.result: Future[int] = Future()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_leading(self) -> bool:
+        return self.operator.is_leading.is_set()
+
+    def stop(self) -> None:
+        """What SIGTERM does."""
+        if not self.result.done():
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def counted(self, result: str) -> float:
+        """How many passes ended with "done", "retry" or "error"."""
+        value = self.operator.metrics.registry.get_sample_value("octavo_operator_reconciles_total", {"result": result})
+        return value or 0.0
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                self.result.set_result(runner.run(self.operator.run(self._stop)))
+        except BaseException as error:
+            self.result.set_exception(error)
+
+
+@contextlib.asynccontextmanager
+async def operating(plane: ControlPlane, *namespaces: str, **settings: Any) -> AsyncIterator[RunningOperator]:
+    """A whole operator inside the block, kopf and all; it has to end in good order after it."""
+    chosen: dict[str, Any] = {"leader_elect": False, "probe_port": None, "default_image": IMAGE} | settings
+    running = RunningOperator(OperatorSettings(namespaces=namespaces, kubeconfig=plane.kubeconfig, **chosen))
+    try:
+        yield running
+    finally:
+        running.stop()
+        async with asyncio.timeout(20):
+            assert await asyncio.wrap_future(running.result) == 0
+
+
+async def conditions(kube: Kube, name: str = "demo") -> dict[str, tuple[str, str, str]]:
+    """(status, reason, message) of each condition."""
+    status = (await kube.get(API, KIND, name)).get("status", {})
+    return {each["type"]: (each["status"], each["reason"], each["message"]) for each in status.get("conditions", [])}
+
+
+async def until_condition(kube: Kube, kind: str, status: str, name: str = "demo", reason: str = "") -> None:
+    """Wait for a condition to have a status, and a reason where one is given."""
+
+    async def reached() -> bool:
+        found = (await conditions(kube, name)).get(kind, ("", "", ""))
+        return found[0] == status and found[1].startswith(reason)
+
+    await kube.until(reached, 30, f"{kind} of {name} to be {status} {reason}")
