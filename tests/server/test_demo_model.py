@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-
 from training.demo_model.cases import SKILL_NAMES, cases
 from training.demo_model.chat_format import SPECIAL_TOKENS, assistant_text, render
 from training.demo_model.conversations import conversation
