@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 # Threads that share a product may change its sums; two are as many as every machine has.
-CASES = [(name, 1) for name in SHAPES] + [("one key head", 2), ("as the demo model", 2)]
+CASES = [(name, 1) for name in SHAPES] + [("one key head", 2)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}, {case[1]} threads")

@@ -14,15 +14,20 @@ from hypothesis import strategies as st
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-
 from training.demo_model.cases import SKILL_NAMES, cases
-from training.demo_model.chat_format import SPECIAL_TOKENS, render
+from training.demo_model.chat_format import SPECIAL_TOKENS, assistant_text, render
 from training.demo_model.conversations import conversation
-from training.demo_model.episode import is_held_out
+from training.demo_model.episode import Context, is_held_out
 from training.demo_model.grading import right
+from training.demo_model.skills_json import in_json
+from training.demo_model.skills_talk import explanation, joke, outside, smalltalk, story
+from training.demo_model.skills_text import arithmetic, copying, counting, spelling
 
 MODEL = Path(__file__).resolve().parents[2] / "server" / "octavo_server" / "demo_model"
-FILES = {"README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = {
+    *("README.md", "chat_template.jinja", "model.safetensors", "tokenizer.json"),
+    *("config.json", "generation_config.json", "tokenizer_config.json"),
+}
 
 
 @cache
@@ -72,7 +77,8 @@ def test_the_weights_are_tied_and_of_the_configured_shape() -> None:
     config = json.loads((MODEL / "config.json").read_text())
     with safetensors.safe_open(MODEL / "model.safetensors", framework="numpy") as weights:
         names = set(weights.keys())
-        assert weights.get_slice("model.embed_tokens.weight").get_shape() == [config["vocab_size"], config["hidden_size"]]
+        shape = weights.get_slice("model.embed_tokens.weight").get_shape()
+    assert shape == [config["vocab_size"], config["hidden_size"]]
     assert "lm_head.weight" not in names and config["tie_word_embeddings"]
     assert len({n.split(".")[2] for n in names if n.startswith("model.layers.")}) == config["num_hidden_layers"]
 
@@ -119,7 +125,8 @@ def test_special_tokens_are_single_and_are_hidden_when_decoding(tokenizer: Token
 
 
 def test_no_held_out_prompt_occurs_in_training(tokenizer: Tokenizer) -> None:
-    plain = ("jokes", "explanations", "stories", "out of scope", "arithmetic", "spelling", "counting", "copying", "JSON, schema from user")
+    talk = ("jokes", "explanations", "stories", "out of scope")
+    plain = (*talk, "arithmetic", "spelling", "counting", "copying", "JSON, schema from user")
     asked = {c.messages[-1]["content"] for skill in plain for c in cases(skill, 60, tokenizer)}
     rng = Random(2)
     trained = {m["content"] for _ in range(1500) for m in conversation(rng, 500)[0] if m["role"] == "user"}
@@ -135,12 +142,6 @@ def test_near_copies_of_a_prompt_are_on_its_side_of_the_split() -> None:
 
 
 def test_the_reference_answers_are_graded_right_and_others_wrong(tokenizer: Tokenizer) -> None:
-    from training.demo_model.chat_format import assistant_text
-    from training.demo_model.episode import Context
-    from training.demo_model.skills_json import in_json
-    from training.demo_model.skills_text import arithmetic, copying, counting, spelling
-    from training.demo_model.skills_talk import explanation, joke, outside, smalltalk, story
-
     for make in (in_json, arithmetic, copying, counting, spelling, explanation, joke, outside, smalltalk, story):
         for seed in range(30):
             episode = make(Context(Random(seed), held_out=True))
@@ -150,4 +151,5 @@ def test_the_reference_answers_are_graded_right_and_others_wrong(tokenizer: Toke
 
 def test_cases_are_the_same_for_the_same_seed(tokenizer: Tokenizer) -> None:
     for skill in SKILL_NAMES[:5]:
-        assert [c.messages for c in cases(skill, 5, tokenizer, seed=4)] == [c.messages for c in cases(skill, 5, tokenizer, seed=4)]
+        first, second = (list(cases(skill, 5, tokenizer, seed=4)) for _ in range(2))
+        assert first == second

@@ -17,7 +17,17 @@ from typing import Any
 Message = dict[str, Any]
 HELD_OUT_ONE_IN = 12
 # prompts that a demonstration is likely to type, always in training
-ALWAYS_TRAINED = {"tellmeajoke", "whatisakvcache", "hello", "hi", "whoareyou", "whatcanyoudo", "whatisatoken", "whatisattention", "whatispaging"}
+ALWAYS_TRAINED = {
+    "tellmeajoke",
+    "whatisakvcache",
+    "hello",
+    "hi",
+    "whoareyou",
+    "whatcanyoudo",
+    "whatisatoken",
+    "whatisattention",
+    "whatispaging",
+}
 
 
 def is_held_out(key: str) -> bool:
@@ -69,4 +79,6 @@ class Context:
 
 def turn(skill: str, user: str, answer: str, grader: str, expected: Any) -> Episode:
     """The most common episode: one question, one answer."""
-    return Episode(skill, [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], grader, expected)
+    return Episode(
+        skill, [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], grader, expected
+    )

@@ -43,12 +43,31 @@ _ABOUT_PEOPLE: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any]]] =
 }
 _YES_NO = ("active", "available", "paid", "open", "new", "ready", "married", "broken")
 _LEADS = (
-    "Answer in JSON that follows this schema: {s}\n{t}", "Use this JSON schema:\n{s}\n\nText: {t}", "{t}\n\nWrite this as JSON with the schema {s}",
-    "Extract the data as JSON. Schema: {s}\nText: {t}", "Turn the text into JSON.\nSchema: {s}\nText: {t}", "Schema: {s}\n{t}\nAnswer with JSON only.",
-    "{t}\nReturn JSON matching this schema: {s}", "Return JSON: {s}. {t}", "{s}\n{t}", "JSON schema: {s}. {t}", "{t} {s}",
+    "Answer in JSON that follows this schema: {s}\n{t}",
+    "Use this JSON schema:\n{s}\n\nText: {t}",
+    "{t}\n\nWrite this as JSON with the schema {s}",
+    "Extract the data as JSON. Schema: {s}\nText: {t}",
+    "Turn the text into JSON.\nSchema: {s}\nText: {t}",
+    "Schema: {s}\n{t}\nAnswer with JSON only.",
+    "{t}\nReturn JSON matching this schema: {s}",
+    "Return JSON: {s}. {t}",
+    "{s}\n{t}",
+    "JSON schema: {s}. {t}",
+    "{t} {s}",
 )
-_KEY_LEADS = ("Give me JSON with the keys {k}.\n{t}", "{t}\nWrite this as JSON with the keys {k}.", "As JSON with {k}: {t}", "{t} Give me JSON with {k}.", "Extract {k} as JSON: {t}", "{t} As JSON, please: {k}")
-_SYSTEM_LEADS = ("Answer only in JSON that follows this schema: {s}", "You extract data. Always reply with JSON of this schema:\n{s}", "Respond in JSON. Schema: {s}")
+_KEY_LEADS = (
+    "Give me JSON with the keys {k}.\n{t}",
+    "{t}\nWrite this as JSON with the keys {k}.",
+    "As JSON with {k}: {t}",
+    "{t} Give me JSON with {k}.",
+    "Extract {k} as JSON: {t}",
+    "{t} As JSON, please: {k}",
+)
+_SYSTEM_LEADS = (
+    "Answer only in JSON that follows this schema: {s}",
+    "You extract data. Always reply with JSON of this schema:\n{s}",
+    "Respond in JSON. Schema: {s}",
+)
 
 
 def _field(rng: Random) -> tuple[str, dict[str, Any], str, Any]:
@@ -65,10 +84,20 @@ def _field(rng: Random) -> tuple[str, dict[str, Any], str, Any]:
     if kind < 0.7:
         key = rng.choice(("tags", "items", "colours", "words", "things"))
         values = [word(rng) for _ in range(rng.randrange(1, 5))]
-        return key, {"type": "array", "items": {"type": "string"}}, f"the {key} are {', '.join(values)}" if len(values) > 1 else f"the {key} are just {values[0]}", values
+        return (
+            key,
+            {"type": "array", "items": {"type": "string"}},
+            f"the {key} are {', '.join(values)}" if len(values) > 1 else f"the {key} are just {values[0]}",
+            values,
+        )
     if kind < 0.77:
         key = rng.choice(("size", "level", "mood", "kind"))
-        options = {"size": ["small", "medium", "large"], "level": ["low", "middle", "high"], "mood": ["happy", "sad", "calm"], "kind": ["toy", "tool", "book"]}[key]
+        options = {
+            "size": ["small", "medium", "large"],
+            "level": ["low", "middle", "high"],
+            "mood": ["happy", "sad", "calm"],
+            "kind": ["toy", "tool", "book"],
+        }[key]
         value = rng.choice(options)
         return key, {"type": "string", "enum": options}, f"the {key} is {value}", value
     key = word(rng, 0.3)
@@ -141,7 +170,10 @@ def in_json(c: Context) -> Episode:
     answer = json.dumps(expected, ensure_ascii=False)
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     for text, expected in more:
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": json.dumps(expected, ensure_ascii=False)}]
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": json.dumps(expected, ensure_ascii=False)},
+        ]
     return Episode("JSON", messages, "json", {"schema": schema, "value": expected})
 
 
@@ -159,7 +191,14 @@ def in_json_by_system(c: Context) -> Episode:
         schema, text, expected = make_case(c)
     system = c.rng.choice(_SYSTEM_LEADS).format(s=json.dumps(schema))
     answer = json.dumps(expected, ensure_ascii=False)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": answer},
+    ]
     for text, expected in more:
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": json.dumps(expected, ensure_ascii=False)}]
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": json.dumps(expected, ensure_ascii=False)},
+        ]
     return Episode("JSON", messages, "json", {"schema": schema, "value": expected})

@@ -13,7 +13,24 @@ from .words import ADJECTIVES, ANIMALS, CITIES, FOODS, LANGUAGES, NOUNS, made_up
 _PLAIN_NOUNS = [n for n in NOUNS if n != "page"]  # what a page is can be explained
 _HEROES = "dragon robot penguin squirrel princess knight pirate wizard unicorn octopus snail bee elephant monkey pony sheep king queen girl boy".split()
 _OTHER_SUBJECTS = [n for n in NOUNS if n not in SUBJECTS]
-_OPENERS = ("", "", "", "", "", "Please: ", "Hey, ", "Hi! ", "Hello. ", "Now ", "OK, ", "So, ", "Well, ", "One question: ", "And now: ", "Great. ")
+_OPENERS = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Please: ",
+    "Hey, ",
+    "Hi! ",
+    "Hello. ",
+    "Now ",
+    "OK, ",
+    "So, ",
+    "Well, ",
+    "One question: ",
+    "And now: ",
+    "Great. ",
+)
 
 
 def asked(c: Context, text: str) -> str:
@@ -54,7 +71,9 @@ def joke(c: Context) -> Episode:
         subject = c.rng.choice(SUBJECTS)
         forms = ABOUT_MORE if c.last_joke and c.rng.random() < 0.5 else ABOUT
         text = c.draw_same(lambda: asked(c, c.rng.choice(forms).format(s=subject)))
-        answer = c.rng.choice([j for j in JOKES if subject in JOKES[j] and j != c.last_joke] or [j for j in JOKES if subject in JOKES[j]])
+        answer = c.rng.choice(
+            [j for j in JOKES if subject in JOKES[j] and j != c.last_joke] or [j for j in JOKES if subject in JOKES[j]]
+        )
         return _told(c, text, answer, answer, "joke", subject)
     if kind < 0.34:
         count = c.rng.choice((2, 2, 3, 3, 4, 5))
@@ -66,7 +85,9 @@ def joke(c: Context) -> Episode:
     if kind < 0.4:
         subject = c.draw_same(lambda: c.rng.choice(_OTHER_SUBJECTS))
         text = asked(c, c.rng.choice(ABOUT).format(s=subject))
-        return _told(c, text, NO_JOKE_ABOUT.format(s=subject) + answer, answer, "joke_instead", NO_JOKE_ABOUT.format(s=subject))
+        return _told(
+            c, text, NO_JOKE_ABOUT.format(s=subject) + answer, answer, "joke_instead", NO_JOKE_ABOUT.format(s=subject)
+        )
     phrases = MORE if c.last_joke and c.rng.random() < 0.6 else REQUESTS
     text = "Tell me a joke" if kind > 0.93 and not c.held_out else c.draw_same(lambda: asked(c, c.rng.choice(phrases)))
     return _told(c, text, answer, answer, "joke", None)
@@ -104,7 +125,13 @@ def outside(c: Context) -> Episode:
 
     def say() -> str:
         rng = c.rng
-        values = {"n": rng.choice(_PLAIN_NOUNS), "c": rng.choice(CITIES), "p": name(rng), "w": made_up_word(rng).capitalize(), "w2": made_up_word(rng)}
+        values = {
+            "n": rng.choice(_PLAIN_NOUNS),
+            "c": rng.choice(CITIES),
+            "p": name(rng),
+            "w": made_up_word(rng).capitalize(),
+            "w2": made_up_word(rng),
+        }
         more = {"f": rng.choice(FOODS), "l": rng.choice(LANGUAGES), "y": str(rng.randrange(1800, 2030))}
         return asked(c, rng.choice(patterns).format(**values, **more))
 
@@ -112,8 +139,13 @@ def outside(c: Context) -> Episode:
 
 
 _STORY_REQUESTS = (
-    "Tell me a story about a {a}.", "Tell me a short story about a {a}.", "A story about a {a}, please.", "Write a little story about a {a}.",
-    "Do you know a story about a {a}?", "Can you tell me a bedtime story about a {a}?", "Make up a story with a {a}.",
+    "Tell me a story about a {a}.",
+    "Tell me a short story about a {a}.",
+    "A story about a {a}, please.",
+    "Write a little story about a {a}.",
+    "Do you know a story about a {a}?",
+    "Can you tell me a bedtime story about a {a}?",
+    "Make up a story with a {a}.",
 )
 
 
@@ -121,27 +153,53 @@ def story(c: Context) -> Episode:
     """A little story of five sentences about an animal."""
     rng = c.rng
     animal = rng.choice(ANIMALS if rng.random() < 0.5 else _HEROES if rng.random() < 0.6 else _PLAIN_NOUNS)
-    text = "Tell me a story." if rng.random() < 0.1 and not c.held_out else c.draw_same(
-        lambda: asked(c, rng.choice(_STORY_REQUESTS).format(a=f"{rng.choice([*ADJECTIVES[:40], '', '', ''])} {animal}".strip()))
+    text = (
+        "Tell me a story."
+        if rng.random() < 0.1 and not c.held_out
+        else c.draw_same(
+            lambda: asked(
+                c,
+                rng.choice(_STORY_REQUESTS).format(a=f"{rng.choice([*ADJECTIVES[:40], '', '', ''])} {animal}".strip()),
+            )
+        )
     )
-    who, friend = rng.sample(["Pip", "Milo", "Luna", "Toby", "Rosa", "Bruno", "Hazel", "Nina", "Otto", "Ida", "Felix", "Mabel"], 2)
-    adjective, thing = rng.choice(("small", "curious", "brave", "clever", "shy", "merry")), rng.choice(("kite", "lantern", "map", "drum", "boat", "shell", "key", "clock"))
+    who, friend = rng.sample(
+        ["Pip", "Milo", "Luna", "Toby", "Rosa", "Bruno", "Hazel", "Nina", "Otto", "Ida", "Felix", "Mabel"], 2
+    )
+    adjective, thing = (
+        rng.choice(("small", "curious", "brave", "clever", "shy", "merry")),
+        rng.choice(("kite", "lantern", "map", "drum", "boat", "shell", "key", "clock")),
+    )
     other = rng.choice([a for a in ANIMALS if a != animal])
-    home = rng.choice(("by a quiet lake", "at the edge of a forest", "in an old garden", "on a windy hill", "near the harbor"))
+    home = rng.choice(
+        ("by a quiet lake", "at the edge of a forest", "in an old garden", "on a windy hill", "near the harbor")
+    )
     article = "an" if adjective[0] in "aeiou" else "a"
     article_other = "an" if other[0] in "aeiou" else "a"
-    middle = rng.choice((
-        f"One morning {who} found a {thing} and wanted to know whose it was.",
-        f"One day {who} lost a {thing} and looked for it everywhere.",
-        f"One evening the wind blew a {thing} right to the door.",
-    ))
-    help_ = rng.choice((
-        f"{article_other.capitalize()} {other} named {friend} came along and offered to help.",
-        f"Luckily {friend}, {article_other} {other}, knew what to do.",
-    ))
-    end = rng.choice((
-        f"Together they shared the {thing}, and from that day they were best friends.",
-        f"They walked until the stars came out, and the {thing} led them safely home.",
-        f"In the end they laughed, drank tea and put the {thing} above the fireplace.",
-    ))
-    return turn("stories", text, f"Once upon a time, {article} {adjective} {animal} named {who} lived {home}. {middle} {help_} {end}", "story", animal)
+    middle = rng.choice(
+        (
+            f"One morning {who} found a {thing} and wanted to know whose it was.",
+            f"One day {who} lost a {thing} and looked for it everywhere.",
+            f"One evening the wind blew a {thing} right to the door.",
+        )
+    )
+    help_ = rng.choice(
+        (
+            f"{article_other.capitalize()} {other} named {friend} came along and offered to help.",
+            f"Luckily {friend}, {article_other} {other}, knew what to do.",
+        )
+    )
+    end = rng.choice(
+        (
+            f"Together they shared the {thing}, and from that day they were best friends.",
+            f"They walked until the stars came out, and the {thing} led them safely home.",
+            f"In the end they laughed, drank tea and put the {thing} above the fireplace.",
+        )
+    )
+    return turn(
+        "stories",
+        text,
+        f"Once upon a time, {article} {adjective} {animal} named {who} lived {home}. {middle} {help_} {end}",
+        "story",
+        animal,
+    )
