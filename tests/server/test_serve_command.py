@@ -96,7 +96,7 @@ def test_a_model_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, start
     assert "config.json is missing" in invoke(str(tmp_path)).output
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    assert "a pickle can run code" in invoke(str(tmp_path)).output
+    assert "pytorch_model.bin" in invoke(str(tmp_path)).output  # named, and not opened
     assert started == []
 
 
