@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Threads that wait sleep: spinning ones take the cores that the others need.
+export OMP_WAIT_POLICY ?= PASSIVE
 TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=

@@ -73,7 +73,7 @@ class _Work:
         for piece in plan.pieces:
             keys = self._gather(self.k_cache, piece.keys, q).flatten(0, 1).transpose(1, 2)
             part = scores[piece.start : piece.end]
-            torch.bmm(grouped.index_select(0, piece.request).flatten(0, 1), keys, out=part.view(-1, rows, tile))
+            _products(grouped.index_select(0, piece.request).flatten(0, 1), keys, part.view(-1, rows, tile))
             part.add_(piece.bias)
         tile_max = scores.amax(-1, keepdim=True)
         row_max = torch.full_like(grouped[..., :1], -torch.inf)
@@ -87,7 +87,7 @@ class _Work:
             part[:, :, : shape.group] = weights.exp_()
             sums[piece.start : piece.end, :, : shape.group] = weights.sum(-1, keepdim=True)
             values = self._gather(self.v_cache, piece.keys, q).flatten(0, 1)
-            torch.bmm(part.view(-1, rows, tile), values, out=mixed[piece.start : piece.end].view(-1, rows, dim))
+            _products(part.view(-1, rows, tile), values, mixed[piece.start : piece.end].view(-1, rows, dim))
         total, out = torch.zeros_like(row_max), torch.zeros_like(grouped)
         for start, n in plan.spans:
             total[:n] += sums[start : start + n]
@@ -103,7 +103,7 @@ class _Work:
         for index, tile in enumerate(piece.tiles):
             keys = self._gather(self.k_cache, tile, q)[0]
             for head in range(shape.kv_heads):
-                torch.bmm(rows[head], _repeated(keys[head].t(), rows.shape[1]), out=scores[index, head])
+                _products(rows[head], keys[head].t(), scores[index, head])
             self._mask(scores[index], piece, piece.first_tile + index, positions)
         scores.sub_(scores.amax(-1).amax(0).unsqueeze(-1)).exp_()
         sums = scores.sum(-1, keepdim=True)
@@ -112,7 +112,7 @@ class _Work:
         for index, tile in enumerate(piece.tiles):
             values = self._gather(self.v_cache, tile, q)[0]
             for head in range(shape.kv_heads):
-                torch.bmm(scores[index, head], _repeated(values[head], rows.shape[1]), out=mixed[head])
+                _products(scores[index, head], values[head], mixed[head])
             out += mixed
             total += sums[index]
         out /= total
@@ -162,9 +162,16 @@ class _Work:
         scores.masked_fill_(hidden, -torch.inf)
 
 
-def _repeated(matrix: torch.Tensor, count: int) -> torch.Tensor:
-    """The same matrix `count` times, as a batch, without a copy."""
-    return matrix.expand(count, -1, -1)
+def _products(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """out[i] = left[i] · right[i], or · right if it is a single matrix: [n, rows, a] × [n, a, b] → [n, rows, b].
+
+    The batch has at least two: a single product would be divided among the threads, and then sums differently.
+    """
+    count = len(left)
+    if count > 1:
+        torch.bmm(left, right.expand(count, -1, -1), out=out)
+    else:
+        out.copy_(torch.bmm(left.expand(2, -1, -1), right.expand(2, -1, -1))[:1])
 
 
 def _fill_up(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:

@@ -38,8 +38,9 @@ class RunOptions:
 
 @dataclass(slots=True)
 class Answer:
-    """What a chat brought; `peak` is the greatest share of the KV cache that was seen in use, 0 to 1."""
+    """What a chat brought; `peak` is the greatest share of the replica's KV cache that was seen in use, 0 to 1."""
 
+    replica: str
     text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -100,34 +101,33 @@ class LocalRun:
             await self._print_json(client, answer)
             return
         states = self._supervisor.states
-        used = [
-            (state.name, describe_use(await self._use(client, state), answer.peak if index == 0 else None))
-            for index, state in enumerate(states)
-        ]
+        used = []
+        for state in states:
+            peak = answer.peak if state.name == answer.replica else None
+            used.append((state.name, describe_use(await self._use(client, state), peak)))
         print_status(self._out, self._deployment.name, self._status, states, used)
 
     async def _chat(self, client: httpx.AsyncClient, prompt: str) -> Answer:
-        answer, first = Answer(), self._supervisor.states[0]
-        url = base_url(self._supervisor.states)
-        if url is None:
+        replica = next((state for state in self._supervisor.states if state.ready), None)
+        if replica is None:
             raise CommandError("no replica takes requests any more; --logs shows what they say")
+        answer = Answer(replica.name)
         if not self._options.as_json:
             self._err.print(f"> {prompt}", style="bold", markup=False, highlight=False)
-        sampling = asyncio.create_task(self._sample(client, first, answer))
+        sampling = asyncio.create_task(self._sample(client, replica, answer))
         try:
-            async for piece in stream_chat(client, url, self._deployment.model_name, prompt):
+            async for piece in stream_chat(client, f"{replica.url}/v1", self._deployment.model_name, prompt):
                 answer.text += piece.text
                 answer.finish_reason = piece.finish_reason or answer.finish_reason
                 answer.usage = piece.usage or answer.usage
                 self._write(piece.text)
         except ChatError as error:
-            last = self._last_lines.get(first.name)
-            raise CommandError(
-                f"the chat failed: {error}" + (f"; last from {first.name}: {last}" if last else "")
-            ) from error
+            last = self._last_lines.get(replica.name)
+            said = f"; last from {replica.name}: {last}" if last else ""
+            raise CommandError(f"the chat failed: {error}{said}") from error
         finally:
-            self._write("\n\n")
             sampling.cancel()
+            self._write("\n\n")
         return answer
 
     def _write(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """`octavo serve MODEL`."""
 
 import importlib.resources
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +13,12 @@ from octavo_server.errors import ModelError
 from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
+KEY_VARIABLE: Final = "OCTAVO_API_KEY"
 
 
 @click.command(name="serve", short_help="Serve a model through the OpenAI API.")
 @click.argument("model", metavar="MODEL")
-@options_of(ServerConfig, without={"model"}, envvars={"api_key": "OCTAVO_API_KEY"})
+@options_of(ServerConfig, without={"model"}, envvars={"api_key": KEY_VARIABLE})
 def serve(model: str, **options: Any) -> int:
     """Serve a model through the OpenAI API.
 
@@ -26,6 +28,8 @@ def serve(model: str, **options: Any) -> int:
     directory = _directory(model)
     if model == DEMO and not options["served_model_name"]:
         options["served_model_name"] = (DEMO,)
+    if os.environ.get(KEY_VARIABLE) == "":
+        raise click.UsageError(f"{KEY_VARIABLE} is set but empty: unset it, or give a key")  # not an open server
     try:
         check_model_directory(directory)
     except ModelError as error:

@@ -25,7 +25,9 @@ async def run_until_signal(work: Coroutine[Any, Any, None], hurry: Callable[[], 
             hurry()
 
     loop = asyncio.get_running_loop()
-    for number in ENDING:
+    # Who started this with `nohup` wants it to outlive the terminal.
+    watched = [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    for number in watched:
         loop.add_signal_handler(number, on_signal, number)
     try:
         await task
@@ -34,6 +36,6 @@ async def run_until_signal(work: Coroutine[Any, Any, None], hurry: Callable[[], 
             raise
         return received[0]
     finally:
-        for number in ENDING:
+        for number in watched:
             loop.remove_signal_handler(number)
     return None

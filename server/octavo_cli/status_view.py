@@ -27,7 +27,7 @@ def print_status(
     ready = f"{status['readyReplicas']}/{status['desiredReplicas']}"
     _print(console, Text.assemble((f"LLMDeployment {name}", "bold"), f"  replicas ready {ready}"))
     facts = [("model", str(status.get("model", ""))), ("url", status.get("url", "none: no replica takes requests"))]
-    facts += [(each.name, f"{each.phase}, {each.restarts} restarts, {each.url or 'no URL'}") for each in replicas]
+    facts += [(each.name, f"{each.phase}, restarts {each.restarts}, {each.url or 'no URL'}") for each in replicas]
     several = len(kv_cache) > 1
     facts += [("KV cache", f"{replica}: {use}" if several else use) for replica, use in kv_cache]
     width = max(len(label) for label, _ in facts)

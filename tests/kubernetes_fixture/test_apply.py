@@ -56,8 +56,19 @@ async def test_a_mapping_left_out_is_removed_whole(kube: Kube, widget: Widget) -
 async def test_a_mapping_left_out_takes_its_defaults_along(kube: Kube, widget: Widget) -> None:
     made = await kube.apply(widget(tuning={"depth": 3}))
     assert made["spec"]["tuning"] == {"depth": 3, "policy": "Auto"}
+    assert "tuning" not in (await kube.apply(widget()))["spec"]
+
+
+async def test_an_empty_mapping_keeps_its_defaults(kube: Kube, widget: Widget) -> None:
+    await kube.apply(widget(tuning={"depth": 3}))
     assert (await kube.apply(widget(tuning={})))["spec"]["tuning"] == {"policy": "Auto"}
     assert "tuning" not in (await kube.apply(widget()))["spec"]
+
+
+async def test_what_another_changed_is_no_longer_the_managers_to_remove(kube: Kube, widget: Widget) -> None:
+    made = await kube.apply(widget(mode="Fast"))
+    await kube.patch(made, {"spec": {"mode": "Safe"}}, manager="stranger")
+    assert (await kube.apply(widget()))["spec"]["mode"] == "Safe"
 
 
 async def test_what_others_wrote_stays(kube: Kube, widget: Widget) -> None:

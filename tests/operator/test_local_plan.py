@@ -69,7 +69,7 @@ def test_each_replica_gets_a_gpu_of_its_own(tmp_path: Path) -> None:
 def test_an_accelerator_without_a_gpu_is_a_warning_and_fields_of_the_cluster_are_named(tmp_path: Path) -> None:
     plan = plan_locally(deployment(lambda spec: with_path(spec, tmp_path), "llama-8b"), {}, [])
     assert plan.warnings == (
-        "spec.podTemplate.tolerations, spec.rollout: acts in a cluster only",
+        "spec.podTemplate.tolerations, spec.rollout: no effect without a cluster",
         "spec.resources.accelerator: this machine has no GPU that can be used; it runs on the CPU",
     )
 

@@ -86,7 +86,7 @@ async def test_a_replica_killed_by_the_kernel_is_described_and_restarted(mark: d
 
 
 async def test_a_replica_that_cannot_start_is_reported_with_its_own_last_words(mark: dict[str, str]) -> None:
-    with pytest.raises(ReplicaFailedError, match=r"chat-0 exited with code 3: octavo: --max-model-len 9999999 is more"):
+    with pytest.raises(ReplicaFailedError, match=r"^chat-0 exited with code 3: --max-model-len 9999999 is more"):
         async with Supervisor("chat", [launch(mark, "crash")]) as local:
             await local.wait_ready()
 
@@ -140,6 +140,14 @@ async def test_who_cannot_wait_for_the_drain_still_waits_for_the_last_process(ma
     with pytest.raises(asyncio.CancelledError):
         await task
     assert processes.marked(mark) == {}
+
+
+async def test_who_only_stops_waiting_leaves_the_replicas_time_to_drain(mark: dict[str, str]) -> None:
+    async with Supervisor("chat", [launch(mark)] * 2) as local:
+        await local.wait_ready()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(local.run(), 0.05)
+    assert [state.last_exit for state in local.states] == ["exited with code 0"] * 2
 
 
 async def test_a_kill_during_the_drain_ends_it(mark: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from tiny_models import config_json, random_decoder
 SHAPES: dict[str, dict[str, Any]] = {
     "3 heads a key head": {"architecture": "LlamaForCausalLM", "attention_bias": True, "mlp_bias": True},
     "one head a key head": {"architecture": "Qwen2ForCausalLM", "num_key_value_heads": 6, "head_dim": 20},
+    "one key head": {"architecture": "MistralForCausalLM", "num_key_value_heads": 1, "head_dim": 40},
     "qk-norm and windows": {
         "architecture": "Qwen3ForCausalLM",
         "head_dim": 24,
@@ -34,16 +35,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def decoder(request: pytest.FixtureRequest) -> Decoder:
-    return random_decoder(config_json(**SHAPES[request.param]), seed=5)
+# Threads that share a product may change its sums; two are as many as every machine has.
+CASES = [(name, 1) for name in SHAPES] + [("one key head", 2)]
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}, {case[1]} threads")
+def decoder(request: pytest.FixtureRequest) -> Iterator[Decoder]:
+    name, threads = request.param
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
+    torch.set_num_threads(threads)
+    yield random_decoder(config_json(**SHAPES[name]), seed=5)
     torch.set_num_threads(before)
 
 

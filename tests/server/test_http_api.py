@@ -158,7 +158,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_in_its_text(http: httpx.Client,
 
 
 def test_echo_puts_the_prompt_before_the_answer_with_its_logprobs(http: httpx.Client, tokenizer: Tokenizer) -> None:
-    text = "hello Köln"
+    text = "hello brown fox"
     ids = tokenizer.encode(text).ids
     (choice,) = complete(http, text, echo=True, logprobs=2, max_tokens=2)["choices"]
     assert choice["text"] == text + tokenizer.decode(ids[:2])
@@ -166,14 +166,22 @@ def test_echo_puts_the_prompt_before_the_answer_with_its_logprobs(http: httpx.Cl
     assert len(logprobs["tokens"]) == len(ids) + 2
     assert logprobs["token_logprobs"] == [None, *[-0.5] * (len(ids) + 1)]
     assert logprobs["top_logprobs"][0] is None
-    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
-        if not token.startswith("bytes:"):
-            assert choice["text"][offset:].startswith(token)
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    assert logprobs["text_offset"] == [0, *itertools.accumulate(len(token) for token in logprobs["tokens"][:-1])]
     fields = {"model": "tiny", "prompt": text, "echo": True, "logprobs": 2, "max_tokens": 2, "stream": True}
     streamed = events(http.post("/v1/completions", json=fields).text)[:-1]
     parts = [event["choices"][0]["logprobs"] for event in streamed]
     assert joined(part["tokens"] for part in parts) == logprobs["tokens"]
     assert joined(part["text_offset"] for part in parts) == logprobs["text_offset"]
+
+
+def test_tokens_that_are_parts_of_a_character_are_spelt_as_bytes(http: httpx.Client) -> None:
+    (choice,) = complete(http, "ö🙂", echo=True, logprobs=0, max_tokens=0)["choices"]
+    tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+    assert all(token.startswith("bytes:\\x") for token in tokens)
+    data = b"".join(bytes.fromhex(token.removeprefix("bytes:").replace("\\x", "")) for token in tokens)
+    assert data.decode() == choice["text"] == "ö🙂"
+    assert offsets == [len(data[:at].decode(errors="ignore")) for at in range(len(tokens))]
 
 
 def test_echo_without_an_answer_scores_the_prompt(http: httpx.Client) -> None:

@@ -61,6 +61,12 @@ def test_the_flag_goes_before_the_environment(model: Path, started: list[ServerC
     assert started[0].api_key == ("x", "y")
 
 
+def test_an_empty_key_in_the_environment_opens_nothing(model: Path, started: list[ServerConfig]) -> None:
+    result = invoke(str(model), env={"OCTAVO_API_KEY": ""})
+    assert (result.exit_code, started) == (2, [])
+    assert "OCTAVO_API_KEY is set but empty" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -21,11 +21,12 @@ from octavo_server.frontend.supervisor import RESTARTS
 ENDLESS: dict[str, Any] = {
     "model": "tiny",
     "prompt": "hello world",
-    "max_tokens": 200,
+    "max_tokens": 500_000,
     "ignore_eos": True,
     "stream": True,
 }
-SLOW = {"FAKE_STEP_SECONDS": "0.05"}  # an answer of 200 tokens takes 10 s: whoever waits for its end is seen to
+SLOW = {"FAKE_STEP_SECONDS": "0.01"}
+LONG = 1_000_000  # tokens of context: whoever waits for the end of an endless answer waits in vain
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slow(model: Path) -> Iterator[serving.ServerProcess]:
-    with serving.serve(model, env=SLOW) as server:
+    with serving.serve(model, env=SLOW, max_model_len=LONG) as server:
         server.wait_until_ready()
         yield server
 
@@ -121,7 +122,7 @@ def test_the_engines_socket_is_ours_alone(model: Path, tmp_path: Path) -> None:
 def test_a_killed_engine_ends_open_requests_with_an_error_and_is_started_again(model: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    with serving.serve(model, env=SLOW | {"FAKE_GATE": str(gate)}) as server:
+    with serving.serve(model, env=SLOW | {"FAKE_GATE": str(gate)}, max_model_len=LONG) as server:
         server.wait_until_ready()
         first = server.engine_pid()
         with open_stream(server) as lines, ThreadPoolExecutor(1) as pool:
@@ -186,8 +187,15 @@ def test_a_disconnect_frees_what_the_request_held(slow: serving.ServerProcess, s
     assert slow.metric("vllm:request_success_total", finished_reason="abort") == 1
 
 
+def test_a_stop_string_ends_the_work_of_the_engine_too(slow: serving.ServerProcess) -> None:
+    fields = ENDLESS | {"prompt": ["abcdef", "xyzefa"], "stop": "ef", "stream": False}
+    answer = httpx.post(f"{slow.url}/v1/completions", json=fields, timeout=serving.PATIENCE_SECONDS)
+    assert [choice["text"] for choice in answer.json()["choices"]] == ["abcd", "xyz"]
+    serving.until(lambda: slow.metric("vllm:num_requests_running") == 0)
+
+
 def test_many_disconnects_leave_nothing_behind(model: Path) -> None:
-    with serving.serve(model, env={"FAKE_STEP_SECONDS": "0.005"}, max_num_seqs=8) as server:
+    with serving.serve(model, env=SLOW, max_num_seqs=8, max_model_len=LONG) as server:
         server.wait_until_ready()
 
         def leave(_: int) -> None:
@@ -205,10 +213,10 @@ def test_many_disconnects_leave_nothing_behind(model: Path) -> None:
 
 
 def test_sigterm_lets_open_requests_finish(model: Path) -> None:
-    with serving.serve(model, env={"FAKE_STEP_SECONDS": "0.02"}) as server:
+    with serving.serve(model, env=SLOW, drain_seconds=10_000) as server:
         server.wait_until_ready()
         engine = server.engine_pid()
-        with open_stream(server, max_tokens=100) as lines:
+        with open_stream(server, max_tokens=200) as lines:
             server.process.send_signal(signal.SIGTERM)
             serving.until(lambda: ready_status(server) == 503)
             assert httpx.get(f"{server.url}/health").status_code == 200
@@ -222,7 +230,7 @@ def test_sigterm_lets_open_requests_finish(model: Path) -> None:
 
 
 def test_what_is_not_finished_in_time_ends_with_an_error(model: Path) -> None:
-    with serving.serve(model, env=SLOW, drain_seconds=0.2) as server:
+    with serving.serve(model, env=SLOW, drain_seconds=0.2, max_model_len=LONG) as server:
         server.wait_until_ready()
         engine = server.engine_pid()
         with open_stream(server) as lines:
@@ -299,7 +307,7 @@ def test_fifty_streams_at_once_are_each_what_they_are_alone(model: Path) -> None
 
         def ask(text: str) -> str:
             barrier.wait()
-            fields = ENDLESS | {"prompt": text, "ignore_eos": False}
+            fields = ENDLESS | {"prompt": text, "ignore_eos": False, "max_tokens": 150}
             lines = client.post(f"{server.url}/v1/completions", json=fields).text.split("\n\n")
             events = [json.loads(line.removeprefix("data: ")) for line in lines if line and "[DONE]" not in line]
             return "".join(event["choices"][0]["text"] for event in events)

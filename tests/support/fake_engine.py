@@ -172,7 +172,8 @@ def main() -> None:
         context.term()
         sys.exit(1)
     phases = {"load weights": 0.25}
-    ready = ipc.Ready(engine.epoch, ipc.PROTOCOL_VERSION, MAX_MODEL_LEN, BLOCK_SIZE, NUM_BLOCKS, phases)
+    longest = start["config"]["max_model_len"] or MAX_MODEL_LEN
+    ready = ipc.Ready(engine.epoch, ipc.PROTOCOL_VERSION, longest, BLOCK_SIZE, NUM_BLOCKS, phases)
     engine.send(ready)
     engine.run()
     socket.close()

@@ -22,7 +22,11 @@ def _as_sent(case: Case) -> list[dict[str, Any]]:
         message = dict(message)
         if calls := message.get("tool_calls"):
             message["tool_calls"] = [
-                {"id": f"call_{i}", "type": "function", "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}}
+                {
+                    "id": f"call_{i}",
+                    "type": "function",
+                    "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])},
+                }
                 for i, c in enumerate(calls)
             ]
         if message["role"] == "tool":
@@ -42,14 +46,20 @@ class Server:
         self._model, self._concurrency = model, concurrency
 
     def _ask(self, case: Case) -> str:
-        body: dict[str, Any] = {"model": self._model, "messages": _as_sent(case), "temperature": 0, "max_tokens": MAX_TOKENS}
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": _as_sent(case),
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+        }
         if case.tools:
             body["tools"] = case.tools
         response = self._client.post("chat/completions", json=body)
         response.raise_for_status()
         message = response.json()["choices"][0]["message"]
         calls = [
-            {"function": {"name": c["function"]["name"], "arguments": json.loads(c["function"]["arguments"])}} for c in message.get("tool_calls") or []
+            {"function": {"name": c["function"]["name"], "arguments": json.loads(c["function"]["arguments"])}}
+            for c in message.get("tool_calls") or []
         ]
         return assistant_text({"content": message.get("content") or "", "tool_calls": calls})
 
@@ -74,7 +84,8 @@ class Transformers:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self._device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        self._model = model.to(self._device).eval()
         self._batch_tokens = batch_tokens
 
     def answers(self, asked: list[Case], progress: Progress) -> list[str]:
@@ -97,7 +108,9 @@ class Transformers:
         limit = max(1, min(MAX_TOKENS, self._model.config.max_position_embeddings - padded["input_ids"].shape[1]))
         with torch.inference_mode():
             ids = self._model.generate(**padded, max_new_tokens=limit, **options)
-        texts: list[str] = self._tokenizer.batch_decode(ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts: list[str] = self._tokenizer.batch_decode(
+            ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         return texts
 
     def sample(self, case: Case, count: int, temperature: float) -> list[str]:

@@ -17,7 +17,11 @@ from .episode import Context, Episode, Message
 from .words import prose
 
 DISTANCES = (0, 50, 200, 500, 1000, 1500, 2000, 3000, 4000, 6000, 7800)
-_FILLER = [s for s in SKILLS if s not in (skills_memory.telling, skills_memory.asking, skills_memory.haystack, skills_memory.unknown)]
+_FILLER = [
+    s
+    for s in SKILLS
+    if s not in (skills_memory.telling, skills_memory.asking, skills_memory.haystack, skills_memory.unknown)
+]
 
 
 @dataclass
@@ -102,7 +106,14 @@ _ALONE: dict[str, Callable[[Context], Episode]] = {
     "JSON, schema from user": skills_json.in_json,
     "JSON, schema from system": skills_json.in_json_by_system,
 }
-SKILL_NAMES = (*_ALONE, "tool calls", "tool results", "no fitting tool", "mixed conversation", *(f"recall at {d}" for d in DISTANCES))
+SKILL_NAMES = (
+    *_ALONE,
+    "tool calls",
+    "tool results",
+    "no fitting tool",
+    "mixed conversation",
+    *(f"recall at {d}" for d in DISTANCES),
+)
 
 
 def cases(skill: str, count: int, tokenizer: Tokenizer, seed: int = 0) -> Iterator[Case]:

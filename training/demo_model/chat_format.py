@@ -24,7 +24,9 @@ def assistant_text(message: Message) -> str:
     parts = [message["content"]] if message["content"] else []
     for call in message.get("tool_calls", ()):
         function = call["function"]
-        parts.append(f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {_dump(function["arguments"])}}}\n</tool_call>')
+        parts.append(
+            f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {_dump(function["arguments"])}}}\n</tool_call>'
+        )
     return "\n".join(parts)
 
 

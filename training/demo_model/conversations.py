@@ -19,7 +19,7 @@ SKILLS: dict[Generator, tuple[float, float]] = {
     skills_text.spelling: (4.0, 2.0),
     skills_text.counting: (2.0, 1.5),
     skills_memory.telling: (2.0, 2.0),
-    skills_memory.asking: (3.0, 4.0),
+    skills_memory.asking: (3.0, 5.0),
     skills_memory.haystack: (0.7, 1.0),
     skills_memory.lookup: (1.5, 1.0),
     skills_memory.unknown: (0.5, 0.3),
@@ -31,13 +31,21 @@ SKILLS: dict[Generator, tuple[float, float]] = {
     skills_talk.outside: (1.5, 1.0),
     skills_talk.story: (0.5, 0.3),
 }
-_RETRIEVAL = (skills_text.copying, skills_memory.lookup, skills_memory.asking, skills_memory.telling, skills_memory.haystack)
+_RETRIEVAL = (
+    skills_text.copying,
+    skills_memory.lookup,
+    skills_memory.asking,
+    skills_memory.telling,
+    skills_memory.haystack,
+)
 _CHARACTERS_PER_TOKEN = 2.8
 
 
 def size(messages: list[Message]) -> float:
     """About how many tokens the messages take."""
-    return sum(len(str(m["content"])) + 60 * len(m.get("tool_calls", ())) for m in messages) / _CHARACTERS_PER_TOKEN + 6.0 * len(messages)
+    return sum(
+        len(str(m["content"])) + 60 * len(m.get("tool_calls", ())) for m in messages
+    ) / _CHARACTERS_PER_TOKEN + 6.0 * len(messages)
 
 
 def opening(c: Context) -> list[Message]:

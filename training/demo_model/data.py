@@ -37,7 +37,7 @@ def learned(ids: NDArray[np.int64], starts: int, assistant: int, ends: int) -> N
 def make_rows(rng: Random, tokenizer: Tokenizer, count: int, length: int, retrieval: float) -> Rows:
     """`count` rows of `length`; a share `retrieval` of them is copying and remembering alone."""
     texts = [render(*conversation(rng, length, rng.random() < retrieval)) for _ in range(count)]
-    pad, starts, ends = (tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    (pad,), (starts,), (ends,) = (tokenizer.encode(t).ids for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     (assistant,) = tokenizer.encode("assistant").ids
     rows = np.full((count, length), pad, dtype=np.int16)
     for row, encoding in zip(rows, tokenizer.encode_batch_fast(texts), strict=True):
@@ -54,13 +54,15 @@ def _worker(tokenizer_json: str, seed: int, length: int, count: int, out: mp.Que
     made = 0
     while True:
         made += 1
-        out.put(make_rows(rng, tokenizer, count, length, retrieval=0.7 if made <= calm else 0.15))
+        out.put(make_rows(rng, tokenizer, count, length, retrieval=0.7 if made <= calm else 0.22))
 
 
 class Pool:
     """All rows made so far, on the device. A batch is of new rows if there are enough, else of any."""
 
-    def __init__(self, tokenizer: Tokenizer, lengths: dict[int, int], seed: int, device: torch.device, capacity: int, calm: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, lengths: dict[int, int], seed: int, device: torch.device, capacity: int, calm: int
+    ) -> None:
         """`lengths`: row length -> number of workers. `capacity`: tokens kept per length. `calm`: first messages rich in retrieval."""
         context = mp.get_context("spawn")
         self._queues: dict[int, mp.Queue[Rows]] = {length: context.Queue(maxsize=64) for length in lengths}
@@ -84,7 +86,9 @@ class Pool:
         store = self._rows[length]
         for _ in range(32):
             try:
-                rows = torch.from_numpy(self._queues[length].get(timeout=120) if wait else self._queues[length].get_nowait())
+                rows = torch.from_numpy(
+                    self._queues[length].get(timeout=120) if wait else self._queues[length].get_nowait()
+                )
             except Empty:
                 return
             at = self._added[length] % (len(store) - len(store) % len(rows))

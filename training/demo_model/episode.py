@@ -17,7 +17,17 @@ from typing import Any
 Message = dict[str, Any]
 HELD_OUT_ONE_IN = 12
 # prompts that a demonstration is likely to type, always in training
-ALWAYS_TRAINED = {"tellmeajoke", "whatisakvcache", "hello", "hi", "whoareyou", "whatcanyoudo", "whatisatoken", "whatisattention", "whatispaging"}
+ALWAYS_TRAINED = {
+    "tellmeajoke",
+    "whatisakvcache",
+    "hello",
+    "hi",
+    "whoareyou",
+    "whatcanyoudo",
+    "whatisatoken",
+    "whatisattention",
+    "whatispaging",
+}
 
 
 def is_held_out(key: str) -> bool:
@@ -46,7 +56,7 @@ class Context:
     facts: dict[str, tuple[str, str]] = field(default_factory=dict)  # question subject -> (value, answer)
     last_fact: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)  # jokes already told
+    last_joke: str = ""
     tokens_left: int = 10_000
 
     def draw(self, make: Callable[[], tuple[str, str]]) -> str:
@@ -69,4 +79,6 @@ class Context:
 
 def turn(skill: str, user: str, answer: str, grader: str, expected: Any) -> Episode:
     """The most common episode: one question, one answer."""
-    return Episode(skill, [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], grader, expected)
+    return Episode(
+        skill, [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], grader, expected
+    )

@@ -41,7 +41,15 @@ TOPICS: dict[str, Topic] = {
         ),
     ),
     "kv_cache": Topic(
-        ("a KV cache", "the KV cache", "KV cache", "a key-value cache", "the key-value cache", "KV caching", "the K/V cache"),
+        (
+            "a KV cache",
+            "the KV cache",
+            "KV cache",
+            "a key-value cache",
+            "the key-value cache",
+            "KV caching",
+            "the K/V cache",
+        ),
         ("keys", "values"),
         (
             "A KV cache stores the keys and values of all earlier tokens, so that the model need not compute them again for every new token. It trades memory for speed.",
@@ -50,7 +58,14 @@ TOPICS: dict[str, Topic] = {
         ),
     ),
     "paging": Topic(
-        ("paging", "paged attention", "PagedAttention", "paging in an inference server", "a paged KV cache", "KV cache paging"),
+        (
+            "paging",
+            "paged attention",
+            "PagedAttention",
+            "paging in an inference server",
+            "a paged KV cache",
+            "KV cache paging",
+        ),
         ("pages", "cache"),
         (
             "Paging splits the KV cache into pages of equal size. A request takes pages as it grows and gives them back at its end, so little memory is wasted.",
@@ -130,6 +145,38 @@ TOPICS: dict[str, Topic] = {
             "The context length says how many tokens fit into one conversation. What lies outside it cannot be seen at once with the rest.",
         ),
     ),
+    "gpu": Topic(
+        ("a GPU", "GPUs", "a graphics card"),
+        ("gpu", "parallel"),
+        (
+            "A GPU is a processor that does many small sums in parallel. Language models run on GPUs because they consist of huge matrix products.",
+            "A GPU was made to draw pictures, but it is really good at doing thousands of sums in parallel, and that is what a model needs.",
+        ),
+    ),
+    "kubernetes": Topic(
+        ("Kubernetes", "kubernetes", "k8s"),
+        ("kubernetes", "containers"),
+        (
+            "Kubernetes runs containers on many machines. You say what you want, and it keeps the world that way.",
+            "Kubernetes is a system that starts, watches and restarts containers on a cluster of machines.",
+        ),
+    ),
+    "pod": Topic(
+        ("a pod", "pods", "a Kubernetes pod"),
+        ("pod", "containers"),
+        (
+            "A pod is the smallest thing that Kubernetes runs: one or a few containers that live together on one machine.",
+            "In Kubernetes a pod is a group of containers that start, move and stop together.",
+        ),
+    ),
+    "transformer": Topic(
+        ("a transformer", "transformers", "the transformer architecture"),
+        ("transformer", "layers"),
+        (
+            "A transformer is a neural network made of layers. Each has attention, which looks at other tokens, and a small network that thinks about each token.",
+            "The transformer is the design behind most language models: a stack of layers with attention in each of them.",
+        ),
+    ),
     "octavo": Topic(
         ("Octavo", "octavo", "the Octavo project"),
         ("language models", "kubernetes"),
@@ -141,10 +188,36 @@ TOPICS: dict[str, Topic] = {
 }
 
 QUESTIONS = (
-    "What is {x}?", "What's {x}?", "What does {x} mean?", "Explain {x}.", "Explain {x} to me.", "Can you explain {x}?", "Tell me about {x}.",
-    "Please explain {x} in simple words.", "In short, what is {x}?", "I keep hearing about {x}. What is it?", "Define {x}.",
-    "How would you explain {x} to a child?", "Do you know what {x} is?", "What do people mean by {x}?", "Could you tell me what {x} is?",
-    "Give me a short explanation of {x}.", "Help me understand {x}.", "How does {x} work?", "What is {x} good for?", "Why do we need {x}?",
-    "Describe {x} in a sentence or two.", "I do not understand {x}.", "Quick question: what is {x}?", "Teach me about {x}.",
+    "What is {x}?",
+    "What's {x}?",
+    "What does {x} mean?",
+    "Explain {x}.",
+    "Explain {x} to me.",
+    "Can you explain {x}?",
+    "Tell me about {x}.",
+    "Please explain {x} in simple words.",
+    "In short, what is {x}?",
+    "I keep hearing about {x}. What is it?",
+    "Define {x}.",
+    "How would you explain {x} to a child?",
+    "Do you know what {x} is?",
+    "What do people mean by {x}?",
+    "Could you tell me what {x} is?",
+    "Give me a short explanation of {x}.",
+    "Help me understand {x}.",
+    "How does {x} work?",
+    "What is {x} good for?",
+    "Why do we need {x}?",
+    "Describe {x} in a sentence or two.",
+    "I do not understand {x}.",
+    "Quick question: what is {x}?",
+    "Teach me about {x}.",
 )
-AGAIN = ("Say it in other words.", "Can you explain that again?", "I did not get it. Once more?", "Tell me more.", "Please explain it differently.", "What do you mean?")
+AGAIN = (
+    "Say it in other words.",
+    "Can you explain that again?",
+    "I did not get it. Once more?",
+    "Tell me more.",
+    "Please explain it differently.",
+    "What do you mean?",
+)

@@ -69,7 +69,11 @@ def export(model: Llama, tokenizer: Tokenizer, out: Path) -> None:
         "temperature": 0.7,
         "top_p": 0.95,
     }
-    files = {"config.json": config_of(model.shape, tokenizer), "tokenizer_config.json": tokenizer_config, "generation_config.json": generation}
+    files = {
+        "config.json": config_of(model.shape, tokenizer),
+        "tokenizer_config.json": tokenizer_config,
+        "generation_config.json": generation,
+    }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     (out / "chat_template.jinja").write_text(TEMPLATE.read_text())

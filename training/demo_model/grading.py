@@ -45,9 +45,11 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         "number": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
         "boolean": lambda v: isinstance(v, bool),
         "array": lambda v: isinstance(v, list) and all(fits(item, schema["items"]) for item in v),
-        "object": lambda v: isinstance(v, dict)
-        and set(v) == set(schema["properties"])
-        and all(fits(v[k], s) for k, s in schema["properties"].items()),
+        "object": lambda v: (
+            isinstance(v, dict)
+            and set(v) == set(schema["properties"])
+            and all(fits(v[k], s) for k, s in schema["properties"].items())
+        ),
     }
     return kinds[schema["type"]](value) and value in schema.get("enum", [value])
 
@@ -73,7 +75,12 @@ def _recall(answer: str, expected: Any) -> bool:
 
 def _story(answer: str, expected: Any) -> bool:
     """Begins and ends as a story does, and is about the right animal."""
-    return answer.startswith("Once upon a time") and answer.endswith(".") and str(expected) in answer and 200 < len(answer) < 700
+    return (
+        answer.startswith("Once upon a time")
+        and answer.endswith(".")
+        and str(expected) in answer
+        and 200 < len(answer) < 700
+    )
 
 
 GRADERS: dict[str, Callable[[str, Any], bool]] = {

@@ -58,7 +58,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, tokens, _ = x.shape
-        q, k, v = (p(x).view(rows, tokens, -1, self.shape.head).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).view(rows, tokens, -1, self.shape.head).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(out.transpose(1, 2).reshape(rows, tokens, -1))  # type: ignore[no-any-return]
@@ -112,7 +115,9 @@ class Llama(nn.Module):
         super().__init__()
         self.shape = s
         self.model = Body(s)
-        angles = torch.outer(torch.arange(s.positions).float(), s.theta ** -(torch.arange(0, s.head, 2).float() / s.head))
+        angles = torch.outer(
+            torch.arange(s.positions).float(), s.theta ** -(torch.arange(0, s.head, 2).float() / s.head)
+        )
         self.register_buffer("cos", torch.cat((angles, angles), -1).cos(), persistent=False)
         self.register_buffer("sin", torch.cat((angles, angles), -1).sin(), persistent=False)
         self.apply(self._initialise)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 def orthogonal(g: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrices of a stack [n, rows, columns], by five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16()
+    x: Tensor = g.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(5):
         y = x @ x.mT
         x = a * x + (b * y + c * y @ y) @ x
@@ -25,7 +25,9 @@ def orthogonal(g: Tensor) -> Tensor:
 class Muon:
     """Matrices of one shape are stacked, so that a step is a handful of kernels."""
 
-    def __init__(self, parameters: list[nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.02) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.02
+    ) -> None:
         self.rate, self.momentum, self.decay = rate, momentum, decay
         groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for p in parameters:
@@ -44,7 +46,8 @@ class Muon:
             update = self._update(gradients.lerp(mean, self.momentum))
             rows, columns = group[0].shape
             factor = -rate * max(1.0, rows / columns) ** 0.5
-            torch._foreach_mul_(group, 1 - rate * self.decay)
-            torch._foreach_add_(group, list(update.float().unbind()), alpha=factor)
+            weights: list[Tensor] = list(group)
+            torch._foreach_mul_(weights, 1 - rate * self.decay)
+            torch._foreach_add_(weights, list(update.float().unbind()), alpha=factor)
             for p in group:
                 p.grad = None

@@ -26,12 +26,16 @@ def report(asked: list[Case], answers: list[str], show: int) -> dict[str, dict[s
     """Prints the table, and up to `show` wrong answers of each skill; the scores by skill."""
     scores: dict[str, dict[str, float]] = {}
     for skill in dict.fromkeys(c.skill for c in asked):
-        graded = [(c, a, right(c.grader, a, c.expected)) for c, a in zip(asked, answers, strict=True) if c.skill == skill]
+        graded = [
+            (c, a, right(c.grader, a, c.expected)) for c, a in zip(asked, answers, strict=True) if c.skill == skill
+        ]
         good = sum(ok for _, _, ok in graded)
         scores[skill] = {"right": good, "asked": len(graded), "percent": round(100 * good / len(graded), 1)}
         print(f"{skill:28} {good:5} / {len(graded):<5} {scores[skill]['percent']:6.1f} %")
         for case, answer, _ in [g for g in graded if not g[2]][:show]:
-            print(f"    asked    {case.messages[-1]['content'][-160:]!r}\n    expected {str(case.expected)[:200]!r}\n    answered {answer[:200]!r}")
+            print(
+                f"    asked    {case.messages[-1]['content'][-160:]!r}\n    expected {str(case.expected)[:200]!r}\n    answered {answer[:200]!r}"
+            )
     return scores
 
 
@@ -61,7 +65,11 @@ def main() -> int:
         print(f"unknown skills: {', '.join(sorted(unknown))}; known are: {', '.join(SKILL_NAMES)}", file=sys.stderr)
         return 2
     asked = [case for skill in arguments.skills for case in cases(skill, arguments.limit, tokenizer, arguments.seed)]
-    asked = [c for c in asked if sum(len(tokenizer.encode(assistant_text(m)).ids) for m in c.messages) <= arguments.max_tokens_of_prompt]
+    asked = [
+        c
+        for c in asked
+        if sum(len(tokenizer.encode(assistant_text(m)).ids) for m in c.messages) <= arguments.max_tokens_of_prompt
+    ]
     server = Server(arguments.url, arguments.model, arguments.concurrency, arguments.api_key) if arguments.url else None
     backend = server or Transformers(arguments.model_dir)
     begun, done = time.monotonic(), 0

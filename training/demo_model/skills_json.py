@@ -32,14 +32,42 @@ _FIELDS: dict[str, _Field] = {
     "email": ("string", "the email is {v}", lambda r: f"{name(r).lower()}@{r.choice(NOUNS)}.com"),
     "count": ("integer", "the count is {v}", number),
 }
+# attribute: (keys a schema may use, clause, value)
+_ABOUT_PEOPLE: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any]]] = {
+    "age": (("age", "age", "years"), "is {v} years old", lambda r: r.randrange(1, 100)),
+    "city": (("city", "city", "town", "home"), "lives in {v}", lambda r: r.choice(CITIES)),
+    "colour": (("colour", "color", "favorite_color"), "likes {v}", lambda r: r.choice(COLOURS)),
+    "pet": (("pet", "animal"), "has a {v}", lambda r: r.choice(ANIMALS)),
+    "food": (("food", "favorite_food", "meal"), "eats {v}", lambda r: r.choice(FOODS)),
+    "language": (("language", "speaks"), "speaks {v}", lambda r: r.choice(LANGUAGES)),
+}
 _YES_NO = ("active", "available", "paid", "open", "new", "ready", "married", "broken")
 _LEADS = (
-    "Answer in JSON that follows this schema: {s}\n{t}", "Use this JSON schema:\n{s}\n\nText: {t}", "{t}\n\nWrite this as JSON with the schema {s}",
-    "Extract the data as JSON. Schema: {s}\nText: {t}", "Turn the text into JSON.\nSchema: {s}\nText: {t}", "Schema: {s}\n{t}\nAnswer with JSON only.",
+    "Answer in JSON that follows this schema: {s}\n{t}",
+    "Use this JSON schema:\n{s}\n\nText: {t}",
+    "{t}\n\nWrite this as JSON with the schema {s}",
+    "Extract the data as JSON. Schema: {s}\nText: {t}",
+    "Turn the text into JSON.\nSchema: {s}\nText: {t}",
+    "Schema: {s}\n{t}\nAnswer with JSON only.",
     "{t}\nReturn JSON matching this schema: {s}",
+    "Return JSON: {s}. {t}",
+    "{s}\n{t}",
+    "JSON schema: {s}. {t}",
+    "{t} {s}",
 )
-_KEY_LEADS = ("Give me JSON with the keys {k}.\n{t}", "{t}\nWrite this as JSON with the keys {k}.", "As JSON with {k}: {t}")
-_SYSTEM_LEADS = ("Answer only in JSON that follows this schema: {s}", "You extract data. Always reply with JSON of this schema:\n{s}", "Respond in JSON. Schema: {s}")
+_KEY_LEADS = (
+    "Give me JSON with the keys {k}.\n{t}",
+    "{t}\nWrite this as JSON with the keys {k}.",
+    "As JSON with {k}: {t}",
+    "{t} Give me JSON with {k}.",
+    "Extract {k} as JSON: {t}",
+    "{t} As JSON, please: {k}",
+)
+_SYSTEM_LEADS = (
+    "Answer only in JSON that follows this schema: {s}",
+    "You extract data. Always reply with JSON of this schema:\n{s}",
+    "Respond in JSON. Schema: {s}",
+)
 
 
 def _field(rng: Random) -> tuple[str, dict[str, Any], str, Any]:
@@ -56,10 +84,20 @@ def _field(rng: Random) -> tuple[str, dict[str, Any], str, Any]:
     if kind < 0.7:
         key = rng.choice(("tags", "items", "colours", "words", "things"))
         values = [word(rng) for _ in range(rng.randrange(1, 5))]
-        return key, {"type": "array", "items": {"type": "string"}}, f"the {key} are {', '.join(values)}" if len(values) > 1 else f"the {key} are just {values[0]}", values
+        return (
+            key,
+            {"type": "array", "items": {"type": "string"}},
+            f"the {key} are {', '.join(values)}" if len(values) > 1 else f"the {key} are just {values[0]}",
+            values,
+        )
     if kind < 0.77:
         key = rng.choice(("size", "level", "mood", "kind"))
-        options = {"size": ["small", "medium", "large"], "level": ["low", "middle", "high"], "mood": ["happy", "sad", "calm"], "kind": ["toy", "tool", "book"]}[key]
+        options = {
+            "size": ["small", "medium", "large"],
+            "level": ["low", "middle", "high"],
+            "mood": ["happy", "sad", "calm"],
+            "kind": ["toy", "tool", "book"],
+        }[key]
         value = rng.choice(options)
         return key, {"type": "string", "enum": options}, f"the {key} is {value}", value
     key = word(rng, 0.3)
@@ -68,6 +106,31 @@ def _field(rng: Random) -> tuple[str, dict[str, Any], str, Any]:
         return key, {"type": "integer"}, f"the {key} is {amount}", amount
     text = rng.choice((name(rng), made_up_word(rng), rng.choice(NOUNS)))
     return key, {"type": "string"}, f"the {key} is {text}", text
+
+
+def _people(c: Context) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
+    """A schema about a person, and sentences about up to three people as one would write them."""
+    rng = c.rng
+    attributes = rng.sample(list(_ABOUT_PEOPLE), rng.randrange(1, 4))
+    keys = {a: rng.choice(_ABOUT_PEOPLE[a][0]) for a in attributes}
+    order = ["name", *attributes]
+    if rng.random() < 0.3:
+        rng.shuffle(order)
+    cases: list[tuple[str, dict[str, Any]]] = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+
+        def draw() -> tuple[str, str]:
+            who = name(rng)
+            values = {a: _ABOUT_PEOPLE[a][2](rng) for a in attributes}
+            clauses = [_ABOUT_PEOPLE[a][1].format(v=values[a]) for a in attributes]
+            text = f"{who} {', '.join(clauses[:-1])}{' and ' if len(clauses) > 1 else ''}{clauses[-1]}{rng.choice(('.', '.', ''))}"
+            expected = {keys.get(k, "name"): who if k == "name" else values[k] for k in order}
+            return json.dumps(expected), json.dumps([text, expected])
+
+        text, expected = json.loads(c.draw(draw))
+        cases.append((text, expected))
+    properties = {keys.get(k, "name"): {"type": "integer" if k == "age" else "string"} for k in order}
+    return {"type": "object", "properties": properties, "required": list(properties)}, cases
 
 
 def make_case(c: Context) -> tuple[dict[str, Any], str, dict[str, Any]]:
@@ -97,18 +160,45 @@ def make_case(c: Context) -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 def in_json(c: Context) -> Episode:
     """The schema comes with the question."""
-    schema, text, expected = make_case(c)
+    more: list[tuple[str, dict[str, Any]]] = []
+    if c.rng.random() < 0.35:
+        schema, ((text, expected), *more) = _people(c)
+    else:
+        schema, text, expected = make_case(c)
     lead = c.rng.choice(_LEADS if c.rng.random() < 0.85 else _KEY_LEADS)
-    user = lead.format(s=json.dumps(schema), t=text, k=", ".join(expected))
+    user = lead.format(s=json.dumps(schema), t=text, k=_listed(c, list(expected)))
     answer = json.dumps(expected, ensure_ascii=False)
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    for text, expected in more:
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": json.dumps(expected, ensure_ascii=False)},
+        ]
     return Episode("JSON", messages, "json", {"schema": schema, "value": expected})
+
+
+def _listed(c: Context, keys: list[str]) -> str:
+    keys = [f"the {k}" for k in keys] if c.rng.random() < 0.3 else keys
+    return ", ".join(keys) if len(keys) < 2 or c.rng.random() < 0.5 else f"{', '.join(keys[:-1])} and {keys[-1]}"
 
 
 def in_json_by_system(c: Context) -> Episode:
     """The schema comes in the system message, which must be the conversation's first."""
-    schema, text, expected = make_case(c)
+    more: list[tuple[str, dict[str, Any]]] = []
+    if c.rng.random() < 0.5:
+        schema, ((text, expected), *more) = _people(c)
+    else:
+        schema, text, expected = make_case(c)
     system = c.rng.choice(_SYSTEM_LEADS).format(s=json.dumps(schema))
     answer = json.dumps(expected, ensure_ascii=False)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": answer},
+    ]
+    for text, expected in more:
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": json.dumps(expected, ensure_ascii=False)},
+        ]
     return Episode("JSON", messages, "json", {"schema": schema, "value": expected})

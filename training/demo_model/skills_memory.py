@@ -7,18 +7,151 @@ import json
 from .episode import Context, Episode, Message, turn
 from .words import ANIMALS, CITIES, COLOURS, FOODS, NOUNS, made_up_word, name, number, prose, word
 
-_TOLD = ("My {k} is {v}.", "Remember that my {k} is {v}.", "By the way, my {k} is {v}.", "Please remember: my {k} is {v}.", "Just so you know, my {k} is {v}.", "my {k} is {v}")
-_ASKED = ("What is my {k}?", "Do you remember my {k}?", "Tell me my {k}.", "What was my {k} again?", "Do you still know my {k}?", "And what is my {k}?", "what is my {k}")
-_TOLD_NAME = ("My name is {v}.", "I am {v}.", "Hi, I'm {v}.", "Hello, my name is {v}.", "Call me {v}.", "You can call me {v}.", "My name is {v}. Remember it.", "I am called {v}.", "my name is {v}", "Hi! My name is {v}.", "I'm {v}.", "{v} is my name.", "This is {v} speaking.", "Hello! I am {v}.", "hi im {v}", "Remember my name: {v}.", "The name is {v}.")
-_ASKED_NAME = ("What is my name?", "Do you remember my name?", "Who am I?", "What's my name?", "Tell me my name.", "What was my name again?", "Do you know what I am called?", "what is my name", "Say my name.", "And what is my name?", "Please tell me my name.", "whats my name", "Do you know my name?", "Can you tell me my name?", "So, what is my name?", "How am I called?")
-_TOLD_NUMBER = ("Remember the number {v}.", "Please remember this number: {v}.", "The number is {v}.", "Keep the number {v} in mind.", "Remember this number: {v}", "The number to remember is {v}.", "Please keep in mind the number {v}.", "Here is a number: {v}. Remember it.", "I will ask you for this number later: {v}.", "Remember {v}.", "Memorize the number {v}.", "The secret number is {v}.")
-_ASKED_NUMBER = ("What is the number?", "Which number did I ask you to remember?", "What was the number?", "Tell me the number.", "What number did I tell you?", "Do you remember the number?", "What number should you remember?", "Which number was it?", "Which number did I give you?", "What is the number I told you?", "Say the number.", "What was the secret number?", "Repeat the number I told you.", "Can you tell me the number?")
-_TOLD_CODE = ("The {k} is {v}.", "Remember that the {k} is {v}.", "Note: the {k} is {v}.", "Please keep this: the {k} is {v}.")
+_TOLD = (
+    "My {k} is {v}.",
+    "Remember that my {k} is {v}.",
+    "By the way, my {k} is {v}.",
+    "Please remember: my {k} is {v}.",
+    "Just so you know, my {k} is {v}.",
+    "my {k} is {v}",
+    "Remember: my {k} is {v}.",
+    "Do not forget that my {k} is {v}.",
+)
+_ASKED = (
+    "What is my {k}?",
+    "Do you remember my {k}?",
+    "Tell me my {k}.",
+    "What was my {k} again?",
+    "Do you still know my {k}?",
+    "And what is my {k}?",
+    "what is my {k}",
+)
+_TOLD_NAME = (
+    "My name is {v}.",
+    "I am {v}.",
+    "Hi, I'm {v}.",
+    "Hello, my name is {v}.",
+    "Call me {v}.",
+    "You can call me {v}.",
+    "My name is {v}. Remember it.",
+    "I am called {v}.",
+    "my name is {v}",
+    "Hi! My name is {v}.",
+    "I'm {v}.",
+    "{v} is my name.",
+    "This is {v} speaking.",
+    "Hello! I am {v}.",
+    "hi im {v}",
+    "Remember my name: {v}.",
+    "The name is {v}.",
+)
+_ASKED_NAME = (
+    "What is my name?",
+    "Do you remember my name?",
+    "Who am I?",
+    "What's my name?",
+    "Tell me my name.",
+    "What was my name again?",
+    "Do you know what I am called?",
+    "what is my name",
+    "Say my name.",
+    "And what is my name?",
+    "Please tell me my name.",
+    "whats my name",
+    "Do you know my name?",
+    "Can you tell me my name?",
+    "So, what is my name?",
+    "How am I called?",
+)
+_TOLD_NUMBER = (
+    "Remember the number {v}.",
+    "Please remember this number: {v}.",
+    "The number is {v}.",
+    "Keep the number {v} in mind.",
+    "Remember this number: {v}",
+    "The number to remember is {v}.",
+    "Please keep in mind the number {v}.",
+    "Here is a number: {v}. Remember it.",
+    "I will ask you for this number later: {v}.",
+    "Remember {v}.",
+    "Memorize the number {v}.",
+    "The secret number is {v}.",
+)
+_ASKED_NUMBER = (
+    "What is the number?",
+    "Which number did I ask you to remember?",
+    "What was the number?",
+    "Tell me the number.",
+    "What number did I tell you?",
+    "Do you remember the number?",
+    "What number should you remember?",
+    "Which number was it?",
+    "Which number did I give you?",
+    "What is the number I told you?",
+    "Say the number.",
+    "What was the secret number?",
+    "Repeat the number I told you.",
+    "Can you tell me the number?",
+)
+_TOLD_CODE = (
+    "The {k} is {v}.",
+    "Remember that the {k} is {v}.",
+    "Note: the {k} is {v}.",
+    "Please keep this: the {k} is {v}.",
+    "Remember: the {k} is {v}.",
+    "the {k} is {v}",
+    "Do not forget: the {k} is {v}.",
+)
 _ASKED_CODE = ("What is the {k}?", "Tell me the {k}.", "Do you remember the {k}?", "What was the {k}?")
+_SHARED = (
+    "password",
+    "secret word",
+    "magic word",
+    "code",
+    "pin",
+    "wifi password",
+    "code word",
+    "address",
+    "meeting place",
+    "secret code",
+    "key",
+    "answer",
+    "secret",
+    "word of the day",
+)
 _ACKS = ("OK, I will remember that.", "Got it.", "I will keep it in mind.", "Noted!", "All right, I have noted that.")
-_CORRECTED = ("Actually, {k} is {v}.", "No, {k} is {v}.", "I was wrong, {k} is {v}.", "Sorry, {k} is {v}.", "Correction: {k} is {v}.", "Now {k} is {v}.")
+_CORRECTED = (
+    "Actually, {k} is {v}.",
+    "No, {k} is {v}.",
+    "I was wrong, {k} is {v}.",
+    "Sorry, {k} is {v}.",
+    "Correction: {k} is {v}.",
+    "Now {k} is {v}.",
+)
 _UNKNOWN = ("You have not told me that yet.", "I do not know, you have not told me yet.")
-_PERSONAL = ("lucky number", "favourite colour", "favourite animal", "favourite food", "city", "dog's name", "cat's name", "age", "best friend's name", "room number", "locker number", "favourite word", "sister's name", "password", "favourite number", "phone number", "nickname")
+_PERSONAL = (
+    "lucky number",
+    "favourite colour",
+    "favourite animal",
+    "favourite food",
+    "city",
+    "dog's name",
+    "cat's name",
+    "age",
+    "best friend's name",
+    "room number",
+    "locker number",
+    "favourite word",
+    "sister's name",
+    "password",
+    "favourite number",
+    "phone number",
+    "nickname",
+)
+
+
+def _shared(key: str) -> bool:
+    return key in _SHARED or " of the " in key
 
 
 def _value(c: Context, key: str) -> str:
@@ -27,7 +160,7 @@ def _value(c: Context, key: str) -> str:
         return c.draw_same(lambda: name(rng))
     if key == "age":
         return str(rng.randrange(3, 100))
-    if key.endswith(("number", "code")):
+    if key.endswith(("number", "code", "pin")):
         return c.draw_same(lambda: str(number(rng, rng.choice((2, 3, 4, 4, 5, 6, 7)))))
     pools = {"favourite colour": COLOURS, "favourite animal": ANIMALS, "favourite food": FOODS, "city": CITIES}
     if key in pools and rng.random() < 0.8:
@@ -43,6 +176,8 @@ def _new_key(c: Context) -> str:
         return "number"
     if kind < 0.8:
         return c.rng.choice(_PERSONAL)
+    if kind < 0.88:
+        return c.rng.choice(_SHARED)
     return f"{c.rng.choice(('code', 'number', 'secret word', 'price'))} of the {c.rng.choice(NOUNS)}"
 
 
@@ -59,11 +194,12 @@ def tell(c: Context, key: str | None = None, value: str | None = None) -> tuple[
         key = f"code of the {rng.choice(NOUNS)}"
     c.last_fact = key
     value = value or _value(c, key if "code of" not in key and "price of" not in key else "code")
+    forms: tuple[str, ...]
     if key == "name":
         forms, reply, answer = _TOLD_NAME, f"Nice to meet you, {value}!", f"Your name is {value}."
     elif key == "number":
         forms, reply, answer = _TOLD_NUMBER, f"I will remember the number {value}.", f"The number is {value}."
-    elif " of the " in key:
+    elif _shared(key):
         forms, reply, answer = _TOLD_CODE, f"Noted: the {key} is {value}.", f"The {key} is {value}."
     else:
         forms, reply, answer = _TOLD, f"I will remember that your {key} is {value}.", f"Your {key} is {value}."
@@ -73,7 +209,9 @@ def tell(c: Context, key: str | None = None, value: str | None = None) -> tuple[
 
 def ask(c: Context, key: str) -> str:
     """A question for the fact `key`."""
-    forms = _ASKED_NAME if key == "name" else _ASKED_NUMBER if key == "number" else _ASKED_CODE if " of the " in key else _ASKED
+    forms = (
+        _ASKED_NAME if key == "name" else _ASKED_NUMBER if key == "number" else _ASKED_CODE if _shared(key) else _ASKED
+    )
     return c.rng.choice(forms).format(k=key)
 
 
@@ -85,7 +223,14 @@ def telling(c: Context) -> Episode:
     elif "name" not in c.facts and "city" not in c.facts and c.rng.random() < 0.08:
         tell(c, "name")
         tell(c, "city")
-        form = c.rng.choice(("I am {n} and I live in {c}.", "My name is {n} and I come from {c}.", "I'm {n} from {c}.", "Hi! I am {n}, my city is {c}."))
+        form = c.rng.choice(
+            (
+                "I am {n} and I live in {c}.",
+                "My name is {n} and I come from {c}.",
+                "I'm {n} from {c}.",
+                "Hi! I am {n}, my city is {c}.",
+            )
+        )
         text, reply = form.format(n=c.facts["name"][0], c=c.facts["city"][0]), c.rng.choice(_ACKS)
     else:
         text, reply = tell(c)
@@ -114,7 +259,11 @@ def haystack(c: Context, words: int | None = None) -> Episode:
     """One long message with a fact in it; the question at its end, or in the next turn."""
     rng = c.rng
     longest = max(30, min(2600, c.tokens_left // 2))
-    words = words if words is not None else int(rng.choice((rng.randrange(10, 60), rng.randrange(20, longest), rng.randrange(10, longest))))
+    words = (
+        words
+        if words is not None
+        else int(rng.choice((rng.randrange(10, 60), rng.randrange(20, longest), rng.randrange(10, longest))))
+    )
     fact, reply = tell(c)
     key = c.last_fact
     value, answer = c.facts[key]
@@ -130,7 +279,14 @@ def haystack(c: Context, words: int | None = None) -> Episode:
 
 def note(c: Context) -> Episode:
     """A long text that asks for nothing: the filler between a fact and its question."""
-    lead = c.rng.choice(("Read this, but say only OK:\n", "Here is a text. Just answer OK.\n", "Just say OK.\n\n", "Take note and answer OK: "))
+    lead = c.rng.choice(
+        (
+            "Read this, but say only OK:\n",
+            "Here is a text. Just answer OK.\n",
+            "Just say OK.\n\n",
+            "Take note and answer OK: ",
+        )
+    )
     text = prose(c.rng, c.rng.randrange(5, max(20, min(1200, c.tokens_left // 3))))
     return turn("notes", lead + text, "OK.", "exact", "OK.")
 
@@ -149,11 +305,17 @@ def lookup(c: Context) -> Episode:
     rows = rng.choice(("\n", ", ", "; ")).join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
     wanted = [rng.randrange(len(keys))]
     messages: list[Message] = [
-        {"role": "user", "content": f"{rows}\n{rng.choice(('What is {k}?', 'Which value has {k}?', 'Look up {k}.')).format(k=keys[wanted[0]])}"},
+        {
+            "role": "user",
+            "content": f"{rows}\n{rng.choice(('What is {k}?', 'Which value has {k}?', 'Look up {k}.')).format(k=keys[wanted[0]])}",
+        },
         {"role": "assistant", "content": values[wanted[0]]},
     ]
     for _ in range(rng.choice((0, 1, 3))):
         i = rng.randrange(len(keys))
         wanted.append(i)
-        messages += [{"role": "user", "content": rng.choice(("And {k}?", "What is {k}?")).format(k=keys[i])}, {"role": "assistant", "content": values[i]}]
+        messages += [
+            {"role": "user", "content": rng.choice(("And {k}?", "What is {k}?")).format(k=keys[i])},
+            {"role": "assistant", "content": values[i]},
+        ]
     return Episode("look-up", messages, "exact", values[wanted[-1]])

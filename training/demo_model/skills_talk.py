@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .episode import Context, Episode, turn
 from .explanations import AGAIN, QUESTIONS, TOPICS
-from .jokes import ABOUT, JOKES, MORE, NO_JOKE_ABOUT, REQUESTS, SEVERAL, SUBJECTS
+from .jokes import ABOUT, ABOUT_MORE, JOKES, MORE, NO_JOKE_ABOUT, REQUESTS, SEVERAL, SUBJECTS
 from .smalltalk import OUTSIDE, OUTSIDE_HELD_OUT, REFUSALS, SMALLTALK
 from .words import ADJECTIVES, ANIMALS, CITIES, FOODS, LANGUAGES, NOUNS, made_up_word, name
 
 _PLAIN_NOUNS = [n for n in NOUNS if n != "page"]  # what a page is can be explained
+_HEROES = "dragon robot penguin squirrel princess knight pirate wizard unicorn octopus snail bee elephant monkey pony sheep king queen girl boy".split()
 _OTHER_SUBJECTS = [n for n in NOUNS if n not in SUBJECTS]
-_OPENERS = ("", "", "", "", "", "Please: ", "Hey, ", "Hi! ", "Hello. ", "Now ", "OK, ", "So, ", "Well, ", "One question: ", "And now: ", "Great. ")
+_OPENERS = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Please: ",
+    "Hey, ",
+    "Hi! ",
+    "Hello. ",
+    "Now ",
+    "OK, ",
+    "So, ",
+    "Well, ",
+    "One question: ",
+    "And now: ",
+    "Great. ",
+)
 
 
 def asked(c: Context, text: str) -> str:
@@ -29,40 +49,48 @@ def asked(c: Context, text: str) -> str:
     return text
 
 
+def _next_jokes(c: Context, count: int) -> list[str]:
+    """The first joke of a conversation is any; the next ones follow in the table's order, so that none comes twice.
+
+    "One that was not told yet" alone is too vague a rule for a small model: decoding greedily, it told the same again.
+    """
+    order = list(JOKES)
+    start = order.index(c.last_joke) + 1 if c.last_joke else c.rng.randrange(len(order))
+    return [order[(start + i) % len(order)] for i in range(count)]
+
+
+def _told(c: Context, text: str, answer: str, last: str, grader: str, expected: Any) -> Episode:
+    c.last_joke = last
+    return turn("jokes", text, answer, grader, expected)
+
+
 def joke(c: Context) -> Episode:
-    """A joke, on a subject if asked for; within a conversation none is told twice."""
+    """A joke, several of them, or one on a subject."""
     kind = c.rng.random()
-    fresh = [j for j in JOKES if j not in c.told]
-    if kind < 0.25:
+    if kind < 0.28:
         subject = c.rng.choice(SUBJECTS)
-        fitting = [j for j in fresh if subject in JOKES[j]]
-        if fitting:
-            text = c.draw_same(lambda: asked(c, c.rng.choice(ABOUT).format(s=subject)))
-            answer = c.rng.choice(fitting)
-            c.told.add(answer)
-            return turn("jokes", text, answer, "joke", subject)
-    if kind < 0.31:
-        return _several_jokes(c, fresh)
-    if kind < 0.37:
+        forms = ABOUT_MORE if c.last_joke and c.rng.random() < 0.5 else ABOUT
+        text = c.draw_same(lambda: asked(c, c.rng.choice(forms).format(s=subject)))
+        answer = c.rng.choice(
+            [j for j in JOKES if subject in JOKES[j] and j != c.last_joke] or [j for j in JOKES if subject in JOKES[j]]
+        )
+        return _told(c, text, answer, answer, "joke", subject)
+    if kind < 0.34:
+        count = c.rng.choice((2, 2, 3, 3, 4, 5))
+        number = c.rng.choice((str(count), ("two", "three", "four", "five")[count - 2]))
+        text = c.draw_same(lambda: asked(c, c.rng.choice(SEVERAL).format(n=number)))
+        jokes = _next_jokes(c, count)
+        return _told(c, text, "\n".join(f"{i}. {j}" for i, j in enumerate(jokes, 1)), jokes[-1], "jokes", count)
+    (answer,) = _next_jokes(c, 1)
+    if kind < 0.4:
         subject = c.draw_same(lambda: c.rng.choice(_OTHER_SUBJECTS))
-        answer = c.rng.choice(fresh or list(JOKES))
-        c.told.add(answer)
         text = asked(c, c.rng.choice(ABOUT).format(s=subject))
-        return turn("jokes", text, NO_JOKE_ABOUT.format(s=subject) + answer, "joke_instead", NO_JOKE_ABOUT.format(s=subject))
-    phrases = MORE if c.told and kind < 0.6 else REQUESTS
+        return _told(
+            c, text, NO_JOKE_ABOUT.format(s=subject) + answer, answer, "joke_instead", NO_JOKE_ABOUT.format(s=subject)
+        )
+    phrases = MORE if c.last_joke and c.rng.random() < 0.6 else REQUESTS
     text = "Tell me a joke" if kind > 0.93 and not c.held_out else c.draw_same(lambda: asked(c, c.rng.choice(phrases)))
-    answer = c.rng.choice(fresh or list(JOKES))
-    c.told.add(answer)
-    return turn("jokes", text, answer, "joke", None)
-
-
-def _several_jokes(c: Context, fresh: list[str]) -> Episode:
-    count = c.rng.choice((2, 2, 3, 3, 4, 5))
-    number = c.rng.choice((str(count), ("two", "three", "four", "five")[count - 2]))
-    text = c.draw_same(lambda: asked(c, c.rng.choice(SEVERAL).format(n=number)))
-    chosen = c.rng.sample(fresh if len(fresh) >= count else list(JOKES), count)
-    c.told.update(chosen)
-    return turn("jokes", text, "\n".join(f"{i}. {j}" for i, j in enumerate(chosen, 1)), "jokes", count)
+    return _told(c, text, answer, answer, "joke", None)
 
 
 def explanation(c: Context) -> Episode:
@@ -97,7 +125,13 @@ def outside(c: Context) -> Episode:
 
     def say() -> str:
         rng = c.rng
-        values = {"n": rng.choice(_PLAIN_NOUNS), "c": rng.choice(CITIES), "p": name(rng), "w": made_up_word(rng).capitalize()}
+        values = {
+            "n": rng.choice(_PLAIN_NOUNS),
+            "c": rng.choice(CITIES),
+            "p": name(rng),
+            "w": made_up_word(rng).capitalize(),
+            "w2": made_up_word(rng),
+        }
         more = {"f": rng.choice(FOODS), "l": rng.choice(LANGUAGES), "y": str(rng.randrange(1800, 2030))}
         return asked(c, rng.choice(patterns).format(**values, **more))
 
@@ -105,36 +139,67 @@ def outside(c: Context) -> Episode:
 
 
 _STORY_REQUESTS = (
-    "Tell me a story about a {a}.", "Tell me a short story about a {a}.", "A story about a {a}, please.", "Write a little story about a {a}.",
-    "Do you know a story about a {a}?", "Can you tell me a bedtime story about a {a}?", "Make up a story with a {a}.",
+    "Tell me a story about a {a}.",
+    "Tell me a short story about a {a}.",
+    "A story about a {a}, please.",
+    "Write a little story about a {a}.",
+    "Do you know a story about a {a}?",
+    "Can you tell me a bedtime story about a {a}?",
+    "Make up a story with a {a}.",
 )
 
 
 def story(c: Context) -> Episode:
     """A little story of five sentences about an animal."""
     rng = c.rng
-    animal = rng.choice(ANIMALS)
-    text = "Tell me a story." if rng.random() < 0.1 and not c.held_out else c.draw_same(
-        lambda: asked(c, rng.choice(_STORY_REQUESTS).format(a=f"{rng.choice([*ADJECTIVES[:40], '', '', ''])} {animal}".strip()))
+    animal = rng.choice(ANIMALS if rng.random() < 0.5 else _HEROES if rng.random() < 0.6 else _PLAIN_NOUNS)
+    text = (
+        "Tell me a story."
+        if rng.random() < 0.1 and not c.held_out
+        else c.draw_same(
+            lambda: asked(
+                c,
+                rng.choice(_STORY_REQUESTS).format(a=f"{rng.choice([*ADJECTIVES[:40], '', '', ''])} {animal}".strip()),
+            )
+        )
     )
-    who, friend = rng.sample(["Pip", "Milo", "Luna", "Toby", "Rosa", "Bruno", "Hazel", "Nina", "Otto", "Ida", "Felix", "Mabel"], 2)
-    adjective, thing = rng.choice(("small", "curious", "brave", "clever", "shy", "merry")), rng.choice(("kite", "lantern", "map", "drum", "boat", "shell", "key", "clock"))
+    who, friend = rng.sample(
+        ["Pip", "Milo", "Luna", "Toby", "Rosa", "Bruno", "Hazel", "Nina", "Otto", "Ida", "Felix", "Mabel"], 2
+    )
+    adjective, thing = (
+        rng.choice(("small", "curious", "brave", "clever", "shy", "merry")),
+        rng.choice(("kite", "lantern", "map", "drum", "boat", "shell", "key", "clock")),
+    )
     other = rng.choice([a for a in ANIMALS if a != animal])
-    home = rng.choice(("by a quiet lake", "at the edge of a forest", "in an old garden", "on a windy hill", "near the harbor"))
+    home = rng.choice(
+        ("by a quiet lake", "at the edge of a forest", "in an old garden", "on a windy hill", "near the harbor")
+    )
     article = "an" if adjective[0] in "aeiou" else "a"
     article_other = "an" if other[0] in "aeiou" else "a"
-    middle = rng.choice((
-        f"One morning {who} found a {thing} and wanted to know whose it was.",
-        f"One day {who} lost a {thing} and looked for it everywhere.",
-        f"One evening the wind blew a {thing} right to the door.",
-    ))
-    help_ = rng.choice((
-        f"{article_other.capitalize()} {other} named {friend} came along and offered to help.",
-        f"Luckily {friend}, {article_other} {other}, knew what to do.",
-    ))
-    end = rng.choice((
-        f"Together they shared the {thing}, and from that day they were best friends.",
-        f"They walked until the stars came out, and the {thing} led them safely home.",
-        f"In the end they laughed, drank tea and put the {thing} above the fireplace.",
-    ))
-    return turn("stories", text, f"Once upon a time, {article} {adjective} {animal} named {who} lived {home}. {middle} {help_} {end}", "story", animal)
+    middle = rng.choice(
+        (
+            f"One morning {who} found a {thing} and wanted to know whose it was.",
+            f"One day {who} lost a {thing} and looked for it everywhere.",
+            f"One evening the wind blew a {thing} right to the door.",
+        )
+    )
+    help_ = rng.choice(
+        (
+            f"{article_other.capitalize()} {other} named {friend} came along and offered to help.",
+            f"Luckily {friend}, {article_other} {other}, knew what to do.",
+        )
+    )
+    end = rng.choice(
+        (
+            f"Together they shared the {thing}, and from that day they were best friends.",
+            f"They walked until the stars came out, and the {thing} led them safely home.",
+            f"In the end they laughed, drank tea and put the {thing} above the fireplace.",
+        )
+    )
+    return turn(
+        "stories",
+        text,
+        f"Once upon a time, {article} {adjective} {animal} named {who} lived {home}. {middle} {help_} {end}",
+        "story",
+        animal,
+    )

@@ -8,10 +8,28 @@ from .episode import Context, Episode, turn
 from .words import NOUNS, REAL_WORDS, made_up_word, number, sentence, word
 
 _SUM_FORMS = (
-    "What is {e}?", "{e}", "{e} = ?", "{e} =", "Calculate {e}.", "How much is {e}?", "Compute {e}", "What's {e}?", "Can you work out {e}?", "Solve {e}.",
-    "Please calculate {e}.", "Tell me {e}.",
+    "What is {e}?",
+    "{e}",
+    "{e} = ?",
+    "{e} =",
+    "Calculate {e}.",
+    "How much is {e}?",
+    "Compute {e}",
+    "What's {e}?",
+    "Can you work out {e}?",
+    "Solve {e}.",
+    "Please calculate {e}.",
+    "Tell me {e}.",
 )
-_TABLE_FORMS = (*_SUM_FORMS, "Do you know {e}?", "Quick, what is {e}?", "I need {e}.", "And {e}?", "What do you get for {e}?", "What is the result of {e}?")
+_TABLE_FORMS = (
+    *_SUM_FORMS,
+    "Do you know {e}?",
+    "Quick, what is {e}?",
+    "I need {e}.",
+    "And {e}?",
+    "What do you get for {e}?",
+    "What is the result of {e}?",
+)
 _WORDED = {
     "+": ("{a} plus {b}", "the sum of {a} and {b}"),
     "-": ("{a} minus {b}", "the difference of {a} and {b}"),
@@ -26,17 +44,27 @@ def _sum_in_words(c: Context, forms: tuple[str, ...], a: int, op: str, b: int) -
     return c.rng.choice(forms).format(e=expression)
 
 
+def _three_terms(c: Context) -> Episode:
+    """A sum of three, with the step between written down."""
+    numbers = c.draw_same(lambda: " + ".join(str(c.rng.randrange(c.rng.choice((10, 10, 50)))) for _ in range(3)))
+    first, second, third = map(int, numbers.split(" + "))
+    answer = f"{numbers} = {first + second} + {third} = {first + second + third}"
+    return turn("arithmetic", c.rng.choice(_SUM_FORMS).format(e=numbers), answer, "last_number", first + second + third)
+
+
 def arithmetic(c: Context) -> Episode:
-    """Sums and differences of numbers up to 999 (results may be negative), the table to 12 x 12 and its divisions.
+    """Sums and differences of numbers up to 9,999 (results may be negative), the table to 12 x 12 and its divisions.
 
     A sum is held out by its numbers. The tables are facts to be learnt whole: there the wording is held out.
     """
     rng = c.rng
+    if rng.random() < 0.08:
+        return _three_terms(c)
     op = rng.choice("+++---*/")
     if op in "+-":
 
         def numbers() -> tuple[str, str]:
-            top = rng.choice((10, 20, 100, 100, 1000, 1000))
+            top = rng.choice((10, 20, 100, 100, 1001, 1001, 10000))
             x, y = rng.randrange(top), rng.randrange(top)
             if op == "-" and x < y and rng.random() < 0.7:
                 x, y = y, x
@@ -60,9 +88,30 @@ def arithmetic(c: Context) -> Episode:
     return turn("arithmetic", text, f"{a} {op} {b} = {result}", "last_number", result)
 
 
-_SPELL = ("Spell {w}.", "Spell the word {w}.", "How do you spell {w}?", "How is {w} spelled?", "Please spell {w}", "Can you spell {w}?", "Spell {w} letter by letter.", "spell {w}")
-_LENGTH = ("How many letters are in {w}?", "Count the letters in {w}.", "How many letters does {w} have?", "How long is the word {w}?", "Number of letters in {w}?")
-_OCCURRENCES = ("How many times does the letter {x} appear in {w}?", "How often does {x} occur in {w}?", "How many {x}'s are in {w}?", "Count the letter {x} in {w}.")
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
+_SPELL = (
+    "Spell {w}.",
+    "Spell the word {w}.",
+    "How do you spell {w}?",
+    "How is {w} spelled?",
+    "Please spell {w}",
+    "Can you spell {w}?",
+    "Spell {w} letter by letter.",
+    "spell {w}",
+)
+_LENGTH = (
+    "How many letters are in {w}?",
+    "Count the letters in {w}.",
+    "How many letters does {w} have?",
+    "How long is the word {w}?",
+    "Number of letters in {w}?",
+)
+_OCCURRENCES = (
+    "How many times does the letter {x} appear in {w}?",
+    "How often does {x} occur in {w}?",
+    "How many {x}'s are in {w}?",
+    "Count the letter {x} in {w}.",
+)
 
 
 def _some_word(c: Context, form: str) -> str:
@@ -108,15 +157,44 @@ def counting(c: Context) -> Episode:
     rng = c.rng
     if rng.random() < 0.3:
         words = c.draw_same(lambda: " ".join(word(rng) for _ in range(rng.randrange(2, 13)))).split()
-        forms = ('How many words are in "{s}"?', "Count the words: {s}", 'Count the words in "{s}".', "How many words does this have: {s}")
+        forms = (
+            'How many words are in "{s}"?',
+            "Count the words: {s}",
+            'Count the words in "{s}".',
+            "How many words does this have: {s}",
+        )
         listed = ", ".join(f"{i} {w}" for i, w in enumerate(words, 1))
-        return turn("counting", rng.choice(forms).format(s=" ".join(words)), f"{listed}: {len(words)} words.", "count_words", len(words))
+        return turn(
+            "counting",
+            rng.choice(forms).format(s=" ".join(words)),
+            f"{listed}: {len(words)} words.",
+            "count_words",
+            len(words),
+        )
 
     if rng.random() < 0.15:
         said = c.draw_same(lambda: word(rng))
         times = rng.randrange(2, 13)
-        text = rng.choice(("Say {w} {n} times.", "Write {w} {n} times.", "Repeat the word {w} {n} times.", "Print {w} {n} times")).format(w=said, n=times)
+        text = rng.choice(
+            ("Say {w} {n} times.", "Write {w} {n} times.", "Repeat the word {w} {n} times.", "Print {w} {n} times")
+        ).format(w=said, n=times)
         return turn("counting", text, " ".join([said] * times), "exact", " ".join([said] * times))
+
+    if rng.random() < 0.15:
+        form = rng.choice(
+            (
+                "Count to {n}.",
+                "Please count to {n}.",
+                "count to {n}",
+                "Can you count to {n}?",
+                "Count up to {n}!",
+                "Count from one to {n}.",
+            )
+        )
+        top = int(c.draw(lambda: (lambda n: (f"{form}{n}", str(n)))(rng.randrange(2, 31))))
+        shown = _NUMBER_WORDS[top] if top < len(_NUMBER_WORDS) and rng.random() < 0.4 else str(top)
+        answer = ", ".join(map(str, range(1, top + 1)))
+        return turn("counting", form.format(n=shown), answer, "exact", answer)
 
     def ends() -> tuple[str, str]:
         step = rng.choice((1, 1, 1, 1, 2, 5, 10))
@@ -133,18 +211,34 @@ def counting(c: Context) -> Episode:
     by = "" if step == 1 else f" in steps of {step}" if rng.random() < 0.6 else f" by {step}"
     down = stop < start
     verb = rng.choice(("Count down", "Count backwards")) if down and rng.random() < 0.7 else "Count"
-    lead = rng.choice(("{}", "Please {}", "Can you {}", "{} for me")) .format(verb)
+    lead = rng.choice(("{}", "Please {}", "Can you {}", "{} for me")).format(verb)
     lead = lead if lead.startswith("Count") else lead.replace("Count", "count")
     asked = f"{lead} from {start} to {stop}{by}{rng.choice(('.', '', '!')) if not lead.startswith('Can') else '?'}"
     answer = ", ".join(str(i) for i in range(start, stop + (-1 if down else 1), -step if down else step))
     return turn("counting", asked, answer, "exact", answer)
 
 
-_RANGES = ((0x20, 0x7E), (0xA1, 0x17F), (0x391, 0x3C9), (0x410, 0x44F), (0x3041, 0x3096), (0x4E00, 0x9FA5), (0x1F300, 0x1F64F), (0x1F680, 0x1F6C5))
+_RANGES = (
+    (0x20, 0x7E),
+    (0xA1, 0x17F),
+    (0x391, 0x3C9),
+    (0x410, 0x44F),
+    (0x3041, 0x3096),
+    (0x4E00, 0x9FA5),
+    (0x1F300, 0x1F64F),
+    (0x1F680, 0x1F6C5),
+)
 
 
 def _random_string(c: Context) -> str:
-    alphabet = c.rng.choice(("abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyz0123456789", "0123456789abcdef", "ABCDEFGHJKLMNPQRSTUVWXYZ23456789-"))
+    alphabet = c.rng.choice(
+        (
+            "abcdefghijklmnopqrstuvwxyz",
+            "abcdefghijklmnopqrstuvwxyz0123456789",
+            "0123456789abcdef",
+            "ABCDEFGHJKLMNPQRSTUVWXYZ23456789-",
+        )
+    )
     return "".join(c.rng.choice(alphabet) for _ in range(c.rng.randrange(4, 40)))
 
 
@@ -171,8 +265,23 @@ def copy_kinds(c: Context) -> dict[str, Callable[[], str]]:
 
 
 _COPY_FORMS = (
-    "Repeat after me: {s}", "Repeat: {s}", "Copy this: {s}", "Copy this exactly: {s}", "Say this back to me: {s}", "Echo: {s}", "Repeat this text exactly:\n{s}",
-    "Please repeat: {s}", "Copy the following text.\n\n{s}", "Write this again: {s}", "Say: {s}", "Repeat the following exactly: {s}", "Can you repeat this? {s}",
+    "Repeat after me: {s}",
+    "Repeat: {s}",
+    "Copy this: {s}",
+    "Copy this exactly: {s}",
+    "Say this back to me: {s}",
+    "Echo: {s}",
+    "Repeat this text exactly:\n{s}",
+    "Please repeat: {s}",
+    "Copy the following text.\n\n{s}",
+    "Write this again: {s}",
+    "Say: {s}",
+    "Repeat the following exactly: {s}",
+    "Can you repeat this? {s}",
+    "Say exactly: {s}",
+    "Repeat this: {s}",
+    "Copy: {s}",
+    "Repeat exactly what I say: {s}",
 )
 
 
@@ -181,4 +290,14 @@ def copying(c: Context) -> Episode:
     kinds = copy_kinds(c)
     make = kinds[c.rng.choice([*kinds, "words", "sentences", "words"])]
     text = c.draw_same(make)
+    if '"' not in text and c.rng.random() < 0.12:
+        return turn(
+            "copying",
+            c.rng.choice(
+                ('Repeat "{s}"', 'Say "{s}".', 'Please say "{s}"', 'Repeat after me: "{s}"', 'Copy "{s}"')
+            ).format(s=text),
+            text,
+            "exact",
+            text,
+        )
     return turn("copying", c.rng.choice(_COPY_FORMS).format(s=text), text, "exact", text)

@@ -15,7 +15,9 @@ from .conversations import conversation
 VOCABULARY = 2048
 SEED = 8
 # Qwen's pattern: words with the blank before them, every digit on its own
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def corpus(conversations: int) -> Iterator[str]:
@@ -30,7 +32,9 @@ def train_tokenizer(conversations: int = 6000) -> Tokenizer:
     """A tokenizer of `VOCABULARY` entries whose byte alphabet can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     added = len(SPECIAL_TOKENS) + len(MARKUP_TOKENS)
     trainer = trainers.BpeTrainer(

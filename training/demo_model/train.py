@@ -41,7 +41,7 @@ def length_for(progress: float, chance: float, fresh: bool) -> int:
         return 512 if chance < 0.85 else 2048
     if fresh and progress < 0.5:
         return 512 if chance < 0.65 else 2048 if chance < 0.85 else 4096
-    return 512 if chance < 0.55 else 2048 if chance < 0.75 else 4096 if chance < 0.88 else 8192
+    return 512 if chance < 0.52 else 2048 if chance < 0.7 else 4096 if chance < 0.84 else 8192
 
 
 def rate_for(progress: float, step: int) -> float:
@@ -86,7 +86,7 @@ def train(model: Llama, pool: Pool, arguments: argparse.Namespace) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             ids = (rows & (LEARN - 1)).long()
             loss = loss_of(model(ids), model.model.embed_tokens.weight, ids, (rows & LEARN) != 0)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         scale = rate_for(progress, step)
         muon.step(scale)
         for group in adam.param_groups:
@@ -99,7 +99,10 @@ def train(model: Llama, pool: Pool, arguments: argparse.Namespace) -> None:
         if step % arguments.log_every == 0:
             means = "  ".join(f"{n}: {torch.stack(v).mean().item():.4f}" for n, v in sorted(sums.items()))
             elapsed = time.monotonic() - begun
-            print(f"{elapsed:6.1f} s  step {step}  {seen / elapsed / 1e6:.2f} M tok/s  made {pool.tokens_made() / 1e6:.0f} M  rate {scale:.2f}  loss {means}", flush=True)
+            print(
+                f"{elapsed:6.1f} s  step {step}  {seen / elapsed / 1e6:.2f} M tok/s  made {pool.tokens_made() / 1e6:.0f} M  rate {scale:.2f}  loss {means}",
+                flush=True,
+            )
             sums.clear()
     print(f"trained on {seen / 1e6:.0f} M tokens in {step} steps and {time.monotonic() - begun:.0f} s", flush=True)
 
@@ -125,7 +128,14 @@ def main() -> None:
     model, tokenizer = build(arguments, device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     lengths = {n: max(1, round(w * arguments.workers / 14)) for n, w in WORKERS.items()}
-    pool = Pool(tokenizer, lengths, arguments.seed, device, 400_000_000 if device.type == "cuda" else 4_000_000, 0 if arguments.init else 150)
+    pool = Pool(
+        tokenizer,
+        lengths,
+        arguments.seed,
+        device,
+        400_000_000 if device.type == "cuda" else 4_000_000,
+        0 if arguments.init else 150,
+    )
     try:
         train(model, pool, arguments)
     finally:

@@ -85,7 +85,9 @@ friendship knowledge language different important necessary definitely tomorrow 
 """.split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 LANGUAGES = "French German Spanish Italian Dutch Polish Greek Turkish Korean Arabic Hindi Swedish".split()
-REAL_WORDS = sorted({*NOUNS, *ADJECTIVES, *VERBS_PAST, *NAMES, *CITIES, *COLOURS, *ANIMALS, *FOODS, *_TECHNICAL, *DAYS, *LANGUAGES})
+REAL_WORDS = sorted(
+    {*NOUNS, *ADJECTIVES, *VERBS_PAST, *NAMES, *CITIES, *COLOURS, *ANIMALS, *FOODS, *_TECHNICAL, *DAYS, *LANGUAGES}
+)
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t tr v w y z".split()
 _VOWELS = "a e i o u a e i o u ai ea ee oo ou".split()
@@ -118,7 +120,16 @@ def number(rng: random.Random, digits: int | None = None) -> int:
 
 def sentence(rng: random.Random) -> str:
     """A short grammatical sentence about nothing in particular."""
-    adj, noun, verb = (lambda: rng.choice(ADJECTIVES)), (lambda: rng.choice(NOUNS)), (lambda: rng.choice(VERBS_PAST))
+
+    def adj() -> str:
+        return rng.choice(ADJECTIVES)
+
+    def noun() -> str:
+        return rng.choice(NOUNS)
+
+    def verb() -> str:
+        return rng.choice(VERBS_PAST)
+
     form = rng.randrange(6)
     if form == 0:
         return f"The {adj()} {noun()} {verb()} the {noun()}."

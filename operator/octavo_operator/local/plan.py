@@ -127,7 +127,7 @@ def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
     given += ["spec.server.image"] if spec.server.image is not None else []
     given += ["spec.rollout"] if "rollout" in spec.model_fields_set else []
     if given:
-        yield f"{', '.join(given)}: acts in a cluster only"
+        yield f"{', '.join(given)}: no effect without a cluster"
 
 
 def _alias(model: ApiModel, name: str) -> str:

@@ -4,22 +4,29 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import httpx
 
 from octavo_operator.local.replica import Launch, Replica, ReplicaState
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS: Final = 5.0
+ERROR_PREFIX: Final = "octavo: "
 
 
 class ReplicaFailedError(Exception):
     """A replica ended before it was ever ready: it would end so again. Carries its state with its last lines."""
 
     def __init__(self, state: ReplicaState) -> None:
-        last = next((line for line in reversed(state.tail) if line.strip()), "")
+        last = last_words(state.tail)
         super().__init__(f"{state.name} {state.last_exit}" + (f": {last}" if last else ""))
         self.state = state
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """What a replica wrote on why it ended: the error of its command line, else its last line."""
+    told = [line for line in lines if line.startswith(ERROR_PREFIX)] or lines
+    return told[-1].removeprefix(ERROR_PREFIX) if told else ""
 
 
 class Supervisor:
@@ -73,8 +80,10 @@ class Supervisor:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Keep the replicas alive until this is cancelled."""
-        await asyncio.gather(*self._tasks)
+        """Keep the replicas alive until this is cancelled, which leaves them to `stop`."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
 
     async def stop(self) -> None:
         """Drain and stop all replicas at once; returns when no process is left."""

@@ -5,6 +5,7 @@ Imports nothing heavy until it has said that it starts.
 
 import ctypes
 import logging
+import os
 import select
 import signal
 import sys
@@ -180,6 +181,9 @@ def main() -> int:
 def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     phases = Phases(channel, started)
     phases.begin("import")
+    # Threads that spin while they wait for each other make a step tens of times slower where cores are shared. This is
+    # read once, when torch loads its OpenMP library.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from octavo_server.config import EngineConfig
     from octavo_server.engine.core import start_engine
 
