@@ -101,8 +101,10 @@ class Reconciler:
                     children[kind] = await self._kube.create_by_apply(manifest)
                     actions.append(Event("Normal", "Created", f"created {kind} {name}"))
                 else:
-                    children[kind] = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
-                    actions.append(Event("Normal", "Updated", f"applied {kind} {name}"))
+                    applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
+                    children[kind] = applied
+                    if applied["metadata"]["resourceVersion"] != child["metadata"]["resourceVersion"]:
+                        actions.append(Event("Normal", "Updated", f"applied {kind} {name}"))
             except KubeError as error:
                 if not error.is_refusal:
                     raise

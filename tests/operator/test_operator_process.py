@@ -108,7 +108,11 @@ async def test_what_vanishes_while_the_watch_is_broken_is_not_made_again(
         assert not await exists(octavo, "Deployment") and not await exists(octavo, "Service")
         made_again = [each for each in faults.writes() if each.name == "demo" and each.plural != "llmdeployments"]
         assert made_again == []
-        assert "demo" not in {key.name for key in running.operator.known}
+
+        async def forgotten() -> bool:
+            return "demo" not in {key.name for key in list(running.operator.known)}
+
+        await octavo.until(forgotten)
 
 
 async def looked_for_it(faults: Faults) -> bool:

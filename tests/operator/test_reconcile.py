@@ -212,7 +212,9 @@ async def test_a_stranger_who_comes_between_read_and_create_is_not_taken_over(
     octavo: Kube, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await octavo.create(llm_deployment())
-    theirs = {"metadata": {"name": "demo"}, "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 80}]}}
+    # With a named port, so that nothing but the conflict over its fields stands in the way of taking it over.
+    port = {"name": "http", "port": 8000, "targetPort": 1}
+    theirs = {"metadata": {"name": "demo"}, "spec": {"selector": {"app": "theirs"}, "ports": [port]}}
     find = passes.reconciler._kube.find
 
     async def find_then_lose_the_race(kind: str, namespace: str, name: str) -> Object | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from llm_deployments import IMAGE, llm_deployment
 from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.api.spec import Server
 from octavo_operator.render import model_argument, render, server_arguments
+from octavo_server.config import DTypeName, ServerConfig
 
 Object = dict[str, Any]
 
@@ -90,6 +92,13 @@ def test_the_command_line_carries_the_spec() -> None:
         *("--dtype", "bfloat16", "--max-model-len", "512", "--drain-seconds", "7", "--max-num-seqs", "4"),
     ]
     assert server_arguments(given, "h", 1, model="/local")[1] == "/local"
+
+
+def test_every_flag_is_one_of_octavo_serve() -> None:
+    given = parsed(server={"maxModelLength": 512})
+    flags = {each for each in server_arguments(given, "h", 1) if each.startswith("--")}
+    assert {flag.removeprefix("--").replace("-", "_") for flag in flags} <= set(ServerConfig.model_fields)
+    assert get_args(DTypeName) == tuple(name.lower() for name in get_args(Server.model_fields["dtype"].annotation))
 
 
 def test_the_name_of_the_object_is_the_model_s_when_none_is_given() -> None:

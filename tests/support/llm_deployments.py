@@ -89,9 +89,19 @@ class RunningOperator:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                self.result.set_result(runner.run(self.operator.run(self._stop)))
+                result = runner.run(self.operator.run(self._stop))
+                runner.run(_cut_connections())
+            self.result.set_result(result)
         except BaseException as error:
             self.result.set_exception(error)
+
+
+async def _cut_connections() -> None:
+    """kopf leaves TLS connections half closed: with the process they would end, here they would be warned about."""
+    transports: Any = getattr(asyncio.get_running_loop(), "_transports", {})
+    for transport in list(transports.values()):
+        transport.abort()
+    await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

@@ -102,17 +102,18 @@ def _by_alias(item: BaseModel, alias: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A Kubernetes quantity above zero: a whole number, or a string that matches `pattern`."""
+    """A Kubernetes quantity above zero: a whole number, or a string that matches `pattern`, like the `examples`."""
 
     pattern: str
+    examples: str
 
     def _check(self, value: Any) -> int | str:
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise PydanticCustomError("quantity", "must be a whole number or a quantity in quotes")
+            raise PydanticCustomError("quantity", "must be a quantity such as {examples}", {"examples": self.examples})
         if isinstance(value, int) and not 1 <= value <= 2**53:
             raise PydanticCustomError("quantity", "must be between 1 and 2^53")
         if isinstance(value, str) and not matches(self.pattern, value):
-            raise PydanticCustomError("quantity", "must match {pattern}", {"pattern": self.pattern})
+            raise PydanticCustomError("quantity", "must be a quantity such as {examples}", {"examples": self.examples})
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -2,13 +2,21 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from octavo_operator.api import rules
-from octavo_operator.api.base import ApiModel, Rule
+from octavo_operator.api.base import ApiModel, Rule, matches
 from octavo_operator.api.spec import LLMDeploymentSpec
 from octavo_operator.api.status import LLMDeploymentStatus
-from octavo_operator.api.types import DNSLabel, LabelValue
+from octavo_operator.api.types import QUALIFIED_NAME, DNSLabel, LabelValue
+
+
+def _qualified_keys(items: dict[str, str]) -> dict[str, str]:
+    for key in items:
+        if len(key) > 317 or not matches(QUALIFIED_NAME, key):
+            raise PydanticCustomError("key", "the key {key} must be a qualified name", {"key": key})
+    return items
 
 
 class ObjectMeta(ApiModel):
@@ -16,8 +24,8 @@ class ObjectMeta(ApiModel):
 
     name: str
     namespace: DNSLabel | None = None
-    labels: dict[str, LabelValue] = Field({})
-    annotations: dict[str, str] = Field({})
+    labels: Annotated[dict[str, LabelValue], AfterValidator(_qualified_keys)] = Field({})
+    annotations: Annotated[dict[str, str], AfterValidator(_qualified_keys)] = Field({})
     uid: str | None = None
     resource_version: str | None = None
     generation: int | None = None

@@ -23,10 +23,18 @@ QualifiedName = Annotated[str, Field(max_length=317, pattern=QUALIFIED_NAME)]
 Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
 Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
 
-CPUQuantity = Annotated[int | str, Quantity(r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,6}m)$")]
+CPUQuantity = Annotated[
+    int | str,
+    Quantity(
+        r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,6}m)$", examples="4, '0.5' in quotes or 500m"
+    ),
+]
 MemoryQuantity = Annotated[
     int | str,
-    Quantity(r"^([1-9][0-9]{0,14}|([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])(k|M|G|T|Ki|Mi|Gi|Ti))$"),
+    Quantity(
+        r"^([1-9][0-9]{0,14}|([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])(k|M|G|T|Ki|Mi|Gi|Ti))$",
+        examples="48Gi, 1.5Gi or 500M",
+    ),
 ]
 
 Seconds = Annotated[int, Field(ge=0, le=86_400)]

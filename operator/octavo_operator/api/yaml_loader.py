@@ -1,5 +1,6 @@
 """YAML as kubectl reads it: no key twice, no dates, JSON's numbers, keys that are strings."""
 
+import json
 import math
 import re
 from collections.abc import Hashable
@@ -7,7 +8,7 @@ from typing import Any
 
 import yaml
 
-_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_FLOAT = re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
 _INT = re.compile(r"^[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
 
 
@@ -54,9 +55,14 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def load_documents(text: str) -> list[Any]:
-    """Every document of a YAML (so also JSON) text.
+    """Every document of a YAML (so also JSON) text; all that is in it could be written as JSON.
 
     Raises:
-        yaml.YAMLError: with line and column.
+        yaml.YAMLError: with line and column where there are any.
     """
-    return list(yaml.load_all(text, Loader=_Loader))
+    documents = list(yaml.load_all(text, Loader=_Loader))
+    try:
+        json.dumps(documents)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise yaml.YAMLError(f"it has no form in JSON: {error}") from error
+    return documents
