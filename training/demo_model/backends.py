@@ -76,7 +76,7 @@ class Server:
 class Transformers:
     """Greedy generation with transformers' own Llama, in batches of like length."""
 
-    def __init__(self, path: Path, batch_tokens: int = 200_000) -> None:
+    def __init__(self, path: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,15 +86,17 @@ class Transformers:
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         self._model = model.to(self._device).eval()
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = 200_000 if self._device == "cuda" else 24_000
 
     def answers(self, asked: list[Case], progress: Progress) -> list[str]:
         """One answer a case, in order."""
         prompts = [self._tokenizer(render(c.messages, c.tools, generation_prompt=True))["input_ids"] for c in asked]
-        order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
+        # a batch runs until its longest answer ends: keep skills together, their answers are alike
+        order = sorted(range(len(asked)), key=lambda i: (asked[i].skill, len(prompts[i])))
         out = [""] * len(asked)
         while order:
-            size = max(1, min(len(order), 256, self._batch_tokens // (len(prompts[order[-1]]) + MAX_TOKENS)))
+            skill = [i for i in order if asked[i].skill == asked[order[-1]].skill]
+            size = max(1, min(len(skill), 256, self._batch_tokens // (len(prompts[order[-1]]) + MAX_TOKENS)))
             batch, order = order[-size:], order[:-size]
             for i, text in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
                 out[i] = text

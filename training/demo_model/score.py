@@ -77,8 +77,8 @@ def main() -> int:
     def progress(count: int) -> None:
         nonlocal done
         done += count
-        if sys.stderr.isatty():
-            print(f"\r{done} / {len(asked)}", end="", file=sys.stderr, flush=True)
+        end = "\r" if sys.stderr.isatty() else "\n"
+        print(f"{done} / {len(asked)}", end=end, file=sys.stderr, flush=True)
 
     answers = backend.answers(asked, progress)
     scores = report(asked, answers, arguments.show)
