@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -153,3 +154,9 @@ def test_cases_are_the_same_for_the_same_seed(tokenizer: Tokenizer) -> None:
     for skill in SKILL_NAMES[:5]:
         first, second = (list(cases(skill, 5, tokenizer, seed=4)) for _ in range(2))
         assert first == second
+
+
+def test_the_model_card_has_a_score_for_every_skill() -> None:
+    card = (MODEL / "README.md").read_text(encoding="utf-8")
+    for skill in SKILL_NAMES:
+        assert re.search(rf"^\| {re.escape(skill)} \| \d+ / \d+ \|", card, re.MULTILINE), skill

@@ -2,69 +2,51 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from .cases import Case
-from .chat_format import assistant_text, render
+from .chat_format import render
 
 MAX_TOKENS = 320
 Progress = Callable[[int], None]
 
 
-def _as_sent(case: Case) -> list[dict[str, Any]]:
-    """The messages as the OpenAI API wants them: call ids, arguments as a string."""
-    sent = []
-    for message in case.messages:
-        message = dict(message)
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = [
-                {
-                    "id": f"call_{i}",
-                    "type": "function",
-                    "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])},
-                }
-                for i, c in enumerate(calls)
-            ]
-        if message["role"] == "tool":
-            message["tool_call_id"] = "call_0"
-        sent.append(message)
-    return sent
-
-
 class Server:
-    """Greedy chat completions over HTTP, several at a time."""
+    """Greedy completions over HTTP, several at a time.
 
-    def __init__(self, url: str, model: str, concurrency: int, api_key: str | None = None) -> None:
+    The prompt goes as token ids, rendered here, and the answer comes back as plain text: so a server is asked what the
+    model was trained on, whether or not it takes tools and parses their calls.
+    """
+
+    def __init__(
+        self, url: str, model: str, tokenizer: Tokenizer, *, concurrency: int = 8, api_key: str | None = None
+    ) -> None:
         import httpx
 
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(base_url=url.rstrip("/") + "/", timeout=600, headers=headers)
-        self._model, self._concurrency = model, concurrency
+        self._model, self._tokenizer, self._concurrency = model, tokenizer, concurrency
 
     def _ask(self, case: Case) -> str:
-        body: dict[str, Any] = {
+        body = {
             "model": self._model,
-            "messages": _as_sent(case),
+            "prompt": self._tokenizer.encode(render(case.messages, case.tools, generation_prompt=True)).ids,
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
         }
-        if case.tools:
-            body["tools"] = case.tools
-        response = self._client.post("chat/completions", json=body)
-        response.raise_for_status()
-        message = response.json()["choices"][0]["message"]
-        calls = [
-            {"function": {"name": c["function"]["name"], "arguments": json.loads(c["function"]["arguments"])}}
-            for c in message.get("tool_calls") or []
-        ]
-        return assistant_text({"content": message.get("content") or "", "tool_calls": calls})
+        response = self._client.post("completions", json=body)
+        if response.is_error:
+            raise RuntimeError(f"{case.skill}: the server answered {response.status_code}: {response.text[:500]}")
+        text: str = response.json()["choices"][0]["text"]
+        return text
 
     def answers(self, asked: list[Case], progress: Progress) -> list[str]:
-        """One answer a case, in order."""
+        """One answer a case, in order. Raises RuntimeError with the server's words if it refuses one."""
         out = []
         with ThreadPoolExecutor(self._concurrency) as pool:
             for answer in pool.map(self._ask, asked):

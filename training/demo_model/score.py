@@ -70,8 +70,17 @@ def main() -> int:
         for c in asked
         if sum(len(tokenizer.encode(assistant_text(m)).ids) for m in c.messages) <= arguments.max_tokens_of_prompt
     ]
-    server = Server(arguments.url, arguments.model, arguments.concurrency, arguments.api_key) if arguments.url else None
-    backend = server or Transformers(arguments.model_dir)
+    backend: Server | Transformers
+    if arguments.url:
+        backend = Server(
+            arguments.url,
+            arguments.model,
+            tokenizer,
+            concurrency=arguments.concurrency,
+            api_key=arguments.api_key,
+        )
+    else:
+        backend = Transformers(arguments.model_dir)
     begun, done = time.monotonic(), 0
 
     def progress(count: int) -> None:
