@@ -86,7 +86,7 @@ def test_the_example_is_brought_up_answers_tells_its_status_and_is_gone(mark: di
     ]
     assert "http://127.0.0.1:" in status
     assert "KV cache" in status
-    assert ["load weights" in err, "ready at http://127.0.0.1:" in err, "> What is a token?" in err] == [True] * 3
+    assert [": import" in err, "ready at http://127.0.0.1:" in err, "> What is a token?" in err] == [True] * 3
 
 
 def test_two_replicas_come_up_although_the_port_is_taken(mark: dict[str, str], manifest: Path) -> None:
@@ -111,7 +111,7 @@ def test_two_replicas_come_up_although_the_port_is_taken(mark: dict[str, str], m
     assert [replica["kvCache"]["tokensTotal"] > 0 for replica in told["replicas"]] == [True, True]
 
 
-@pytest.mark.parametrize("moment", ["starting the process", "load weights"])
+@pytest.mark.parametrize("moment", ["starting the process", ": import"])
 def test_ctrl_c_while_it_starts_leaves_no_process(moment: str, mark: dict[str, str], manifest: Path) -> None:
     process = start(mark, "-f", str(manifest), "--once", "Hello")
     read_until(process.stderr, moment)
@@ -147,7 +147,7 @@ def test_it_serves_at_the_manifests_port_until_ctrl_c_which_is_a_good_end(mark: 
     assert processes.marked(mark) == {}
 
 
-@pytest.mark.parametrize("moment", ["load weights", "ready at"])
+@pytest.mark.parametrize("moment", [": import", "ready at"])
 def test_sigkill_leaves_no_process(moment: str, mark: dict[str, str], manifest: Path) -> None:
     process = start(mark, "-f", str(manifest))
     read_until(process.stderr, moment)
