@@ -1,5 +1,7 @@
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv first.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The first that works: a name alone may be a shim of a version that is not there.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(or $(shell for name in python3.11 python3.12 python3; do $$name -c '$(SUPPORTED)' 2>/dev/null && command -v $$name && break; done),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,7 +11,7 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit crd bench clean
+.PHONY: help setup demo test lint types imports unit crd clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
@@ -19,7 +21,10 @@ help:
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml Makefile
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import pip; $(SUPPORTED)' 2>/dev/null || { \
+	  $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+	    echo "Octavo needs Python 3.11 or 3.12, and $(PYTHON) is not one ($$($(PYTHON) --version 2>&1)): make setup PYTHON=python3.12" >&2; exit 1; }; \
+	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV) (once; a few minutes on a slow network)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'

@@ -172,7 +172,9 @@ def _progressing(counts: Counts, observed: Observation) -> Verdict:
     if counts.current and deadline.get("reason") == "ProgressDeadlineExceeded":
         return Verdict("False", "ProgressDeadlineExceeded", deadline.get("message", ""))
     if counts.complete:
-        return Verdict("False", COMPLETE, f"all {counts.desired} replicas are of the newest spec and ready")
+        if counts.desired == 0:
+            return Verdict("False", COMPLETE, "no replica is wanted, and none is there")
+        return Verdict("False", COMPLETE, f"{_all(counts.desired, 'replica')} of the newest spec and ready")
     if observed.deployment is None or not counts.current:
         return Verdict("True", "Applying", "the Deployment was just applied, its controller has not seen it yet")
     if counts.updated < counts.desired or (counts.total > counts.updated and counts.updated):
@@ -185,6 +187,11 @@ def _progressing(counts: Counts, observed: Observation) -> Verdict:
     )
 
 
+def _all(count: int, noun: str) -> str:
+    """Subject and verb: "the only replica is", "all 3 replicas are"."""
+    return f"the only {noun} is" if count == 1 else f"all {count} {noun}s are"
+
+
 def _scheduled(pods: Sequence[Manifest], counts: Counts) -> Verdict:
     waiting = unscheduled(pods)
     if waiting.messages:
@@ -194,7 +201,11 @@ def _scheduled(pods: Sequence[Manifest], counts: Counts) -> Verdict:
         return Verdict("Unknown", "NoPods", "there are no pods yet")
     if waiting.undecided:
         return Verdict("Unknown", "Pending", f"{waiting.undecided} of {len(pods)} pods wait for the scheduler")
-    return Verdict("True", "AllScheduled", f"all {len(pods)} pods have a node" if pods else "no pod needs a node")
+    if not pods:
+        return Verdict("True", "AllScheduled", "no pod needs a node")
+    return Verdict(
+        "True", "AllScheduled", "the only pod has a node" if len(pods) == 1 else f"all {len(pods)} pods have a node"
+    )
 
 
 def _degraded(counts: Counts, observed: Observation) -> Verdict:

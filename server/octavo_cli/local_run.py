@@ -176,7 +176,7 @@ class LocalRun:
         url = self._supervisor.states[0].url
         port = httpx.URL(url).port if url is not None else None
         if self._port not in (0, port):
-            self._progress.note(f"port {self._port} is taken; it listens on {port} instead", style="yellow")
+            self._progress.note(f"port {self._port} is taken; it listens on {port} instead: {url}/v1", style="yellow")
 
     def _on_change(self, states: Sequence[ReplicaState]) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

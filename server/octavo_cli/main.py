@@ -5,6 +5,7 @@ all that the help needs. Errors become one line; exit codes are those of `octavo
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -87,11 +88,23 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader of a pipe has gone (`octavo plan | head`): nothing is wrong, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = FAILED
+    except OSError as error:
+        # Of a full disk or a terminal that is gone: what is still in the buffer would fail again at the end.
+        told: Exception = error
+        if error.filename is None and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            drop_output()
+            told = CommandError(f"the output cannot be written: {error.strerror}")
+        code = tell(told, debug=wants_debug(arguments))
     except (Exception, KeyboardInterrupt) as error:
         code = tell(error, debug=wants_debug(arguments))
     sys.exit(code)
+
+
+def drop_output() -> None:
+    """From here on stdout goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(error: BaseException, *, debug: bool) -> int:

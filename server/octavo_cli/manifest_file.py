@@ -1,8 +1,9 @@
 """Reads the manifest that `--filename` names, for every command that takes one."""
 
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from octavo_cli.errors import WRONG_INPUT, CommandError
 
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
     from octavo_operator.api import LLMDeployment, ManifestError
 
 LONGEST_MANIFEST = 4 * 1024 * 1024
+
+_FIELDS: Final = {
+    "--max-model-len": "spec.server.maxModelLength",
+    "--dtype": "spec.server.dtype",
+    "--drain-seconds": "spec.termination.drainSeconds",
+    "--served-model-name": "spec.model.name",
+}
+_FLAG: Final = re.compile(rf"(?P<flag>{'|'.join(_FIELDS)})(?![\w-])(?: (?P<value>[0-9]+): )?")
 
 
 def read_manifest(name: str) -> "LLMDeployment":
@@ -32,7 +41,19 @@ def wrong_manifest(name: str, error: "ManifestError") -> CommandError:
     return CommandError("\n".join(f"{name}: {finding}" for finding in error.errors), exit_code=WRONG_INPUT)
 
 
+def in_fields(text: str) -> str:
+    """`text` of the server with the flags that the operator makes from fields told as those fields."""
+
+    def field(found: re.Match[str]) -> str:
+        value = found["value"]
+        return _FIELDS[found["flag"]] + (f": {value}: " if value is not None else "")
+
+    return _FLAG.sub(field, text)
+
+
 def _read(name: str) -> str:
+    if not name:
+        raise CommandError("--filename is empty: give the manifest's file, or - for stdin", exit_code=WRONG_INPUT)
     try:
         if name == "-":
             data = sys.stdin.buffer.read(LONGEST_MANIFEST + 1)

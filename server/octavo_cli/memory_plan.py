@@ -3,7 +3,6 @@
 import importlib.resources
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from octavo_cli.errors import WRONG_INPUT, CommandError
+from octavo_cli.manifest_file import in_fields
 from octavo_cli.options import validated
 from octavo_cli.serve import serve
-from octavo_common.json_fields import ModelConfigError
+from octavo_common.json_fields import ModelConfigError, read_json_object
 from octavo_common.memory import MemoryBill, MemoryLimits, human_bytes, memory_bill
-from octavo_common.model_config import ModelConfig, read_model_config
+from octavo_common.model_config import ModelConfig, parse_model_config, read_model_config
+from octavo_common.names import SERVER_PORT
 from octavo_server.config import ServerConfig
 
 if TYPE_CHECKING:
@@ -32,21 +33,24 @@ class MemoryPlan:
     warnings: tuple[str, ...]
 
 
-def plan_memory(deployment: "LLMDeployment", arguments: Sequence[str], gpu_bytes: int | None) -> MemoryPlan:
-    """The bill of a replica started as `octavo serve` with `arguments`, on a GPU of `gpu_bytes` if it asks for one.
+def plan_memory(
+    deployment: "LLMDeployment", config: ServerConfig, gpu_bytes: int | None, model_config: Path | None = None
+) -> MemoryPlan:
+    """The bill of a replica whose server has `config`, on a GPU of `gpu_bytes` if it asks for one.
+
+    `model_config` is a config.json, or a directory that holds one, which is read instead of the manifest's source.
 
     Raises:
-        CommandError: the server would refuse its arguments.
+        CommandError: `model_config` cannot be read.
         DoesNotFit: the model does not fit.
     """
-    config = server_config(arguments)
-    directory = _readable_directory(deployment)
-    if directory is None:
-        return MemoryPlan(None, ("the model cannot be read from here (it is on a volume): no memory bill",))
     try:
-        model = read_model_config(directory)
+        model = _model(deployment, model_config)
     except ModelConfigError as error:
-        return MemoryPlan(None, (f"the model cannot be read from here ({error}): no memory bill",))
+        if model_config is not None:
+            raise CommandError(f"plan: --model-config: {error}", exit_code=WRONG_INPUT) from error
+        text = f"the model cannot be read from here ({error}): no memory bill; give its config.json by --model-config"
+        return MemoryPlan(None, (text,))
     gpu = deployment.spec.resources.accelerator is not None
     if gpu and gpu_bytes is None:
         gpu_bytes = product_bytes(deployment)
@@ -57,19 +61,22 @@ def plan_memory(deployment: "LLMDeployment", arguments: Sequence[str], gpu_bytes
     return MemoryPlan(bill, (*bill.warnings, *_host_warnings(deployment, bill)))
 
 
-def server_config(arguments: Sequence[str]) -> ServerConfig:
-    """The server's configuration, as its own command makes it of these arguments.
+def server_config(filename: str, deployment: "LLMDeployment") -> ServerConfig:
+    """The configuration of a replica's server, as its own command makes it of the manifest's arguments.
 
     Raises:
-        CommandError: it would refuse them.
+        CommandError: it would refuse them; `filename` is the manifest's.
     """
+    from octavo_operator.render import server_arguments
+
     try:
-        with serve.make_context("serve", list(arguments)) as context:
+        with serve.make_context("serve", server_arguments(deployment, "0.0.0.0", SERVER_PORT)[1:]) as context:
             return validated(ServerConfig, context.params)
     except click.UsageError as error:
-        raise CommandError(
-            f"spec.server.args: octavo serve: {error.format_message()}", exit_code=WRONG_INPUT
-        ) from error
+        told = f"octavo serve: {in_fields(error.format_message())}"
+    except click.exceptions.Exit:  # an option that only tells something, such as --help
+        told = "octavo serve: with these flags it would not serve"
+    raise CommandError(f"{filename}: spec.server.args: {told}", exit_code=WRONG_INPUT)
 
 
 def product_bytes(deployment: "LLMDeployment") -> int | None:
@@ -79,6 +86,20 @@ def product_bytes(deployment: "LLMDeployment") -> int | None:
     if not told or None in told:
         return None
     return min(int(found[1]) for found in told if found is not None) * 2**30
+
+
+def _model(deployment: "LLMDeployment", model_config: Path | None) -> ModelConfig:
+    """The model's shape.
+
+    Raises:
+        ModelConfigError: it cannot be read, and why.
+    """
+    if model_config is not None and not model_config.is_dir():
+        return parse_model_config(read_json_object(model_config))
+    directory = model_config or _readable_directory(deployment)
+    if directory is None:
+        raise ModelConfigError("it is on a volume")
+    return read_model_config(directory)
 
 
 def _readable_directory(deployment: "LLMDeployment") -> Path | None:

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
-from octavo_cli.manifest_file import read_manifest, wrong_manifest
-from octavo_common.names import SERVER_PORT
+from octavo_cli.manifest_file import in_fields, read_manifest, wrong_manifest
 from octavo_common.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ CHART_IMAGE = f"octavo-server:{__version__}"
 @click.option("-f", "--filename", required=True, metavar="FILE", help="Manifest of an LLMDeployment; - for stdin.")
 @click.option("--gpu-memory", metavar="SIZE", help="Memory of a GPU, such as 80Gi.  [default: by the product's name]")
 @click.option(
+    "--model-config",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The model's config.json or its directory, for the memory of a model that is not readable from here.",
+)
+@click.option(
     "--server-image",
     metavar="IMAGE",
     default=CHART_IMAGE,
@@ -29,32 +35,35 @@ CHART_IMAGE = f"octavo-server:{__version__}"
     help="Image where the manifest names none: the chart's serverImage.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print objects, memory bill and warnings as one JSON object.")
-def plan(filename: str, gpu_memory: str | None, server_image: str, as_json: bool) -> int:
+def plan(filename: str, gpu_memory: str | None, model_config: Path | None, server_image: str, as_json: bool) -> int:
     """Show the objects that a manifest becomes as YAML, and on stderr its memory bill and every warning.
 
     Exits with 2 if the manifest is wrong, with 1 if the model cannot fit.
     """
-    from octavo_cli.memory_plan import plan_memory
+    from octavo_cli.memory_plan import plan_memory, server_config
     from octavo_common.memory import DoesNotFit
     from octavo_operator.api import ManifestError
-    from octavo_operator.render import render, server_arguments
+    from octavo_operator.render import render
 
+    if not server_image.strip():
+        raise CommandError("plan: --server-image is empty: give an image", exit_code=WRONG_INPUT)
     deployment = read_manifest(filename)
     try:
         objects = render(deployment, server_image)
     except ManifestError as error:
         raise wrong_manifest(filename, error) from error
-    arguments = server_arguments(deployment, host="0.0.0.0", port=SERVER_PORT)[1:]
+    config = server_config(filename, deployment)
     try:
-        memory = plan_memory(deployment, arguments, None if gpu_memory is None else _bytes(gpu_memory))
+        memory = plan_memory(deployment, config, None if gpu_memory is None else _bytes(gpu_memory), model_config)
     except DoesNotFit as error:
-        raise CommandError(f"{filename}: {error}", exit_code=FAILED) from error
+        raise CommandError(f"{filename}: {in_fields(str(error))}", exit_code=FAILED) from error
+    warnings = [in_fields(warning) for warning in memory.warnings]
     if as_json:
         bill = None if memory.bill is None else _bill_document(memory.bill)
-        click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": memory.warnings}))
+        click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": warnings}))
         return 0
     _print_yaml(objects)
-    _print_memory(deployment.name, memory.bill, memory.warnings)
+    _print_memory(deployment.name, memory.bill, warnings)
     return 0
 
 
@@ -62,7 +71,8 @@ def _bytes(size: str) -> int:
     from octavo_operator.local.quantities import quantity_bytes
 
     try:
-        return quantity_bytes(size)
+        # GiB is how people write it; Kubernetes, whose quantities these are, writes Gi.
+        return quantity_bytes(size.removesuffix("B") if size.endswith("iB") else size)
     except ValueError as error:
         raise CommandError(f"plan: --gpu-memory: {error}", exit_code=WRONG_INPUT) from error
 

@@ -79,6 +79,8 @@ def describe(state: "ReplicaState") -> str:
             return f"ready at {state.url}"
         case "Starting":
             return state.message or "starting"
+        case "Backoff" if not state.ever_ready:
+            return state.last_exit or ""  # given up: it would end so again
         case "Backoff":
             return f"{state.last_exit}; {state.message.rpartition('; ')[2]}"
         case _:

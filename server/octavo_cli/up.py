@@ -8,7 +8,7 @@ import click
 
 from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
 from octavo_cli.extras import require_server
-from octavo_cli.manifest_file import read_manifest, wrong_manifest
+from octavo_cli.manifest_file import in_fields, read_manifest, wrong_manifest
 
 if TYPE_CHECKING:
     from octavo_cli.local_run import LocalRun
@@ -31,6 +31,7 @@ def up(filename: str, once: str | None, port: int | None, as_json: bool, logs: b
     stdout. Ctrl-C lets running requests end and stops everything; a second Ctrl-C does not wait for them.
     """
     from octavo_cli.local_run import LocalRun, RunOptions
+    from octavo_cli.memory_plan import server_config
     from octavo_operator.api import ManifestError
     from octavo_operator.local.gpus import gpu_ids
     from octavo_operator.local.plan import plan_locally
@@ -38,6 +39,7 @@ def up(filename: str, once: str | None, port: int | None, as_json: bool, logs: b
     if once is not None and not once.strip():
         raise CommandError("up: --once needs a prompt that is not empty", exit_code=WRONG_INPUT)
     deployment = read_manifest(filename)
+    server_config(filename, deployment)  # refused here rather than by a process that dies of it
     require_server()
     try:
         plan = plan_locally(deployment, os.environ, gpu_ids())
@@ -54,7 +56,7 @@ async def _run(run: "LocalRun") -> int:
     try:
         signal_number = await run_until_signal(run.run(), run.hurry)
     except ReplicaFailedError as error:
-        raise CommandError(str(error), exit_code=FAILED) from error
+        raise CommandError(in_fields(str(error)), exit_code=FAILED) from error
     if signal_number is None or run.was_served:
         return 0
     return 128 + signal_number

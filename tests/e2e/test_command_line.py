@@ -68,6 +68,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan"], "octavo: plan: Missing option '-f' / '--filename'.\n"),
         (["plan", "-f", "/nowhere.yaml"], "octavo: /nowhere.yaml: No such file or directory\n"),
         (["plan", "-f", DEMO, "--gpu-memory", "lots"], "octavo: plan: --gpu-memory: 'lots' is no quantity of memory"),
+        (["plan", "-f", ""], "octavo: --filename is empty: give the manifest's file, or - for stdin\n"),
+        (["plan", "-f", DEMO, "--server-image", ""], "octavo: plan: --server-image is empty: give an image\n"),
         (["up", "-f", DEMO, "--once", " "], "octavo: up: --once needs a prompt that is not empty\n"),
         (["operator"], "octavo: operator: give either --namespace (repeatable) or --all-namespaces\n"),
         (
@@ -131,6 +133,43 @@ def test_the_wrong_manifest_is_told_field_by_field_with_its_path() -> None:
             'octavo: -: spec.replicas: must be an integer, not "many"',
             "octavo: -: spec.resources.cpus: unknown field; did you mean cpu?",
         ]
+
+
+@pytest.mark.parametrize("argument", ["--bogus", "--help", "-h"])
+def test_plan_and_up_refuse_a_wrong_flag_in_the_same_words_before_they_start_anything(
+    argument: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(f"{Path(DEMO).read_text()}  server: {{args: ['{argument}']}}\n")
+    code, out, err = run_in_process(capsys, "plan", "-f", str(file))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"octavo: {file}: spec.server.args: ")
+    assert err.count("\n") == 1
+    assert run_in_process(capsys, "up", "-f", str(file)) == (code, out, err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "octavo_cli.main", "plan", "-f", DEMO, "--json"]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr == "octavo: the output cannot be written: No space left on device\n"
+
+
+def test_ctrl_c_while_the_libraries_are_imported_is_one_line() -> None:
+    program = """
+import importlib.abc, os, signal, sys
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from octavo_cli.__main__ import run
+run()
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "octavo: interrupted\n")
 
 
 def test_plan_as_json_holds_objects_bill_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import yaml
 from click.testing import CliRunner
 
 from octavo_cli.errors import CommandError
+from octavo_cli.manifest_file import in_fields
+from octavo_cli.memory_plan import server_config
 from octavo_cli.plan import plan
 from octavo_operator.api import load_manifest
 from octavo_operator.render import render
@@ -90,13 +92,22 @@ def test_flags_that_the_server_would_refuse_are_refused(manifest: Callable[..., 
     for flags, message in ((["--nope"], "No such option"), (["--block-size", "17"], "'17' is not one of")):
         with pytest.raises(CommandError, match=message) as refused:
             run("-f", manifest(lambda spec, flags=flags: spec["server"].update(args=flags)))
-        assert str(refused.value).startswith("spec.server.args: octavo serve: ")
+        assert ": spec.server.args: octavo serve: " in str(refused.value)
 
 
 def test_a_model_that_cannot_fit_is_refused_with_the_numbers(manifest: Callable[..., str]) -> None:
-    with pytest.raises(CommandError, match="--max-model-len 16384") as refused:
+    with pytest.raises(CommandError, match=r"manifest.yaml: spec.server.maxModelLength: 16384: a req") as refused:
         run("-f", manifest(), "--gpu-memory", "16Gi")
     assert refused.value.exit_code == 1
+    assert "--max-model-len" not in str(refused.value)
+
+
+def test_flags_that_the_user_never_wrote_are_told_as_the_fields_that_they_come_from() -> None:
+    text = "--max-model-len 5: lower --max-model-len, or --max-model-lengths and --dtype"
+    told = (
+        "spec.server.maxModelLength: 5: lower spec.server.maxModelLength, or --max-model-lengths and spec.server.dtype"
+    )
+    assert in_fields(text) == told
 
 
 def test_an_unknown_gpu_gives_a_warning_and_no_bill_until_its_memory_is_given(manifest: Callable[..., str]) -> None:
@@ -116,7 +127,37 @@ def test_of_several_products_the_smallest_counts(manifest: Callable[..., str]) -
 def test_a_model_on_a_volume_gives_one_warning_no_bill_and_success() -> None:
     told, _ = run("-f", str(EXAMPLES / "llama-8b.yaml"))
     assert told["memory"] is None
-    assert told["warnings"] == ["the model cannot be read from here (it is on a volume): no memory bill"]
+    (warning,) = told["warnings"]
+    assert warning.startswith("the model cannot be read from here (it is on a volume): no memory bill")
+    assert warning.endswith("give its config.json by --model-config")
+
+
+@pytest.mark.parametrize("what", ["model", "model/config.json"])
+def test_a_config_given_by_hand_brings_the_bill_of_a_model_on_a_volume(
+    what: str, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    manifest()
+    options = ["--model-config", str(tmp_path / what), "--gpu-memory", "80GiB"]
+    told, _ = run("-f", str(EXAMPLES / "llama-8b.yaml"), *options)
+    assert told["memory"]["weights_bytes"] == 8_030_261_248 * 2
+    assert told["memory"]["total_bytes"] == 80 * GIB
+
+
+def test_a_config_given_by_hand_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(CommandError, match="plan: --model-config: ") as refused:
+            run("-f", str(EXAMPLES / "llama-8b.yaml"), "--model-config", str(path))
+        assert refused.value.exit_code == 2
+
+
+def test_a_flag_that_only_tells_something_is_no_server(
+    manifest: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest's own rules refuse --help before; should they ever not, it is no success."""
+    flags = lambda *_: ["serve", "demo", "--help"]  # noqa: E731
+    monkeypatch.setattr("octavo_operator.render.server_arguments", flags)
+    with pytest.raises(CommandError, match="it would not serve"):
+        server_config("a.yaml", load_manifest(Path(manifest()).read_text()))
 
 
 def test_a_directory_that_is_only_in_the_image_gives_one_warning(manifest: Callable[..., str]) -> None:

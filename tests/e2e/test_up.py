@@ -99,6 +99,7 @@ def test_two_replicas_come_up_although_the_port_is_taken(mark: dict[str, str], m
         code, out, err = finish(start(mark, "-f", str(manifest), "--once", "What is 2 + 3?", "--json"))
     assert code == 0, err
     assert f"port {port} is taken; it listens on" in err
+    (note,) = (line for line in err.splitlines() if "is taken" in line)
     told: dict[str, Any] = json.loads(out)
     assert "5" in told["answer"]["text"]
     assert told["answer"]["finishReason"] == "stop"
@@ -107,6 +108,7 @@ def test_two_replicas_come_up_although_the_port_is_taken(mark: dict[str, str], m
     urls = [replica["url"] for replica in told["replicas"]]
     assert len(set(urls)) == 2
     assert told["status"]["url"] == f"{urls[0]}/v1"
+    assert note.endswith(f" instead: {urls[0]}/v1")
     assert (told["status"]["readyReplicas"], told["status"]["desiredReplicas"]) == (2, 2)
     assert [replica["kvCache"]["tokensTotal"] > 0 for replica in told["replicas"]] == [True, True]
 
@@ -165,4 +167,5 @@ def test_a_replica_that_cannot_start_fails_the_command_with_its_own_words(mark: 
     assert (code, out) == (1, "")
     last = err.splitlines()[-1]
     assert last.startswith("octavo: demo-0 exited with code ")
-    assert "--max-model-len 16000000" in last
+    assert "spec.server.maxModelLength: 16000000: " in last
+    assert "starting again" not in err

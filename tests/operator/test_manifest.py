@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from kubernetes.aio.client.exceptions import ApiException
@@ -102,7 +103,7 @@ def test_other_kinds_in_the_same_text_are_left_alone() -> None:
         ("kind: Service", 'kind: must be LLMDeployment, not "Service"'),
         ("just text", "must be a mapping with apiVersion, kind, metadata and spec"),
         ("a: [", "not valid YAML"),
-        ("a: &a [*a]", "it has no form in JSON: Circular reference"),
+        ("a: &a [*a]", "not valid YAML: line 1, column 8: *a stands inside itself"),
         ("a: !!binary aGVsbG8=", "it has no form in JSON"),
         ("a: .inf", "not a number of JSON"),
         ("? [a]\n: b", "a key must be a string"),
@@ -138,6 +139,64 @@ def test_text_that_other_yaml_readers_turn_into_something_else_stays_text(writte
 @pytest.mark.parametrize(("written", "read"), [("0x10", 16), ("010", 8), ("0b11", 3), ("1e2", 100), ("+5", 5)])
 def test_numbers_are_read_as_kubectl_reads_them(written: str, read: int) -> None:
     assert load_manifest(f"{VALID}  replicas: {written}\n").spec.replicas == read
+
+
+LEVELS = "\n".join(f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]" for below, name in pairwise("abcdefghij"))
+BOMB = f"{HEAD}a: &a [{', '.join('123456789')}]\n{LEVELS}\nspec: *j\n"
+
+
+def test_aliases_that_stand_for_more_than_memory_holds_are_refused_before_they_are_written_out() -> None:
+    assert len(BOMB) < 1000
+    assert "aliases stand for more than 10000 values" in refusal(BOMB)
+
+
+def test_merged_aliases_are_bounded_too() -> None:
+    merges = "\n".join(
+        f"{name}: &{name} {{<<: [{', '.join([f'*{below}'] * 9)}]}}" for below, name in pairwise("abcdefgh")
+    )
+    assert "aliases stand for more than" in refusal(f"{HEAD}a: &a {{x: 1}}\n{merges}\n")
+
+
+def test_an_alias_that_is_used_as_people_use_it_is_read() -> None:
+    env = "server: {env: [{name: A, value: &value text}, {name: B, value: *value}]}"
+    assert [each.value for each in load_manifest(f"{VALID}  {env}\n").spec.server.env] == ["text", "text"]
+
+
+def test_aliases_of_aliases_may_not_nest_deeper_than_text_may() -> None:
+    chain = "\n".join(f"a{level + 1}: &a{level + 1} [*a{level}]" for level in range(3000))
+    assert "nested more than 100 levels deep" in refusal(f"a0: &a0 [1]\n{chain}")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("1__0x", "must be an integer"),
+        ("0b_", "0b_ cannot be read as int"),
+        ("1__0", "1__0 cannot be read as int"),
+        ("0_", "0_ cannot be read as int"),
+        ("0x_", "0x_ cannot be read as int"),
+        ("9" * 5000, "9… cannot be read as int"),
+        ("0x" + "f" * 5000, "f… cannot be read as int"),
+        ("!!bool maybe", "maybe cannot be read as bool"),
+        ("!!timestamp never", "never cannot be read as timestamp"),
+        ("[" * 3000, "nested more than 100 levels deep"),
+    ],
+)
+def test_a_value_that_yaml_readers_choke_on_is_refused_with_its_line(value: str, told: str) -> None:
+    message = refusal(f"{VALID}  replicas: {value}\n")
+    assert told in message
+    assert message.startswith(("not valid YAML: line 6, column ", "spec.replicas: "))
+    assert len(message) < 200
+
+
+def test_a_recursive_alias_is_refused_with_its_line() -> None:
+    told = refusal(f"{VALID}  podTemplate:\n    affinity: &x {{nodeAffinity: *x}}\n")
+    assert told == "not valid YAML: line 7, column 33: *x stands inside itself"
+
+
+@pytest.mark.parametrize(("given", "told"), [("[1, 2]", "a list"), ("{a: {b: c}}", "a mapping")])
+def test_what_was_given_is_told_by_its_kind_where_it_can_be_long(given: str, told: str) -> None:
+    assert refusal(f"{VALID}  replicas: {given}\n") == f"spec.replicas: must be an integer, not {told}"
 
 
 def test_what_judges_a_manifest_imports_nothing_heavy() -> None:

@@ -62,13 +62,19 @@ def test_all_is_well() -> None:
     status = built(observed(deployment(2, 2, 2), pod("a"), pod("b")), replicas=2)
     assert told(status, "Ready") == ("True", "ReplicasReady", "2 of 2 replicas take requests")
     assert told(status, "Available")[0] == "True"
-    assert told(status, "Progressing")[:2] == ("False", "Complete")
+    assert told(status, "Progressing") == ("False", "Complete", "all 2 replicas are of the newest spec and ready")
     assert told(status, "Scheduled") == ("True", "AllScheduled", "all 2 pods have a node")
     assert told(status, "Degraded") == ("False", "AsExpected", "")
     assert (status["replicas"], status["readyReplicas"], status["updatedReplicas"], status["desiredReplicas"]) == (
         2,
     ) * 4
     assert status["observedGeneration"] == 4 and status["url"] == "http://demo.team-a.svc:8000/v1"
+
+
+def test_one_replica_is_not_told_of_as_of_many() -> None:
+    status = built(observed(deployment(1, 1, 1), pod("a")), replicas=1)
+    assert told(status, "Progressing")[2] == "the only replica is of the newest spec and ready"
+    assert told(status, "Scheduled")[2] == "the only pod has a node"
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ BAD = [
     Case("no length", with_source("server: {maxModelLength: 0}"), "spec.server.maxModelLength"),
     Case("a flag of the operator's", with_source("server: {args: ['--port', '9']}"), "spec.server.args"),
     Case("the same with a sign", with_source("server: {args: ['--dtype=float16']}"), "spec.server.args"),
+    Case("help in the arguments", with_source("server: {args: [--seed=1, --help]}"), "spec.server.args"),
+    Case("the same in short", with_source("server: {args: [-h]}"), "spec.server.args"),
     Case("a key in the arguments", with_source("server: {args: ['--api-key=secret']}"), "spec.server.args"),
     Case("a variable twice", with_source("server: {env: [{name: A}, {name: A}]}"), "spec.server.env"),
     Case("a variable with a bad name", with_source("server: {env: [{name: 1A}]}"), "spec.server.env[0].name"),

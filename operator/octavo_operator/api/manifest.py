@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from octavo_common.names import API_GROUP, API_VERSION, KIND
 from octavo_operator.api.errors import FieldError, ManifestError
 from octavo_operator.api.resource import LLMDeployment
-from octavo_operator.api.yaml_loader import load_documents
+from octavo_operator.api.yaml_loader import describe, load_documents
 
 _API_VERSION = f"{API_GROUP}/{API_VERSION}"
 
@@ -37,7 +37,7 @@ def load_manifest(text: str) -> LLMDeployment:
     try:
         documents = load_documents(text)
     except yaml.YAMLError as error:
-        raise ManifestError([FieldError("", f"not valid YAML: {' '.join(str(error).split())}")]) from error
+        raise ManifestError([FieldError("", f"not valid YAML: {describe(error)}")]) from error
     objects = [document for document in documents if document is not None]
     ours = [item for item in objects if isinstance(item, dict) and item.get("kind") == KIND]
     if len(ours) == 1:
@@ -102,7 +102,13 @@ def _path(location: list[int | str]) -> str:
 
 
 def _given(value: Any) -> str:
-    """What the user wrote, short and on one line."""
+    """What the user wrote, short and on one line; of what can be long, its kind alone."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, str):
+        value = value[:100]
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "…"
 

@@ -11,7 +11,7 @@ from octavo_operator.api.types import QUALIFIED_NAME
 OBJECT_NAME: Final = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 
 FLAGS_OF_THE_OPERATOR: Final = (
-    r"^--(served-model-name|host|port|admin-port|max-model-len|dtype|drain-seconds|api-key)(=|$)"
+    r"^(--(served-model-name|host|port|admin-port|max-model-len|dtype|drain-seconds|api-key|help)(=|$)|-h)"
 )
 LABELS_OF_THE_OPERATOR: Final = r"^(octavo[.]dev/.*|app[.]kubernetes[.]io/(name|instance|component|managed-by))$"
 VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model")
@@ -48,8 +48,8 @@ SERVER: Final = (
     Rule(
         cel=f"!has(self.args) || !self.args.exists(arg, arg.matches('{FLAGS_OF_THE_OPERATOR}'))",
         message="these flags are set by the operator, from spec.model.name, server.maxModelLength, server.dtype and "
-        "termination.drainSeconds, or would show a secret: --served-model-name, --host, --port, --admin-port, "
-        "--max-model-len, --dtype, --drain-seconds, --api-key",
+        "termination.drainSeconds, or would show a secret, or help instead of a server: --served-model-name, --host, "
+        "--port, --admin-port, --max-model-len, --dtype, --drain-seconds, --api-key, --help, -h",
         holds=lambda s: not any(matches(FLAGS_OF_THE_OPERATOR, arg) for arg in s.args),
         field="args",
     ),
