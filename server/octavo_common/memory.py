@@ -159,6 +159,14 @@ def workspace_estimate(model: ModelConfig, limits: MemoryLimits) -> int:
     return activations + logits + _LOGPROB_CHUNK_BYTES + context
 
 
+def default_batched_tokens(device: str) -> int:
+    """Tokens in a step at most where no flag says so, on "cuda" or "cpu".
+
+    While a step runs, answers that are under way wait for it: on a CPU, which gains nothing by more, it holds less.
+    """
+    return 2048 if device == "cuda" else 512
+
+
 def human_bytes(count: int) -> str:
     """1536 → "1.5 KiB"."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB"]

@@ -39,8 +39,11 @@ class EngineConfig(BaseModel):
         None, ge=1, le=2**50, description="bytes of KV cache [default: on a GPU what is left, on the CPU 1 GiB at most]"
     )
     max_num_seqs: int = Field(256, ge=1, le=65_536, description="requests in a step at most")
-    max_num_batched_tokens: int = Field(
-        2048, ge=1, le=1_048_576, description="tokens in a step at most, of prefill and decode together"
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="tokens in a step at most, of prefill and decode together [default: 2048 on a GPU, 512 on the CPU]",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 

@@ -96,7 +96,10 @@ class EngineStats(msgspec.Struct, frozen=True):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
-    """The results of one step. Also sent without outputs when idle: the heartbeat (at least one a second)."""
+    """The results of one step. Without outputs it is the heartbeat.
+
+    At least one a second while idle; within a step one whenever a part of it is done and none was sent just before.
+    """
 
     epoch: int
     outputs: list[RequestOutput]

@@ -144,6 +144,32 @@ def test_ctrl_c_is_left_to_the_api_process(engine: EngineProcess) -> None:
     engine.finish("after ctrl-c")
 
 
+# Each half of a layer takes longer than the heart's interval.
+PLODDING = """
+import time
+from octavo_server.engine import process
+from octavo_server.worker.models import decoder
+process.HEARTBEAT_SECONDS = 0.01
+def slow(*given):
+    time.sleep(0.02)
+    return quick(*given)
+quick, decoder.rms_norm = decoder.rms_norm, slow
+"""
+
+
+def test_the_heart_beats_within_a_long_step_as_its_layers_get_done(model: Path) -> None:
+    with EngineProcess(model, prelude=PLODDING) as engine:
+        engine.ready()
+        engine.add("long", PROMPT, max_tokens=1)
+        engine.wait_for(Outputs, lambda message: bool(message.outputs))
+        beats = [message for message in engine.inbox if isinstance(message, Outputs) and not message.outputs]
+        # Only a step that is under way has a request running and no result.
+        assert (
+            len([beat for beat in beats if beat.stats.running == 1])
+            == 2 * config_json("LlamaForCausalLM")["num_hidden_layers"]
+        )
+
+
 # Prompts with token 13 or 14 break the step that they are in, those with 15 get logits that are no numbers.
 BROKEN = """
 import torch

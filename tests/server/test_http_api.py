@@ -5,10 +5,12 @@ import json
 import math
 import socket
 from collections.abc import Iterable, Iterator
+from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -318,6 +320,15 @@ def test_completions_refuse_what_only_completions_had(http: httpx.Client, field:
             [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{"}}]}],
             "messages[0].tool_calls[0].function.arguments",
         ),
+        (
+            [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": '{"a":"\\ud800"}'}}],
+                }
+            ],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
     ],
 )
 def test_a_wrong_message_is_refused_with_its_path(http: httpx.Client, messages: Any, param: str) -> None:
@@ -445,6 +456,33 @@ def test_a_body_that_is_no_json_object_is_refused(http: httpx.Client, content: b
     assert "Traceback" not in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "Expecting property name"),
+        (b'{"model": "\xff"}', "not UTF-8 (byte 11)"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"model": "tiny", "prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "more than 4300 digits"),
+    ],
+    ids=["incomplete", "not UTF-8", "nested", "a long number"],
+)
+def test_a_body_that_cannot_be_read_is_refused_with_the_reason(http: httpx.Client, content: bytes, reason: str) -> None:
+    error = refusal(http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"}))
+    assert error["code"] == "invalid_json"
+    assert reason in error["message"]
+
+
+def test_what_is_no_http_is_answered_with_an_error_object(server: serving.ServerProcess) -> None:
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
+        connection.sendall(b"HELLO THERE\r\n\r\n")
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.getheader("content-type")) == (400, "application/json")
+        assert json.load(answer)["error"]["code"] == "invalid_http"
+        assert connection.recv(1) == b""
+
+
 def test_an_unknown_route_and_a_wrong_method_are_told_apart(http: httpx.Client) -> None:
     assert refusal(http.get("/v1/nothing"), 404)["code"] == "unknown_url"
     assert refusal(http.get("/v1/completions"), 405)["code"] == "method_not_allowed"
@@ -497,14 +535,18 @@ def test_the_described_fields_are_bounded(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     assert {"ChatCompletionRequest", "CompletionRequest"} <= set(schemas)
-    unbounded = [
-        path
-        for name, schema in schemas.items()
-        if not name.startswith(("HTTP", "Validation"))
-        for path in unbounded_parts(schema, name)
-    ]
+    unbounded = [path for name, schema in schemas.items() for path in unbounded_parts(schema, name)]
     assert unbounded == []
     assert "tools" not in schemas["ChatCompletionRequest"]["properties"]
+
+
+def test_the_described_refusals_are_those_that_are_sent(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    described = [operation["responses"] for path in document["paths"].values() for operation in path.values()]
+    assert all(set(responses) == {"200", "4XX"} for responses in described)
+    schema = described[0]["4XX"]["content"]["application/json"]["schema"]
+    jsonschema.validate(http.post("/v1/completions", json={"model": "tiny", "prompt": 3}).json(), schema)
+    assert not any(name.startswith(("HTTP", "Validation")) for name in document["components"]["schemas"])
 
 
 def unbounded_parts(schema: Any, path: str) -> Iterator[str]:

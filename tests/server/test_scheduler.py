@@ -153,6 +153,15 @@ def test_a_prompt_joins_only_when_all_of_it_fits() -> None:
     assert engine.scheduler.num_preemptions == 0
 
 
+def test_a_newcomer_does_not_take_the_page_of_the_next_token_of_one_before_it() -> None:
+    engine = FakeEngine(num_blocks=4, block_size=4, max_model_len=16)
+    engine.add("first", prompt(8), max_tokens=3)  # fills 2 pages, and its first token begins a third
+    engine.add("second", prompt(4, 1), max_tokens=3)  # needs 2 as well: both are free, but one is spoken for
+    engine.run()
+    assert engine.scheduler.num_preemptions == 0
+    assert engine.outputs == {"first": alone(prompt(8), 3), "second": alone(prompt(4, 1), 3)}
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [

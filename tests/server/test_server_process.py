@@ -157,6 +157,26 @@ def test_an_engine_that_dies_again_and_again_ends_the_server(model: Path) -> Non
         assert f"died {RESTARTS + 1} times" in server.log.splitlines()[-1]
 
 
+@pytest.mark.parametrize("how", ["silent by itself", "SIGSTOP"])
+def test_an_engine_that_hangs_is_killed_its_streams_end_and_another_is_started(model: Path, how: str) -> None:
+    env = SLOW | {"HANG_SECONDS": "3", "FAKE_SILENT_TOKEN": "300"}
+    with serving.serve(model, env=env, max_model_len=LONG) as server:
+        server.wait_until_ready()
+        first = server.engine_pid()
+        with open_stream(server, prompt=[300] if how == "silent by itself" else [301]) as lines:
+            if how == "SIGSTOP":
+                os.kill(first, signal.SIGSTOP)
+            error = last_event(lines)["error"]
+        assert error["code"] == "engine_error"
+        assert "silent" in error["message"] and "killed" in error["message"]
+        assert not serving.is_alive(first)
+        server.wait_until_ready()
+        assert server.engine_pid() != first
+        answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "hello"})
+        assert answer.json()["choices"][0]["text"] == "hello"
+        assert "(1 of 3)" in server.log
+
+
 def test_a_request_that_fails_in_the_engine_hurts_no_other(model: Path) -> None:
     with serving.serve(model, env={"FAKE_ERROR_TOKEN": "300"}) as server, httpx.Client(base_url=server.url) as http:
         server.wait_until_ready()

@@ -8,6 +8,7 @@ FAKE_STEP_SECONDS  duration of a step
 FAKE_GATE          a path: the start waits in "load weights" until it exists
 FAKE_FAILURE       a message: the start fails with it
 FAKE_CRASH_TOKEN   a token id: the process kills itself when a prompt contains it
+FAKE_SILENT_TOKEN  a token id: the process hangs after the first token of a request with it
 FAKE_ERROR_TOKEN   a token id: a request with it ends with an error after its first token
 """
 
@@ -98,6 +99,8 @@ class FakeEngine:
             self.prompted += len(prompt)
             if sampling.prompt_logprobs is not None:
                 output["prompt_logprobs"] = [None, *(logprobs(token, sampling.prompt_logprobs) for token in prompt[1:])]
+        if request.sent and number("FAKE_SILENT_TOKEN") in prompt:
+            hang()
         if request.sent and number("FAKE_ERROR_TOKEN") in prompt:
             return ipc.RequestOutput(message.request_id, [], finish_reason="error", error="the step failed")
         if sampling.max_tokens == 0:
@@ -149,6 +152,13 @@ def logprobs(token: int, count: int) -> ipc.TokenLogprobs:
 def number(name: str) -> int:
     """A token id from the environment; -1, which is none, where it is not set."""
     return int(os.environ.get(name, "-1"))
+
+
+def hang() -> None:
+    """For as long as the parent is there."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.05)
 
 
 def main() -> None:

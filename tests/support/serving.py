@@ -153,9 +153,12 @@ def main(kind: str, values: str) -> int:
     """The server process itself; errors as the command line tells them."""
     from octavo_server.config import ServerConfig
     from octavo_server.errors import OctavoError
+    from octavo_server.frontend import client
     from octavo_server.frontend.server import run
     from octavo_server.frontend.supervisor import ENGINE_COMMAND
 
+    if limit := os.environ.get("HANG_SECONDS"):
+        client.HANG_SECONDS = float(limit)  # type: ignore[misc]  # so that no test waits for the real one
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
     try:
         return run(ServerConfig.model_validate_json(values), command)

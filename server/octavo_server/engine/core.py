@@ -8,7 +8,14 @@ import torch
 
 from octavo_common.generation_config import read_generation_defaults
 from octavo_common.json_fields import ModelConfigError
-from octavo_common.memory import DoesNotFit, MemoryBill, MemoryLimits, human_bytes, memory_bill
+from octavo_common.memory import (
+    DoesNotFit,
+    MemoryBill,
+    MemoryLimits,
+    default_batched_tokens,
+    human_bytes,
+    memory_bill,
+)
 from octavo_common.model_config import ModelConfig, read_model_config
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
@@ -48,10 +55,13 @@ class EngineCore:
         """Ends requests at whatever stage; ids that are not here are ignored."""
         return self.scheduler.abort(request_ids)
 
-    def step(self) -> list[RequestOutput]:
-        """Computes the next tokens of the running batch, and says what came of it."""
+    def step(self, on_progress: Callable[[], None] = lambda: None) -> list[RequestOutput]:
+        """Computes the next tokens of the running batch, and says what came of it.
+
+        Calls `on_progress` whenever a part of the step is done.
+        """
         output = self.scheduler.schedule()
-        rows = self._execute(output)
+        rows = self._execute(output, on_progress)
         return self.scheduler.update(output, rows)
 
     def stats(self, step_seconds: float) -> EngineStats:
@@ -71,13 +81,13 @@ class EngineCore:
             step_seconds=step_seconds,
         )
 
-    def _execute(self, output: SchedulerOutput) -> list[SampledRow]:
+    def _execute(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> list[SampledRow]:
         """Runs a step. One that breaks ends, with an error, the requests that were in it, and no others.
 
         Raises EngineError if the device is of no use any more.
         """
         try:
-            return self.runner.execute(output)
+            return self.runner.execute(output, on_progress)
         except Exception as error:
             log.exception("step %d failed, with %d requests", output.step, len(output.num_scheduled_tokens))
             message = OUT_OF_MEMORY if _is_out_of_memory(error) else STEP_FAILED
@@ -113,7 +123,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     begin_phase("warm up")
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
         max_model_len=bill.max_model_len,
         vocab_size=model.vocab_size,
         eos_token_ids=eos_token_ids,
@@ -144,7 +154,7 @@ def _bill(model: ModelConfig, config: EngineConfig, device: torch.device, dtype:
         block_size=config.block_size,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_gpu_blocks_override=config.num_gpu_blocks_override,

@@ -30,10 +30,6 @@ class KVCacheManager:
         """Pages that are missing before the first `num_tokens` tokens of the request have a slot each."""
         return max(0, -(-num_tokens // self.block_size) - len(self._tables.get(request.request_id, ())))
 
-    def can_hold(self, request: Request, num_tokens: int) -> bool:
-        """Whether `allocate_slots` up to `num_tokens` would succeed now."""
-        return self.blocks_needed(request, num_tokens) <= self.pool.num_free
-
     def allocate_slots(self, request: Request, num_new_tokens: int) -> list[int] | None:
         """Makes room for the next `num_new_tokens` tokens after those computed.
 

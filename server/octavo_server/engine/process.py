@@ -89,12 +89,18 @@ class Channel:
 
 
 class EngineLoop:
-    """Messages in, steps, results out; asleep when there is nothing to do, but for the heartbeat."""
+    """Messages in, steps, results out; asleep when there is nothing to do, but for the heartbeat.
+
+    The heart beats in this loop and from within its steps, as their work gets on, and never in a thread of its own: an
+    engine that hangs falls silent, one whose step takes minutes does not.
+    """
 
     def __init__(self, core: "EngineCore", channel: Channel) -> None:
         self.core = core
         self.channel = channel
         self.stopping = False
+        self._last_sent = 0.0
+        self._step_seconds = 0.0
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
         """Ends the loop after the step in flight."""
@@ -102,18 +108,26 @@ class EngineLoop:
 
     def run(self) -> None:
         """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
-        last_sent, step_seconds = 0.0, 0.0
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
             for message in self.channel.receive(0.0 if self.core.has_work else HEARTBEAT_SECONDS):
                 outputs += self._handle(message)
             if self.core.has_work and not self.stopping:
                 started = time.monotonic()
-                outputs += self.core.step()
-                step_seconds = time.monotonic() - started
-            if outputs or time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
-                self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats(step_seconds)))
-                last_sent = time.monotonic()
+                outputs += self.core.step(self._beat)
+                self._step_seconds = time.monotonic() - started
+            if outputs:
+                self._send(outputs)
+            self._beat()
+
+    def _beat(self) -> None:
+        """Says that work gets on, unless something was said just now."""
+        if time.monotonic() - self._last_sent >= HEARTBEAT_SECONDS:
+            self._send([])
+
+    def _send(self, outputs: list[ipc.RequestOutput]) -> None:
+        self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats(self._step_seconds)))
+        self._last_sent = time.monotonic()
 
     def _handle(self, message: ipc.FrontendMessage) -> list[ipc.RequestOutput]:
         match message:

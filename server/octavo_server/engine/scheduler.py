@@ -153,20 +153,27 @@ class Scheduler:
 
     def _schedule_waiting(self, output: SchedulerOutput, budget: int) -> None:
         """Lets requests join. One that does not fit holds up those behind it: otherwise long ones would starve."""
+        # All of a prompt and a first token must fit, though only a chunk is computed now: half a prefill that is
+        # preempted is work for nothing. Nor is a page free that the next token of one before it needs. (Their prompts
+        # have all of their pages by now: as long as one is under way, it leaves no budget.)
+        reserved = sum(self._blocks_to_come(request) for request in self.running) if self.waiting else 0
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
             request = next(iter(self.waiting.values()))
-            # All of its prompt and a first token must fit, though only a chunk is computed now: half a prefill that is
-            # preempted is work for nothing.
-            if not self.kv_cache.can_hold(request, request.num_tokens + 1):
+            if self._blocks_to_come(request) > self.kv_cache.pool.num_free - reserved:
                 return
             count = min(request.num_tokens_to_compute, budget)
             self.kv_cache.allocate_slots(request, count)
+            reserved += self._blocks_to_come(request)
             self._dequeue(request)
             request.status = RequestStatus.RUNNING
             self.running.append(request)
             output.new_requests.append(self._introduce(request))
             output.num_scheduled_tokens[request.request_id] = count
             budget -= count
+
+    def _blocks_to_come(self, request: Request) -> int:
+        """Pages that a request takes until all tokens it has, and the next one, have their slots."""
+        return self.kv_cache.blocks_needed(request, request.num_tokens + 1)
 
     def _introduce(self, request: Request) -> NewRequest:
         return NewRequest(

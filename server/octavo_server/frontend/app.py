@@ -17,7 +17,14 @@ from octavo_server.frontend.state import ServerState
 
 def create_app(state: ServerState) -> FastAPI:
     """The app of one server."""
-    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Octavo",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=refusal.DESCRIBED,
+    )
     refusal.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     _add_openai_routes(app, state)

@@ -168,6 +168,9 @@ def _for_template(message: Message, index: int, knows_developer_role: bool) -> d
 def _arguments(text: str, where: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text or "{}")
+        json.dumps(arguments, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where}: holds half of a surrogate pair, which is no character", param=where) from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{where}: must be JSON in a string", param=where) from error
     if not isinstance(arguments, dict):

@@ -116,9 +116,14 @@ class EngineClient:
         return len(self._streams)
 
     @property
+    def silent_seconds(self) -> float:
+        """Time since the engine's last word."""
+        return time.monotonic() - self._last_heard
+
+    @property
     def hangs(self) -> bool:
         """Whether an engine that was ready has been silent for too long."""
-        return self.ready is not None and time.monotonic() - self._last_heard > HANG_SECONDS
+        return self.ready is not None and self.silent_seconds > HANG_SECONDS
 
     def open(self, path: Path, epoch: int) -> None:
         """Bind the socket for a new engine and listen to it. `path` lies in a directory that only we may enter.

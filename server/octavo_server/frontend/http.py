@@ -8,21 +8,30 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
+from http import HTTPStatus
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from octavo_server.frontend.refusal import ErrorBody, ErrorObject
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 100
-_BODY: Final = (
-    b'{"error":{"message":"the headers of the request are too large","type":"invalid_request_error",'
-    b'"param":null,"code":"headers_too_large"}}'
+
+
+def _answer(status: HTTPStatus, message: str, code: str) -> bytes:
+    """A whole answer with an OpenAI error object, for requests that never reach the app."""
+    body = msgspec.json.encode(ErrorBody(ErrorObject(message, code=code)))
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+_TOO_LARGE: Final = _answer(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers of the request are too large", "headers_too_large"
 )
-_REFUSAL: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: " + str(len(_BODY)).encode() + b"\r\n\r\n" + _BODY
-)
+_MALFORMED: Final = _answer(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP", "invalid_http")
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -45,7 +54,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._in_head and not self._begun_here:
             self._unfinished += len(data)
             if self._unfinished > MAX_HEAD_BYTES:
-                self._refuse()
+                self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -69,7 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The head is complete: the request is started if it is within the bounds."""
         self._in_head = False
         if self._head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._refuse()
+            self._refuse(_TOO_LARGE)
         else:
             super().on_headers_complete()
 
@@ -83,10 +92,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._refused:
             super().on_message_complete()
 
-    def _refuse(self) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """The parser does not understand the request; uvicorn's `msg` says no more than that."""
+        self._refuse(_MALFORMED)
+
+    def _refuse(self, answer: bytes) -> None:
         if not self._refused and self.transport is not None:
             self._refused = True
-            self.transport.write(_REFUSAL)
+            self.transport.write(answer)
             self.transport.close()
 
 

@@ -1,6 +1,7 @@
 """Errors as OpenAI error objects: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -18,6 +19,35 @@ log = logging.getLogger(__name__)
 
 _SHOWN: Final = 100  # characters of a wrong value
 _CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+# For the OpenAPI document, in place of FastAPI's own 422, which is never sent.
+_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+DESCRIBED: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {
+        "description": "The request is refused: an OpenAI error object says why",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {
+                        "error": {
+                            "type": "object",
+                            "required": ["message", "type", "param", "code"],
+                            "properties": {
+                                "message": {"type": "string"},
+                                "type": {"type": "string"},
+                                "param": _TEXT_OR_NULL,
+                                "code": _TEXT_OR_NULL,
+                            },
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 class ErrorObject(msgspec.Struct, frozen=True):
@@ -96,11 +126,25 @@ def _of_body(request: Request, error: RequestValidationError) -> ErrorObject:
 
 
 def _of_http(request: Request, error: HTTPException) -> ErrorObject:
+    if reason := _why_unreadable(error.__cause__):
+        return ErrorObject(f"the body is not valid JSON: {reason}", code="invalid_json")
     messages = {
         404: f"there is no {request.method} {request.url.path[:200]}",
         405: f"{request.url.path[:200]} does not take {request.method}",
     }
     return ErrorObject(messages.get(error.status_code, str(error.detail)), code=_CODES.get(error.status_code))
+
+
+def _why_unreadable(cause: BaseException | None) -> str | None:
+    """What stands in a body that Python's parser gives up on, without calling it wrong JSON."""
+    match cause:
+        case UnicodeDecodeError():
+            return f"it is not UTF-8 (byte {cause.start})"
+        case RecursionError():
+            return "it is nested too deeply"
+        case ValueError():
+            return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"
+    return None
 
 
 def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str, Any]:

@@ -1,4 +1,4 @@
-"""Starts the engine process, watches it, and starts it again when it dies.
+"""Starts the engine process, watches it, and starts it again when it dies. One that hangs is killed.
 
 The engine is `python -m octavo_server.engine`. Its start message is one line of JSON on stdin, `{"config":
 EngineConfig, "socket": path, "epoch": integer, "log_level": text}`; it connects to the socket, which is bound before
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 RESTARTS: Final = 3
 RESTARTS_WITHIN_SECONDS: Final = 300.0
+LOOK_SECONDS: Final = 1.0
 ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine")
 
 
@@ -104,14 +105,28 @@ class Supervisor:
             await _write_line(process, json.dumps(start))
             if self._stopping:
                 process.kill()
-            code = await process.wait()
-            if code > 0:
-                await self._client.last_words()
-            return _describe_end(code)
+            return await self._watch(process)
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> str:
+        """Until the process has ended; returns how. One that is silent for too long is killed."""
+        ended, hung = asyncio.create_task(process.wait(), name="end of the engine"), False
+        try:
+            while not (await asyncio.wait({ended}, timeout=LOOK_SECONDS))[0]:
+                # Looked at twice: if it was this process that stood still, the engine's words are there, not read yet.
+                if hung and self._client.hangs:
+                    process.kill()  # also ends a process that is stopped
+                    return f"the engine process was silent for {self._client.silent_seconds:.0f} s and was killed"
+                hung = self._client.hangs
+            code = ended.result()
+        finally:
+            ended.cancel()
+        if code > 0:
+            await self._client.last_words()
+        return _describe_end(code)
 
     def _count_death(self, reason: str) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +25,11 @@ _NO_DISTRIBUTION = "the model gave no probabilities for the next token (its logi
 class Decoder(Protocol):
     """What the runner needs of a model."""
 
-    def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
-        """[T, hidden]: the last hidden states; stores K and V of the batch's tokens in their slots."""
+    def forward(self, batch: ForwardBatch, kv_cache: KVCache, on_progress: Callable[[], None]) -> torch.Tensor:
+        """[T, hidden]: the last hidden states; stores K and V of the batch's tokens in their slots.
+
+        Calls `on_progress` whenever a part of the work is done, some times in each layer.
+        """
         ...
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
@@ -70,15 +74,20 @@ class ModelRunner:
             ) from error
 
     @torch.inference_mode()
-    def execute(self, output: SchedulerOutput) -> list[SampledRow]:
-        """Runs one step. Only requests with something to say have a row in the result."""
+    def execute(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> list[SampledRow]:
+        """Runs one step. Only requests with something to say have a row in the result.
+
+        Calls `on_progress` whenever a part of the step is done: a step may take minutes, a part of it does not.
+        """
         self.batch.apply(output)
         if self.decoder is None or not output.num_scheduled_tokens:
             return []
         rows = self.batch.advance(output.num_scheduled_tokens)
-        hidden = self.decoder.forward(self.batch.build(rows), self.kv_cache)
+        hidden = self.decoder.forward(self.batch.build(rows), self.kv_cache, on_progress)
         prompt_logprobs = {
-            row.state.request_id: self._prompt_logprobs(row, hidden) for row in rows if row.state.wants_prompt_logprobs
+            row.state.request_id: self._prompt_logprobs(row, hidden, on_progress)
+            for row in rows
+            if row.state.wants_prompt_logprobs
         }
         result = self._sample([row for row in rows if row.samples], hidden, prompt_logprobs)
         result += [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompt_logprobs.items()]
@@ -118,7 +127,9 @@ class ModelRunner:
             result.append(SampledRow(request_id, sampled.token_id, sampled.logprobs, prompt))
         return result
 
-    def _prompt_logprobs(self, row: ScheduledRow, hidden: torch.Tensor) -> list[TokenLogprobs | None]:
+    def _prompt_logprobs(
+        self, row: ScheduledRow, hidden: torch.Tensor, on_progress: Callable[[], None]
+    ) -> list[TokenLogprobs | None]:
         """Of the prompt tokens that this step's tokens predict; the very first token is predicted by none.
 
         Logits are made for some rows at a time: those of a long prompt would take gigabytes.
@@ -133,6 +144,7 @@ class ModelRunner:
             logits = self._logits(hidden[begin + offset : stop + offset])
             targets = state.token_ids[begin + 1 : stop + 1].tolist()
             found += token_logprobs(logits, targets, [count] * len(targets))
+            on_progress()
         return found
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:

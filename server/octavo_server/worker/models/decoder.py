@@ -1,5 +1,6 @@
 """The decoder of the Llama family, shaped by its config: Llama, Qwen2, Qwen3, Mistral."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +68,16 @@ class Decoder:
         self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, kv_cache: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        kv_cache: list[tuple[torch.Tensor, torch.Tensor]],
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> torch.Tensor:
         """The last hidden states of the batch's tokens, [T, hidden], after the final norm.
 
         kv_cache: (K, V) of each layer, as `KVCacheSpec.allocate` gives them; the batch's own K and V are stored there.
+        on_progress: called after each half of a layer. On a GPU that says only that the host got there.
         """
         metadata = AttentionMetadata(batch.query_start, batch.context_lens, batch.block_tables, self._workspace)
         cos, sin = self.cos[batch.positions], self.sin[batch.positions]
@@ -82,8 +89,10 @@ class Decoder:
             store_kv(k, v, *cache, batch.slot_mapping)
             attended = paged_attention(q, *cache, metadata, self.scale, window)
             hidden = hidden + layer.output(attended.flatten(1))
+            on_progress()
             x = rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
             hidden = hidden + layer.down(silu_and_mul(layer.gate_up(x)))
+            on_progress()
         return rms_norm(hidden, self.norm, self.config.rms_norm_eps)
 
     @torch.inference_mode()
