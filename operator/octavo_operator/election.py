@@ -43,6 +43,7 @@ class Election:
         self._timing = timing or Timing()
         self._seen = ("", 0.0)  # the Lease's resourceVersion, and when it was first seen here
         self._renewed = 0.0
+        self._stands_by = False
 
     async def acquire(self) -> None:
         """Return as the holder. What fails on the way is tried again."""
@@ -92,6 +93,9 @@ class Election:
         elif _holder(lease) in {"", self._identity} or self._stood_still(lease):
             await self._write(lease, self._identity, self._timing.duration)
         else:
+            if not self._stands_by:
+                self._stands_by = True
+                log.info("standing by: the Lease %s in %s is held by %s", LEASE_NAME, self._namespace, _holder(lease))
             return False
         self._renewed = started
         return True

@@ -46,8 +46,13 @@ def run_operator(settings: OperatorSettings) -> int:
 
 async def _until_signalled(settings: OperatorSettings) -> int:
     stop = asyncio.Event()
+
+    def on_signal() -> None:
+        log.info("stopping")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     return await Operator(settings).run(stop)
 
 

@@ -73,6 +73,17 @@ async def test_a_released_lease_is_taken_at_once(control_plane: ControlPlane, ku
         assert lease["spec"]["leaseTransitions"] >= 2
 
 
+async def test_a_standby_tells_once_for_whom_it_waits(
+    control_plane: ControlPlane, kube: Kube, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "octavo_operator.election")
+    async with candidate(control_plane, kube.namespace, "a") as a, candidate(control_plane, kube.namespace, "b") as b:
+        await a.acquire()
+        await asyncio.wait_for(b.acquire(), 20)
+    told = [text for text in caplog.messages if text.startswith("standing by")]
+    assert told == [f"standing by: the Lease {LEASE_NAME} in {kube.namespace} is held by a"]
+
+
 @pytest.mark.parametrize("how", ["refuse", "hang"])
 async def test_a_leader_that_cannot_reach_the_api_server_stops_before_another_may_start(
     control_plane: ControlPlane, kube: Kube, faults: Faults, how: str

@@ -18,8 +18,9 @@ RULES = [
     {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/status"], "verbs": ["patch"]},
     {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/finalizers"], "verbs": ["update"]},
-    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch"]},
-    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch"]},
+    # delete: what OwnerReferencesPermissionEnforcement asks of who gives an object that exists an owner.
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch", "delete"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
@@ -53,6 +54,11 @@ def kubeconfig_for(plane: ControlPlane, token: str, path: Path) -> Path:
     return path
 
 
+async def owned(kube: Kube, kind: tuple[str, str], uid: str) -> bool:
+    found = await kube.get(*kind, "demo")
+    return [each["uid"] for each in found["metadata"].get("ownerReferences", [])] == [uid]
+
+
 @pytest.mark.real
 @pytest.mark.usefixtures("node")
 async def test_the_least_role_is_enough(control_plane: ControlPlane, octavo: Kube, tmp_path: Path) -> None:
@@ -79,6 +85,9 @@ async def test_the_least_role_is_enough(control_plane: ControlPlane, octavo: Kub
             return {"Created", "Updated", "Ready"} <= reasons
 
         await octavo.until(told)
+        for kind in (("apps/v1", "Deployment"), ("v1", "Service")):
+            await octavo.patch(await octavo.get(*kind, "demo"), {"metadata": {"ownerReferences": None}})
+            await octavo.until(lambda kind=kind: owned(octavo, kind, made["metadata"]["uid"]), 30, "adoption")
         assert running.counted("error") == 0
     finally:
         running.stop()

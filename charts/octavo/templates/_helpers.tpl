@@ -53,18 +53,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [octavo.dev]
   resources: [llmdeployments/finalizers] # for ownerReferences with blockOwnerDeletion
   verbs: [update]
+# Nothing is deleted by the operator. But where OwnerReferencesPermissionEnforcement is on, giving an object that exists
+# an owner, as in the adoption of orphans, takes the right to delete it.
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [list, watch, create, patch]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
-  verbs: [list, watch, create, patch]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch, patch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
 
 {{- /* The Lease is always beside the operator. */}}

@@ -100,8 +100,11 @@ def _root() -> Schema:
 
 
 def _validation(rule: Rule) -> Schema:
-    # A fieldPath may lead to fields of the schema only, and metadata has none there.
-    path = {"fieldPath": f".{rule.field}"} if rule.field and not rule.field.startswith("metadata") else {}
+    # A fieldPath may lead to fields of the schema only, and metadata has none there: its message
+    # names the field instead.
+    if rule.field is not None and rule.field.startswith("metadata"):
+        return {"rule": rule.cel, "message": f"{rule.field}: {rule.message}"}
+    path = {"fieldPath": f".{rule.field}"} if rule.field else {}
     return {"rule": rule.cel, "message": rule.message} | path
 
 
