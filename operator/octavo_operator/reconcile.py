@@ -15,7 +15,7 @@ from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.events import Event, events_of
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.render import render
-from octavo_operator.status import Observation, Problem, build_status, status_patch
+from octavo_operator.status import TERMINATING, Observation, Problem, build_status, status_patch
 from octavo_operator.workqueue import Retry
 
 Manifest = dict[str, Any]
@@ -60,11 +60,11 @@ class Reconciler:
 
     async def _pass(self, key: Key) -> bool:
         live = await self._kube.get(KIND, key.namespace, key.name)
-        if live is None or "deletionTimestamp" in live["metadata"]:
-            return live is not None  # its children go with it, by their owner references
+        if live is None:
+            return False
         children = {kind: await self._kube.find(kind, key.namespace, key.name) for kind in CHILD_KINDS}
         wanted, deployment, problem = self._wanted(live)
-        problem = problem or _conflict(live, children)
+        problem = _terminating(live) or problem or _conflict(live, children)
         actions: list[Event] = []
         if problem is None:
             problem = await self._apply(live, wanted, children, actions)
@@ -75,7 +75,7 @@ class Reconciler:
             problem=problem,
         )
         await self._report(live, deployment, observed, actions)
-        if problem is not None and problem.reason != "InvalidSpec":
+        if problem is not None and problem.reason not in {"InvalidSpec", TERMINATING}:
             raise Retry(f"{problem.reason}: {problem.message}")
         return True
 
@@ -90,9 +90,14 @@ class Reconciler:
         self, live: Manifest, wanted: list[Manifest], children: dict[str, Manifest | None], actions: list[Event]
     ) -> Problem | None:
         """Write what differs, and put what came back into `children`."""
+        problem: Problem | None = None
         for manifest in wanted:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             child = children[kind]
+            if child is not None and "deletionTimestamp" in child["metadata"]:
+                message = f"the {kind} is being deleted; it is made again when it is gone"
+                problem = Problem("ChildTerminating", message)
+                continue
             if child is not None and drift.in_sync(manifest, child):
                 continue
             try:
@@ -109,7 +114,7 @@ class Reconciler:
                 if not error.is_refusal:
                     raise
                 return Problem("ApplyRefused", f"the API server refused {kind} {name}: {error.message}")
-        return None
+        return problem
 
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""
@@ -133,6 +138,13 @@ class Reconciler:
 def _own(live: Manifest, child: Manifest | None) -> Manifest | None:
     uid = live["metadata"]["uid"]
     return child if child is not None and drift.controller_uid(child) == uid else None
+
+
+def _terminating(live: Manifest) -> Problem | None:
+    """Nothing is applied for what is being deleted: its children go with it, by their owner references."""
+    if "deletionTimestamp" not in live["metadata"]:
+        return None
+    return Problem(TERMINATING, "this LLMDeployment is being deleted, and its Deployment and Service with it")
 
 
 def _conflict(live: Manifest, children: Mapping[str, Manifest | None]) -> Problem | None:

@@ -17,6 +17,9 @@ Manifest = Mapping[str, Any]
 Status = dict[str, Any]
 
 COMPLETE: Final = "Complete"
+TERMINATING: Final = "Terminating"
+_PASSING: Final = frozenset({TERMINATING, "PredecessorTerminating", "ChildTerminating"})
+"""Problems that end by themselves: they are progress, and no degradation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,11 @@ def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment
     scheduled = _scheduled(living(observed.pods), counts)
     progressing = _progressing(counts, observed)
     available = _available(counts, observed, deployment)
+    ready = _ready(counts, degraded, scheduled, progressing, available)
+    if observed.problem is not None and observed.problem.reason == TERMINATING:
+        ready = available = Verdict("False", TERMINATING, observed.problem.message)
     return {
-        "Ready": _ready(counts, degraded, scheduled, progressing, available),
+        "Ready": ready,
         "Available": available,
         "Progressing": progressing,
         "Scheduled": scheduled,
@@ -165,7 +171,7 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
 
 def _progressing(counts: Counts, observed: Observation) -> Verdict:
     if observed.problem is not None:
-        if observed.problem.reason == "PredecessorTerminating":
+        if observed.problem.reason in _PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
         return Verdict("False", "Blocked", f"nothing is changed while there is a problem: {observed.problem.message}")
     deadline = counts.conditions.get("Progressing", {})
@@ -210,7 +216,7 @@ def _scheduled(pods: Sequence[Manifest], counts: Counts) -> Verdict:
 
 def _degraded(counts: Counts, observed: Observation) -> Verdict:
     problem = observed.problem
-    if problem is not None and problem.reason != "PredecessorTerminating":
+    if problem is not None and problem.reason not in _PASSING:
         return Verdict("True", problem.reason, problem.message)
     failure = counts.conditions.get("ReplicaFailure", {})
     if failure.get("status") == "True":

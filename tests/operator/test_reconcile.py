@@ -365,8 +365,52 @@ async def test_nothing_is_made_while_it_is_being_deleted(octavo: Kube, passes: P
     made = await octavo.create(body)
     await octavo.delete(made)
     await passes.once()
-    assert faults.writes() == [] and await children(octavo) == {}
+    assert [write.path.rsplit("/", 1)[1] for write in faults.writes()] == ["status"] and await children(octavo) == {}
+    await passes.once()
+    assert len(faults.writes()) == 1
     await octavo.patch(made, {"metadata": {"finalizers": None}})
+
+
+@pytest.mark.usefixtures("node")
+async def test_status_says_that_it_is_being_deleted(
+    control_plane: ControlPlane, octavo: Kube, passes: Passes, faults: Faults
+) -> None:
+    body = llm_deployment()
+    body["metadata"]["finalizers"] = ["octavo.dev/test"]
+    made = await octavo.create(body)
+    await passes.once()
+    await run_deployment(octavo, control_plane, "demo")
+    await passes.once()
+    assert (await conditions(octavo))["Ready"][0] == "True"
+    await octavo.delete(made)
+    await passes.once()
+    seen = await conditions(octavo)
+    assert seen["Ready"][:2] == seen["Available"][:2] == ("False", "Terminating")
+    assert seen["Progressing"][:2] == ("True", "Terminating") and seen["Degraded"][0] == "False"
+    await octavo.patch(made, {"metadata": {"finalizers": None}})
+
+
+async def test_a_child_that_is_being_deleted_is_left_alone_and_made_again_when_it_is_gone(
+    octavo: Kube, passes: Passes
+) -> None:
+    made = await octavo.create(llm_deployment())
+    await passes.once()
+    child = await octavo.patch(
+        (await children(octavo))["Deployment"], {"metadata": {"finalizers": ["octavo.dev/test"]}}
+    )
+    await octavo.delete(child)
+    await octavo.patch(made, {"spec": {"replicas": 2}})
+    with pytest.raises(Retry, match="ChildTerminating"):
+        await passes.once()
+    assert (await children(octavo))["Deployment"]["spec"]["replicas"] == 1
+    seen = await conditions(octavo)
+    message = "the Deployment is being deleted; it is made again when it is gone"
+    assert seen["Progressing"] == ("True", "ChildTerminating", message) and seen["Degraded"][0] == "False"
+    assert seen["Ready"][0] == "False"
+    await octavo.patch(child, {"metadata": {"finalizers": None}})
+    await passes.once()
+    again = (await children(octavo))["Deployment"]
+    assert again["metadata"]["uid"] != child["metadata"]["uid"] and again["spec"]["replicas"] == 2
 
 
 @pytest.mark.parametrize("outcome", ["after", "disconnect", 500, 429, 409])

@@ -214,3 +214,11 @@ def test_events_tell_changes_only() -> None:
         ("Normal", "NotReady"),
     ]
     assert events_of(ill, ill) == []
+
+
+@pytest.mark.parametrize("reason", ["Terminating", "ChildTerminating", "PredecessorTerminating"])
+def test_what_is_going_away_is_not_ready_however_many_replicas_still_are(reason: str) -> None:
+    status = built(observed(deployment(1, 1, 1), pod(), problem=Problem(reason, "why")))
+    assert told(status, "Ready")[:2] == ("False", reason)
+    assert told(status, "Progressing") == ("True", reason, "why") and told(status, "Degraded")[0] == "False"
+    assert told(status, "Available")[0] == ("False" if reason == "Terminating" else "True")
