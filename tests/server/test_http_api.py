@@ -393,11 +393,16 @@ def test_a_number_beyond_all_bounds_is_refused(http: httpx.Client, field: str, v
     refusal(answer)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
 )
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return inner | st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+
+
+JSON = containers(containers(LEAVES))
 OTHERS = ["model", "prompt", "messages", "stop", "stream", "stream_options", "logprobs", "n", "x"]
 BODIES = st.dictionaries(st.sampled_from([*OTHERS, *NUMBERS]), JSON, max_size=4)
 
