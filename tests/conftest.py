@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
@@ -12,6 +13,9 @@ import pytest
 
 from kube_fixture import ControlPlane, Faults, Kind, Kube, find_assets, kinds_to_run, start
 from kube_fixture.plane import CHOICE
+
+# As in the engine process: threads that spin while they wait are slow on shared cores. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ABSENT = f"needs a real Kubernetes: etcd and kube-apiserver in KUBEBUILDER_ASSETS, or {CHOICE}=kubeconfig"
 

@@ -11,7 +11,7 @@ from octavo_kernels.metadata import AttentionMetadata
 ROW_TILE: Final = 8
 KEY_TILE: Final = 64
 # Elements of working memory: of K gathered at once, and of scores held at once (unless one row needs more).
-GATHER_ELEMENTS: Final = 1 << 18
+GATHER_ELEMENTS: Final = 1 << 19
 SCORE_ELEMENTS: Final = 1 << 20
 _POSITIONS_AT_ONCE: Final = 256
 
