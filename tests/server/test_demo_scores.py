@@ -69,10 +69,13 @@ def test_held_out_prompts_of_each_skill_are_answered_rightly(asked: list[Case], 
     assert all(scores[skill] >= PER_SKILL - 1 for skill in SKILLS), scores
 
 
-def _slots_moved(batch: ForwardBatch) -> ForwardBatch:
-    """K and V of every third token are stored where nobody looks for them."""
+def _slots_lost(batch: ForwardBatch) -> ForwardBatch:
+    """K and V of every third token are written over those of the step's first one.
+
+    To exchange the slots within a request would not do: K carries its position, so attention hardly minds the order.
+    """
     slots = batch.slot_mapping.clone()
-    slots[::3] = torch.roll(slots[::3], 1)
+    slots[2::3] = slots[0]
     return ForwardBatch(
         batch.token_ids, batch.positions, slots, batch.query_start, batch.context_lens, batch.block_tables
     )
@@ -86,7 +89,7 @@ def _positions_lost(batch: ForwardBatch) -> ForwardBatch:
     )
 
 
-@pytest.mark.parametrize("broken", [_slots_moved, _positions_lost])
+@pytest.mark.parametrize("broken", [_slots_lost, _positions_lost])
 def test_a_broken_cache_or_position_shows_in_the_scores(
     broken: Callable[[ForwardBatch], ForwardBatch],
     asked: list[Case],
@@ -97,4 +100,5 @@ def test_a_broken_cache_or_position_shows_in_the_scores(
     build = core.runner.batch.build
     monkeypatch.setattr(core.runner.batch, "build", lambda rows: broken(build(rows)))
     few = [case for case in asked if case.skill in ("copying", "recall at 500")]
-    assert sum(score(core, few, tokenizer, max_tokens=40).values()) <= len(few) // 2
+    scores = score(core, few, tokenizer, max_tokens=40)
+    assert sum(scores.values()) <= len(few) // 2
