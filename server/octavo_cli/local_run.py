@@ -38,7 +38,7 @@ class RunOptions:
 
 @dataclass(slots=True)
 class Answer:
-    """What a chat brought; `peak` is the greatest share of the replica's KV cache that was seen in use, 0 to 1."""
+    """What a chat brought; `peak` is the greatest share of the replica's KV cache known to have been in use, 0 to 1."""
 
     replica: str
     text: str = ""
@@ -128,6 +128,7 @@ class LocalRun:
         finally:
             sampling.cancel()
             self._write("\n\n")
+        await self._count_own_tokens(client, replica, answer)
         return answer
 
     def _write(self, text: str) -> None:
@@ -141,6 +142,12 @@ class LocalRun:
             use = await self._use(client, state)
             answer.peak = max(answer.peak, use.share if use is not None else 0.0)
             await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _count_own_tokens(self, client: httpx.AsyncClient, state: ReplicaState, answer: Answer) -> None:
+        """An answer may be over between two looks; its own tokens, but for the last, lay in the cache at its end."""
+        use = await self._use(client, state)
+        if use is not None and use.tokens_total and answer.usage:
+            answer.peak = max(answer.peak, (answer.usage["total_tokens"] - 1) / use.tokens_total)
 
     async def _use(self, client: httpx.AsyncClient, state: ReplicaState) -> KVCacheUse | None:
         return await kv_cache_use(client, state.url) if state.url is not None else None

@@ -37,11 +37,11 @@ def print_status(
 
 
 def describe_use(now: KVCacheUse | None, peak: float | None) -> str:
-    """A KV cache's use in words; `peak` is the greatest share that was seen during an answer, 0 to 1."""
+    """A KV cache's use in words; `peak` is the greatest share during an answer, 0 to 1."""
     if now is None:
         return "not told by the replica"
     of = f" of {now.tokens_total:,} tokens" if now.tokens_total is not None else ""
-    during = f", at most {peak:.2%} seen during the answer" if peak is not None else ""
+    during = f", {peak:.2%} at the most during the answer" if peak is not None else ""
     return f"{now.share:.2%}{of} in use{during}"
 
 
