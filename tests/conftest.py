@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+import processes
 from kube_fixture import ControlPlane, Faults, Kind, Kube, find_assets, kinds_to_run, start
 from kube_fixture.plane import CHOICE
 
@@ -109,3 +111,14 @@ async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
 def namespace(kube: Kube) -> str:
     """The name of a namespace that is this test's alone."""
     return kube.namespace
+
+
+@pytest.fixture
+def mark() -> Iterator[dict[str, str]]:
+    """A mark for this test's processes and all that they start; it fails if one of them outlives it."""
+    value = processes.new_mark()
+    yield value
+    left = processes.wait_gone(value)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left

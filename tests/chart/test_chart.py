@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from least_role import LEASE_RULES, RULES
 from octavo_cli.operator import operator
 from octavo_common.names import OPERATOR_PORT
 from octavo_common.version import __version__
@@ -45,27 +46,6 @@ COMBINATIONS: dict[str, Values] = {
         "fullnameOverride": "llm-operator",
     },
 }
-
-# What architecture.md grants, and not a verb more.
-RULES = [
-    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/status"], "verbs": ["patch"]},
-    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/finalizers"], "verbs": ["update"]},
-    # delete: what OwnerReferencesPermissionEnforcement asks of who gives an object that exists an owner.
-    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
-    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch", "delete"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-]
-LEASE_RULES = [
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
-    {
-        "apiGroups": ["coordination.k8s.io"],
-        "resources": ["leases"],
-        "resourceNames": ["octavo-operator"],
-        "verbs": ["get", "update"],
-    },
-]
 
 
 @pytest.fixture(scope="module")

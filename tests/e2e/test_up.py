@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,17 +16,6 @@ import processes
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "llmdeployment.yaml"
 LONG = "Repeat: " + " ".join(["the quick brown fox jumps over the lazy dog"] * 8)
-
-
-@pytest.fixture
-def mark() -> Iterator[dict[str, str]]:
-    """A mark for this test's processes, engines included; it fails if one of them outlives it."""
-    value = processes.new_mark()
-    yield value
-    left = processes.wait_gone(value)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
 
 
 @pytest.fixture

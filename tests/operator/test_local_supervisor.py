@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +21,6 @@ from octavo_operator.local.replica import Launch, ReplicaState, describe_exit
 from octavo_operator.local.supervisor import ReplicaFailedError, Supervisor
 
 FAKE = str(Path(fake_replica.__file__).resolve())
-
-
-@pytest.fixture
-def mark() -> Iterator[dict[str, str]]:
-    """A mark for this test's processes; it fails if one of them outlives it."""
-    value = processes.new_mark()
-    yield value
-    left = processes.wait_gone(value)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
 
 
 def launch(mark: dict[str, str], fault: str = "none") -> Launch:

@@ -1,4 +1,4 @@
-"""The operator needs no more than this Role. The chart's is compared with it elsewhere; here it is tried."""
+"""The operator needs no more than the least Role. The chart's is compared with it elsewhere; here it is tried."""
 
 from __future__ import annotations
 
@@ -9,22 +9,11 @@ import pytest
 import yaml
 
 from kube_fixture import ControlPlane, Kube, run_deployment
+from least_role import LEASE_RULES, RULES
 from llm_deployments import IMAGE, RunningOperator, llm_deployment, until_condition
 from octavo_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
-
-RULES = [
-    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/status"], "verbs": ["patch"]},
-    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/finalizers"], "verbs": ["update"]},
-    # delete: what OwnerReferencesPermissionEnforcement asks of who gives an object that exists an owner.
-    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
-    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch", "delete"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
-]
 
 
 async def service_account(kube: Kube, rules: list[Object]) -> str:
@@ -62,7 +51,7 @@ async def owned(kube: Kube, kind: tuple[str, str], uid: str) -> bool:
 @pytest.mark.real
 @pytest.mark.usefixtures("node")
 async def test_the_least_role_is_enough(control_plane: ControlPlane, octavo: Kube, tmp_path: Path) -> None:
-    token = await service_account(octavo, RULES)
+    token = await service_account(octavo, LEASE_RULES + RULES)
     running = RunningOperator(
         OperatorSettings(
             namespaces=(octavo.namespace,),

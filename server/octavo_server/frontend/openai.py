@@ -7,6 +7,7 @@ Longer than usual because it is one list: each line is a field and its bounds.
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
@@ -237,9 +238,9 @@ class GenerationRequest(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to each token that are wanted; None: no log-probabilities."""
-        raise NotImplementedError
 
     @property
     def token_limit(self) -> int | None:

@@ -1,0 +1,26 @@
+"""The rights that the operator needs, and not a verb more: what the chart must grant, and what a test works with."""
+
+from typing import Any
+
+Rule = dict[str, Any]
+
+RULES: list[Rule] = [
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/status"], "verbs": ["patch"]},
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/finalizers"], "verbs": ["update"]},
+    # delete: what OwnerReferencesPermissionEnforcement asks of who gives an object that exists an owner.
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+]
+# In the operator's own namespace alone.
+LEASE_RULES: list[Rule] = [
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": ["octavo-operator"],
+        "verbs": ["get", "update"],
+    },
+]
