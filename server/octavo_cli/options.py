@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
@@ -56,8 +57,12 @@ def validated(model: type[M], values: Mapping[str, Any]) -> M:
 def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]:
     kind, multiple = _kind(field.annotation)
     default = f"  [default: {field.default}]" if field.default is not None and not multiple else ""
+    names = [flag(name), *(flag(other) for other in _other_names(field))]
+    if kind is click.BOOL:
+        default = "" if field.default is None else f"  [default: {'yes' if field.default else 'no'}]"
+        names = [f"{one}/{one.replace('--', '--no-', 1)}" for one in names]
     return click.option(
-        flag(name),
+        *names,
         name,
         type=kind,
         multiple=multiple,
@@ -68,6 +73,13 @@ def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]
     )
 
 
+def _other_names(field: FieldInfo) -> list[str]:
+    """Further names of the flag: `json_schema_extra={"flags": ["kv_offloading_size"]}`."""
+    extra = field.json_schema_extra
+    names = extra.get("flags", []) if isinstance(extra, dict) else []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def _kind(annotation: Any) -> tuple[click.ParamType[Any], bool]:
     """(click's type, whether the flag may be given several times) for a field's annotation."""
     if get_origin(annotation) in (types.UnionType, Union):
@@ -76,7 +88,13 @@ def _kind(annotation: Any) -> tuple[click.ParamType[Any], bool]:
         return click.Choice(list(get_args(annotation))), False
     if get_origin(annotation) is tuple:
         return click.STRING, True
-    kinds: dict[Any, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    kinds: dict[Any, click.ParamType[Any]] = {
+        int: click.INT,
+        float: click.FLOAT,
+        str: click.STRING,
+        bool: click.BOOL,
+        Path: click.Path(path_type=Path),
+    }
     if annotation not in kinds:
         raise TypeError(f"there is no option for a field of type {annotation}")
     return kinds[annotation], False

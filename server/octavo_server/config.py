@@ -45,6 +45,28 @@ class EngineConfig(BaseModel):
         le=1_048_576,
         description="tokens in a step at most, of prefill and decode together [default: 2048 on a GPU, 512 on the CPU]",
     )
+    enable_prefix_caching: bool = Field(True, description="share pages between requests that begin alike")
+    swap_space: float | None = Field(
+        None,
+        ge=0.0,
+        le=65_536.0,
+        description="GiB of host memory for pages that leave the device "
+        "[default: 4 on a GPU, or a quarter of the memory that is free; 0 on the CPU]",
+        json_schema_extra={"flags": ["kv_offloading_size"]},
+    )
+    preemption_mode: Literal["auto", "swap", "recompute"] = Field(
+        "auto", description="what becomes of a preempted request's pages; auto: what is estimated to be faster"
+    )
+    disk_cache_dir: Path | None = Field(
+        None, description="directory for cached pages that leave host memory; needs --swap-space above 0"
+    )
+    disk_cache_size: float = Field(16.0, gt=0.0, le=1_048_576.0, description="GiB that --disk-cache-dir may take")
+    async_scheduling: bool | None = Field(
+        None, description="decide the next step while one runs [default: on a GPU, where it hides the host's work]"
+    )
+    batch_invariant: bool = Field(
+        False, description="a request's tokens depend on it alone, not on its batch (always so on the CPU)"
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 
 
@@ -59,6 +81,12 @@ class ServerConfig(EngineConfig):
     api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
+    )
+    max_queued_requests: int = Field(
+        1024, ge=0, le=1_048_576, description="requests that wait beyond --max-num-seqs; more are answered with 429"
+    )
+    request_timeout: float | None = Field(
+        None, gt=0.0, le=86_400.0, description="seconds after which a request ends with an error [default: none]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 

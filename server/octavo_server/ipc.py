@@ -5,11 +5,11 @@ Every message carries the engine's `epoch` (drawn anew at each start of the engi
 The version is checked once, in `Hello`: both ends come from one installation.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -17,6 +17,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `stop_token_ids` ends a request besides the model's own ends; stop strings live in the API process, which aborts.
     `logprobs`: None for none, else the number of alternatives besides the sampled token. `prompt_logprobs` likewise.
+    `choice` numbers the answers to one prompt (`n` > 1): with `seed` and position it is the key of the noise.
+    `bad_words`: sequences of token ids, none empty, whose last token is never chosen after the others.
     """
 
     temperature: float = 1.0
@@ -24,6 +26,13 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     top_k: int = 0  # 0: off
     min_p: float = 0.0
     seed: int = 0
+    choice: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0  # before them neither the model's ends nor `stop_token_ids` are chosen
     max_tokens: int = 16
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -31,14 +40,24 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_logprobs: int | None = None
 
 
-class AddRequest(msgspec.Struct, frozen=True, tag=True):
-    """A request joins the waiting queue. `arrival` is seconds of the wall clock."""
+class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A request joins the waiting queue.
+
+    `arrival` and `deadline` are seconds of CLOCK_MONOTONIC, which all processes of a machine share; a request that is
+    not through by its deadline ends with an error of kind "timeout". `priority`: lower ones go first.
+    `page_hashes`: `page_hash.hash_pages` of the prompt with `salt`, for pages of the engine's size; empty if none of
+    its pages are to be shared. `salt`: requests share pages only where theirs are equal.
+    """
 
     epoch: int
     request_id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
     arrival: float
+    page_hashes: bytes = b""
+    salt: bytes = b""
+    priority: int = 0
+    deadline: float | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -66,8 +85,15 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     rank: int
 
 
+ErrorKind = Literal["internal", "invalid", "out_of_memory", "timeout"]
+
+
 class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one step brought to one request. `finish_reason`: "stop", "length", "abort" or "error"."""
+    """What one step brought to one request. `finish_reason`: "stop", "length", "abort" or "error".
+
+    `num_cached_tokens`: of the prompt, those that the prefix cache saved; told with the first token. With the reason
+    "error" stand `error`, for people, and `error_kind`.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -77,9 +103,10 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    error_kind: ErrorKind = "internal"
 
 
-class EngineStats(msgspec.Struct, frozen=True):
+class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     """The engine's state after a step, for the metrics. Counters grow over the engine's life."""
 
     running: int
@@ -92,7 +119,24 @@ class EngineStats(msgspec.Struct, frozen=True):
     prompt_tokens: int
     generation_tokens: int
     steps: int
-    step_seconds: float  # of the last step
+    step_seconds: float  # of the last step, from its launch to its tokens
+    kv_blocks_cached: int = 0  # free pages whose content can still be hit; part of those that are not used
+    host_blocks_used: int = 0  # pages in host memory, those of preempted requests and cached ones
+    host_blocks_total: int = 0  # that are pinned so far
+    disk_blocks: int = 0
+    preemptions_by_swap: int = 0  # of `preemptions`; the others are by recompute
+    swapped_in: int = 0  # pages copied from host memory to the device
+    swapped_out: int = 0
+    loaded: int = 0  # pages read from disk
+    stored: int = 0  # pages written to disk
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0  # of these, found on the device …
+    prefix_hits_host: int = 0  # … in host memory
+    prefix_hits_disk: int = 0  # … on disk
+    step_tokens: int = 0  # tokens computed in the last step
+    schedule_seconds: float = 0.0  # of the last step: deciding, and taking in what came of it
+    prefill_tokens_per_second: float = 0.0  # measured over the last steps with such work; 0: none yet
+    decode_tokens_per_second: float = 0.0
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
@@ -123,6 +167,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     block_size: int
     num_blocks: int
     phases: dict[str, float]  # seconds each phase took
+    max_num_seqs: int = 0
+    prefix_caching: bool = False  # whether `page_hashes` are of use
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

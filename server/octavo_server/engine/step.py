@@ -5,6 +5,7 @@ tokens are appended by both sides: none is sent back to the worker.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from octavo_server.ipc import SamplingParams, TokenLogprobs
 
@@ -28,12 +29,43 @@ class NewRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PageKey:
+    """A page on disk: its name, and what must stand in the file, so that no collision of names gives wrong tokens.
+
+    `page_hash`: 16 bytes, see `page_hash.py`; `parent` that of the page before it (the root's for the first one).
+    `tokens`: its token ids, as `page_hash.pack` packs them.
+    """
+
+    page_hash: bytes
+    parent: bytes
+    tokens: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PageEvent:
+    """What the worker has to say of the lower tiers, from work beside the steps.
+
+    "loaded": the page of `page_hash` is in its host slot. "missed": it could not be read, and its file is gone.
+    "stored": it is on disk now. "evicted": it is not any more, to keep the disk within its bound.
+    "slots": `count` more host slots are pinned and can be used.
+    """
+
+    kind: Literal["loaded", "missed", "stored", "evicted", "slots"]
+    page_hash: bytes = b""
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerOutput:
     """One step's work. The order of `num_scheduled_tokens` is the order of the rows.
 
     A request samples a token in this step if its tokens are all computed at the step's end.
     `new_block_ids` has entries only for requests that the worker knows and that got pages. `finished_ids` and
     `preempted_ids` are to be forgotten before anything else is done; ids that are not known there are ignored.
+
+    Pages move before the step computes, in this order: `disk_stores` (host slot → disk), `swap_out` (page → host slot),
+    `swap_in` (host slot → page), then `disk_loads` (disk → host slot) are begun. A slot or page that one of these
+    leaves may be taken by a later one of them, and by the step; no slot of `swap_in` is written again in the same step.
     """
 
     step: int
@@ -42,6 +74,10 @@ class SchedulerOutput:
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
     finished_ids: list[str] = field(default_factory=list)
     preempted_ids: list[str] = field(default_factory=list)
+    swap_out: list[tuple[int, int]] = field(default_factory=list)  # (page, host slot)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)  # (host slot, page)
+    disk_stores: list[tuple[int, PageKey]] = field(default_factory=list)  # (host slot, what it holds)
+    disk_loads: list[tuple[PageKey, int]] = field(default_factory=list)  # (what is wanted, host slot)
 
     @property
     def total_tokens(self) -> int:
