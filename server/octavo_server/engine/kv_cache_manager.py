@@ -1,7 +1,35 @@
 """Block tables: which pages hold the tokens of which request."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
 from octavo_server.engine.block_pool import BlockPool, KVBlock
 from octavo_server.engine.request import Request
+from octavo_server.engine.step import PageEvent, PageKey
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHit:
+    """No prefix caching yet."""
+
+    held: int
+    block_size: int
+    num_tokens: int = 0
+    loading: bool = False
+
+    def blocks_needed(self, num_tokens: int) -> int:
+        """Pages."""
+        return max(0, -(-num_tokens // self.block_size) - self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Moves of pages."""
+
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    disk_stores: list[tuple[int, PageKey]] = field(default_factory=list)
+    disk_loads: list[tuple[PageKey, int]] = field(default_factory=list)
 
 
 class KVCacheManager:
@@ -48,3 +76,35 @@ class KVCacheManager:
     def free(self, request: Request) -> None:
         """Gives back all pages of the request, the tail of the sequence first. Nothing to do if it holds none."""
         self.pool.free(reversed(self._tables.pop(request.request_id, [])))
+
+    def lookup(self, request: Request) -> PrefixHit:
+        """Nothing."""
+        return PrefixHit(0, self.block_size)
+
+    def begin_loads(self, request: Request) -> bool:
+        """No."""
+        return False
+
+    def admit(self, request: Request, hit: PrefixHit, num_new_tokens: int) -> bool:
+        """As allocate_slots."""
+        return self.allocate_slots(request, num_new_tokens) is not None
+
+    def cache_pages(self, request: Request) -> None:
+        """Nothing."""
+
+    def swap_out(self, request: Request) -> bool:
+        """No."""
+        return False
+
+    def forget_step(self, requests: Iterable[Request]) -> None:
+        """Nothing."""
+
+    def take_moves(self) -> Moves:
+        """None."""
+        return Moves()
+
+    def handle(self, event: PageEvent) -> None:
+        """Nothing."""
+
+    def drop_cached(self) -> None:
+        """Nothing."""
