@@ -23,6 +23,7 @@ from octavo_server.engine.step import NewRequest, SampledRow, SchedulerOutput
 from octavo_server.ipc import ErrorKind, RequestOutput
 
 SCAN: Final = 32  # waiting requests that are looked at in a step at most
+LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
 
 TIMED_OUT: Final = "the request's time was up before it was through"
@@ -88,11 +89,11 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A prefill that wants a part of the step: a running one, or (`hit` given) one that could join."""
+    """A prefill that wants a part of the step: a running one, or one that waits and could join."""
 
     remaining: int
     request: Request
-    hit: PrefixHit | None = None
+    joins: bool = False
 
 
 class Scheduler:
@@ -125,6 +126,7 @@ class Scheduler:
         self._num_added = 0
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
+        self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
         self._finished_ids: list[str] = []  # that the worker has not been told of yet
         self._any_finished = False  # since `running` was last cleared of them
         self._deadlines: list[tuple[float, str, tuple[float, int]]] = []  # a heap; of requests that may be gone
@@ -222,23 +224,18 @@ class Scheduler:
     def fail(self, outputs: Iterable[SchedulerOutput], error: str, kind: ErrorKind) -> list[RequestOutput]:
         """After a step that broke, and with it those launched behind it: all of their requests end with an error.
 
-        What these steps moved or computed is not to be trusted; nobody else has been given it yet.
+        What these steps were to compute is hit by nobody; the worker has moved the pages all the same.
         """
-        results, moved = [], False
+        results = []
         for output in outputs:
             requests = self._launched.pop(output.step, {})
-            alive = [request for request in requests.values() if request.status is not RequestStatus.FINISHED]
-            moved |= bool(output.swap_in or output.swap_out or output.disk_loads)
-            moved |= any(request.status is RequestStatus.WAITING for request in alive)
-            self.kv_cache.forget_step(list(requests.values()))
-            results += [self._end_with_error(request, error, kind) for request in alive]
+            self.kv_cache.forget_step(requests.values())
+            for request in requests.values():
+                if request.status is not RequestStatus.FINISHED:
+                    results.append(self._end_with_error(request, error, kind))
             self._land(requests)
             # The worker may have broken before it came to these. Forgetting twice does no harm.
             self._finished_ids += (*output.finished_ids, *output.preempted_ids)
-        if moved:
-            for request in self.waiting:
-                self._forget_computed(request)
-            self.kv_cache.drop_cached()
         return results
 
     # --- decodes
@@ -352,46 +349,50 @@ class Scheduler:
         claims = [_Claim(r.num_tokens_to_compute, r) for r in batch.prefills if r.status is RequestStatus.RUNNING]
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.preempted_ids:
             claims += self._candidates(batch)
-        claims.sort(key=lambda claim: claim.request.key)
+        claims.sort(key=attrgetter("request.key"))
         shares = _fair_shares([claim.remaining for claim in claims], batch.budget)
         for claim, share in zip(claims, shares, strict=True):
-            if share and claim.hit is None and claim.request.status is RequestStatus.RUNNING:
+            if share and not claim.joins and claim.request.status is RequestStatus.RUNNING:
                 self._put_with_pages(claim.request, share, batch)
+        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
         for claim, share in zip(claims, shares, strict=True):
-            if share and claim.hit is not None and not batch.preempted_ids:
-                self._join(claim.request, claim.hit, share, batch)
+            if share and claim.joins and not batch.preempted_ids:
+                self._join(claim.request, share, coming, batch)
 
     def _candidates(self, batch: _Batch) -> list[_Claim]:
-        """Waiting requests that could join, in their order.
+        """Waiting requests that could join, in their order, judged by what was last known of their prefix.
 
         One for which the pages do not suffice is passed over, so that short ones get on; but once those that passed it
         are together as long as it is, it is not passed any more: what becomes free is kept for it.
         """
-        kv_cache, found = self.kv_cache, list[_Claim]()
-        batch.room = kv_cache.pool.num_free - self._reserved_blocks(batch.prefills)
+        found: list[_Claim] = []
+        batch.room = self.kv_cache.pool.num_free - self._reserved_blocks(batch.prefills)
         if batch.room <= 0 and self.running:
-            return []
-        coming = {name for request in batch.prefills if (name := self._next_page(request)) is not None}
+            return found
+        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
         for request in islice(self.waiting, SCAN):
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
-            if request.num_in_flight:
-                continue  # it has just given way, and its last token is not known yet
-            hit = kv_cache.lookup(request)
-            if hit.loading and kv_cache.begin_loads(request):
+            hit = self._hits.get(request.request_id)
+            if hit is None or (self.num_steps + request.key[1]) % LOOK_EVERY == 0:
+                hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
+            if self._must_wait(request, hit, coming):
                 continue
-            name = self._next_page(request, hit.num_tokens)
-            if name in coming:
-                continue  # somebody else computes it now: soon it is a hit
             if not self._fits(request, hit, batch):
                 batch.blocked.append(request)
                 if request.tokens_passed_by >= request.num_tokens:
                     break
                 continue
-            found.append(_Claim(request.num_tokens - hit.num_tokens, request, hit))
-            if name is not None:
-                coming.add(name)
+            found.append(_Claim(request.num_tokens - hit.num_tokens, request, joins=True))
+            coming.add(self._next_page(request, hit.num_tokens))
         return found
+
+    def _must_wait(self, request: Request, hit: PrefixHit, coming: set[bytes | None]) -> bool:
+        """For its own last token, just after it gave way; for the disk; or for somebody who computes its next page."""
+        if request.num_in_flight or (hit.loading and self.kv_cache.begin_loads(request)):
+            return True
+        name = self._next_page(request, hit.num_tokens)
+        return name is not None and name in coming
 
     def _reserved_blocks(self, prefills: list[Request]) -> int:
         """Pages to stay free when somebody joins: for the prompts under way, and the next token of each decode."""
@@ -399,10 +400,10 @@ class Scheduler:
         watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
         return to_come + max(watermark, len(self.running) - len(prefills))
 
-    def _next_page(self, request: Request, num_tokens: int | None = None) -> bytes | None:
-        """The name of the page that is computed next, if it is a full one and others could use it."""
+    def _next_page(self, request: Request, num_tokens: int) -> bytes | None:
+        """The name of the page that follows `num_tokens` computed ones, if it is a full one and others could use it."""
         block_size = self.kv_cache.block_size
-        index = (request.num_computed_tokens if num_tokens is None else num_tokens) // block_size
+        index = num_tokens // block_size
         if index >= len(request.page_hashes) or (index + 1) * block_size >= request.num_tokens or request.skip_prefix:
             return None
         return request.page_hashes[index]
@@ -412,12 +413,18 @@ class Scheduler:
         needed = hit.blocks_needed(request.num_tokens + 1)
         return needed <= (batch.room if self.running else self.kv_cache.pool.num_free)
 
-    def _join(self, request: Request, hit: PrefixHit, count: int, batch: _Batch) -> None:
-        needed = hit.blocks_needed(request.num_tokens + 1)
+    def _join(self, request: Request, share: int, coming: set[bytes | None], batch: _Batch) -> None:
+        hit = self.kv_cache.lookup(request)
         passed = [blocked for blocked in batch.blocked if blocked.key < request.key]
-        if any(blocked.tokens_passed_by >= blocked.num_tokens for blocked in passed):
+        if (
+            any(blocked.tokens_passed_by >= blocked.num_tokens for blocked in passed)
+            or self._must_wait(request, hit, coming)
+            or not self._fits(request, hit, batch)
+        ):
             return
-        if not self._fits(request, hit, batch) or not self.kv_cache.admit(request, hit, count):
+        count = min(share, request.num_tokens - hit.num_tokens)
+        needed = hit.blocks_needed(request.num_tokens + 1)
+        if not self.kv_cache.admit(request, hit, count):
             return
         batch.room -= needed
         for blocked in passed:
@@ -425,11 +432,10 @@ class Scheduler:
         self._dequeue(request)
         request.status = RequestStatus.RUNNING
         request.num_prefill_tokens = request.num_tokens
-        if request.num_preemptions == 0:
-            request.num_cached_tokens = request.num_computed_tokens
         insort(self.running, request, key=_by_key)
         batch.new_requests.append(self._introduce(request))
         batch.put(request, count)
+        coming.add(self._next_page(request, request.num_computed_tokens))
 
     def _introduce(self, request: Request) -> NewRequest:
         return NewRequest(
@@ -515,6 +521,7 @@ class Scheduler:
 
     def _dequeue(self, request: Request) -> None:
         del self.waiting[bisect_left(self.waiting, request.key, key=_by_key)]
+        self._hits.pop(request.request_id, None)
         self.num_waiting_tokens -= request.num_tokens
 
     def _end_with_error(self, request: Request, error: str, kind: ErrorKind) -> RequestOutput:

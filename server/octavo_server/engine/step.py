@@ -84,6 +84,12 @@ class SchedulerOutput:
         """Tokens in this step, of all requests."""
         return sum(self.num_scheduled_tokens.values())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the worker need not hear of it."""
+        moves = self.swap_out or self.swap_in or self.disk_stores or self.disk_loads
+        return not (self.num_scheduled_tokens or moves or self.finished_ids or self.preempted_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
