@@ -116,7 +116,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
     bill = _bill(model, config, device, dtype)
-    runner = ModelRunner(model, device, dtype, config.block_size)
+    runner = ModelRunner(model, device, dtype, config.block_size, eos_token_ids)
     runner.load(config.model)
     begin_phase("allocate cache")
     runner.allocate_cache(bill.num_blocks)

@@ -7,6 +7,7 @@ import torch
 
 from octavo_server.engine.step import NewRequest, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.worker.logits_processors import History, SamplingRow, needs_history
 from octavo_server.worker.models.interface import ForwardBatch
 
 
@@ -15,6 +16,7 @@ class RequestState:
 
     __slots__ = (
         "block_ids",
+        "history",
         "num_blocks",
         "num_computed",
         "num_prompt",
@@ -33,6 +35,7 @@ class RequestState:
         # One more than it may have: where no token is wanted at all (max_tokens 0) one is sampled, and dropped later.
         self.token_ids = np.empty(max(new.max_tokens_in_all, self.num_tokens) + 1, dtype=np.int64)
         self.token_ids[: self.num_tokens] = new.token_ids
+        self.history = History(self.token_ids, self.num_prompt) if needs_history(self.sampling) else None
         self.block_ids = np.zeros(-(-len(self.token_ids) // block_size), dtype=np.int32)
         self.num_blocks = 0
         self.add_blocks(new.block_ids)
@@ -41,6 +44,10 @@ class RequestState:
     def wants_prompt_logprobs(self) -> bool:
         """Not so after a preemption in mid-answer: they were sent with the first token."""
         return self.sampling.prompt_logprobs is not None and self.num_tokens == self.num_prompt
+
+    def sampling_row(self) -> SamplingRow:
+        """What the sampler must know to draw the next token."""
+        return SamplingRow(self.sampling, self.num_tokens, self.num_prompt, self.history)
 
     def add_blocks(self, block_ids: list[int]) -> None:
         """Appends pages to the block table."""

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,10 +16,12 @@ from octavo_server.ipc import TokenLogprobs
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow
 from octavo_server.worker.logprobs import rows_per_chunk, token_logprobs
 from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
-from octavo_server.worker.sampler import sample
+from octavo_server.worker.sampler import Sampler
 
 KVCache = list[tuple[torch.Tensor, torch.Tensor]]
-_NO_DISTRIBUTION = "the model gave no probabilities for the next token (its logits are not finite numbers)"
+_NO_DISTRIBUTION = (
+    "there are no probabilities for the next token (the model's logits are not finite numbers, or all are excluded)"
+)
 
 
 class Decoder(Protocol):
@@ -40,11 +42,20 @@ class Decoder(Protocol):
 class ModelRunner:
     """Holds all that lives on the device. `load`, then `allocate_cache`, then `execute` step by step."""
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, block_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        block_size: int,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        """eos_token_ids: what ends an answer of this model, for `min_tokens`."""
         self.config = config
         self.device = device
         self.dtype = dtype
         self.batch = InputBatch(block_size, device)
+        self.sampler = Sampler(eos_token_ids)
         self.kv_cache: KVCache = []
         self.decoder: Decoder | None = None
 
@@ -115,7 +126,7 @@ class ModelRunner:
         last = torch.tensor([row.last_index for row in rows], device=self.device)
         logits = self._logits(hidden[last])
         result = []
-        drawn = sample(logits, [row.state.sampling for row in rows], [row.state.num_tokens for row in rows])
+        drawn = self.sampler.sample(logits, [row.state.sampling_row() for row in rows])
         for row, sampled in zip(rows, drawn, strict=True):
             request_id = row.state.request_id
             if sampled.token_id is None:
