@@ -56,13 +56,12 @@ class Launched:
             for row, sampled in zip(rows, tensors.results(), strict=True):
                 state = row.state
                 prompt = prompts.pop(state.request_id, None)
-                # A token drawn from no distribution, and all that is computed from it, ends here.
+                state.learn(row.end, sampled.token_id or 0)
                 state.failed |= sampled.token_id is None
-                if state.failed or sampled.token_id is None:
+                if state.failed:  # now or before: what is computed from a token that means nothing does not, either
                     result.append(SampledRow(state.request_id, error=NO_DISTRIBUTION))
-                    continue
-                state.learn(row.end, sampled.token_id)
-                result.append(SampledRow(state.request_id, sampled.token_id, sampled.logprobs, prompt))
+                else:
+                    result.append(SampledRow(state.request_id, sampled.token_id, sampled.logprobs, prompt))
         return result + [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompts.items()]
 
     def _prompt_logprobs(self, row: ScheduledRow) -> list[TokenLogprobs | None]:
