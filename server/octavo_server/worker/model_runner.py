@@ -133,6 +133,12 @@ class ModelRunner:
         """Runs one step, and waits for it. Raises what it raises."""
         return self.launch(output, on_progress).result()
 
+    def rehearse(self, rows: list[ScheduledRow]) -> None:
+        """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
+        handle, inputs = StepHandle(None), self.batch.build(rows)
+        handle.run(lambda: self._compute(inputs, handle, lambda: None))
+        handle.wait()
+
     def recover(self) -> None:
         """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
         for handle in self._under_way:
