@@ -21,7 +21,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -72,9 +71,8 @@ class DiskStore:
         self.page_bytes = page_bytes
         self.queue_size = queue_size
         self._fingerprint = fingerprint
-        self._files: OrderedDict[str, int] = (
-            OrderedDict()
-        )  # path below the directory → bytes; least recently used first
+        # Path below the directory → bytes, the least recently used first.
+        self._files: OrderedDict[str, int] = OrderedDict()
         self._total = 0
         self._lock = threading.Lock()  # of the two above
         self._writing: set[bytes] = set()
@@ -136,12 +134,17 @@ class DiskStore:
         """What happened since the last call, in order."""
         return [self._events.popleft() for _ in range(len(self._events))]
 
-    def write(self, key: PageKey, payload: memoryview, *, age: float = 0.0) -> bool:
-        """Writes a page at once, in the caller's thread; False if that failed. See `page_file.write` for `age`."""
+    def write(self, key: PageKey, payload: memoryview, *, modified: float | None = None) -> bool:
+        """Writes a page that is not there yet, at once, in the caller's thread; False if that failed.
+
+        modified: when it was last wanted, if not now, in seconds since 1970.
+        """
         size = page_file.file_bytes(key, len(payload))
         if size > self.size_bytes:
             return False
         path = self._path(key.page_hash)
+        if self._touch(path, modified):
+            return True
         try:
             if time.monotonic() >= self._next_scan or self._bytes_until_scan <= 0:
                 self.rescan()
@@ -149,7 +152,7 @@ class DiskStore:
                 self._make_room(size)
             target = self.directory / path
             self._make_folder(target.parent)
-            page_file.write(target, key, payload, age=age)
+            page_file.write(target, key, payload, modified=modified)
         except FileNotFoundError:  # another process tidied up between two of our steps
             return False
         except OSError as error:
@@ -223,16 +226,26 @@ class DiskStore:
             if not page_file.read(target, job.key, job.memory):
                 self._complain("content", f"a page in {self.directory} is broken or another one's: removed")
                 return False
-            with suppress(OSError):  # a volume that is read-only serves what it has
-                os.utime(target)
         except FileNotFoundError:
             return False
         except OSError as error:
             self._complain("reading", f"the disk cache in {self.directory} cannot be read ({error.strerror})")
             return False
+        self._touch(path, None)
+        return True
+
+    def _touch(self, path: str, modified: float | None) -> bool:
+        """Notes that a page was wanted; False if it is not there."""
         with self._lock:
-            if path in self._files:
-                self._files.move_to_end(path)
+            if path not in self._files:
+                return False
+            self._files.move_to_end(path)
+        try:
+            page_file.touch(self.directory / path, modified)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a volume that is read-only serves what it has
+            return True
         return True
 
     def _forget(self, path: str) -> None:
@@ -251,7 +264,9 @@ class DiskStore:
 
     def _unlink(self, path: str) -> None:
         try:
-            (self.directory / path).unlink(missing_ok=True)
+            (self.directory / path).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
         except OSError as error:
             self._complain("removing", f"the disk cache in {self.directory} cannot remove a page ({error.strerror})")
 

@@ -9,7 +9,7 @@ import logging
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -76,7 +76,7 @@ class HostMemory:
         """Gives the memory back. No copy may be under way."""
         for rows in self._rows:
             if self._device.type == "cuda":
-                torch.cuda.cudart().cudaHostUnregister(rows.data_ptr())
+                _cudart().cudaHostUnregister(rows.data_ptr())
         self._rows.clear()
         self._chunks.clear()
         self.num_slots = self.ready = 0
@@ -91,9 +91,13 @@ def _reserve(num_bytes: int) -> mmap.mmap:
     return chunk
 
 
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
 def _pin(rows: torch.Tensor, device: torch.device) -> None:
     """Raises RuntimeError if the driver refuses."""
-    code = torch.cuda.cudart().cudaHostRegister(rows.data_ptr(), rows.numel() * rows.element_size(), 0)
+    code = _cudart().cudaHostRegister(rows.data_ptr(), rows.numel() * rows.element_size(), 0)
     if int(code) == 0:
         return
     # The driver's last error stays until it is asked for, by whatever kernel is launched next: let it be this one.

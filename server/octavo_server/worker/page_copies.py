@@ -119,10 +119,9 @@ class StreamCopies:
         self._batch = batch
         self._staging = torch.empty(self._batch, views.page_words, dtype=views.word, device=device)
         self.workspace_bytes = self._staging.nbytes
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))  # who had the buffer's memory before may still run
-        self._step_done = torch.cuda.Event()
-        self._pages_done = torch.cuda.Event()
+        self._step_done, self._pages_done = _new_event(), _new_event()
         self._copies_done: torch.cuda.Event | None = None
         self._timed: deque[tuple[torch.cuda.Event, torch.cuda.Event, int]] = deque()
         self.bandwidth = Bandwidth()
@@ -158,7 +157,7 @@ class StreamCopies:
 
     def poll(self) -> None:
         """See PageCopies. Events are asked only in order: the first that is not done ends it."""
-        while self._timed and self._timed[0][1].query():
+        while self._timed and self._timed[0][1].query():  # type: ignore[no-untyped-call]
             begin, end, num_bytes = self._timed.popleft()
             self.bandwidth.add(num_bytes, begin.elapsed_time(end) / 1000)
 
@@ -183,13 +182,17 @@ class StreamCopies:
         self._timed.append((begin, self._copies_done, num_pages * self._views.page_bytes))
 
     def _event(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event = _new_event(enable_timing=True, blocking=True)
         event.record(self._stream)
         return event
 
     def _index(self, pages: list[int]) -> torch.Tensor:
         """On the device, from pinned memory: a copy from any other would wait for the stream."""
         return torch.tensor(pages, pin_memory=True).to(self._device, non_blocking=True)
+
+
+def _new_event(*, enable_timing: bool = False, blocking: bool = False) -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing, blocking)  # type: ignore[no-untyped-call]
 
 
 def split(outs: Moves, ins: Moves, in_flight: Collection[int]) -> tuple[tuple[Moves, Moves], tuple[Moves, Moves]]:

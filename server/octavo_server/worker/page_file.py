@@ -14,6 +14,7 @@ import fcntl
 import os
 import secrets
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,20 +36,18 @@ def file_bytes(key: PageKey, payload_bytes: int) -> int:
     return _HEADER.size + len(key.tokens) + _CHECKSUM.size + payload_bytes
 
 
-def write(path: Path, key: PageKey, payload: memoryview, *, age: float = 0.0) -> None:
+def write(path: Path, key: PageKey, payload: memoryview, *, modified: float | None = None) -> None:
     """Writes the file, whole or not at all: to a temporary name beside it, which is then renamed.
 
-    No fsync: what a power failure leaves torn, the checksum tells. `age`: seconds since it was last wanted, which its
-    time of modification shows. Raises OSError.
+    No fsync: what a power failure leaves torn, the checksum tells. `modified`: its time of modification, in seconds
+    since 1970, if not now. Raises OSError.
     """
     header = _header(key, len(payload))
     checksum = zlib.crc32(payload, zlib.crc32(header))
     with _temporary(path) as (descriptor, temporary):
         for part in (memoryview(header + _CHECKSUM.pack(checksum)), payload):
             _write_all(descriptor, part)
-        if age:
-            status = os.fstat(descriptor)
-            os.utime(descriptor, (status.st_atime, status.st_mtime - age))
+        touch(descriptor, modified)
         temporary.rename(path)
 
 
@@ -73,6 +72,12 @@ def read(path: Path, key: PageKey, into: memoryview) -> bool:
         os.close(descriptor)
 
 
+def touch(path: Path | int, modified: float | None = None) -> None:
+    """Sets the time of modification; now, if not given: by a clock that is finer than the file system's own."""
+    when = time.time() if modified is None else modified
+    os.utime(path, (when, when))
+
+
 def remove_leftover(path: Path) -> None:
     """Removes a temporary file whose writer is gone; one that is being written is locked and left alone."""
     try:
@@ -95,7 +100,7 @@ def _header(key: PageKey, payload_bytes: int) -> bytes:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
-    """A new file beside `path`, locked as long as it is open; removed if it is still there when something went wrong."""
+    """A new file beside `path`, locked as long as it is open; removed if something goes wrong."""
     temporary = path.with_name(f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o600)

@@ -54,9 +54,10 @@ def _merge(arrays: list[torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
     parts = []
     first = 0
     while first < len(arrays):
-        base, count, distance = arrays[first], 1, 0
+        base, count = arrays[first], 1
+        distance = 0
         for array in arrays[first + 1 :]:
-            step = array.storage_offset() - arrays[first + count - 1].storage_offset()
+            step = int(array.storage_offset()) - int(arrays[first + count - 1].storage_offset())
             if not _same_storage(base, array) or step <= 0 or (count > 1 and step != distance):
                 break
             count, distance = count + 1, step

@@ -13,11 +13,11 @@ from octavo_server.worker import page_file
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.host_memory import HostMemory
 from octavo_server.worker.models.interface import KVCacheSpec
-from octavo_server.worker.page_copies import Moves, PageCopies, PlainCopies, StreamCopies, staging_pages
+from octavo_server.worker.page_copies import PageCopies, PlainCopies, StreamCopies, staging_pages
 from octavo_server.worker.page_views import PageViews
 
 _SPARE_BYTES: Final = 128 * 2**20
-_AGE_STEP: Final = 0.001  # seconds between pages flushed one after the other: tells the next start which to keep
+_WANTED_STEP: Final = 0.001  # seconds by which each page flushed passes for older than the one before
 
 
 def spare_slots(page_bytes: int, num_slots: int, queue_size: int = 64) -> int:
@@ -144,7 +144,7 @@ class Swapper:
         """
         if self._disk is None or not self._num_spares:
             return 0
-        deadline = time.monotonic() + seconds
+        now, deadline = time.time(), time.monotonic() + seconds
         while self._spares.empty() and self.grow():
             continue
         stored, room = 0, self._disk.size_bytes
@@ -152,7 +152,13 @@ class Swapper:
             room -= page_file.file_bytes(key, self.bytes_per_page)
             if room < 0 or time.monotonic() >= deadline:
                 break
-            stored += self._disk.holds(key.page_hash) or self._flush(tier, number, key, index * _AGE_STEP, deadline)
+            place = self._place[number] if tier == "host" else self._fetch(number, deadline)
+            if place is None:
+                break
+            self._copies.done()()
+            stored += self._disk.write(key, self._host.buffer(place), modified=now - index * _WANTED_STEP)
+            if tier == "device":
+                self._spares.put(place)
         return stored
 
     def close(self) -> None:
@@ -179,21 +185,14 @@ class Swapper:
             self._spares.put(spare)
             self._events.append(PageEvent("evicted", key.page_hash))
 
-    def _flush(self, tier: str, number: int, key: PageKey, age: float, deadline: float) -> bool:
-        disk = self._disk_or_error()
-        if tier == "host":
-            self._copies.done()()
-            return disk.write(key, self._host.buffer(self._place[number]), age=age)
+    def _fetch(self, page: int, deadline: float) -> int | None:
+        """Copies a page to a spare place; None if none is free in time."""
         try:
-            spare = self._spares.get(timeout=max(0.0, deadline - time.monotonic()))
+            place = self._spares.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            return False
-        moves: Moves = [(number, spare)]
-        self._copies.move(moves, [], {number})
-        self._copies.done()()
-        stored = disk.write(key, self._host.buffer(spare), age=age)
-        self._spares.put(spare)
-        return stored
+            return None
+        self._copies.move([(page, place)], [], {page})
+        return place
 
     def _disk_or_error(self) -> DiskStore:
         if self._disk is None:
