@@ -29,8 +29,9 @@ from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import SamplingParams
+from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.memory import StepBounds, measure, reserve
-from octavo_server.worker.model_runner import ModelRunner, fix_threads, pick_device, pick_dtype
+from octavo_server.worker.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
