@@ -77,6 +77,12 @@ def invariant_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionC
     return AttentionConfig(max(64, rows), 64 if block_d <= 128 else 32, 4, 2, split=INVARIANT_SPLIT)
 
 
+def _configs(dtype: torch.dtype, block_d: int, group: int, invariant: bool) -> tuple[AttentionConfig, AttentionConfig]:
+    if invariant:
+        return (invariant_config(dtype, block_d, group),) * 2
+    return decode_config(dtype, block_d, group), chunk_config(dtype, block_d, group)
+
+
 def paged_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -85,16 +91,15 @@ def paged_attention(
     scale: float,
     sliding_window: int | None = None,
     *,
+    configs: tuple[AttentionConfig, AttentionConfig] | None = None,
     invariant: bool = False,
-    decode: AttentionConfig | None = None,
-    chunk: AttentionConfig | None = None,
 ) -> torch.Tensor:
     """Causal attention of every row of q over its own request's pages: [T, heads, d] → [T, heads, d].
 
     k_cache, v_cache: [pages, page size, kv_heads, d], views of any strides but for the last, which is 1; page size is a
     power of two, heads a multiple of kv_heads. float16, bfloat16 or float32, in which products are exact to the type.
     With a sliding window of w tokens, a token sees itself and the w − 1 before it. No synchronisation with the device.
-    decode, chunk: other ways to cut the work than the built-in ones.
+    configs: other ways to cut the work, of decode and of chunks, than the built-in ones.
     """
     num_tokens, heads, head_dim = q.shape
     _, page_size, kv_heads, _ = k_cache.shape
@@ -103,15 +108,25 @@ def paged_attention(
     if num_tokens == 0:
         return out
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    pick = (q.dtype, block_d, group)
-    decode = decode or (invariant_config(*pick) if invariant else decode_config(*pick))
-    chunk = chunk or (invariant_config(*pick) if invariant else chunk_config(*pick))
+    decode, chunk = configs or _configs(q.dtype, block_d, group, invariant)
     most_keys = min(metadata.max_context_len or table_width * page_size, table_width * page_size)
     launch = _Launch(q, k_cache, v_cache, out, metadata, scale, sliding_window or 0, group, block_d)
     launch.decode(decode, num_requests, kv_heads, most_keys, invariant)
     if (metadata.max_query_len or num_tokens) > 1:
         launch.chunks(chunk, num_tokens, num_requests, kv_heads, invariant)
     return out
+
+
+def paged_attention_invariant(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """As `paged_attention`; a row's bits depend on nothing but the row and its keys."""
+    return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window, invariant=True)
 
 
 @dataclass(slots=True)
@@ -153,9 +168,7 @@ class _Launch:
                 enable_fp_fusion=not exact,
             )
 
-    def chunks(
-        self, config: AttentionConfig, num_tokens: int, num_requests: int, kv_heads: int, exact: bool
-    ) -> None:
+    def chunks(self, config: AttentionConfig, num_tokens: int, num_requests: int, kv_heads: int, exact: bool) -> None:
         tiles = num_tokens // (config.block_rows // self.group) + num_requests
         _attention_kernel[(tiles, kv_heads, 1)](
             *self._arguments(self.out, self.out), **self._constants(config, exact), DECODE=False, PARTIAL=False
@@ -206,8 +219,11 @@ def num_splits(config: AttentionConfig, programs: int, most_keys: int) -> int:
     return max(1, min(wanted, -(-most_keys // config.min_split)))
 
 
-
-@triton.jit(do_not_specialize=["scale", "num_requests", "stride_table"])
+# Sizes and places that vary between steps must not make a kernel of their own.
+@triton.jit(
+    do_not_specialize=["scale", "num_requests", "stride_table"],
+    do_not_specialize_on_alignment=["query_start_ptr", "context_lens_ptr", "tables_ptr"],
+)
 def _attention_kernel(
     q_ptr,
     k_ptr,
@@ -439,7 +455,7 @@ def _weights(m, m_next):
     return m_new, tl.exp2(m - finite), tl.exp2(m_next - finite)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["query_start_ptr"])
 def _merge_kernel(
     mix_ptr,
     stats_ptr,

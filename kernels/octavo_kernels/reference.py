@@ -107,6 +107,12 @@ def store_kv(
     v_cache[page, offset] = v
 
 
+def rope_angles(cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin as `apply_rope` takes them, [T, d] each, from those of every position, [P, d / 2]; positions: [T]."""
+    cos, sin = cos[positions], sin[positions]
+    return torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+
+
 def rotate_and_store(
     qkv: torch.Tensor,
     rope: tuple[torch.Tensor, torch.Tensor],

@@ -63,7 +63,7 @@ def rotate_and_store(
     return q
 
 
-@triton.jit(do_not_specialize=["eps"])
+@triton.jit(do_not_specialize=["eps"], do_not_specialize_on_alignment=["slot_ptr"])
 def _rotate_and_store_kernel(
     qkv_ptr,
     cos_ptr,
