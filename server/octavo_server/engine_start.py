@@ -1,17 +1,21 @@
 """The engine's start: reads the model, works out the memory, builds scheduler and runner, and runs them once."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from octavo_common.free_memory import free_host_bytes
 from octavo_common.generation_config import read_generation_defaults
 from octavo_common.json_fields import ModelConfigError
 from octavo_common.memory import (
     DoesNotFit,
+    MeasuredMemory,
     MemoryBill,
     MemoryLimits,
+    context_length,
     default_batched_tokens,
     human_bytes,
     memory_bill,
@@ -25,7 +29,9 @@ from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import SamplingParams
-from octavo_server.worker.model_runner import ModelRunner, fix_threads, pick_device, pick_dtype
+from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
+from octavo_server.worker.memory import StepBounds, measure, reserve
+from octavo_server.worker.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +56,41 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
-    bill = _bill(model, config, device, dtype)
-    runner = ModelRunner(model, device, dtype, config.block_size)
+    limits = _memory_limits(config, device, dtype)
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    plan = _bill(model, limits, None)  # what cannot fit is not read first
+    _check_free(plan, free_bytes)
+    runner = ModelRunner(
+        model,
+        device,
+        dtype,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        eos_token_ids=sorted(eos_token_ids),
+        threaded=config.async_scheduling is True and device.type == "cpu",
+    )
     runner.load(config.model)
     begin_phase("allocate cache")
+    bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
+    bill = _bill(model, limits, measure(runner, bounds, free_bytes, plan.workspace_bytes))
+    if free_bytes is not None:
+        _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
+    for warning in bill.warnings:
+        log.warning("%s", warning)
+    log.info("memory:\n%s", bill.table())
     runner.allocate_cache(bill.num_blocks)
     begin_phase("warm up")
-    limits = SchedulerLimits(
+    scheduler_limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
+        max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=bill.max_model_len,
         vocab_size=model.vocab_size,
         eos_token_ids=eos_token_ids,
     )
-    _warm_up(_scheduler(limits, bill), runner)
-    return EngineCore(_scheduler(limits, bill), runner)
+    _warm_up(_scheduler(scheduler_limits, bill), runner)
+    if device.type == "cuda":
+        reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len), bill.needed_bytes)
+    return EngineCore(_scheduler(scheduler_limits, bill), runner)
 
 
 def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
@@ -80,12 +106,11 @@ def _scheduler(limits: SchedulerLimits, bill: MemoryBill) -> Scheduler:
     return Scheduler(limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size))
 
 
-def _bill(model: ModelConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryBill:
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)
-    limits = MemoryLimits(
+def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:
+    return MemoryLimits(
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        total_bytes=total_bytes,
+        total_bytes=torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
         block_size=config.block_size,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -93,20 +118,34 @@ def _bill(model: ModelConfig, config: EngineConfig, device: torch.device, dtype:
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_gpu_blocks_override=config.num_gpu_blocks_override,
+        swap_space=config.swap_space,
+        host_bytes=free_host_bytes(),
+        disk_cache=config.disk_cache_dir is not None,
     )
+
+
+def _bill(model: ModelConfig, limits: MemoryLimits, measured: MeasuredMemory | None) -> MemoryBill:
     try:
-        bill = memory_bill(model, limits)
+        return memory_bill(model, limits, measured)
     except DoesNotFit as error:
         raise ConfigError(str(error)) from error
-    if free_bytes is not None and bill.needed_bytes > free_bytes:
+
+
+def _longest(model: ModelConfig, limits: MemoryLimits, plan: MemoryBill) -> int:
+    """Tokens that a request may come to have: on a GPU that much may fit if the workspace turns out to be nothing."""
+    if plan.budget_bytes is None:
+        return plan.max_model_len
+    fits = max(plan.budget_bytes - plan.weights_bytes, plan.kv_cache_bytes) // plan.kv_bytes_per_token
+    return min(limits.max_model_len or context_length(model), fits)
+
+
+def _check_free(bill: MemoryBill, free_bytes: int | None, already_taken: int = 0) -> None:
+    needed = bill.needed_bytes - already_taken
+    if free_bytes is not None and needed > free_bytes:
         raise ConfigError(
-            f"{human_bytes(bill.needed_bytes)} of GPU memory are planned with, but only {human_bytes(free_bytes)} are "
-            "free: lower --gpu-memory-utilization, or end what else uses the GPU"
+            f"{human_bytes(needed)} of GPU memory are planned with, but only {human_bytes(free_bytes)} are free: lower "
+            "--gpu-memory-utilization, or end what else uses the GPU"
         )
-    for warning in bill.warnings:
-        log.warning("%s", warning)
-    log.info("memory: %s", ", ".join(f"{label} {value}" for label, value in bill.rows()))
-    return bill
 
 
 def _warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:

@@ -14,7 +14,8 @@ from octavo_server.engine.core import EngineCore
 from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
-from octavo_server.worker.sampler import sample
+from octavo_server.worker.logits_processors import SamplingRow
+from octavo_server.worker.sampler import Sampler
 from tiny_models import MODEL_TYPES, config_json, write_checkpoint
 
 NO_END = {"bos_token_id": None, "eos_token_id": None}  # said as null: left out, it is 2
@@ -111,7 +112,7 @@ def test_each_token_is_drawn_from_the_models_distribution_with_the_noise_of_its_
     for _ in range(40):
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0, -1:]
-        (drawn,) = sample(logits, [sampling], [len(tokens)])
+        (drawn,) = Sampler().sample(logits, [SamplingRow(sampling, len(tokens), 9)])
         assert drawn.token_id is not None
         tokens.append(drawn.token_id)
     assert got == tokens[9:]

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker import logprobs as logprobs_module
+from octavo_server.worker import sampler as sampler_module
+from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.logprobs import likeliest, token_logprobs
 from octavo_server.worker.noise import exponential_noise, random_bits
-from octavo_server.worker.sampler import processed_logits, sample
+from octavo_server.worker.sampler import Sampled, Sampler
 
 CPU = torch.device("cpu")
 
@@ -43,6 +45,15 @@ def distribution(logits: list[float], params: SamplingParams) -> list[float]:
             weights[token] = 0.0
         before += weight
     return list(weights / weights.sum())
+
+
+def sample(logits: torch.Tensor, params: list[SamplingParams], positions: list[int]) -> list[Sampled]:
+    rows = [SamplingRow(param, position, 0) for param, position in zip(params, positions, strict=True)]
+    return Sampler().sample(logits, rows)
+
+
+def processed_logits(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    return sampler_module.processed_logits(logits, logits.amax(-1, keepdim=True), params)
 
 
 def random_logits(rows: int, vocab: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
