@@ -21,17 +21,22 @@ from octavo_common.memory import (
     memory_bill,
 )
 from octavo_common.model_config import ModelConfig, read_model_config
+from octavo_common.version import __version__
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
+from octavo_server.worker.disk_store import DiskStore
+from octavo_server.worker.fingerprint import fingerprint
 from octavo_server.worker.memory import StepBounds, measure, reserve
 from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.swapper import slots_within
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +61,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
+    overlap = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
     limits = _memory_limits(config, device, dtype)
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     plan = _bill(model, limits, None)  # what cannot fit is not read first
@@ -67,18 +73,20 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=sorted(eos_token_ids),
-        threaded=config.async_scheduling is True and device.type == "cpu",
+        threaded=overlap and device.type == "cpu",
     )
-    runner.load(config.model)
+    runner.load(config.model, batch_invariant=config.batch_invariant)
     begin_phase("allocate cache")
     bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
-    bill = _bill(model, limits, measure(runner, bounds, free_bytes, plan.workspace_bytes))
+    bill = _bill(model, limits, measure(runner, bounds, free_bytes, plan))
     if free_bytes is not None:
         _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
     for warning in bill.warnings:
         log.warning("%s", warning)
     log.info("memory:\n%s", bill.table())
     runner.allocate_cache(bill.num_blocks)
+    if bill.swap_bytes:
+        _add_lower_tiers(runner, config, bill)
     begin_phase("warm up")
     scheduler_limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
@@ -86,11 +94,21 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         max_model_len=bill.max_model_len,
         vocab_size=model.vocab_size,
         eos_token_ids=eos_token_ids,
+        preemption_mode=config.preemption_mode,
     )
-    _warm_up(_scheduler(scheduler_limits, bill), runner)
+    _warm_up(Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size)), runner)
     if device.type == "cuda":
         reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len), bill.needed_bytes)
-    return EngineCore(_scheduler(scheduler_limits, bill), runner)
+    kv_cache = KVCacheManager(
+        BlockPool(bill.num_blocks),
+        bill.block_size,
+        prefix_caching=config.enable_prefix_caching,
+        host=None if runner.swapper is None else HostPool(),
+        on_disk=runner.disk_pages(),
+        use_disk=runner.disk is not None,
+        window=_window(model),
+    )
+    return EngineCore(Scheduler(scheduler_limits, kv_cache), runner, overlap=overlap)
 
 
 def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
@@ -102,8 +120,21 @@ def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
         raise ModelError(str(error)) from error
 
 
-def _scheduler(limits: SchedulerLimits, bill: MemoryBill) -> Scheduler:
-    return Scheduler(limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size))
+def _window(model: ModelConfig) -> int | None:
+    """Tokens that any layer looks back to, if each of them has a window."""
+    windows = [window for window in model.sliding_window if window is not None]
+    return max(windows) if len(windows) == model.num_layers else None
+
+
+def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill) -> None:
+    disk = None
+    if config.disk_cache_dir is not None:
+        # Whatever shows in the bits of K and V: a page from disk must be the one that would be computed here.
+        facts = (runner.dtype, bill.block_size, runner.device.type, torch.__version__, torch.get_num_threads())
+        name = fingerprint(config.model, *facts, config.batch_invariant, __version__)
+        size = int(config.disk_cache_size * 2**30)
+        disk = DiskStore(config.disk_cache_dir, size, name, bill.page_bytes)
+    runner.add_lower_tiers(slots_within(bill.swap_bytes, bill.page_bytes, disk=disk is not None), disk)
 
 
 def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:

@@ -10,17 +10,18 @@ from typing import Final
 import msgspec
 import torch
 
-from octavo_common.memory import CUDA_CONTEXT_BYTES, MeasuredMemory, human_bytes
+from octavo_common.memory import CUDA_CONTEXT_BYTES, MeasuredMemory, MemoryBill, human_bytes
 from octavo_common.model_config import ModelConfig
 from octavo_server.engine.step import NewRequest
 from octavo_server.ipc import SamplingParams
+from octavo_server.worker import swapper
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
 _CUDA_SEGMENT_BYTES: Final = 2 * 2**20  # what torch's allocator rounds large pieces up to
-_CPU_OPERATIONS: Final = 1e9  # some tenths of a second, whatever the CPU
+_CPU_OPERATIONS: Final = 5e8  # some tenths of a second, whatever the CPU
 # All that a request can ask for at once. Its top-k keeps more than anybody asks for: a sort of the whole vocabulary.
 _FULL_SAMPLING: Final = SamplingParams(
     temperature=1.0,
@@ -49,15 +50,18 @@ def weights_bytes(decoder: object) -> int:
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | None, estimate: int) -> MeasuredMemory:
+def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | None, plan: MemoryBill) -> MeasuredMemory:
     """Runs worst steps and sees what they take. The runner has its weights, and no KV cache yet.
 
-    first_free_bytes: of the GPU, before anything was loaded. estimate: of the workspace, which is reported if the steps
-    would take too long, as on the CPU, where nothing is decided by it: there a smaller step is run, and its share told.
+    first_free_bytes: of the GPU, before anything was loaded. plan: from estimates; that of the workspace is reported
+    where the steps would take too long, as on the CPU, on which nothing is decided by it: there a smaller step is run,
+    and what that took is told.
     """
     weights = weights_bytes(runner.decoder)
     if runner.device.type == "cuda":
-        return MeasuredMemory(weights, _cuda_workspace(runner, bounds, weights, first_free_bytes or 0))
+        swapping = swapper.workspace_bytes(plan.page_bytes, plan.num_host_blocks, runner.device)
+        workspace = _cuda_workspace(runner, bounds, weights, first_free_bytes or 0)
+        return MeasuredMemory(weights, workspace + swapping)
     runner.allocate_cache(1)
     tokens = min(bounds.max_num_batched_tokens, _tokens_for(_CPU_OPERATIONS, runner.config, bounds.max_model_len))
     steps = worst_steps(runner, dataclasses.replace(bounds, max_num_batched_tokens=tokens))
@@ -66,7 +70,7 @@ def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | Non
     if grown is not None and tokens == bounds.max_num_batched_tokens:
         return MeasuredMemory(weights, grown)
     told = "" if grown is None else f"; a step of {tokens} tokens took {human_bytes(grown)}"
-    return MeasuredMemory(weights, max(estimate, grown or 0), f"estimate{told}")
+    return MeasuredMemory(weights, max(plan.workspace_bytes, grown or 0), f"estimate{told}")
 
 
 def worst_steps(runner: ModelRunner, bounds: StepBounds) -> list[list[ScheduledRow]]:

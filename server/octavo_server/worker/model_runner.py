@@ -16,6 +16,7 @@ import torch
 
 from octavo_common.memory import human_bytes
 from octavo_common.model_config import ModelConfig
+from octavo_kernels.ops import pick_ops
 from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.errors import ConfigError, EngineError
 from octavo_server.worker.disk_store import DiskStore
@@ -77,11 +78,18 @@ class ModelRunner:
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path) -> None:
-        """Builds the model and reads its weights. Raises ModelError if the directory cannot be served."""
+    def load(self, path: Path, *, batch_invariant: bool = False) -> None:
+        """Builds the model and reads its weights.
+
+        Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
+        """
         from octavo_server.worker.models.decoder import load_decoder
 
-        self.decoder = load_decoder(path, self.config, self.dtype, self.device)
+        try:
+            ops = pick_ops(self.device, batch_invariant=batch_invariant)
+        except RuntimeError as error:
+            raise ConfigError(f"--batch-invariant: {error}") from error
+        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
 
     @property
     def bytes_per_page(self) -> int:
