@@ -42,8 +42,15 @@ class StepHandle(Protocol):
 class Runner(Protocol):
     """What the engine needs of the device; see `worker.model_runner.ModelRunner`."""
 
-    bytes_per_page: int
-    copy_bytes_per_second: float
+    @property
+    def bytes_per_page(self) -> int:
+        """K and V of a page in all layers."""
+        ...
+
+    @property
+    def copy_bytes_per_second(self) -> float:
+        """Measured between device and host memory, one way; 0: not known."""
+        ...
 
     def launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> StepHandle:
         """Hands a step over. One that is computed before this returns tells of its parts by `on_progress`."""
@@ -248,7 +255,8 @@ class EngineCore:
         for each in flights:
             self._record(each.output.step, each.record, f"failed: {type(error).__name__}")
         log.error("step %d failed, with %d behind it", flight.output.step, len(flights) - 1, exc_info=error)
-        log.error("the last steps:\n%s", "\n".join(self.last_steps(10)))
+        if self.ring is not None:
+            log.error("the last steps:\n%s", "\n".join(self.ring.read()[-10:]))
         self.runner.recover()
         outputs = [each.output for each in flights]
         if _is_out_of_memory(error):
@@ -264,10 +272,6 @@ class EngineCore:
         rates = self.scheduler.rates
         rates.prefill_tokens_per_second = self._prefill_speed.value
         rates.copy_bytes_per_second = self.runner.copy_bytes_per_second
-
-    def last_steps(self, count: int) -> list[str]:
-        """What the ring says of the last steps."""
-        return [] if self.ring is None else self.ring.read()[-count:]
 
     def _describe(self, output: SchedulerOutput) -> str:
         scheduler = self.scheduler
