@@ -13,6 +13,7 @@ from octavo_common.model_config import parse_model_config
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError
+from octavo_server.ipc import SamplingParams
 from octavo_server.worker import memory
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.memory import StepBounds, measure, weights_bytes, worst_steps
@@ -36,6 +37,12 @@ def plan(config: dict[str, Any]) -> MemoryBill:
     return memory_bill(parse_model_config(config), MemoryLimits(device="cpu", dtype="float32"))
 
 
+def run_the_largest_step_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes, but for the sampling, which takes the longest."""
+    monkeypatch.setattr(memory, "_CPU_OPERATIONS", 1e12)
+    monkeypatch.setattr(memory, "_FULL_SAMPLING", SamplingParams(temperature=0.0))
+
+
 def tokens(rows: list[ScheduledRow]) -> int:
     return sum(row.end - row.start for row in rows)
 
@@ -57,7 +64,10 @@ def test_the_worst_steps_are_as_large_as_a_step_may_be_at_the_longest_context() 
     assert [tokens(rows) for rows in few] == [3, 3]
 
 
-def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_request_behind() -> None:
+def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_request_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_the_largest_step_greedily(monkeypatch)
     made, bounds = runner(WIDEST), StepBounds(max_num_seqs=512, max_num_batched_tokens=512, max_model_len=64)
     found = measure(made, bounds, None, plan(WIDEST))
     assert found.how == "measured"
@@ -90,8 +100,9 @@ def test_prompt_logprobs_are_made_in_chunks_that_do_not_grow_with_the_prompt(mon
 
 
 def test_the_bill_is_printed_as_a_table_with_what_was_measured(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_the_largest_step_greedily(monkeypatch)
     write_checkpoint(tmp_path, WIDEST)
     caplog.set_level(logging.INFO)
     config = EngineConfig(model=tmp_path, device="cpu", swap_space=0.01, max_num_batched_tokens=512, max_num_seqs=512)
