@@ -55,7 +55,7 @@ def decode_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConf
     """For one token a request."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return AttentionConfig(rows, 32, 4, 1)
+        return AttentionConfig(rows, 32 if block_d <= 128 else 16, 4, 1)
     return AttentionConfig(rows, 64 if block_d <= 128 else 32, 4, 3)
 
 
@@ -63,17 +63,22 @@ def chunk_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConfi
     """For many tokens a request."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return AttentionConfig(max(32, rows), 32, 4, 1)
+        return AttentionConfig(*_fp32_shape(block_d, rows), 8, 1)
     if block_d > 128:
         return AttentionConfig(max(64, rows), 32, 4, 2)
     return AttentionConfig(max(128, rows), 64, 8, 3)
+
+
+def _fp32_shape(block_d: int, rows: int) -> tuple[int, int]:
+    """Rows and keys of a tile: exact products are done by the ordinary units, out of registers."""
+    return (max(32, rows), 32) if block_d <= 128 else (rows, 16)
 
 
 def invariant_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConfig:
     """The one shape for decode and chunks alike. 64 rows: the least of Hopper's matrix instructions."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return AttentionConfig(max(32, rows), 32, 4, 1, split=INVARIANT_SPLIT)
+        return AttentionConfig(*_fp32_shape(block_d, rows), 8, 1, split=INVARIANT_SPLIT)
     return AttentionConfig(max(64, rows), 64 if block_d <= 128 else 32, 4, 2, split=INVARIANT_SPLIT)
 
 
