@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_kernels.py [--json FILE] [--only SECTION ...]
 
-Each section is guarded: what breaks in one is printed and hides no other's results. Exit status 1 if a check failed or a
-section broke; timings are taken all the same. Needs torch with CUDA; `parity` and `demo` also need transformers and the
-packages of the `server` extra.
+Each section is guarded: what breaks in one is printed and hides no other's results. Exit status 1 if a check failed or
+a section broke; timings are taken all the same. Needs torch with CUDA; `parity` and `demo` also need transformers and
+the packages of the `server` extra.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def time_decode() -> dict[str, Any]:
 
 
 def time_prefill() -> dict[str, Any]:
-    """Microseconds of causal attention over whole prompts, every configuration, and torch's own on contiguous K and V."""
+    """Microseconds of causal attention over whole prompts: every configuration; torch's own on contiguous K and V."""
     report: dict[str, Any] = {}
     small = Case([(64, 64)], poison=False)
     warm(lambda c=shape: small.run(configs=(AttentionConfig(*c), AttentionConfig(*c))) for shape in CHUNKS)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The correctness gate of `gpu_kernels.py`: every kernel against float64 or its twin, and batch invariance to the bit."""
+"""The gate of `gpu_kernels.py`: every kernel against float64 or its twin, and batch invariance to the bit."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
