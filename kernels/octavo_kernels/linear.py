@@ -4,8 +4,8 @@
     y = x Wᵀ + b
 
 cuBLAS picks another kernel, and so another order of summation, for another number of rows. Here one tile shape serves
-every number of rows, and no product is split along the inputs: an element of y is the sum over blocks of BLOCK_K inputs,
-in order. Its twin is `reference.linear`.
+every number of rows, and no product is split along the inputs: an element of y is the sum over blocks of BLOCK_K
+inputs, in order. Its twin is `reference.linear`.
 """
 
 from dataclasses import dataclass

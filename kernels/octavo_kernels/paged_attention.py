@@ -3,13 +3,15 @@
 
     o = Σⱼ pⱼ vⱼ / Σⱼ pⱼ,   pⱼ = exp(q · kⱼ · scale − maxⱼ(q · kⱼ · scale)),   j over the positions that q may see
 
-A program works on some positions of one request and the query heads of one key head: they read the same K and V, so they
-are the rows of one matrix product. It takes keys in tiles counted from position 0 and keeps a running maximum m, sum l and
-mix acc (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022).
+A program works on some positions of one request and the query heads of one key head: they read the same K and V, so
+they are the rows of one matrix product. It takes keys in tiles counted from position 0 and keeps a running maximum m,
+sum l and mix acc (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
+"FlashAttention", 2022).
 
-- **Decode**: requests with one token. Their rows are few and their keys many, so the keys are split over programs, which
-  leave (m, total, acc) behind; a second kernel merges these ("Flash-Decoding", Dao et al., 2023). The grid is made from sizes
-  that the host knows, so that a CUDA graph can replay it while contexts grow; a split without keys leaves at once.
+- **Decode**: requests with one token. Their rows are few and their keys many, so the keys are split over programs,
+  which leave (m, total, acc) behind; a second kernel merges these ("Flash-Decoding", Dao et al., 2023). The grid is
+  made from sizes that the host knows, so that a CUDA graph can replay it while contexts grow; a split without keys
+  leaves at once.
 - **Chunks**: requests with more tokens, cut into tiles of positions. A tile's program finds its request by bisection.
 
 Both kernels are launched over the whole batch and each leaves the other's requests alone, so the order of requests does
