@@ -9,12 +9,13 @@ from msgspec import UNSET
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation import Generation, Lengths
-from octavo_server.frontend.logprobs import chat_logprobs
+from octavo_server.frontend.logprobs import chat_logprobs, described_prompt
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import AssistantMessage, ChatCompletionRequest, Message
 from octavo_server.frontend.responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs
 from octavo_server.frontend.responses import Delta as ChunkDelta
 from octavo_server.frontend.responses import Message as AnswerMessage
+from octavo_server.frontend.sampling import encode_bad_words
 from octavo_server.frontend.sse import DONE, frame
 from octavo_server.frontend.state import ServerState
 from octavo_server.ipc import TokenLogprobs
@@ -43,7 +44,8 @@ class Chat:
         model, _ = state.serving(request.model)
         ids = await state.in_thread(_tokenize, model, request.messages)
         lengths = Lengths(request.token_limit, default=None, param="messages")
-        return cls(state, request, Generation(state, request, [ids], lengths, arrival))
+        bad_words = await state.in_thread(encode_bad_words, model, request) if request.bad_words else ()
+        return cls(state, request, Generation(state, request, [ids], lengths, arrival, bad_words))
 
     async def answer(self) -> ChatCompletion:
         """The whole answer.
@@ -51,13 +53,14 @@ class Chat:
         Raises:
             EngineError: the engine could not finish it.
         """
-        whole, logprobs = Delta(), list[TokenLogprobs]()
+        whole, logprobs, prompt_logprobs = Delta(), list[TokenLogprobs](), None
         async for changes in self._generation.deltas():
             for _, delta in changes:
                 whole.text += delta.text
                 whole.token_ids += delta.token_ids
                 whole.finish_reason, whole.stop_reason = delta.finish_reason, delta.stop_reason
                 logprobs += delta.logprobs
+                prompt_logprobs = delta.prompt_logprobs or prompt_logprobs
         (answer,) = self._generation.answers
         with_ids = bool(self._request.return_token_ids)
         choice = ChatChoice(
@@ -75,6 +78,7 @@ class Chat:
             choices=[choice],
             usage=self._generation.usage(),
             prompt_token_ids=answer.prompt_token_ids if with_ids else UNSET,
+            prompt_logprobs=described_prompt(self._generation.model.tokenizer, self._request, prompt_logprobs),
         )
 
     async def events(self) -> AsyncGenerator[bytes, None]:

@@ -6,10 +6,11 @@ from msgspec import UNSET
 
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation import Generation, Lengths
-from octavo_server.frontend.logprobs import completion_logprobs, extend, prompt_logprobs
+from octavo_server.frontend.logprobs import completion_logprobs, described_prompt, extend, first, prompt_logprobs
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs
+from octavo_server.frontend.sampling import encode_bad_words
 from octavo_server.frontend.sse import DONE, frame
 from octavo_server.frontend.state import ServerState
 
@@ -40,7 +41,8 @@ class Completions:
         model, _ = state.serving(request.model)
         ids = await state.in_thread(_tokenize, model, request.prompts)
         lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
-        generation = Generation(state, request, ids, lengths, arrival)
+        bad_words = await state.in_thread(encode_bad_words, model, request) if request.bad_words else ()
+        generation = Generation(state, request, ids, lengths, arrival, bad_words)
         echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
@@ -89,6 +91,9 @@ class Completions:
         text = echo + delta.text if opening else delta.text
         part = CompletionChoice(answer.index, text, delta.finish_reason, stop_reason=delta.stop_reason)
         part.logprobs = self._logprobs(answer, delta, opening, len(echo))
+        if opening:
+            tokenizer = self._generation.model.tokenizer
+            part.prompt_logprobs = described_prompt(tokenizer, self._request, delta.prompt_logprobs)
         if self._request.return_token_ids:
             part.token_ids = delta.token_ids
             if opening:
@@ -101,7 +106,9 @@ class Completions:
         tokenizer = self._generation.model.tokenizer
         result = CompletionLogprobs([], [], [], [])
         if opening and self._request.echo and delta.prompt_logprobs is not None:
-            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, delta.prompt_logprobs))
+            count = self._request.logprobs
+            entries = [None if entry is None else first(entry, count) for entry in delta.prompt_logprobs]
+            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
         extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets), shift)
         return result
 
@@ -136,3 +143,5 @@ def _join(choice: CompletionChoice, part: CompletionChoice) -> None:
         choice.token_ids = [*(choice.token_ids or []), *part.token_ids]
     if part.prompt_token_ids is not UNSET:
         choice.prompt_token_ids = part.prompt_token_ids
+    if part.prompt_logprobs is not UNSET:
+        choice.prompt_logprobs = part.prompt_logprobs

@@ -11,7 +11,15 @@ from octavo_server.frontend.client import Prompt
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import GenerationRequest
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
-from octavo_server.frontend.sampling import answer_length, check_token_ids, sampling_params
+from octavo_server.frontend.sampling import (
+    Asked,
+    BadWords,
+    answer_length,
+    check_parameters,
+    check_token_ids,
+    sampling_params,
+    text_options,
+)
 from octavo_server.frontend.state import ServerState
 from octavo_server.metrics import RequestMetrics
 
@@ -35,6 +43,7 @@ class Generation:
         prompts: Sequence[list[int]],
         lengths: Lengths,
         arrival: float,
+        bad_words: BadWords = (),
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
 
@@ -47,16 +56,13 @@ class Generation:
         self.id = uuid.uuid4().hex
         self.answers: list[Answer] = []
         self._prompts: list[Prompt] = []
-        check_token_ids(request.stop_token_ids or [], model.vocab_size, "stop_token_ids")
-        echo = bool(getattr(request, "echo", False))
+        check_parameters(request, model, prompts)
         for index, ids in enumerate(prompts):
             max_tokens = _check_prompt(ids, model, lengths, max_model_len)
-            sampling = sampling_params(
-                request, model.defaults, max_tokens=max_tokens, drawn_seed=state.draw_seed(), echo=echo
-            )
+            sampling = sampling_params(request, model.defaults, Asked(max_tokens, state.draw_seed(), bad_words))
             metrics = RequestMetrics(state.metrics, arrival, len(ids))
             self._prompts.append(Prompt(f"{self.id}-{index}", ids, sampling))
-            self.answers.append(Answer(index, ids, model.tokenizer, request.stop_strings, metrics))
+            self.answers.append(Answer(index, ids, model.tokenizer, text_options(request), metrics))
 
     async def deltas(self) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What each step adds, until all choices have ended.

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Final
 
-from octavo_server.frontend.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from msgspec import UNSET, UnsetType
+
+from octavo_server.frontend.openai import GenerationRequest
+from octavo_server.frontend.responses import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import TokenLogprobs
@@ -56,6 +66,30 @@ def prompt_logprobs(
             one = completion_logprobs(tokenizer, [entry], [offset])
         extend(result, one)
     return result
+
+
+def described_prompt(
+    tokenizer: TextTokenizer, request: GenerationRequest, entries: Sequence[TokenLogprobs | None] | None
+) -> PromptLogprobs | UnsetType:
+    """What the field `prompt_logprobs` asks for, in vLLM's form; nothing where it does not."""
+    count = request.prompt_logprobs
+    if count is None or entries is None:
+        return UNSET
+    return [None if entry is None else _described(tokenizer, first(entry, count)) for entry in entries]
+
+
+def first(entry: TokenLogprobs, count: int) -> TokenLogprobs:
+    """The entry with `count` of its alternatives: more were computed if the request asks for them in another field."""
+    return TokenLogprobs(entry.token_ids[: count + 1], entry.logprobs[: count + 1], entry.rank)
+
+
+def _described(tokenizer: TextTokenizer, entry: TokenLogprobs) -> dict[int, PromptLogprob]:
+    ranks = [entry.rank, *range(1, len(entry.token_ids))]
+    found: dict[int, PromptLogprob] = {}
+    for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=True):
+        text = tokenizer.token_bytes(token_id).decode(errors="replace")
+        found.setdefault(token_id, PromptLogprob(max(logprob, LEAST), rank, text))
+    return found
 
 
 def extend(result: CompletionLogprobs, more: CompletionLogprobs, shift: int = 0) -> None:
