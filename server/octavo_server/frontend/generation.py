@@ -60,7 +60,7 @@ class Generation:
         for index, ids in enumerate(prompts):
             max_tokens = _check_prompt(ids, model, lengths, max_model_len)
             sampling = sampling_params(request, model.defaults, Asked(max_tokens, state.draw_seed(), bad_words))
-            metrics = RequestMetrics(state.metrics, arrival, len(ids))
+            metrics = RequestMetrics(state.metrics, arrival, len(ids), max_tokens=max_tokens)
             self._prompts.append(Prompt(f"{self.id}-{index}", ids, sampling))
             self.answers.append(Answer(index, ids, model.tokenizer, text_options(request), metrics))
 
