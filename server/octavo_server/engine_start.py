@@ -51,7 +51,15 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
     bill = _bill(model, config, device, dtype)
-    runner = ModelRunner(model, device, dtype, config.block_size, sorted(eos_token_ids))
+    runner = ModelRunner(
+        model,
+        device,
+        dtype,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        eos_token_ids=sorted(eos_token_ids),
+        threaded=config.async_scheduling is True and device.type == "cpu",
+    )
     runner.load(config.model)
     begin_phase("allocate cache")
     runner.allocate_cache(bill.num_blocks)

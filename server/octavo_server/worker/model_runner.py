@@ -1,10 +1,17 @@
-"""Runs steps on the device: model, KV cache, sampler."""
+"""Runs steps on the device: model, KV cache, sampler.
+
+`launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
+while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
+last stay on the device for the next step to take, and go down beside. There is one exception, rows whose sampling
+looks at their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
+"""
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
@@ -12,16 +19,17 @@ from octavo_common.memory import human_bytes
 from octavo_common.model_config import ModelConfig
 from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.errors import ConfigError, EngineError
-from octavo_server.ipc import TokenLogprobs
-from octavo_server.worker.input_batch import InputBatch, ScheduledRow
-from octavo_server.worker.logprobs import rows_per_chunk, token_logprobs
+from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
+from octavo_server.worker.logits_processors import SamplingRow
+from octavo_server.worker.logprobs import LogprobTensors, launch_logprobs, rows_per_chunk
 from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
-from octavo_server.worker.sampler import Sampler
+from octavo_server.worker.sampler import SampledTensors, Sampler
+from octavo_server.worker.step_handle import Launched, StepHandle
+from octavo_server.worker.transfer import upload
 
 KVCache = list[tuple[torch.Tensor, torch.Tensor]]
-_NO_DISTRIBUTION = (
-    "there are no probabilities for the next token (the model's logits are not finite numbers, or all are excluded)"
-)
+# Logits of rows that sample are made and worked on in chunks of this size: 256 MiB, whatever --max-num-seqs says.
+_SAMPLED_LOGITS_BYTES: Final = 2**28
 
 
 class Decoder(Protocol):
@@ -40,24 +48,30 @@ class Decoder(Protocol):
 
 
 class ModelRunner:
-    """Holds all that lives on the device. `load`, then `allocate_cache`, then `execute` step by step."""
+    """Holds all that lives on the device. `load`, then `allocate_cache`, then `launch` step by step."""
 
     def __init__(
         self,
         config: ModelConfig,
         device: torch.device,
         dtype: torch.dtype,
+        *,
         block_size: int,
-        eos_token_ids: Iterable[int] = (),
+        max_num_seqs: int,
+        eos_token_ids: Sequence[int] = (),
+        threaded: bool = False,
     ) -> None:
-        """eos_token_ids: what ends an answer of this model, for `min_tokens`."""
+        """threaded: steps are computed on a thread of their own, in order. Of use on the CPU; CUDA has a stream."""
         self.config = config
         self.device = device
         self.dtype = dtype
-        self.batch = InputBatch(block_size, device)
-        self.sampler = Sampler(eos_token_ids)
+        self.batch = InputBatch(block_size, device, max_num_seqs)
         self.kv_cache: KVCache = []
         self.decoder: Decoder | None = None
+        self._sampler = Sampler(eos_token_ids)
+        self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self._under_way: list[StepHandle] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
     def load(self, path: Path) -> None:
         """Builds the model and reads its weights. Raises ModelError if the directory cannot be served."""
@@ -84,28 +98,46 @@ class ModelRunner:
                 "lower --num-gpu-blocks-override, --kv-cache-memory-bytes or --gpu-memory-utilization"
             ) from error
 
-    @torch.inference_mode()
-    def execute(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> list[SampledRow]:
-        """Runs one step. Only requests with something to say have a row in the result.
+    def launch(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> StepHandle:
+        """Hands a step over; what goes wrong in it is raised by the handle.
 
-        Calls `on_progress` whenever a part of the step is done: a step may take minutes, a part of it does not.
+        Calls `on_progress` whenever a part of the step is done on the calling thread: on the CPU a step may take
+        minutes, a part of it does not. With `threaded` nothing is done there; see `StepHandle.progress`.
         """
-        self.batch.apply(output)
-        if self.decoder is None or not output.num_scheduled_tokens:
-            return []
-        rows = self.batch.advance(output.num_scheduled_tokens)
-        hidden = self.decoder.forward(self.batch.build(rows), self.kv_cache, on_progress)
-        prompt_logprobs = {
-            row.state.request_id: self._prompt_logprobs(row, hidden, on_progress)
-            for row in rows
-            if row.state.wants_prompt_logprobs
-        }
-        result = self._sample([row for row in rows if row.samples], hidden, prompt_logprobs)
-        result += [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompt_logprobs.items()]
-        return result
+        self._under_way = [handle for handle in self._under_way if not handle.is_reported]
+        handle = StepHandle(self._under_way[-1] if self._under_way else None)
+        self._under_way.append(handle)
+        try:
+            self.batch.apply(output)
+            rows = self.batch.advance(output.num_scheduled_tokens)
+            inputs = self.batch.build(rows) if rows else None
+        except Exception as error:
+            handle.fail(error)
+            return handle
+
+        def progress() -> None:
+            handle.progress += 1
+            if self._thread is None:
+                on_progress()
+
+        def compute() -> Launched:
+            return Launched() if inputs is None else self._compute(inputs, handle, progress)
+
+        if self._thread is None:
+            handle.run(compute)
+        else:
+            self._thread.submit(handle.run, compute)
+        return handle
+
+    def execute(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> list[SampledRow]:
+        """Runs one step, and waits for it. Raises what it raises."""
+        return self.launch(output, on_progress).result()
 
     def recover(self) -> None:
-        """After a step that broke. Raises EngineError if the device can run no further one."""
+        """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
+        for handle in self._under_way:
+            handle.join()
+        self._under_way.clear()
         if self.device.type != "cuda":
             return
         try:
@@ -114,54 +146,71 @@ class ModelRunner:
         except RuntimeError as error:  # an illegal access, for one, spoils the process's context for good
             raise EngineError("the GPU reports an error from which only a restart of the engine recovers") from error
 
+    @torch.inference_mode()
+    def _compute(self, inputs: StepInputs, handle: StepHandle, on_progress: Callable[[], None]) -> Launched:
+        decoder = self._decoder()
+        token_ids = inputs.forward.token_ids
+        token_ids.index_copy_(0, inputs.pending_index, self._last_tokens[inputs.pending_slot])
+        hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress)
+        prompts = {
+            row.state.request_id: self._prompt_logprobs(row, hidden, on_progress)
+            for row in inputs.rows
+            if row.wants_prompt_logprobs
+        }
+        sampled = self._sample(inputs, hidden, handle)
+        event = None
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(blocking=True)
+            event.record()
+        return Launched(inputs.rows, sampled, prompts, event)
+
     def _sample(
-        self,
-        rows: list[ScheduledRow],
-        hidden: torch.Tensor,
-        prompt_logprobs: dict[str, list[TokenLogprobs | None]],
-    ) -> list[SampledRow]:
-        """Draws the next token of each row, appends it, and takes the row's prompt log-probabilities along."""
-        if not rows:
-            return []
-        last = torch.tensor([row.last_index for row in rows], device=self.device)
-        logits = self._logits(hidden[last])
-        result = []
-        drawn = self.sampler.sample(logits, [row.state.sampling_row() for row in rows])
-        for row, sampled in zip(rows, drawn, strict=True):
-            request_id = row.state.request_id
-            if sampled.token_id is None:
-                result.append(SampledRow(request_id, error=_NO_DISTRIBUTION))
-                prompt_logprobs.pop(request_id, None)
-                continue
-            row.state.append(sampled.token_id)
-            prompt = prompt_logprobs.pop(request_id, None)
-            result.append(SampledRow(request_id, sampled.token_id, sampled.logprobs, prompt))
-        return result
+        self, inputs: StepInputs, hidden: torch.Tensor, handle: StepHandle
+    ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
+        """Draws the next token of each row that samples, some rows at a time."""
+        rows = [row for row in inputs.rows if row.samples]
+        if any(row.pending and row.state.history is not None for row in rows):
+            handle.settle_before()
+        step = max(1, _SAMPLED_LOGITS_BYTES // (4 * self.config.vocab_size))
+        found = []
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
+            logits = self._decoder().logits(hidden[inputs.last_index[part]])
+            sampled = self._sampler.launch(
+                logits,
+                [
+                    SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history)
+                    for row in rows[part]
+                ],
+            )
+            self._last_tokens.index_copy_(0, inputs.slot[part], sampled.tokens)
+            found.append((rows[part], sampled.to_host()))
+        return found
 
     def _prompt_logprobs(
         self, row: ScheduledRow, hidden: torch.Tensor, on_progress: Callable[[], None]
-    ) -> list[TokenLogprobs | None]:
-        """Of the prompt tokens that this step's tokens predict; the very first token is predicted by none.
+    ) -> list[LogprobTensors]:
+        """Of the prompt tokens that this step's tokens predict.
 
         Logits are made for some rows at a time: those of a long prompt would take gigabytes.
         """
         state, count = row.state, row.state.sampling.prompt_logprobs or 0
-        found: list[TokenLogprobs | None] = [None] if row.start == 0 else []
         end = min(row.end, state.num_prompt - 1)
         step = rows_per_chunk(self.config.vocab_size)
+        found = []
         for begin in range(row.start, end, step):
             stop = min(begin + step, end)
             offset = row.offset - row.start
-            logits = self._logits(hidden[begin + offset : stop + offset])
-            targets = state.token_ids[begin + 1 : stop + 1].tolist()
-            found += token_logprobs(logits, targets, [count] * len(targets))
+            logits = self._decoder().logits(hidden[begin + offset : stop + offset])
+            targets = upload(state.token_ids[begin + 1 : stop + 1], torch.int64, self.device)
+            found.append(launch_logprobs(logits, targets, [count] * (stop - begin)).to_host())
             on_progress()
         return found
 
-    def _logits(self, rows: torch.Tensor) -> torch.Tensor:
+    def _decoder(self) -> Decoder:
         if self.decoder is None:
             raise RuntimeError("the model is not loaded")
-        return self.decoder.logits(rows)
+        return self.decoder
 
 
 def pick_device(name: str) -> torch.device:
