@@ -106,7 +106,8 @@ def encode_bad_words(model: ServedModel, request: GenerationRequest) -> BadWords
     """Token ids of what an answer must not contain; with a space before them too, where that is another token.
 
     As vLLM has it (`SamplingParams.update_from_tokenizer`): the form with a space counts if it begins with another
-    token and is no longer; longer ones would begin with the space alone.
+    token and has no more of them; a longer one would begin with the space alone. (vLLM takes it only with equally
+    many, and so misses words that are one token behind a space, and several at the start of a text.)
 
     Raises:
         RequestError: a word has no tokens, or one that the model does not have.
@@ -119,7 +120,7 @@ def encode_bad_words(model: ServedModel, request: GenerationRequest) -> BadWords
             raise RequestError(f"bad_words[{index}]: {word!r} has no tokens", param="bad_words")
         check_token_ids([*plain, *spaced], model.vocab_size, "bad_words")
         found[plain] = None
-        if len(spaced) == len(plain) and spaced[0] != plain[0]:
+        if 0 < len(spaced) <= len(plain) and spaced[0] != plain[0]:
             found[spaced] = None
     return tuple(found)
 
