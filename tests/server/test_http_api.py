@@ -281,7 +281,6 @@ def test_harmless_fields_are_taken(http: httpx.Client) -> None:
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "auto"),
         ("response_format", {"type": "json_object"}),
-        ("n", 2),
         ("n", True),
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),

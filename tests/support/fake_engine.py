@@ -183,7 +183,16 @@ def main() -> None:
         sys.exit(1)
     phases = {"load weights": 0.25}
     longest = start["config"]["max_model_len"] or MAX_MODEL_LEN
-    ready = ipc.Ready(engine.epoch, ipc.PROTOCOL_VERSION, longest, BLOCK_SIZE, NUM_BLOCKS, phases)
+    ready = ipc.Ready(
+        engine.epoch,
+        ipc.PROTOCOL_VERSION,
+        longest,
+        BLOCK_SIZE,
+        NUM_BLOCKS,
+        phases,
+        max_num_seqs=engine.max_num_seqs,
+        prefix_caching=start["config"]["enable_prefix_caching"],
+    )
     engine.send(ready)
     engine.run()
     socket.close()
