@@ -74,7 +74,7 @@ class Answer:
         if output.logprobs is not None:
             delta.logprobs += output.logprobs[:taken]
         self.num_tokens += taken
-        self.metrics.tokens(taken)
+        self.metrics.output(output, taken)
         if delta.finish_reason is not None:
             delta.append(self._stops.end())
             self.finished = True

@@ -17,7 +17,7 @@ from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
 from octavo_server.frontend.sampling import answer_length, check_token_ids, sampling_params
 from octavo_server.frontend.state import ServerState
-from octavo_server.metrics import RequestMetrics
+from octavo_server.metrics import PromptMetrics, RequestMetrics
 from octavo_server.page_hash import hash_pages
 
 
@@ -136,6 +136,7 @@ class Generation:
             priority=request.priority or 0,
             deadline=self._deadline(),
         )
+        shared = PromptMetrics(self._state.metrics, n)
         for number in range(n):
             index = prompt * n + number
             one = msgspec.structs.replace(
@@ -143,7 +144,13 @@ class Generation:
                 request_id=f"{self.id}-{index}",
                 sampling=msgspec.structs.replace(sampling, choice=number),
             )
-            metrics = RequestMetrics(self._state.metrics, self._caller.arrival, len(ids))
+            metrics = RequestMetrics(
+                self._state.metrics,
+                self._caller.arrival,
+                len(ids),
+                max_tokens=sampling.max_tokens,
+                prompt=shared,
+            )
             answer = Answer(index, ids, self.model.tokenizer, request.stop_strings, metrics)
             yield Choice(one.request_id, self._epoch, ipc.encoder.encode(one), answer)
 
