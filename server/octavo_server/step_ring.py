@@ -1,69 +1,59 @@
-"""The engine's last steps, in a file that outlives it: a ring of records in shared memory, written without a syscall.
+"""The engine's last hundred steps, in a file that outlives it: what a crash report shows.
 
-The engine writes, the API process reads when the engine is gone. A record that was being written when the engine died
-is left out: its number is written last.
+A ring of records of fixed size in a mapped file beside the socket. A record is written with a copy in memory, so it is
+there after a SIGKILL, and costs a step a microsecond. The API process reads it once the engine is gone.
 """
 
 import mmap
-import struct
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Final
 
-STEPS: Final = 100
+NUM_RECORDS: Final = 100
+RECORD_BYTES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One scheduler step: plain counts, and no text of anybody's. `at`: seconds of CLOCK_MONOTONIC when it began."""
-
-    number: int
-    at: float
-    rows: int
-    tokens: int
-    running: int
-    waiting: int
-    new: int
-    finished: int
-    preempted: int
-    pages_used: int
-    pages_in: int
-    pages_out: int
-
-    def __str__(self) -> str:
-        return " ".join(
-            f"{field.name}={getattr(self, field.name):{'.6f' if field.type is float else ''}}" for field in fields(self)
-        )
-
-
-_RECORD: Final = struct.Struct("<qd10q")
+def steps_path(socket: str) -> Path:
+    """Where the engine that is connected to this socket keeps its ring."""
+    return Path(f"{socket}.steps")
 
 
 class StepRing:
-    """The engine's end."""
+    """Writes the ring. A record is one line of text behind the number of its step."""
 
     def __init__(self, path: Path) -> None:
-        """Make the file, or empty it."""
+        """Begins an empty ring. Raises OSError."""
         with path.open("w+b") as file:
-            file.truncate(STEPS * _RECORD.size)
-            self._map = mmap.mmap(file.fileno(), STEPS * _RECORD.size)
+            file.truncate(NUM_RECORDS * RECORD_BYTES)
+            self._map = mmap.mmap(file.fileno(), NUM_RECORDS * RECORD_BYTES)
 
-    def write(self, record: StepRecord) -> None:
-        """Put a step in the place of the oldest one. Numbers begin with 1."""
-        at = record.number % STEPS * _RECORD.size
-        packed = _RECORD.pack(*astuple(record))
-        self._map[at : at + 8] = bytes(8)
-        self._map[at + 8 : at + _RECORD.size] = packed[8:]
-        self._map[at : at + 8] = packed[:8]
+    def write(self, step: int, text: str) -> None:
+        """Writes a step's record, in place of its former one or of that a hundred steps ago."""
+        record = f"{step} {text}".encode()[: RECORD_BYTES - 1]
+        start = step % NUM_RECORDS * RECORD_BYTES
+        self._map[start : start + RECORD_BYTES] = record.ljust(RECORD_BYTES, b"\0")
+
+    def read(self) -> list[str]:
+        """The records, oldest first."""
+        return _records(bytes(self._map))
+
+    def close(self) -> None:
+        """Lets go of the file, and leaves it."""
+        self._map.close()
 
 
-def read_steps(path: Path) -> list[StepRecord]:
-    """The steps, oldest first; none where there is no such file or it holds something else."""
+def read_steps(path: Path) -> list[str]:
+    """The records, oldest first; of one that was being written, what there is of it. None if there is no ring."""
     try:
-        data = path.read_bytes()
+        return _records(path.read_bytes())
     except OSError:
         return []
-    if len(data) != STEPS * _RECORD.size:
-        return []
-    records = (StepRecord(*_RECORD.unpack_from(data, at)) for at in range(0, len(data), _RECORD.size))
-    return sorted((record for record in records if record.number > 0), key=lambda record: record.number)
+
+
+def _records(content: bytes) -> list[str]:
+    records = []
+    for start in range(0, len(content), RECORD_BYTES):
+        text = content[start : start + RECORD_BYTES].rstrip(b"\0").decode(errors="replace")
+        number = text.partition(" ")[0]
+        if number.isdecimal():
+            records.append((int(number), text))
+    return [text for _, text in sorted(records)]

@@ -28,7 +28,7 @@ import zmq
 
 from octavo_server import ipc
 from octavo_server.page_hash import HASH_BYTES
-from octavo_server.step_ring import StepRecord, StepRing
+from octavo_server.step_ring import StepRing, steps_path
 
 MAX_MODEL_LEN = 256
 BLOCK_SIZE = 16
@@ -106,8 +106,7 @@ class FakeEngine:
         outputs = [self.advance(request) for request in running]
         if running:
             self.steps += 1
-            counts = [len(running), len(running), len(running), len(waiting) - len(running), *[0] * 6]
-            self.ring.write(StepRecord(self.steps, time.monotonic(), *counts))
+            self.ring.write(self.steps, f"rows {len(running)}, waiting {len(waiting) - len(running)}")
         for output in outputs:
             if output.finish_reason is not None:
                 del self.requests[output.request_id]
@@ -201,7 +200,7 @@ def main() -> None:
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(f"ipc://{start['socket']}")
     model = json.loads((Path(start["config"]["model"]) / "config.json").read_text())
-    ring = StepRing(Path(f"{start['socket']}.steps"))
+    ring = StepRing(steps_path(start["socket"]))
     engine = FakeEngine(socket, start["epoch"], model["eos_token_id"], start["config"]["max_num_seqs"], ring)
     engine.send(ipc.Starting(engine.epoch, "load weights", 0.0))
     gate = os.environ.get("FAKE_GATE")

@@ -24,7 +24,7 @@ from octavo_server.errors import EngineError
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.crash_report import Crash, keep_report
 from octavo_server.frontend.start_watch import StartWatch
-from octavo_server.step_ring import read_steps
+from octavo_server.step_ring import read_steps, steps_path
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Supervisor:
             lived_seconds=lived_seconds,
             open_choices=client.num_open,
             stats=client.stats,
-            steps=[str(step) for step in read_steps(socket.with_name(f"{socket.name}.steps"))],
+            steps=read_steps(steps_path(str(socket))),
         )
 
     async def _report(self, crash: Crash) -> None:
