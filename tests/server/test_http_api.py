@@ -28,7 +28,8 @@ HELLO = {"role": "user", "content": "hello"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServerProcess]:
     model = serving.text_model(tmp_path_factory.mktemp("api") / "model")
     (model / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "repetition_penalty": 0}))
-    with serving.serve(model, served_model_name=["tiny", "alias"]) as process:
+    # What is cached depends on what other tests asked before.
+    with serving.serve(model, served_model_name=["tiny", "alias"], enable_prefix_caching=False) as process:
         process.wait_until_ready()
         yield process
 
@@ -281,7 +282,6 @@ def test_harmless_fields_are_taken(http: httpx.Client) -> None:
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "auto"),
         ("response_format", {"type": "json_object"}),
-        ("n", 2),
         ("n", True),
         ("length_penalty", 0.5),
         ("use_beam_search", True),

@@ -174,6 +174,8 @@ def test_log_probabilities_of_a_prompt_are_bounded_and_not_streamed(
     monkeypatch.setattr(sampling, "MAX_PROMPT_LOGPROBS", 100)
     request = CompletionRequest(model="m", prompt="p", prompt_logprobs=4)
     check_parameters(request, model, [[1] * 10, [2] * 10])
+    with pytest.raises(RequestError, match="40 prompt tokens"):
+        check_parameters(request.model_copy(update={"n": 2}), model, [[1] * 10, [2] * 10])
     with pytest.raises(RequestError, match=r"prompt_logprobs: 21 prompt tokens .* 5 .* more than 100"):
         check_parameters(request, model, [[1] * 10, [2] * 11])
     echo = CompletionRequest(model="m", prompt="p", echo=True, logprobs=9)
@@ -301,6 +303,9 @@ def test_prompt_logprobs_stand_in_a_completions_choices_and_beside_a_chats(http:
     both = complete(http, prompt=[5, 6, 7], echo=True, logprobs=1, prompt_logprobs=3, max_tokens=1)
     assert both["prompt_logprobs"] == more
     assert [len(top) for top in both["logprobs"]["top_logprobs"][1:]] == [1] * 3
+    several = post(http, prompt=[[5, 6, 7], [8, 9]], prompt_logprobs=3, n=2).json()["choices"]
+    assert [choice["prompt_logprobs"] == more for choice in several] == [True, True, False, False]
+    assert [len(choice["prompt_logprobs"]) for choice in several] == [3, 3, 2, 2]
     body = {"model": "tiny", "messages": [{"role": "user", "content": "ö"}], "prompt_logprobs": 0}
     chat = http.post("/v1/chat/completions", json={**body, "return_token_ids": True}).json()
     ids, entries = chat["prompt_token_ids"], chat["prompt_logprobs"]

@@ -5,7 +5,6 @@ from typing import Final
 
 from msgspec import UNSET, UnsetType
 
-from octavo_server.frontend.openai import GenerationRequest
 from octavo_server.frontend.responses import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -69,18 +68,21 @@ def prompt_logprobs(
 
 
 def described_prompt(
-    tokenizer: TextTokenizer, request: GenerationRequest, entries: Sequence[TokenLogprobs | None] | None
+    tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs | None] | None, count: int | None
 ) -> PromptLogprobs | UnsetType:
     """What the field `prompt_logprobs` asks for, in vLLM's form; nothing where it does not."""
-    count = request.prompt_logprobs
     if count is None or entries is None:
         return UNSET
-    return [None if entry is None else _described(tokenizer, first(entry, count)) for entry in entries]
+    return [None if entry is None else _described(tokenizer, entry) for entry in first_alternatives(entries, count)]
 
 
-def first(entry: TokenLogprobs, count: int) -> TokenLogprobs:
-    """The entry with `count` of its alternatives: more were computed if the request asks for them in another field."""
-    return TokenLogprobs(entry.token_ids[: count + 1], entry.logprobs[: count + 1], entry.rank)
+def first_alternatives(entries: Sequence[TokenLogprobs | None], count: int) -> list[TokenLogprobs | None]:
+    """The entries with `count` alternatives each: more were computed if the request asks for them in another field."""
+    end = count + 1
+    return [
+        None if entry is None else TokenLogprobs(entry.token_ids[:end], entry.logprobs[:end], entry.rank)
+        for entry in entries
+    ]
 
 
 def _described(tokenizer: TextTokenizer, entry: TokenLogprobs) -> dict[int, PromptLogprob]:

@@ -28,6 +28,8 @@ MAX_TOKENS: Final = 2**31 - 1
 MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_PROMPT_TOKENS: Final = 8 * 2**20
 MAX_PROMPTS: Final = 256
+MAX_N: Final = 128
+MAX_CHOICES: Final = 256  # prompts × n
 MAX_MESSAGES: Final = 16_384
 MAX_STOPS: Final = 4
 MAX_LOGPROBS: Final = 20
@@ -221,17 +223,28 @@ class GenerationRequest(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N, description="answers to each prompt")] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000, description="lower ones go first")] | None = None
+    timeout: (
+        Annotated[
+            float, Field(ge=0.001, le=86_400.0, allow_inf_nan=False, description="seconds until it ends with an error")
+        ]
+        | None
+    ) = None
+    cache_salt: (
+        Annotated[
+            str, Field(min_length=1, max_length=256, description="cached pages are shared only where it is the same")
+        ]
+        | None
+    ) = None
     # Taken and of no effect.
     user: ShortText | None = None
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Field(max_length=16)] | None = None
     # Not supported yet: only the value that asks for nothing.
-    n: Annotated[Any, Only(1)] = None
     length_penalty: Annotated[Any, Only(1, 1.0)] = None
     spaces_between_special_tokens: Annotated[Any, Only(True)] = None
     use_beam_search: Annotated[Any, Only(False)] = None
-    priority: Annotated[Any, Only(0)] = None
     structured_outputs: NotYet = None
-    cache_salt: NotYet = None
 
     @model_validator(mode="after")
     def _streams_have_their_own_options(self) -> "GenerationRequest":
@@ -251,6 +264,11 @@ class GenerationRequest(Body):
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings, however they were given."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
 
     @property
     def include_usage(self) -> bool:
@@ -347,6 +365,12 @@ class CompletionRequest(GenerationRequest):
     best_of: Annotated[Any, Only(1)] = None
     add_special_tokens: Annotated[Any, Only(True)] = None
     response_format: Annotated[Any, Only({"type": "text"})] = None
+
+    @model_validator(mode="after")
+    def _choices_are_bounded(self) -> "CompletionRequest":
+        if len(self.prompts) * self.num_choices > MAX_CHOICES:
+            raise field_error("n", f"{len(self.prompts)} prompts times n may be {MAX_CHOICES} at most")
+        return self
 
     @model_validator(mode="after")
     def _no_tokens_only_with_echo(self) -> "CompletionRequest":

@@ -92,7 +92,7 @@ def check_parameters(request: GenerationRequest, model: ServedModel, prompts: Se
     check_token_ids(request.stop_token_ids or [], model.vocab_size, "stop_token_ids")
     check_token_ids([int(token) for token in request.logit_bias or ()], model.vocab_size, "logit_bias")
     count = prompt_alternatives(request)
-    tokens = sum(len(ids) for ids in prompts)
+    tokens = sum(len(ids) for ids in prompts) * request.num_choices
     if count is not None and tokens * (count + 1) > MAX_PROMPT_LOGPROBS:
         param = "echo" if request.prompt_logprobs is None else "prompt_logprobs"
         raise RequestError(
