@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -15,11 +15,12 @@ import serving
 import tiny_tokenizers
 from octavo_server.errors import RequestError
 from octavo_server.frontend import sampling
+from octavo_server.frontend.logprobs import described_prompt
 from octavo_server.frontend.model import SamplingDefaults, ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.sampling import Asked, check_parameters, encode_bad_words, sampling_params
 from octavo_server.frontend.text.tokenizer import TextTokenizer
-from octavo_server.ipc import SamplingParams
+from octavo_server.ipc import SamplingParams, TokenLogprobs
 
 INTEGERS = {"top_k", "seed", "max_tokens", "min_tokens", "prompt_logprobs", "logprobs", "n"}
 NUMBERS = {
@@ -311,3 +312,13 @@ def test_prompt_logprobs_stand_in_a_completions_choices_and_beside_a_chats(http:
     ids, entries = chat["prompt_token_ids"], chat["prompt_logprobs"]
     assert entries[0] is None and [list(entry) for entry in entries[1:]] == [[str(token)] for token in ids[1:]]
     assert "prompt_logprobs" not in chat["choices"][0]
+
+
+def test_a_prompts_token_keeps_the_rank_that_it_shares_and_minus_infinity_has_a_number(model: ServedModel) -> None:
+    entries: list[TokenLogprobs | None] = [None, TokenLogprobs([6, 5, 6, 7], [-1.0, -1.0, -1.0, -math.inf], 1)]
+    _, found = cast(list[Any], described_prompt(model.tokenizer, entries, 3))
+    assert [(token, entry.rank, entry.logprob) for token, entry in found.items()] == [
+        (6, 1, -1.0),
+        (5, 1, -1.0),
+        (7, 3, -9999.0),
+    ]
