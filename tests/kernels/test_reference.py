@@ -8,16 +8,9 @@ import torch
 
 from attention_oracle import dense_attention
 from octavo_kernels import attention_plan
-from octavo_kernels.ops import (
-    AttentionMetadata,
-    apply_rope,
-    linear,
-    pack_weight,
-    paged_attention,
-    rms_norm,
-    silu_and_mul,
-    store_kv,
-)
+from octavo_kernels.metadata import AttentionMetadata
+from octavo_kernels.reference import apply_rope, linear, pack_weight, rms_norm, silu_and_mul, store_kv
+from octavo_kernels.reference_attention import paged_attention
 
 # (query tokens, context) of each request: prompts, later chunks, decodes, one that rests, across pages and tiles.
 RAGGED = [(1, 1), (5, 5), (1, 64), (0, 30), (1, 65), (70, 70), (3, 131), (1, 200), (2, 8), (1, 129), (33, 97)]

@@ -54,7 +54,7 @@ def run(core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]])
     while core.has_work:
         for output in core.step():
             results[output.request_id].append(output)
-    assert core.stats(0.0).kv_blocks_used == 0
+    assert core.stats().kv_blocks_used == 0
     return results
 
 
@@ -143,7 +143,7 @@ def test_64_requests_in_a_pool_for_8_are_preempted_and_answer_bit_for_bit_as_wit
     roomy = start(llama, max_num_batched_tokens=512)
     tight = start(llama, max_model_len=40, num_gpu_blocks_override=8 * 5, max_num_batched_tokens=32)
     undisturbed, pressed = run(roomy, requests), run(tight, requests)
-    assert roomy.stats(0.0).preemptions == 0 and tight.stats(0.0).preemptions > 0
+    assert roomy.stats().preemptions == 0 and tight.stats().preemptions > 0
     assert pressed == undisturbed
     assert all(len(tokens_of(outputs)) == 24 for outputs in pressed.values())
 
@@ -249,7 +249,7 @@ def test_a_model_that_computes_no_numbers_is_found_before_ready(tmp_path: Path) 
 
 def test_the_start_leaves_no_trace_in_counters_or_pages(llama: Path) -> None:
     core = start(llama)
-    stats = core.stats(0.0)
+    stats = core.stats()
     assert (stats.steps, stats.prompt_tokens, stats.generation_tokens, stats.kv_blocks_used) == (0, 0, 0, 0)
     assert core.runner.batch.states == {}
 

@@ -90,18 +90,18 @@ class StepInputs:
     """What a step computes with, on the device (whose copies may still be under way).
 
     rows: all of them. forward: the batch; of the tokens at `pending_index` [p] the ids are to be taken from rows
-    `pending_slot` [p] of the tokens sampled last. last_index, slot: [s] for each row that samples, the place of its
-    last token in the batch and of its next one in the tokens sampled last. All int64. tables: the block tables on the
-    host.
+    `pending_slot` [p] of the tokens sampled last. tables: the block tables, on the host. last_index, slot: [s] for each
+    row that samples, the place of its last token in the batch and of its next one in the tokens sampled last; int64 all
+    four.
     """
 
     rows: list[ScheduledRow]
     forward: ForwardBatch
+    tables: np.ndarray
     pending_index: torch.Tensor
     pending_slot: torch.Tensor
     last_index: torch.Tensor
     slot: torch.Tensor
-    tables: np.ndarray
 
 
 class InputBatch:
@@ -154,17 +154,33 @@ class InputBatch:
         positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
         tables = _block_tables(rows)
         pages = tables[row_of_token, positions // self.block_size].astype(np.int64)
-        slot_mapping = pages * self.block_size + positions % self.block_size
-        token_ids = np.concatenate([row.state.token_ids[row.start : row.end] for row in rows])
         pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
-        arrays = [
-            *(token_ids, positions, slot_mapping),
-            *(query_start.astype(np.int32), ends.astype(np.int32), tables),
-            *(_int64(row.last_index for row in group) for group in (pending, sampling)),
-            *(_int64(row.state.slot for row in group) for group in (pending, sampling)),
-        ]
-        *batch, pending_index, last_index, pending_slot, slot = upload_together(arrays, self.device)
-        return StepInputs(rows, ForwardBatch(*batch), pending_index, pending_slot, last_index, slot, tables)
+        token_ids, positions_there, slot_mapping, starts_there, context_lens, tables_there, *indices = upload_together(
+            [
+                np.concatenate([row.state.token_ids[row.start : row.end] for row in rows]),
+                positions,
+                pages * self.block_size + positions % self.block_size,
+                query_start.astype(np.int32),
+                ends.astype(np.int32),
+                tables,
+                _int64(row.last_index for row in pending),
+                _int64(row.state.slot for row in pending),
+                _int64(row.last_index for row in sampling),
+                _int64(row.state.slot for row in sampling),
+            ],
+            self.device,
+        )
+        forward = ForwardBatch(
+            token_ids,
+            positions_there,
+            slot_mapping,
+            starts_there,
+            context_lens,
+            tables_there,
+            max_query_len=int((ends - starts).max()),
+            max_context_len=int(ends.max()),
+        )
+        return StepInputs(rows, forward, tables, *indices)
 
 
 def _block_tables(rows: list[ScheduledRow]) -> np.ndarray:

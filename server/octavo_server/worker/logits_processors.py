@@ -54,7 +54,7 @@ class History:
             self._index = {token: index for index, token in enumerate(self._tokens.tolist())}
             self._length = self._num_prompt
         for token in self._token_ids[self._length : length].tolist():
-            place = self._place(token)  # may replace the arrays
+            place = self._place(token)  # may put a longer array in the place of the one that is counted in
             self._counts[place] += 1
         self._length = length
         return self._tokens[: len(self._index)], self._counts[: len(self._index)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import torch
 
 from octavo_server.engine.step import SampledRow
@@ -36,7 +37,7 @@ class Launched:
 
     def is_through(self, timeout: float | None) -> bool:
         """Whether the device is through with it, waiting for it up to `timeout` seconds (None: as long as it takes)."""
-        if self.event is None or self.event.query():
+        if self.event is None or _has_come(self.event):
             return True
         if timeout is None:
             self.event.synchronize()
@@ -44,7 +45,7 @@ class Launched:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-            if self.event.query():
+            if _has_come(self.event):
                 return True
         return False
 
@@ -56,13 +57,12 @@ class Launched:
             for row, sampled in zip(rows, tensors.results(), strict=True):
                 state = row.state
                 prompt = prompts.pop(state.request_id, None)
-                # A token drawn from no distribution, and all that is computed from it, ends here.
+                state.learn(row.end, sampled.token_id or 0)
                 state.failed |= sampled.token_id is None
-                if state.failed or sampled.token_id is None:
+                if state.failed:  # now or before: what is computed from a token that means nothing does not, either
                     result.append(SampledRow(state.request_id, error=NO_DISTRIBUTION))
-                    continue
-                state.learn(row.end, sampled.token_id)
-                result.append(SampledRow(state.request_id, sampled.token_id, sampled.logprobs, prompt))
+                else:
+                    result.append(SampledRow(state.request_id, sampled.token_id, sampled.logprobs, prompt))
         return result + [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompts.items()]
 
     def _prompt_logprobs(self, row: ScheduledRow) -> list[TokenLogprobs | None]:
@@ -79,6 +79,7 @@ class StepHandle:
     def __init__(self, behind: "StepHandle | None") -> None:
         """behind: the step before it, if `wait` has not said yet what came of that."""
         self.progress = 0  # grows as parts of the step get done
+        self.tables: np.ndarray | None = None  # its block tables, on the host
         self._behind = behind
         self._ran = threading.Event()  # everything is enqueued, or on the CPU computed
         self._launched = Launched()
@@ -152,3 +153,8 @@ class StepHandle:
         if self._behind is not None:
             self._behind.settle()
             self._behind = None
+
+
+def _has_come(event: torch.cuda.Event) -> bool:
+    """Raises what the device reports, of whatever work it did before."""
+    return bool(event.query())  # type: ignore[no-untyped-call]
