@@ -68,7 +68,7 @@ class Answer:
         if output.logprobs is not None:
             delta.logprobs = output.logprobs[: len(delta.token_ids)]
         self.num_tokens += len(delta.token_ids)
-        self.metrics.tokens(len(delta.token_ids))
+        self.metrics.output(output, len(delta.token_ids))
         if delta.finish_reason is not None:
             delta.text += self._stops.end()
             self.finished = True

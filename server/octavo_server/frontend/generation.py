@@ -54,7 +54,7 @@ class Generation:
             sampling = sampling_params(
                 request, model.defaults, max_tokens=max_tokens, drawn_seed=state.draw_seed(), echo=echo
             )
-            metrics = RequestMetrics(state.metrics, arrival, len(ids))
+            metrics = RequestMetrics(state.metrics, arrival, len(ids), max_tokens=max_tokens)
             self._prompts.append(Prompt(f"{self.id}-{index}", ids, sampling))
             self.answers.append(Answer(index, ids, model.tokenizer, request.stop_strings, metrics))
 

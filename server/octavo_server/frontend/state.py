@@ -35,7 +35,7 @@ class ServerState:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.names = config.served_model_name or (config.model.resolve().name,)
-        self.metrics = ServerMetrics(self.names[0])
+        self.metrics = ServerMetrics(self.names[0], config)
         self.client = EngineClient(self.metrics.engine_stats, self.metrics.engine_ready)
         self.model: ServedModel | None = None
         self.draining = False
