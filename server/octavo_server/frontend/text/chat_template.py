@@ -7,6 +7,7 @@ needed.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -29,10 +30,10 @@ R = TypeVar("R")
 RENDER_SECONDS: Final = 5.0
 RENDERERS: Final = 2
 _GRACE_SECONDS: Final = 1.0  # beyond the time after which the process ends itself
+PIPE_BYTES: Final = 2**20  # what Linux allows everybody
 _COMMAND: Final = (sys.executable, "-m", "octavo_server.frontend.text.template_worker")
 # No keys and no paths of the server's: the little that Python and the clock need.
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG")
-_PIECE: Final = 65_536  # bytes written to a pipe at once
 
 
 class ChatTemplate:
@@ -130,6 +131,9 @@ class _Renderer:
             raise RuntimeError("a process was started without its pipes")
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
+        for pipe in (self._stdin, self._stdout):  # long chats in few pieces
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
     def alive(self) -> bool:
@@ -175,13 +179,13 @@ class _Renderer:
                 return b""
             for descriptor, _ in ready:
                 if descriptor == self._stdout.fileno():
-                    piece = os.read(descriptor, _PIECE)
+                    piece = os.read(descriptor, PIPE_BYTES)
                     if not piece:
                         return b""
                     received += piece
                     continue
                 try:
-                    pending = pending[os.write(descriptor, pending[:_PIECE]) :]
+                    pending = pending[os.write(descriptor, pending[:PIPE_BYTES]) :]
                 except BlockingIOError:
                     continue
                 except BrokenPipeError:

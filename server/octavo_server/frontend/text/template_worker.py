@@ -27,6 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_MEMORY_BYTES: Final = 2**30  # of address space; the largest body takes about half of it
 MAX_TEXT: Final = 32 * 2**20  # characters: twice the largest body
+PIPE_BYTES: Final = 2**20  # what Linux allows everybody
 _SHOWN: Final = 500  # characters of a reason
 
 
@@ -38,7 +39,8 @@ def main() -> None:
     """Until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    start = json.loads(sys.stdin.buffer.readline())
+    lines = open(sys.stdin.fileno(), "rb", buffering=PIPE_BYTES, closefd=False)  # noqa: SIM115 (for its life)
+    start = json.loads(lines.readline())
     try:
         with _timer(start["seconds"]):
             template = environment().from_string(start["source"])
@@ -46,7 +48,7 @@ def main() -> None:
         _answer(invalid=_reason(error))
         return
     _answer()
-    for line in sys.stdin.buffer:
+    for line in lines:
         with _timer(start["seconds"]):
             try:
                 _answer(text=_render(template, json.loads(line), start["special_tokens"]))
