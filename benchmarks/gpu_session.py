@@ -24,7 +24,8 @@ import transformers  # noqa: E402
 
 from octavo_common.model_config import read_model_config  # noqa: E402
 from octavo_server.config import EngineConfig  # noqa: E402
-from octavo_server.engine.core import EngineCore, start_engine  # noqa: E402
+from octavo_server.engine.core import EngineCore  # noqa: E402
+from octavo_server.engine_start import start_engine  # noqa: E402
 from octavo_server.ipc import AddRequest, SamplingParams  # noqa: E402
 from octavo_server.worker.models.decoder import load_decoder  # noqa: E402
 from paged_loop import PagedLoop, Sequence  # noqa: E402

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from octavo_server.config import EngineConfig
-from octavo_server.engine.core import EngineCore, start_engine
+from octavo_server.engine.core import EngineCore
+from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
 from octavo_server.worker.sampler import sample

@@ -199,7 +199,7 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     # read once, when torch loads its OpenMP library.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from octavo_server.config import EngineConfig
-    from octavo_server.engine.core import start_engine
+    from octavo_server.engine_start import start_engine
 
     core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin)
     phases.end()
