@@ -37,6 +37,7 @@ FLAGS: Final = {
     "max-model-len": 512,
     "num-gpu-blocks-override": 64,
     "swap-space": 0.01,
+    "preemption-mode": "swap",
     "max-num-seqs": 16,
     "max-queued-requests": 4096,
     "log-level": "warning",

@@ -4,7 +4,6 @@ import math
 import random
 
 import pytest
-
 from benchmarks.soak import grows, slope
 
 MINUTES = 24  # what is left of half an hour after the warm-up
