@@ -10,7 +10,6 @@ import random
 import pytest
 
 from engine_fakes import FakeEngine, alone
-from octavo_server.engine.kv_cache_manager import KVCacheManager
 
 STEPS = 220
 FLAGS = list(

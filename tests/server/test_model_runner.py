@@ -1,5 +1,6 @@
 """Steps launched before the tokens of the step before them are known, against steps one at a time."""
 
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -202,6 +203,30 @@ def test_recover_lets_a_step_follow_that_nobody_waited_for(threaded: bool) -> No
     made.recover()
     (row,) = made.execute(script.step({"b": (prompt(5, 1), SAMPLINGS["greedy"])}, finished=("a",)))
     assert row.error is None
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_pages_are_moved_by_steps_that_fail_and_by_steps_behind_them(threaded: bool) -> None:
+    """The scheduler counts on it: pages of requests in other steps move with these."""
+    made, script = runner(threaded=threaded), Script()
+    made.add_lower_tiers(4, None)
+    while made.idle():
+        pass
+    for page, (keys, values) in ((page, made.kv_cache[0]) for page in (20, 21, 22)):
+        keys[page], values[page] = float(page), -float(page)
+    output = script.step({"a": (prompt(5, 1), SAMPLINGS["greedy"])})
+    gate = Gate(made)
+    gate.open.release(100)
+    gate.breaks = True
+    failing = made.launch(dataclasses.replace(output, swap_out=[(20, 0)]))
+    behind = made.launch(SchedulerOutput(2, num_scheduled_tokens={"a": 1}, swap_out=[(21, 1)]))
+    impossible = made.launch(SchedulerOutput(3, num_scheduled_tokens={"unknown": 1}, swap_out=[(22, 2)]))
+    for handle in (failing, behind, impossible):
+        with pytest.raises((MemoryError, StepBehindFailed, KeyError)):
+            handle.wait()
+    made.recover()
+    made.execute(SchedulerOutput(4, finished_ids=["a"], swap_in=[(0, 30), (1, 31), (2, 32)]))
+    assert [made.kv_cache[0][0][page].unique().tolist() for page in (30, 31, 32)] == [[20.0], [21.0], [22.0]]
 
 
 def test_a_step_that_cannot_be_made_fails_as_its_handle() -> None:

@@ -10,8 +10,8 @@ FAKE_GATE          a path: the start waits in "load weights" until it exists
 FAKE_FAILURE       a message: the start fails with it
 FAKE_CRASH_TOKEN   a token id: the process kills itself when a prompt contains it
 FAKE_SILENT_TOKEN  a token id: the process hangs after the first token of a request with it
-FAKE_ERROR_TOKEN   a token id: a request with it ends with an error after its first token …
-FAKE_ERROR_KIND    … of this kind, or "internal"
+FAKE_ERROR_TOKEN   a token id: a request that begins with it ends with an internal error after its first token; one that
+                   begins with one of the ids behind it, with an error of another kind
 FAKE_HOLD          a path: as long as it exists, no request gets on
 """
 
@@ -22,7 +22,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import zmq
 
@@ -99,11 +99,15 @@ class FakeEngine:
 
     def step(self) -> list[ipc.RequestOutput]:
         """The next token of every running request."""
-        if os.path.exists(os.environ.get("FAKE_HOLD", "")):  # noqa: PTH110 (an empty path is one that is not there)
-            return []
-        waiting = sorted(self.requests.values(), key=lambda request: request.message.priority)
-        running = waiting[: self.max_num_seqs]
-        outputs = [self.advance(request) for request in running]
+        now = time.monotonic()
+        messages = [request.message for request in self.requests.values()]
+        outputs = [failure(message, "timeout") for message in messages if (message.deadline or now) < now]
+        expired = {output.request_id for output in outputs}
+        waiting = [request for request_id, request in self.requests.items() if request_id not in expired]
+        waiting.sort(key=lambda request: request.message.priority)
+        held = os.path.exists(os.environ.get("FAKE_HOLD", ""))  # noqa: PTH110 (an empty path is one that is not there)
+        running = [] if held else waiting[: self.max_num_seqs]
+        outputs += [self.advance(request) for request in running]
         if running:
             self.steps += 1
             self.ring.write(self.steps, f"rows {len(running)}, waiting {len(waiting) - len(running)}")
@@ -116,10 +120,6 @@ class FakeEngine:
         """The next token of one request."""
         message, sampling = request.message, request.message.sampling
         prompt = message.prompt_token_ids
-        if message.deadline is not None and time.monotonic() > message.deadline:
-            return ipc.RequestOutput(
-                message.request_id, [], finish_reason="error", error="its time is over", error_kind="timeout"
-            )
         output: dict[str, Any] = {"request_id": message.request_id, "token_ids": []}
         if request.sent == 0:
             self.prompted += len(prompt)
@@ -128,11 +128,8 @@ class FakeEngine:
                 output["prompt_logprobs"] = [None, *(logprobs(token, sampling.prompt_logprobs) for token in prompt[1:])]
         if request.sent and number("FAKE_SILENT_TOKEN") in prompt:
             hang()
-        if request.sent and number("FAKE_ERROR_TOKEN") in prompt:
-            kind: Any = os.environ.get("FAKE_ERROR_KIND", "internal")
-            return ipc.RequestOutput(
-                message.request_id, [], finish_reason="error", error="the step failed", error_kind=kind
-            )
+        if request.sent and (kind := error_kind(prompt[0])) is not None:
+            return failure(message, kind)
         if sampling.max_tokens == 0:
             return ipc.RequestOutput(**output, finish_reason="length")
         ends = request.sent >= len(prompt) and not sampling.ignore_eos
@@ -171,6 +168,18 @@ class FakeEngine:
     def send(self, message: ipc.EngineMessage) -> None:
         """To the API process."""
         self.socket.send(ipc.encoder.encode(message))
+
+
+def error_kind(token: int) -> ipc.ErrorKind | None:
+    """How a request that begins with this token fails, if it does."""
+    kinds: tuple[ipc.ErrorKind, ...] = get_args(ipc.ErrorKind)
+    at = token - number("FAKE_ERROR_TOKEN")
+    return kinds[at] if "FAKE_ERROR_TOKEN" in os.environ and 0 <= at < len(kinds) else None
+
+
+def failure(message: ipc.AddRequest, kind: ipc.ErrorKind) -> ipc.RequestOutput:
+    """The end of a request that fails."""
+    return ipc.RequestOutput(message.request_id, [], finish_reason="error", error="the step failed", error_kind=kind)
 
 
 def logprobs(token: int, count: int) -> ipc.TokenLogprobs:

@@ -73,6 +73,7 @@ class ModelRunner:
         self.decoder: Decoder | None = None
         self.swapper: Swapper | None = None
         self.disk: DiskStore | None = None
+        self.planned_bytes = 0  # of the device's memory, by the bill
         self._sampler = Sampler(eos_token_ids)
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._under_way: list[StepHandle] = []
@@ -131,33 +132,36 @@ class ModelRunner:
         self._under_way = [handle for handle in self._under_way if not handle.is_reported]
         handle = StepHandle(self._under_way[-1] if self._under_way else None)
         self._under_way.append(handle)
+        busy, inputs, failure = self._pages_in_use(output), None, None
         try:
             self.batch.apply(output)
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self.batch.build(rows) if rows else None
-            busy = self._pages_in_use(output)
+            handle.tables = None if inputs is None else inputs.tables
         except Exception as error:
-            handle.fail(error)
-            return handle
-        handle.tables = None if inputs is None else inputs.tables
+            failure = error
 
         def progress() -> None:
             handle.progress += 1
             if self._thread is None:
                 on_progress()
 
-        def compute() -> Launched:
+        def move() -> None:
             if self.swapper is not None:
                 self.swapper.launch(output, busy)
+
+        def compute() -> Launched:
+            if failure is not None:
+                raise failure
             launched = Launched() if inputs is None else self._compute(inputs, handle, progress)
             if self.swapper is not None:
                 self.swapper.step_launched()
             return launched
 
         if self._thread is None:
-            handle.run(compute)
+            handle.run(compute, move)
         else:
-            self._thread.submit(handle.run, compute)
+            self._thread.submit(handle.run, compute, move)
         return handle
 
     def execute(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> list[SampledRow]:

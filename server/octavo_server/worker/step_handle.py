@@ -92,9 +92,13 @@ class StepHandle:
         """Whether it may still read and write its pages."""
         return not self._ran.is_set() or not self._launched.is_through(0.0)
 
-    def run(self, compute: Callable[[], Launched]) -> None:
-        """Does the host's part, on whatever thread; what it raises is raised by `wait`."""
+    def run(self, compute: Callable[[], Launched], move: Callable[[], None] = lambda: None) -> None:
+        """Does the host's part, on whatever thread; what it raises is raised by `wait`.
+
+        `move` comes first, whatever became of the step before: the scheduler counts on it that pages were moved.
+        """
         try:
+            move()
             if self._behind is not None and self._behind._error is not None:
                 raise StepBehindFailed("the step before this one failed") from self._behind._error
             self._launched = compute()
@@ -104,11 +108,6 @@ class StepHandle:
             self._error = error
         if self._error is not None or self._rows is not None:
             self._behind = None
-        self._ran.set()
-
-    def fail(self, error: Exception) -> None:
-        """In place of `run`, where there is nothing to run."""
-        self._error = error
         self._ran.set()
 
     def join(self) -> None:

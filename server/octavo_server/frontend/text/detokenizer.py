@@ -22,9 +22,10 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; may be empty."""
-        if token_id in self._left_out:
-            return ""
+        data = self._tokenizer.token_bytes(token_id)
+        if token_id in self._left_out or not data:
+            return ""  # what has no text opens none: the next one may still be the first
         if self._at_start:
             self._at_start = False
-            return self._decoder.decode(self._tokenizer.first_bytes(token_id))
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+            data = self._tokenizer.first_bytes(token_id)
+        return self._decoder.decode(data)
