@@ -124,6 +124,7 @@ class Scheduler:
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
         self._num_added = 0
+        self._num_schedules = 0  # steps, and those that came to nothing
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
@@ -182,8 +183,11 @@ class Scheduler:
         return results
 
     def schedule(self) -> SchedulerOutput:
-        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join."""
-        self.num_steps += 1
+        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join.
+
+        An output that `is_empty` is no step.
+        """
+        self._num_schedules += 1
         finished, self._finished_ids = self._finished_ids, []
         batch = _Batch(self.limits.max_num_batched_tokens)
         self._schedule_decodes(batch)
@@ -194,11 +198,9 @@ class Scheduler:
             self._use_up(batch)
         else:
             self.num_prefill_tokens = 0
-        if batch.counts:
-            self._launched[self.num_steps] = batch.requests
         moves = self.kv_cache.take_moves()
-        return SchedulerOutput(
-            step=self.num_steps,
+        output = SchedulerOutput(
+            step=self.num_steps + 1,
             new_requests=batch.new_requests,
             new_block_ids=batch.new_block_ids,
             num_scheduled_tokens=batch.counts,
@@ -209,6 +211,10 @@ class Scheduler:
             disk_stores=moves.disk_stores,
             disk_loads=moves.disk_loads,
         )
+        if not output.is_empty:
+            self.num_steps += 1
+            self._launched[self.num_steps] = batch.requests
+        return output
 
     def update(self, output: SchedulerOutput, rows: Iterable[SampledRow]) -> list[RequestOutput]:
         """Takes in what the worker made of a step. Rows of requests that ended meanwhile are dropped."""
@@ -374,7 +380,7 @@ class Scheduler:
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
             hit = self._hits.get(request.request_id)
-            if hit is None or (self.num_steps + request.key[1]) % LOOK_EVERY == 0:
+            if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
             if self._must_wait(request, hit, coming):
                 continue
