@@ -7,7 +7,8 @@ has the flag.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
@@ -68,6 +69,17 @@ class EngineConfig(BaseModel):
         False, description="a request's tokens depend on it alone, not on its batch (always so on the CPU)"
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
+
+    @field_validator("disk_cache_dir")
+    @classmethod
+    def _disk_needs_host_memory(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        swap_space = info.data.get("swap_space")
+        without = swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
+        if value is not None and "swap_space" in info.data and without:
+            raise PydanticCustomError(
+                "disk_cache", "Pages come to the disk from host memory: give --swap-space above 0"
+            )
+        return value
 
 
 class ServerConfig(EngineConfig):

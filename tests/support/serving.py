@@ -47,10 +47,15 @@ class ServerProcess:
         until(lambda: httpx.get(f"{self.url}/ready").status_code == 200 or self._gone(), self.process)
 
     def engine_pid(self) -> int:
-        """Process id of the engine, which is its only child."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        (pid,) = [int(word) for path in children for word in path.read_text().split()]
+        """Process id of the engine."""
+        (pid,) = [pid for pid, command in self.children().items() if "engine" in command]
         return pid
+
+    def children(self) -> dict[int, str]:
+        """Process ids and command lines of the processes that it started."""
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(word) for path in lists for word in path.read_text().split()]
+        return {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids}
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of /metrics."""

@@ -2,6 +2,7 @@
 
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.stop_strings import StopStrings
+from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import RequestOutput, TokenLogprobs
 from octavo_server.metrics import RequestMetrics
@@ -51,7 +52,7 @@ class Answer:
         index: int,
         prompt_token_ids: list[int],
         tokenizer: TextTokenizer,
-        stops: tuple[str, ...],
+        text: TextOptions,
         metrics: RequestMetrics,
     ) -> None:
         self.index = index
@@ -60,8 +61,9 @@ class Answer:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.finished = False
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopStrings(stops)
+        self._text = text
+        self._detokenizer = Detokenizer(tokenizer, skip_special=text.skip_special_tokens)
+        self._stops = StopStrings(text.stops, included=text.include_stop)
         self._length = 0  # characters so far, with what is held back
 
     def take(self, output: RequestOutput, delta: Delta) -> None:
@@ -87,10 +89,11 @@ class Answer:
             delta.token_ids.append(token_id)
             delta.offsets.append(self._length)
             # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
-            if not (position == last and output.finish_reason == "stop"):
+            if self._text.include_stop or not (position == last and output.finish_reason == "stop"):
                 piece = self._detokenizer.add(token_id)
                 self._length += len(piece)
-                delta.append(self._stops.add(piece))
+                may_end = self.num_tokens + position >= self._text.min_tokens
+                delta.append(self._stops.add(piece, may_end=may_end))
             if self._stops.found is not None:
                 delta.finish_reason, delta.stop_reason = "stop", self._stops.found
                 return position + 1

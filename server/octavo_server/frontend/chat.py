@@ -10,7 +10,7 @@ from msgspec import UNSET
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation import Caller, Generation, Lengths
-from octavo_server.frontend.logprobs import chat_logprobs
+from octavo_server.frontend.logprobs import chat_logprobs, described_prompt
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import AssistantMessage, ChatCompletionRequest, Message
 from octavo_server.frontend.responses import (
@@ -25,6 +25,7 @@ from octavo_server.frontend.responses import Delta as ChunkDelta
 from octavo_server.frontend.responses import Message as AnswerMessage
 from octavo_server.frontend.sse import DONE, frame
 from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.ipc import TokenLogprobs
 
 _ANSWER_ONLY = {"refusal", "annotations", "audio", "function_call"}
@@ -50,7 +51,9 @@ class Chat:
         """
         model, _ = state.serving(request.model)
         caller.place.take(request.num_choices)
-        ids = await state.in_thread(_tokenize, model, request.messages)
+        template = _template(model)
+        text = await template.in_thread(_render, template, request.messages)
+        ids = await state.in_thread(model.tokenizer.encode, text, add_special_tokens=False)
         lengths = Lengths(request.token_limit, default=None, param="messages")
         return cls(state, request, await state.in_thread(Generation, state, request, [ids], lengths, caller))
 
@@ -103,6 +106,9 @@ class Chat:
             choices=choices,
             usage=self._generation.usage(),
             prompt_token_ids=self._generation.answers[0].prompt_token_ids if with_ids else UNSET,
+            prompt_logprobs=described_prompt(
+                self._generation.model.tokenizer, wholes[0].prompt_logprobs, self._request.prompt_logprobs
+            ),
         )
 
     def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
@@ -146,7 +152,7 @@ class Chat:
         return chat_logprobs(self._generation.model.tokenizer, entries)
 
 
-def _tokenize(model: ServedModel, messages: Sequence[Message]) -> list[int]:
+def _template(model: ServedModel) -> ChatTemplate:
     template = model.chat_template
     if template is None:
         raise RequestError(
@@ -154,8 +160,12 @@ def _tokenize(model: ServedModel, messages: Sequence[Message]) -> list[int]:
             param="messages",
             code="no_chat_template",
         )
+    return template
+
+
+def _render(template: ChatTemplate, messages: Sequence[Message]) -> str:
     plain = [_for_template(message, index, template.knows_developer_role) for index, message in enumerate(messages)]
-    return model.tokenizer.encode(template.render(plain), add_special_tokens=False)
+    return template.render(plain)
 
 
 def _for_template(message: Message, index: int, knows_developer_role: bool) -> dict[str, Any]:

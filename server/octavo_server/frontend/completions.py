@@ -5,7 +5,13 @@ from functools import partial
 
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation import Caller, Generation, Lengths
-from octavo_server.frontend.logprobs import completion_logprobs, extend, prompt_logprobs
+from octavo_server.frontend.logprobs import (
+    completion_logprobs,
+    described_prompt,
+    extend,
+    first_alternatives,
+    prompt_logprobs,
+)
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
@@ -90,6 +96,9 @@ class Completions:
         text = echo + delta.text if opening else delta.text
         part = CompletionChoice(answer.index, text, delta.finish_reason, stop_reason=delta.stop_reason)
         part.logprobs = self._logprobs(answer, delta, opening, len(echo))
+        if opening:
+            tokenizer = self._generation.model.tokenizer
+            part.prompt_logprobs = described_prompt(tokenizer, delta.prompt_logprobs, self._request.prompt_logprobs)
         if self._request.return_token_ids:
             part.token_ids = delta.token_ids
             if opening:
@@ -102,7 +111,8 @@ class Completions:
         tokenizer = self._generation.model.tokenizer
         result = CompletionLogprobs([], [], [], [])
         if opening and self._request.echo and delta.prompt_logprobs is not None:
-            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, delta.prompt_logprobs))
+            entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
+            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
         extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets), shift)
         return result
 

@@ -15,7 +15,16 @@ from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import GenerationRequest
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
-from octavo_server.frontend.sampling import answer_length, check_token_ids, sampling_params
+from octavo_server.frontend.sampling import (
+    Asked,
+    BadWords,
+    answer_length,
+    check_parameters,
+    check_token_ids,
+    encode_bad_words,
+    sampling_params,
+    text_options,
+)
 from octavo_server.frontend.state import ServerState
 from octavo_server.metrics import PromptMetrics, RequestMetrics
 from octavo_server.page_hash import hash_pages
@@ -63,11 +72,12 @@ class Generation:
         self._prompts = prompts
         self._caller = caller
         self.id = uuid.uuid4().hex
-        check_token_ids(request.stop_token_ids or [], self.model.vocab_size, "stop_token_ids")
+        check_parameters(request, self.model, prompts)
+        bad_words = encode_bad_words(self.model, request)
         self._epoch = state.client.epoch
         self._choices: list[Choice] = []
         for at, ids in enumerate(prompts):
-            self._choices += self._choices_of(at, ids, self._sampling(ids, lengths))
+            self._choices += self._choices_of(at, ids, self._sampling(ids, lengths, bad_words))
         self.answers = [choice.answer for choice in self._choices]
 
     async def deltas(self, *, whole: bool = False) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
@@ -97,7 +107,10 @@ class Generation:
             EngineError: the engine is not there, died, or could not finish one of them.
         """
         found = {answer.index: delta async for change in self.deltas(whole=True) for answer, delta in change}
-        return [found[answer.index] for answer in self.answers]
+        wholes = [found[answer.index] for answer in self.answers]
+        for index, whole in enumerate(wholes):
+            whole.prompt_logprobs = wholes[index - index % self._request.num_choices].prompt_logprobs
+        return wholes
 
     def usage(self) -> Usage:
         """Tokens so far. The choices of a prompt share it: it counts once, and cached is what each of them found."""
@@ -111,18 +124,17 @@ class Generation:
             usage.prompt_tokens_details = PromptTokensDetails(cached)
         return usage
 
-    def _sampling(self, ids: list[int], lengths: Lengths) -> ipc.SamplingParams:
+    def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
         max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
         return sampling_params(
-            self._request,
-            self.model.defaults,
-            max_tokens=max_tokens,
-            drawn_seed=self._state.draw_seed(),
-            echo=bool(getattr(self._request, "echo", False)),
+            self._request, self.model.defaults, Asked(max_tokens, self._state.draw_seed(), bad_words)
         )
 
     def _choices_of(self, prompt: int, ids: list[int], sampling: ipc.SamplingParams) -> Iterator[Choice]:
-        """The choices of one prompt: the same but for their number, which changes the noise."""
+        """The choices of one prompt: the same but for their number, which changes the noise.
+
+        The prompt's log-probabilities are computed once, where no choice is sent before all have ended.
+        """
         request, n = self._request, self._request.num_choices
         salt = self._salt()
         asked = ipc.AddRequest(
@@ -142,7 +154,11 @@ class Generation:
             one = msgspec.structs.replace(
                 asked,
                 request_id=f"{self.id}-{index}",
-                sampling=msgspec.structs.replace(sampling, choice=number),
+                sampling=msgspec.structs.replace(
+                    sampling,
+                    choice=number,
+                    prompt_logprobs=sampling.prompt_logprobs if number == 0 or request.stream else None,
+                ),
             )
             metrics = RequestMetrics(
                 self._state.metrics,
@@ -151,7 +167,7 @@ class Generation:
                 max_tokens=sampling.max_tokens,
                 prompt=shared,
             )
-            answer = Answer(index, ids, self.model.tokenizer, request.stop_strings, metrics)
+            answer = Answer(index, ids, self.model.tokenizer, text_options(request), metrics)
             yield Choice(one.request_id, self._epoch, ipc.encoder.encode(one), answer)
 
     def _salt(self) -> bytes:

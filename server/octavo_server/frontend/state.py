@@ -124,4 +124,6 @@ class ServerState:
     def close(self) -> None:
         """Give threads and sockets back."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self.model is not None and self.model.chat_template is not None:
+            self.model.chat_template.close()
         self.client.terminate()
