@@ -100,6 +100,9 @@ class ServerConfig(EngineConfig):
     request_timeout: float | None = Field(
         None, gt=0.0, le=86_400.0, description="seconds after which a request ends with an error [default: none]"
     )
+    crash_report_dir: Path | None = Field(
+        None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     def engine(self) -> EngineConfig:
