@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_kernels.py [--json FILE] [--only SECTION ...]
 
-Each section is guarded: what breaks in one is printed and hides no other's results. Exit status 1 if a check failed or a
-section broke; timings are taken all the same. Needs torch with CUDA; `parity` and `demo` also need transformers and the
-packages of the `server` extra.
+Each section is guarded: what breaks in one is printed and hides no other's results. Exit status 1 if a check failed or
+a section broke; timings are taken all the same. Needs torch with CUDA; `parity` and `demo` also need transformers and
+the packages of the `server` extra.
 """
 
 import argparse
@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/suppor
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E402
 
-from kernel_checks import Case, check_correct, check_invariant  # noqa: E402
 from octavo_kernels import paged_attention as attention  # noqa: E402
 from octavo_kernels.linear import LinearConfig, linear_invariant  # noqa: E402
 from octavo_kernels.ops import triton_ops  # noqa: E402
@@ -164,6 +164,9 @@ def time_decode() -> dict[str, Any]:
     """Microseconds of attention, one token a request: every configuration and number of splits."""
     report: dict[str, Any] = {}
     invariant = attention.invariant_config(torch.bfloat16, 128, 4)
+    small = Case([(1, 1024)] * 2, poison=False)
+    configs = [AttentionConfig(16, keys, warps, stages, 64, 64) for keys, warps, stages in DECODE]
+    warm(lambda c=config: small.run(configs=(c, c)) for config in [*configs, invariant])  # type: ignore[misc]
     for batch, context in ((64, 1024), (64, 8192), (256, 1024), (256, 8192)):
         case = Case([(1, context)] * batch, poison=False)
         floor = batch * context * 8 * 128 * 2 * 2 / BANDWIDTH * 1e6
@@ -186,8 +189,10 @@ def time_decode() -> dict[str, Any]:
 
 
 def time_prefill() -> dict[str, Any]:
-    """Microseconds of causal attention over whole prompts, every configuration, and torch's own on contiguous K and V."""
+    """Microseconds of causal attention over whole prompts: every configuration; torch's own on contiguous K and V."""
     report: dict[str, Any] = {}
+    small = Case([(64, 64)], poison=False)
+    warm(lambda c=shape: small.run(configs=(AttentionConfig(*c), AttentionConfig(*c))) for shape in CHUNKS)  # type: ignore[misc]
     for batch, length in ((1, 8192), (4, 2048), (16, 512)):
         cases = [Case([(length, length)] * batch, poison=False, seed=seed) for seed in range(3)]
         contiguous = [torch.randn(batch, n, length, 128, device="cuda", dtype=torch.bfloat16) for n in (32, 8, 8)]
@@ -258,6 +263,12 @@ def time_linear() -> dict[str, Any]:
     weights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
     size = sum(weight.numel() for weight in weights)
     report: dict[str, Any] = {}
+    few = {width: torch.randn(1, width, device="cuda", dtype=torch.bfloat16) for width in (4096, 14336)}
+    warm(
+        lambda w=w, c=shape: linear_invariant(few[w.shape[1]], w, None, LinearConfig(*c))  # type: ignore[misc]
+        for w in weights
+        for shape in LINEAR
+    )
     for rows in (1, 8, 64, 256, 8192):
         inputs = {width: torch.randn(rows, width, device="cuda", dtype=torch.bfloat16) for width in (4096, 14336)}
 

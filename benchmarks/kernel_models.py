@@ -33,7 +33,7 @@ def time_models(
     tried: Callable[[Callable[[], float]], float],
     predictions: dict[str, str],
 ) -> dict[str, Any]:
-    """Milliseconds of forward and logits (no sampling): decode steps in a graph at a context of 1024; prefill without one."""
+    """Milliseconds of forward and logits: decode steps in a graph at a context of 1024, prefill without one."""
     report: dict[str, Any] = {}
     runs = (("0.6b", (1, 8, 64, 256), False), ("8b", (1, 8, 64, 256), False), ("8b", (1, 64, 256), True))
     for model, batches, invariant in runs:

@@ -1,10 +1,11 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """A linear map whose rows do not see each other, in Triton: what `--batch-invariant` uses instead of cuBLAS.
 
     y = x Wᵀ + b
 
-cuBLAS picks another kernel, and so another order of summation, for another number of rows. Here one tile shape serves every
-number of rows, and no product is split along the inputs: an element of y is the sum over blocks of BLOCK_K inputs, in order.
-Its twin is `reference.linear`.
+cuBLAS picks another kernel, and so another order of summation, for another number of rows. Here one tile shape serves
+every number of rows, and no product is split along the inputs: an element of y is the sum over blocks of BLOCK_K
+inputs, in order. Its twin is `reference.linear`.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class LinearConfig:
 
 
 def linear_config(dtype: torch.dtype) -> LinearConfig:
-    """By type alone: it must not depend on the number of rows. 64 rows are the least of Hopper's matrix instructions."""
+    """By type alone, not by the number of rows. 64 rows are the least of Hopper's matrix instructions."""
     if dtype == torch.float32:
         return LinearConfig(32, 64, 32, 4, 2)
     return LinearConfig(64, 128, 64, 4, 4)
@@ -35,7 +36,7 @@ def linear_config(dtype: torch.dtype) -> LinearConfig:
 def linear_invariant(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, config: LinearConfig | None = None
 ) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], plus bias [out]. Sums in float32; fp32 products are exact to the type (no TF32)."""
+    """[T, in] × [out, in] → [T, out], plus bias [out]. Sums in float32; of float32 no product is cut to TF32."""
     rows, outputs = x.shape[0], weight.shape[0]
     y = x.new_empty(rows, outputs)
     if rows == 0:

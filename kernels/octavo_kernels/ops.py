@@ -1,7 +1,7 @@
 """The operations as a model calls them: the one place where their implementation is chosen.
 
-A model is given one `Ops` when it is built: the plain-torch definitions (on a CPU, and on request), or the Triton kernels.
-The kernels' modules are imported only when they are chosen: the CPU path needs no Triton.
+A model is given one `Ops` when it is built: the plain-torch definitions (on a CPU, and on request), or the Triton
+kernels. These are imported only when they are chosen: the CPU path needs no Triton.
 """
 
 import importlib.util
@@ -54,8 +54,8 @@ class _RotateAndStore(Protocol):
 class Ops:
     """One implementation of each operation; the functions of these names in `reference` say what they compute.
 
-    rope_angles: cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens, [T] int64, to
-        what `rotate_and_store` takes; once a step.
+    rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
+        int64) to what `rotate_and_store` takes; once a step.
     add_rms_norm may write over the residual.
     """
 

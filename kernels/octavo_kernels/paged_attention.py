@@ -1,14 +1,17 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Attention over a paged KV cache in Triton; its twin and definition is `reference_attention.paged_attention`.
 
     o = Σⱼ pⱼ vⱼ / Σⱼ pⱼ,   pⱼ = exp(q · kⱼ · scale − maxⱼ(q · kⱼ · scale)),   j over the positions that q may see
 
-A program works on some positions of one request and the query heads of one key head: they read the same K and V, so they
-are the rows of one matrix product. It takes keys in tiles counted from position 0 and keeps a running maximum m, sum l and
-mix acc (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022).
+A program works on some positions of one request and the query heads of one key head: they read the same K and V, so
+they are the rows of one matrix product. It takes keys in tiles counted from position 0 and keeps a running maximum m,
+sum l and mix acc (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
+"FlashAttention", 2022).
 
-- **Decode**: requests with one token. Their rows are few and their keys many, so the keys are split over programs, which
-  leave (m, l, acc) behind; a second kernel merges these ("Flash-Decoding", Dao et al., 2023). The grid is made from sizes
-  that the host knows, so that a CUDA graph can replay it while contexts grow; a split without keys leaves at once.
+- **Decode**: requests with one token. Their rows are few and their keys many, so the keys are split over programs,
+  which leave (m, total, acc) behind; a second kernel merges these ("Flash-Decoding", Dao et al., 2023). The grid is
+  made from sizes that the host knows, so that a CUDA graph can replay it while contexts grow; a split without keys
+  leaves at once.
 - **Chunks**: requests with more tokens, cut into tiles of positions. A tile's program finds its request by bisection.
 
 Both kernels are launched over the whole batch and each leaves the other's requests alone, so the order of requests does
@@ -18,8 +21,8 @@ What other requests left in the cache has no influence, NaN included: keys that 
 
 **Batch invariance** (`invariant=True`): a row's bits depend on nothing but the row and its own keys, by construction:
 
-- both kernels have one tile shape (rows, keys, warps), so a product sums alike whatever the row stands among; a tile that a
-  row does not see multiplies by one and adds zeros;
+- both kernels have one tile shape (rows, keys, warps), so a product sums alike whatever the row stands among; a tile
+  that a row does not see multiplies by one and adds zeros;
 - keys are split at fixed positions, and splits are merged from the first to the last by the same function, in decode
   by the second kernel, in chunks by the program itself;
 - products and sums are not contracted (`enable_fp_fusion=False`), as two kernels could be contracted differently.
@@ -55,7 +58,7 @@ def decode_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConf
     """For one token a request."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return AttentionConfig(rows, 32, 4, 1)
+        return AttentionConfig(rows, 32 if block_d <= 128 else 16, 4, 1)
     return AttentionConfig(rows, 64 if block_d <= 128 else 32, 4, 3)
 
 
@@ -63,17 +66,22 @@ def chunk_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConfi
     """For many tokens a request."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return AttentionConfig(max(32, rows), 32, 4, 1)
+        return AttentionConfig(*_fp32_shape(block_d, rows), 8, 1)
     if block_d > 128:
         return AttentionConfig(max(64, rows), 32, 4, 2)
     return AttentionConfig(max(128, rows), 64, 8, 3)
+
+
+def _fp32_shape(block_d: int, rows: int) -> tuple[int, int]:
+    """Rows and keys of a tile: exact products are done by the ordinary units, out of registers."""
+    return (max(32, rows), 32) if block_d <= 128 else (rows, 16)
 
 
 def invariant_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConfig:
     """The one shape for decode and chunks alike. 64 rows: the least of Hopper's matrix instructions."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return AttentionConfig(max(32, rows), 32, 4, 1, split=INVARIANT_SPLIT)
+        return AttentionConfig(*_fp32_shape(block_d, rows), 8, 1, split=INVARIANT_SPLIT)
     return AttentionConfig(max(64, rows), 64 if block_d <= 128 else 32, 4, 2, split=INVARIANT_SPLIT)
 
 
@@ -230,7 +238,7 @@ def _attention_kernel(
     v_ptr,
     out_ptr,
     mix_ptr,  # PARTIAL: [requests, heads, splits, BLOCK_D] float32, acc
-    stats_ptr,  # PARTIAL: [requests, heads, splits, 2] float32, m and l
+    stats_ptr,  # PARTIAL: [requests, heads, splits, 2] float32, m and total
     query_start_ptr,
     context_lens_ptr,
     tables_ptr,
@@ -269,7 +277,7 @@ def _attention_kernel(
         context = tl.load(context_lens_ptr + request)
         position = context - 1
     else:
-        # Request r's tiles have the numbers from query_start[r] // BLOCK_Q + r on: room enough for each, and rising in r.
+        # Request r's tiles are numbered from query_start[r] // BLOCK_Q + r on: room enough for each, and rising in r.
         BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
         tile = tl.num_programs(0) - 1 - tl.program_id(0)
         request = 0
@@ -321,42 +329,42 @@ def _attention_kernel(
             share = (end_tile - first_tile + tl.num_programs(2) - 1) // tl.num_programs(2)
             begin = first_tile + split * share
             end = tl.minimum(end_tile, begin + share)
-        m, l, acc = _attend(
+        m, total, acc = _attend(
             q, k_head_ptr, v_head_ptr, table_ptr, row_position, position, last, begin, end, scale,
             stride_kp, stride_kt, stride_vp, stride_vt,
             HEAD_DIM, BLOCK_D, PAGE_SIZE, WINDOW, BLOCK_M, BLOCK_N, True,
         )  # fmt: skip
     elif SPLIT == 0:
-        m, l, acc = _attend(
+        m, total, acc = _attend(
             q, k_head_ptr, v_head_ptr, table_ptr, row_position, position, last, first_tile, end_tile, scale,
             stride_kp, stride_kt, stride_vp, stride_vt,
             HEAD_DIM, BLOCK_D, PAGE_SIZE, WINDOW, BLOCK_M, BLOCK_N, False,
         )  # fmt: skip
     else:
         m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        l = tl.full([BLOCK_M], 0.0, tl.float32)
+        total = tl.full([BLOCK_M], 0.0, tl.float32)
         acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
         TILES: tl.constexpr = SPLIT // BLOCK_N
         for split in range(first_tile // TILES, (end_tile + TILES - 1) // TILES):
             begin = tl.maximum(first_tile, split * TILES)
             end = tl.minimum(end_tile, (split + 1) * TILES)
-            m_split, l_split, acc_split = _attend(
+            m_split, sum_split, acc_split = _attend(
                 q, k_head_ptr, v_head_ptr, table_ptr, row_position, position, last, begin, end, scale,
                 stride_kp, stride_kt, stride_vp, stride_vt,
                 HEAD_DIM, BLOCK_D, PAGE_SIZE, WINDOW, BLOCK_M, BLOCK_N, True,
             )  # fmt: skip
             m_new, old, new = _weights(m, m_split)
             acc = acc * old[:, None] + acc_split * new[:, None]
-            l = l * old + l_split * new
+            total = total * old + sum_split * new
             m = m_new
 
     if PARTIAL:
         index = (request * tl.num_programs(1) * GROUP + head).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
         tl.store(mix_ptr + index[:, None] * BLOCK_D + d[None, :], acc, mask=row_mask[:, None])
         tl.store(stats_ptr + index * 2, m, mask=row_mask)
-        tl.store(stats_ptr + index * 2 + 1, l, mask=row_mask)
+        tl.store(stats_ptr + index * 2 + 1, total, mask=row_mask)
     else:
-        out = (acc / l[:, None]).to(out_ptr.dtype.element_ty)
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + tokens[:, None] * stride_ot + head[:, None] * stride_oh + d[None, :], out, mask=mask)
 
 
@@ -384,9 +392,9 @@ def _attend(
     BLOCK_N: tl.constexpr,
     ALWAYS_MASK: tl.constexpr,  # one loop: few tiles are not worth a pipeline of their own
 ):
-    """m [BLOCK_M], l [BLOCK_M], acc [BLOCK_M, BLOCK_D] of the rows of q over key tiles begin to end."""
+    """m [BLOCK_M], total [BLOCK_M], acc [BLOCK_M, BLOCK_D] of the rows of q over key tiles begin to end."""
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.full([BLOCK_M], 0.0, tl.float32)
+    total = tl.full([BLOCK_M], 0.0, tl.float32)
     acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -441,10 +449,10 @@ def _attend(
                 finite = tl.where(m_new == float("-inf"), 0.0, m_new)  # nothing seen yet: −∞ − −∞ is no number
             p = tl.exp2(scores - finite[:, None])
             old = tl.exp2(m - finite)
-            l = l * old + tl.sum(p, 1)
+            total = total * old + tl.sum(p, 1)
             acc = tl.dot(p.to(v.dtype), v, acc * old[:, None], input_precision="ieee")
             m = m_new
-    return m, l, acc
+    return m, total, acc
 
 
 @triton.jit
@@ -476,16 +484,16 @@ def _merge_kernel(
     d = tl.arange(0, BLOCK_D)
     index = (request * tl.num_programs(1) + head).to(tl.int64) * splits
     m = tl.full([1], float("-inf"), tl.float32)
-    l = tl.full([1], 0.0, tl.float32)
+    total = tl.full([1], 0.0, tl.float32)
     acc = tl.full([BLOCK_D], 0.0, tl.float32)
     for split in range(splits):
         at = index + split
         m_split = tl.load(stats_ptr + at * 2)
-        l_split = tl.load(stats_ptr + at * 2 + 1)
+        sum_split = tl.load(stats_ptr + at * 2 + 1)
         acc_split = tl.load(mix_ptr + at * BLOCK_D + d)
         m_new, old, new = _weights(m, m_split)
         acc = acc * old + acc_split * new
-        l = l * old + l_split * new
+        total = total * old + sum_split * new
         m = m_new
-    out = (acc / l).to(out_ptr.dtype.element_ty)
+    out = (acc / total).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + token.to(tl.int64) * stride_ot + head * stride_oh + d, out, mask=d < HEAD_DIM)

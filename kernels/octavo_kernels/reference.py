@@ -122,8 +122,8 @@ def rotate_and_store(
 ) -> torch.Tensor:
     """q [T, heads, d], normed where the model does, and rotated; k, likewise, and v are stored in their slots.
 
-    qkv: [T, heads + 2 kv_heads, d]. rope: cos and sin of the tokens' positions, [T, d] float32. norms: the weights for q
-    and k, [d], and eps. cache, slot_mapping: as for `store_kv`.
+    qkv: [T, heads + 2 kv_heads, d]. rope: cos and sin of the tokens' positions, [T, d] float32. norms: the weights for
+    q and k, [d], and eps. cache, slot_mapping: as for `store_kv`.
     """
     kv_heads = cache[0].shape[2]
     heads = qkv.shape[1] - 2 * kv_heads

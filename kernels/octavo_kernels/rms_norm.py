@@ -1,10 +1,11 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """RMSNorm in Triton, the sum with the residual stream in the same pass; its twin is `reference.add_rms_norm`.
 
     s = x + residual;   y = s / √(mean(s²) + eps) · w
 
-One program a row, whose elements it holds in registers: x and the residual are read once, s and y written once. The work is
-in float32; s is rounded to the input's type before it is squared, and the quotient before it meets the weight, as in the
-twin. A row's bits depend on nothing but the row.
+One program a row, whose elements it holds in registers: x and the residual are read once, s and y written once. The
+work is in float32; s is rounded to the input's type before it is squared, and the quotient before it meets the
+weight, as in the twin. A row's bits depend on nothing but the row.
 Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 """
 

@@ -1,8 +1,9 @@
-"""What lies between the qkv product and attention, in one Triton kernel: QK-norm, RoPE, and the store of K and V into pages.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+"""QK-norm, RoPE and the store of K and V into pages, in one Triton kernel: all between the qkv product and attention.
 
 Each head of q and k is normed where the model does (RMSNorm over the head), then its halves turn by the angles of the
-token's position; k and v go to the token's slot. A program holds some heads of one token; every element is read once and
-written once. The twin is `reference.rotate_and_store`; rounding between the steps is the twin's.
+token's position; k and v go to the token's slot. A program holds some heads of one token; every element is read once
+and written once. The twin is `reference.rotate_and_store`; rounding between the steps is the twin's.
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 """
 
@@ -24,9 +25,9 @@ def rotate_and_store(
 ) -> torch.Tensor:
     """q [T, heads, d], normed and rotated; k, likewise, and v are stored in the cache.
 
-    qkv: [T, heads + 2 kv_heads, d], each token's q, k and v heads. rope: cos and sin of the tokens' positions, [T, d / 2]
-    float32. norms: the weights for q and k, [d], and eps. cache: K and V, [pages, page size, kv_heads, d] of any strides but
-    the last, which is 1. slot_mapping: [T] int64; a slot is page · page size + offset.
+    qkv: [T, heads + 2 kv_heads, d], each token's q, k and v heads. rope: cos and sin of the tokens' positions,
+    [T, d / 2] float32. norms: the weights for q and k, [d], and eps. cache: K and V, [pages, page size, kv_heads, d] of
+    any strides but the last, which is 1. slot_mapping: [T] int64; a slot is page · page size + offset.
     """
     tokens, all_heads, head_dim = qkv.shape
     k_cache, v_cache = cache

@@ -1,9 +1,10 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """SwiGLU's middle in Triton; its twin is `reference.silu_and_mul`.
 
     y = gate / (1 + e⁻ᵍᵃᵗᵉ) · up
 
-Bound by memory: every element is read once and written once. silu is rounded to the input's type before the product, as in
-the twin. Shazeer, "GLU Variants Improve Transformer", 2020.
+Bound by memory: every element is read once and written once. silu is rounded to the input's type before the product, as
+in the twin. Shazeer, "GLU Variants Improve Transformer", 2020.
 """
 
 from typing import Final

@@ -84,6 +84,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     for warning in bill.warnings:
         log.warning("%s", warning)
     log.info("memory:\n%s", bill.table())
+    runner.planned_bytes = bill.needed_bytes
     runner.allocate_cache(bill.num_blocks)
     if bill.swap_bytes:
         _add_lower_tiers(runner, config, bill)
@@ -98,7 +99,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     )
     _warm_up(Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size)), runner)
     if device.type == "cuda":
-        reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len), bill.needed_bytes)
+        reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len))
     kv_cache = KVCacheManager(
         BlockPool(bill.num_blocks),
         bill.block_size,

@@ -189,6 +189,16 @@ def test_the_least_recently_used_pages_go_when_the_bound_is_reached(open_store: 
     assert files(folder) == {file_of(folder, number) for number in (2, 0, 3)}
 
 
+def test_use_counts_between_two_looks_at_the_directory(open_store: Open) -> None:
+    store = open_store(pages=24)
+    for number in range(24):
+        store.write(key_of(number), payload_of(number))
+    store.rescan()
+    assert load(store, key_of(0)) is not None
+    store.write(key_of(24), payload_of(24))
+    assert numbers(store) == [*range(2, 24), 0, 24]
+
+
 def test_use_is_remembered_over_a_restart(open_store: Open) -> None:
     store = open_store()
     for number in range(3):

@@ -52,7 +52,32 @@ def tokens_innermost_and_odd_gaps(dtype: torch.dtype) -> Views:
     ]
 
 
-LAYOUTS = [layer_first, page_first, one_tensor_layer_first, values_before_keys, tokens_innermost_and_odd_gaps]
+def at_unequal_distances(dtype: torch.dtype) -> Views:
+    cache = torch.zeros(2 * LAYERS + 4, PAGES, BLOCK, HEADS, DIM, dtype=dtype)
+    return [(cache[0], cache[1]), (cache[3], cache[4]), (cache[6], cache[9])]
+
+
+def at_odd_places(dtype: torch.dtype) -> Views:
+    """Contiguous in the last dimension, but no wider word fits."""
+    cache = torch.zeros(2 * LAYERS, PAGES, BLOCK, HEADS, DIM + 1, dtype=dtype)[..., 1:]
+    return [(cache[2 * i], cache[2 * i + 1]) for i in range(LAYERS)]
+
+
+def every_second_value(dtype: torch.dtype) -> Views:
+    cache = torch.zeros(2 * LAYERS, PAGES, BLOCK, HEADS, 2 * DIM, dtype=dtype)[..., ::2]
+    return [(cache[2 * i], cache[2 * i + 1]) for i in range(LAYERS)]
+
+
+LAYOUTS = [
+    layer_first,
+    page_first,
+    one_tensor_layer_first,
+    values_before_keys,
+    tokens_innermost_and_odd_gaps,
+    at_unequal_distances,
+    at_odd_places,
+    every_second_value,
+]
 
 
 def page_of(cache: Views, page: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
-from octavo_server.engine.lower_tiers import SCHEDULES_IN_FLIGHT, HostPool, LowerTiers, Moves, SwappedPages, page_key
+from octavo_server.engine.lower_tiers import SCHEDULES_IN_FLIGHT, HostPool, LowerTiers, Moves, SwappedPages
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
 from octavo_server.engine.step import PageEvent, PageKey
@@ -19,7 +19,7 @@ from octavo_server.engine.step import PageEvent, PageKey
 
 @dataclass(slots=True)
 class KVCacheStats:
-    """Gauges and counters, named as in `ipc.EngineStats`. Hits are counted by where they were found."""
+    """Gauges and counters, named as in `ipc.EngineStats`. Hits are counted in tokens, by where they were found."""
 
     kv_blocks_cached: int = 0
     host_blocks_used: int = 0
@@ -39,28 +39,26 @@ class KVCacheStats:
 class PrefixHit:
     """What a waiting request would find: its first `num_tokens` tokens need not be computed.
 
-    `entries` are the pages of its table behind `num_holes`, which its window does not reach: cached ones, and host
-    slots of its own. `resumed`: these are all that it had when it was swapped out. `loading`: more is being read from
-    disk, or could be, see `begin_loads`.
+    `loading`: pages behind them are being read from disk, or could be (`begin_loads`). `resumed`: the request was
+    swapped out, and all that it had is here. The rest is for the manager.
     """
 
     num_tokens: int
     loading: bool
     resumed: bool
+    entries: list[CachedPage | int]  # the table behind its holes: cached pages, and host slots of the request's own
     num_holes: int
-    entries: list[CachedPage | int]
-    chain: list[CachedPage]  # the registered pages that it begins with
     num_held: int  # of `entries`, those on the device that somebody holds anyway
+    chain: list[CachedPage]  # the registered pages that the sequence begins with
     block_size: int
     version: tuple[int, int]
 
     def blocks_needed(self, num_tokens: int) -> int:
-        """Pages that admission takes from the free ones, with room for `num_tokens` tokens from the beginning on.
+        """Pages that admission takes from the free ones, with room for `num_tokens` tokens from the first on.
 
         A free page that is hit counts: it is free no more.
         """
-        pages = max(-(-num_tokens // self.block_size), self.num_holes + len(self.entries))
-        return pages - self.num_holes - self.num_held
+        return max(-(-num_tokens // self.block_size) - self.num_holes, len(self.entries)) - self.num_held
 
 
 @dataclass(slots=True)
@@ -68,20 +66,20 @@ class _Waiting:
     """What is remembered of a request that holds no pages."""
 
     swapped: SwappedPages | None = None
-    packed: bytes | None = None  # the tokens that its page hashes stand for
+    packed: bytes | None = None  # the tokens that its page hashes name
     hit: PrefixHit | None = None
     loads: list[CachedPage] | None = None  # that it waits for; None: not tried yet
 
 
 @dataclass(slots=True)
 class _Held:
-    """The table of a request that runs. `blocks` has None where the page has left the window."""
+    """The table of a running request. `blocks` has None for the `num_holes` first ones, which have left the window."""
 
-    last: CachedPage | None  # the deepest registered page; None: its pages cannot be registered
-    num_named: int  # pages that have been registered, or found registered
-    packed: bytes
+    last: CachedPage | None  # the deepest registered page; None: no more can be registered
+    num_named: int  # pages that are registered, or were tried
     blocks: list[KVBlock | None] = field(default_factory=list)
     num_holes: int = 0
+    quiet_until: int = 0  # up to so many tokens `allocate_slots` has nothing to do
 
 
 class KVCacheManager:
@@ -89,11 +87,10 @@ class KVCacheManager:
 
     `window`: tokens that a query sees, itself included, if all layers slide: pages wholly before it are freed, and
     stand as page 0 in `block_ids`. Without `host` nothing is kept that leaves the device; `on_disk` are the names of
-    pages that were found there at start.
+    the pages found there at start.
 
-    Calls for one request: `lookup`, perhaps `begin_loads`, `admit`; then `allocate_slots` before and `cache_pages`
-    after each step; `free` or `swap_out`, and so on. `free` at its very end, whatever state it is in. `allocate_slots`
-    also serves requests that were never admitted.
+    A request's calls: `lookup`, perhaps `begin_loads`, `admit`; `allocate_slots` before and `cache_pages` after each of
+    its steps; `free` or `swap_out`, and again. At its very end `free`, in whatever state it is.
     """
 
     def __init__(
@@ -112,7 +109,7 @@ class KVCacheManager:
         self.prefix_caching = prefix_caching
         self.window = window
         self.index = PrefixIndex()
-        self.tiers = LowerTiers(self.index, host, use_disk=use_disk, on_disk=on_disk)
+        self.tiers = LowerTiers(self.index, host or HostPool(), use_disk=use_disk, on_disk=on_disk)
         self._stats = KVCacheStats()
         self._held: dict[str, _Held] = {}
         self._waiting: dict[str, _Waiting] = {}
@@ -131,9 +128,9 @@ class KVCacheManager:
     @property
     def stats(self) -> KVCacheStats:
         """The state now."""
-        stats, tiers = self._stats, self.tiers
-        stats.kv_blocks_cached, stats.disk_blocks = self.pool.num_cached, len(tiers.disk)
-        stats.host_blocks_used, stats.host_blocks_total = tiers.host.num_used, tiers.host.num_slots
+        stats, tiers, host = self._stats, self.tiers, self.tiers.host
+        stats.kv_blocks_cached, stats.disk_blocks = len(self.pool.cached), len(tiers.disk)
+        stats.host_blocks_used, stats.host_blocks_total = host.num_slots - len(host.free), host.num_slots
         stats.swapped_in, stats.swapped_out = tiers.swapped_in, tiers.swapped_out
         stats.loaded, stats.stored = tiers.loaded, tiers.stored
         return stats
@@ -157,55 +154,55 @@ class KVCacheManager:
         return waiting.hit
 
     def begin_loads(self, request: Request) -> bool:
-        """Whether pages of the request's prefix are being read from disk; begins that, once for each request.
+        """Whether pages of the request's prefix are being read from disk; begins that, once for each admission.
 
         The request is best passed over until they are there: then they are hit in host memory.
         """
         hit, waiting = self.lookup(request), self._waiting[request.request_id]
         if waiting.loads is None:
-            waiting.loads = self._start_loads(request, hit, waiting)
+            waiting.loads = self._start_loads(request, hit, waiting) if hit.loading else []
         waiting.loads = [page for page in waiting.loads if page.loading]
         return bool(waiting.loads)
 
     def admit(self, request: Request, hit: PrefixHit, num_new_tokens: int) -> bool:
         """Gives a waiting request what it has hit, and room for `num_new_tokens` more; sets what it has computed.
 
-        False, and nothing is taken, if pages lack or the hit is not what `lookup` found any more.
+        False, and nothing is taken, if pages lack or `lookup` finds something else by now.
         """
-        now = self.lookup(request)
-        end = hit.num_tokens + num_new_tokens
+        now, end = self.lookup(request), hit.num_tokens + num_new_tokens
         if now.num_tokens != hit.num_tokens or now.blocks_needed(end) > self.pool.num_free:
             return False
-        waiting = self._waiting.pop(request.request_id)
-        held = self._hold(request, now.chain, waiting.packed)
+        waiting, held = self._waiting.pop(request.request_id), self._hold(request, now.chain)
         self._count_hit(request, now)
         self._fill_table(held, now, end)
         if waiting.swapped is not None:
             self.tiers.release(waiting.swapped, brought_in=now.resumed)
         request.num_computed_tokens = now.num_tokens
         self._register(request, held, end)
-        self._version += 1
         return True
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> list[int] | None:
         """Makes room for the next `num_new_tokens` tokens after those computed, and registers the pages they complete.
 
         Returns the numbers of the pages added (none if the last page has room), or None, and takes nothing, if the pool
-        is out of pages.
+        is out of pages. A request that was never admitted begins without a hit.
         """
         end = request.num_computed_tokens + num_new_tokens
         held = self._held.get(request.request_id)
-        if held is not None and self.window is not None:
+        if held is not None:
+            if end <= held.quiet_until:
+                return []
             self._leave_window(held, request.num_computed_tokens)
         needed = self.blocks_needed(request, end)
         if needed > self.pool.num_free:
             return None
-        if held is None:
-            held = self._hold(request, [], None)
+        held = held or self._hold(request, [])
         added = self._take(needed) if needed else []
         held.blocks += added
-        if end // self.block_size > held.num_named:
-            self._register(request, held, end)
+        self._register(request, held, end)
+        held.quiet_until = min(len(held.blocks) * self.block_size, (held.num_named + 1) * self.block_size - 1)
+        if self.window is not None:
+            held.quiet_until = min(held.quiet_until, (held.num_holes + 1) * self.block_size + self.window - 1)
         return [block.block_id for block in added]
 
     def cache_pages(self, request: Request) -> None:
@@ -216,24 +213,28 @@ class KVCacheManager:
 
     def free(self, request: Request) -> None:
         """Gives back all that the request has, the tail of the sequence first. Nothing to do if it has nothing."""
-        waiting = self._waiting.pop(request.request_id, None)
+        waiting, held = self._waiting.pop(request.request_id, None), self._held.pop(request.request_id, None)
         if waiting is not None and waiting.swapped is not None:
             self.tiers.release(waiting.swapped, brought_in=False)
-        held = self._held.pop(request.request_id, None)
         if held is not None:
-            self._let_go(held)
+            self.pool.free(block for block in reversed(held.blocks) if block is not None)
+            if held.last is not None:
+                held.last.refs -= 1
+                self.index.prune(held.last)
         self._version += 1
 
     def swap_out(self, request: Request) -> bool:
         """Gives back the request's pages so that `admit` can bring those that it alone held back later.
 
-        Registered ones stay on the device until their place is needed, and then go to host memory for sure; the others
-        go there now. False, and nothing is done, if there is no room for them.
+        Registered ones stay on the device until their place is needed, and only then go to host memory, where room is
+        kept for them; the others go there now. False, and nothing is done, if there is no room.
         """
-        held = self._held[request.request_id]
-        used = -(-request.num_computed_tokens // self.block_size)
-        own = [(i, block) for i, block in enumerate(held.blocks[:used]) if block is not None and block.ref_count == 1]
-        if not self.tiers.can_pin(len(own), sum(block.page is None for _, block in own)):
+        held, host = self._held[request.request_id], self.tiers.host
+        self._leave_window(held, request.num_computed_tokens)
+        used = held.blocks[: -(-request.num_computed_tokens // self.block_size)]
+        own = [(index, block) for index, block in enumerate(used) if block is not None and block.ref_count == 1]
+        now = sum(block.page is None for _, block in own)
+        if host.num_pinned + len(own) > host.num_slots or now > len(host.free) + len(host.cached):
             return False
         swapped = SwappedPages(request.num_computed_tokens)
         for index, block in own:
@@ -241,25 +242,21 @@ class KVCacheManager:
                 self.tiers.pin(block.page)
                 swapped.pinned.append(block.page)
             elif (slot := self.tiers.push_out(block.block_id)) is not None:
-                self.tiers.host.num_pinned += 1
+                host.num_pinned += 1
                 swapped.slots[index] = slot
-        del self._held[request.request_id]
-        self._let_go(held)
+        self.free(request)
         self._waiting[request.request_id] = _Waiting(swapped)
-        self._version += 1
         return True
 
     def forget_step(self, requests: Iterable[Request]) -> None:
         """A step has failed: what these requests registered for it, or for one launched behind it, is not hit any more.
 
-        To be called before they are freed or, as far as they were swapped out meanwhile, tried again. Takes time in
-        proportion to all cached pages.
+        To be called before they are freed. Takes time in proportion to all cached pages.
         """
         writers = {request.request_id for request in requests}
-        recent = self.tiers.schedule - SCHEDULES_IN_FLIGHT
-        for page in [p for p in self.index.pages.values() if p.born >= recent and p.writer in writers]:
+        since = self.tiers.schedule - SCHEDULES_IN_FLIGHT
+        for page in [page for page in self.index.pages.values() if page.born >= since and page.writer in writers]:
             self._forget(page)
-        self._version += 1
 
     def take_moves(self) -> Moves:
         """The moves of the schedule that ends with this call, see `LowerTiers`."""
@@ -271,21 +268,18 @@ class KVCacheManager:
         self._version += 1
 
     def drop_cached(self) -> None:
-        """Forgets what no request holds or wants back, on disk too. Files stay, and are written anew."""
+        """Forgets what no request holds or wants back, on disk too; files stay, and are written anew."""
         for page in list(self.index.pages.values()):
             if page.pins == 0 and (page.block is None or page.block.ref_count == 0):
                 self._forget(page)
         self.tiers.disk.clear()
-        self._version += 1
 
     def cached_pages(self) -> list[tuple[Literal["device", "host"], int, PageKey]]:
-        """What is cached and not on disk: tier, page or slot, and content; the most recently used first."""
-        device = [(block.block_id, block.page) for block in reversed(self.pool.cached) if block.page is not None]
-        host = [(slot, page) for slot, page in reversed(self.tiers.host.cached.items())]
-        found: list[tuple[Literal["device", "host"], int, PageKey]] = []
-        found += [("device", place, page_key(page)) for place, page in device if page.page_hash not in self.tiers.disk]
-        found += [("host", place, page_key(page)) for place, page in host if page.page_hash not in self.tiers.disk]
-        return found
+        """What is cached but not on disk, the most recently used first: tier, page or slot, and content."""
+        found: list[tuple[Literal["device", "host"], int, CachedPage | None]]
+        found = [("device", block.block_id, block.page) for block in reversed(self.pool.cached.values())]
+        found += [("host", slot, page) for slot, page in reversed(self.tiers.host.cached.items())]
+        return [(tier, at, page.key) for tier, at, page in found if page and page.page_hash not in self.tiers.disk]
 
     def _shares(self, request: Request) -> bool:
         return self.prefix_caching and len(request.page_hashes) >= request.num_prompt_tokens // self.block_size
@@ -294,80 +288,73 @@ class KVCacheManager:
         """The first page that the query at this position sees."""
         return 0 if self.window is None else max(0, position - self.window + 1) // self.block_size
 
+    def _limit(self, request: Request) -> int:
+        """Pages that a hit may have at most: one token at least is left to compute."""
+        if request.skip_prefix or not self._shares(request):
+            return 0
+        return min(len(request.page_hashes), (request.num_tokens - 1) // self.block_size)
+
     def _find(self, request: Request, waiting: _Waiting, version: tuple[int, int]) -> PrefixHit:
-        chain, loading = self._match(request, waiting), False
+        chain: list[CachedPage] = []
+        if request.page_hashes and request.page_hashes[0] in self.index.pages and self._shares(request):
+            packed = self._packed(request, waiting)
+            chain = self.index.match(request.salt, request.page_hashes, packed, 4 * self.block_size)
         own = None if waiting.swapped is None else self._resume(waiting.swapped, chain)
-        if own is not None and waiting.swapped is not None:
-            entries, num_tokens = own, waiting.swapped.num_computed_tokens
-            chain = chain[: num_tokens // self.block_size]
-        else:
-            limit = 0 if request.skip_prefix else (request.num_tokens - 1) // self.block_size
-            chain = chain[: self._reach(chain[:limit])]
-            num_tokens = len(chain) * self.block_size
-            entries = list(chain[self._first_seen(num_tokens) :])
-            loading = self.tiers.use_disk and self._wants_loads(request, waiting, len(chain), limit)
+        num_tokens, entries = own or self._reuse(chain[: self._limit(request)])
+        chain = chain[: num_tokens // self.block_size]
+        loading = own is None and self._awaits_disk(request, waiting, len(chain))
         held = sum(not isinstance(e, int) and e.block is not None and e.block.ref_count > 0 for e in entries)
         holes = self._first_seen(num_tokens)
-        return PrefixHit(num_tokens, loading, own is not None, holes, entries, chain, held, self.block_size, version)
-
-    def _match(self, request: Request, waiting: _Waiting) -> list[CachedPage]:
-        names = request.page_hashes
-        if not names or names[0] not in self.index.pages or not self._shares(request):
-            return []
-        return self.index.match(request.salt, names, self._packed(request, waiting), 4 * self.block_size)
+        return PrefixHit(num_tokens, loading, own is not None, entries, holes, held, chain, self.block_size, version)
 
     def _packed(self, request: Request, waiting: _Waiting) -> bytes:
         if waiting.packed is None:
             waiting.packed = page_hash.pack(request.token_ids[: len(request.page_hashes) * self.block_size])
         return waiting.packed
 
-    def _resume(self, swapped: SwappedPages, chain: list[CachedPage]) -> list[CachedPage | int] | None:
-        """The table of a swapped-out request behind its holes, if all of it is still here."""
-        entries: list[CachedPage | int] = []
-        pages = -(-swapped.num_computed_tokens // self.block_size)
-        for index in range(self._first_seen(swapped.num_computed_tokens), pages):
+    def _resume(self, swapped: SwappedPages, chain: list[CachedPage]) -> tuple[int, list[CachedPage | int]] | None:
+        """The tokens and the table, behind its holes, of a swapped-out request, if all of it is here."""
+        num_tokens, entries = swapped.num_computed_tokens, list[CachedPage | int]()
+        for index in range(self._first_seen(num_tokens), -(-num_tokens // self.block_size)):
             if (slot := swapped.slots.get(index)) is not None:
                 entries.append(slot)
             elif index < len(chain) and chain[index].is_here:
                 entries.append(chain[index])
             else:
                 return None
-        return entries
+        return num_tokens, entries
 
-    def _reach(self, chain: list[CachedPage]) -> int:
-        """With how many of these pages a request can begin: those that the next token sees must all be here."""
+    def _reuse(self, chain: list[CachedPage]) -> tuple[int, list[CachedPage | int]]:
+        """The same for any other: as many tokens as leave a next one that sees only pages that are here."""
         reach = first_here = 0
-        for index, page in enumerate(chain):
+        for count, page in enumerate(chain, start=1):
             if page.is_here:
-                if first_here == 0 or self._first_seen((index + 1) * self.block_size) >= first_here:
-                    reach = index + 1
+                if first_here == 0 or self._first_seen(count * self.block_size) >= first_here:
+                    reach = count
             elif self.window is None:
                 break
             else:
-                first_here = index + 1
-        return reach
+                first_here = count
+        num_tokens = reach * self.block_size
+        return num_tokens, list(chain[self._first_seen(num_tokens) : reach])
 
-    def _wants_loads(self, request: Request, waiting: _Waiting, reach: int, limit: int) -> bool:
+    def _awaits_disk(self, request: Request, waiting: _Waiting, reach: int) -> bool:
         if waiting.loads is not None:
             return any(page.loading for page in waiting.loads)
-        names = request.page_hashes
-        return reach < min(limit, len(names)) and names[reach] in self.tiers.disk and self._shares(request)
+        return reach < self._limit(request) and request.page_hashes[reach] in self.tiers.disk
 
     def _start_loads(self, request: Request, hit: PrefixHit, waiting: _Waiting) -> list[CachedPage]:
         """Begins to load what follows the hit, as far as it is on disk and host memory has room beside the hit."""
-        if not hit.loading:
-            return []
         beside = [page for page in hit.chain if page.slot is not None]
         for page in beside:
             self.tiers.pin(page)
         loads: list[CachedPage] = []
         previous, step = hit.chain[-1] if hit.chain else self.index.root(request.salt), 4 * self.block_size
-        for index in range(len(hit.chain), min(len(request.page_hashes), (request.num_tokens - 1) // self.block_size)):
+        for index in range(len(hit.chain), self._limit(request)):
             name, tokens = request.page_hashes[index], self._packed(request, waiting)[index * step : (index + 1) * step]
-            if name not in self.tiers.disk and name not in self.index.pages:
-                break
-            child = self.index.child(previous, name, tokens)
-            if child is None or not (child.is_here or child.loading or self._load(child)):
+            known = name in self.index.pages or name in self.tiers.disk
+            child = self.index.child(previous, name, tokens) if known else None
+            if child is None or not (child.is_here or child.loading or self.tiers.load(child)):
                 break
             if child.loading:
                 loads.append(child)
@@ -378,21 +365,13 @@ class KVCacheManager:
         self._version += 1
         return loads
 
-    def _load(self, page: CachedPage) -> bool:
-        return page.page_hash in self.tiers.disk and self.tiers.load(page)
-
-    def _hold(self, request: Request, chain: list[CachedPage], packed: bytes | None) -> _Held:
+    def _hold(self, request: Request, chain: list[CachedPage]) -> _Held:
         last: CachedPage | None = None
         if self._shares(request):
             last = chain[-1] if chain else self.index.root(request.salt)
             last.refs += 1
-        held = self._held[request.request_id] = _Held(last, len(chain), packed or b"")
+        held = self._held[request.request_id] = _Held(last, len(chain))
         return held
-
-    def _let_go(self, held: _Held) -> None:
-        self.pool.free(block for block in reversed(held.blocks) if block is not None)
-        if held.last is not None:
-            self.index.release(held.last)
 
     def _take(self, count: int) -> list[KVBlock]:
         blocks = self.pool.allocate(count)
@@ -403,17 +382,16 @@ class KVCacheManager:
 
     def _fill_table(self, held: _Held, hit: PrefixHit, num_tokens: int) -> None:
         """Shares what is on the device, before anything is evicted, and brings in the rest."""
-        count = hit.blocks_needed(num_tokens) + hit.num_held
+        missing = hit.blocks_needed(num_tokens) + hit.num_held
         for entry in hit.entries:
             if not isinstance(entry, int):
                 if entry.block is not None:
                     self.pool.share([entry.block])
-                    count -= 1
+                    missing -= 1
                 elif entry.slot is not None:
                     self.tiers.host.cached.pop(entry.slot, None)  # making room must not evict it
-        added = iter(self._take(count))
-        held.num_holes = hit.num_holes
-        held.blocks = [None] * hit.num_holes
+        added = iter(self._take(missing))
+        held.num_holes, held.blocks = hit.num_holes, [None] * hit.num_holes
         for entry in hit.entries:
             block = None if isinstance(entry, int) else entry.block
             if block is None:
@@ -423,48 +401,44 @@ class KVCacheManager:
         held.blocks += added
 
     def _count_hit(self, request: Request, hit: PrefixHit) -> None:
-        """Once for each request; what a preempted one finds of its own is no hit."""
+        """Once for each request: what a preempted one finds of its own is no hit."""
         if request.num_preemptions > 0 or request.skip_prefix or not self._shares(request):
             return
-        request.num_cached_tokens = hit.num_tokens
         lower = [entry for entry in hit.entries if not isinstance(entry, int) and entry.block is None]
-        disk = sum(page.from_disk for page in lower)
+        disk = self.block_size * sum(page.from_disk for page in lower)
+        host = self.block_size * len(lower) - disk
+        request.num_cached_tokens = hit.num_tokens
         self._stats.prefix_queries += request.num_prompt_tokens
-        self._stats.prefix_hits += hit.num_tokens - len(lower) * self.block_size
-        self._stats.prefix_hits_host += (len(lower) - disk) * self.block_size
-        self._stats.prefix_hits_disk += disk * self.block_size
+        self._stats.prefix_hits += hit.num_tokens - host - disk
+        self._stats.prefix_hits_host += host
+        self._stats.prefix_hits_disk += disk
 
     def _register(self, request: Request, held: _Held, end: int) -> None:
-        """Registers full pages up to token `end`, as far as the tokens are known."""
-        first, held.num_named = held.num_named, max(held.num_named, min(end, request.num_tokens) // self.block_size)
+        """Registers the full pages of known tokens before `end`."""
+        size, first = self.block_size, held.num_named
+        held.num_named = max(first, min(end, request.num_tokens) // size)
         for index in range(first, held.num_named):
             if held.last is None:
                 return
-            tokens = self._page_tokens(request, held, index)
+            tokens = page_hash.pack(request.token_ids[index * size : (index + 1) * size])
             if index == len(request.page_hashes):
                 request.page_hashes.append(page_hash.extend(held.last.page_hash, tokens))
             page = self.index.child(held.last, request.page_hashes[index], tokens)
             if page is not None:
                 page.refs += 1
-                self._attach(page, held.blocks[index], request)
-            self.index.release(held.last)
+                self._attach(page, held.blocks[index], request.request_id)
+            held.last.refs -= 1
+            self.index.prune(held.last)
             held.last = page
-        self._version += 1
+            self._version += 1
 
-    def _page_tokens(self, request: Request, held: _Held, index: int) -> bytes:
-        step = 4 * self.block_size
-        if (index + 1) * step <= len(held.packed):
-            return held.packed[index * step : (index + 1) * step]
-        return page_hash.pack(request.token_ids[index * self.block_size : (index + 1) * self.block_size])
-
-    def _attach(self, page: CachedPage, block: KVBlock | None, request: Request) -> None:
-        """`block` is where the page is from now on, unless another one is already, or it has left the window."""
+    def _attach(self, page: CachedPage, block: KVBlock | None, writer: str) -> None:
+        """The page is in `block` from now on, unless it is on the device already, or has left the window."""
         if page.block is not None or block is None:
             return
         if page.slot is not None and not page.loading:
             self.tiers.free_slot(self.tiers.leave_host(page))
-        page.block, block.page = block, page
-        page.writer, page.born = request.request_id, self.tiers.schedule
+        page.block, block.page, page.writer, page.born = block, page, writer, self.tiers.schedule
 
     def _forget(self, page: CachedPage) -> None:
         if page.block is not None:
@@ -473,6 +447,7 @@ class KVCacheManager:
         if page.slot is not None and not page.loading:
             self.tiers.free_slot(self.tiers.leave_host(page))
         self.index.prune(page)
+        self._version += 1
 
     def _leave_window(self, held: _Held, position: int) -> None:
         first = min(self._first_seen(position), len(held.blocks))

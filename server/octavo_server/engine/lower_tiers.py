@@ -16,12 +16,12 @@ from octavo_server.engine.block_pool import CachedPage, KVBlock
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.step import PageEvent, PageKey
 
-SCHEDULES_IN_FLIGHT = 3  # a page that was registered longer ago has been computed
+SCHEDULES_IN_FLIGHT = 3  # what was decided longer ago than so many schedules has been computed
 
 
 @dataclass(slots=True)
 class Moves:
-    """The moves of one schedule, as `SchedulerOutput` names them."""
+    """The moves of one schedule, as `SchedulerOutput` has them."""
 
     swap_out: list[tuple[int, int]]
     swap_in: list[tuple[int, int]]
@@ -42,20 +42,15 @@ class SwappedPages:
 
 
 class HostPool:
-    """Slots of host memory, as large as a page each. Starts with `num_slots` of them; more come as they are pinned."""
+    """Slots of host memory, each as large as a page. Begins with `num_slots`; more come as they are pinned."""
 
     def __init__(self, num_slots: int = 0) -> None:
         self.num_slots = 0
-        self.num_pinned = 0  # cached pages that must have a slot wherever they are now, and slots of requests' own
+        self.num_pinned = 0  # cached pages with pins, wherever they are now, and slots of requests' own
         self.free: list[int] = []
         self.cached: OrderedDict[int, CachedPage] = OrderedDict()  # that may be evicted, least recently used first
-        self.leaving: set[int] = set()  # read by this schedule's ins
+        self.leaving: set[int] = set()  # that this schedule's ins read
         self.grow(num_slots)
-
-    @property
-    def num_used(self) -> int:
-        """Slots with something in them."""
-        return self.num_slots - len(self.free)
 
     def grow(self, count: int) -> None:
         """Adds slots, numbered on from the last."""
@@ -66,35 +61,29 @@ class HostPool:
 class LowerTiers:
     """Host pool and disk, and the moves decided since the last `take_moves`."""
 
-    def __init__(self, index: PrefixIndex, host: HostPool | None, *, use_disk: bool, on_disk: Iterable[bytes]) -> None:
+    def __init__(self, index: PrefixIndex, host: HostPool, *, use_disk: bool, on_disk: Iterable[bytes]) -> None:
         self.index = index
-        self.host = host if host is not None else HostPool()
+        self.host = host
         self.use_disk = use_disk
-        self.disk = set(on_disk) if use_disk else set()  # names; what stands behind one is compared by the worker
-        self.schedule = 0
-        self.swapped_in = self.swapped_out = self.loaded = self.stored = 0
+        self.disk = set(on_disk)  # names; whether a file is what its name says is for the worker to compare
+        self.schedule = self.swapped_in = self.swapped_out = self.loaded = self.stored = 0
         self._loading: dict[bytes, CachedPage] = {}
-        self._outs: dict[int, int] = {}  # slot → page; keyed by target: a later move to it takes the former's place
+        self._outs: dict[int, int] = {}  # slot → page; by target, so that a later move to it replaces the former
         self._ins: dict[int, int] = {}  # page → slot
         self._stores: list[tuple[int, PageKey]] = []
         self._loads: list[tuple[PageKey, int]] = []
 
     def take_moves(self) -> Moves:
-        """Ends a schedule. The worker carries the moves out even if the step that they come with fails."""
+        """Ends a schedule. The worker must carry the moves out even if the step that they come with fails."""
         outs = [(block_id, slot) for slot, block_id in self._outs.items()]
         moves = Moves(outs, [(slot, block_id) for block_id, slot in self._ins.items()], self._stores, self._loads)
         self.schedule += 1
-        self.swapped_out += len(self._outs)
-        self.swapped_in += len(self._ins)
+        self.swapped_out += len(moves.swap_out)
+        self.swapped_in += len(moves.swap_in)
         self.host.free.extend(self.host.leaving)
         self.host.leaving.clear()
         self._outs, self._ins, self._stores, self._loads = {}, {}, [], []
         return moves
-
-    def can_pin(self, count: int, now: int) -> bool:
-        """Whether `count` more pages could have slots for as long as they want, `now` of them at once."""
-        host = self.host
-        return host.num_pinned + count <= host.num_slots and now <= len(host.free) + len(host.cached)
 
     def take_block(self, block: KVBlock) -> None:
         """A page of the device gets new content: what it held is demoted."""
@@ -103,7 +92,7 @@ class LowerTiers:
             self._ins.pop(block.block_id, None)
             return
         if page.slot is None:  # else it is being read from disk too
-            page.slot = self.push_out(block.block_id)  # still counts as here: making room must not prune it
+            page.slot = self.push_out(block.block_id)  # before it leaves its block: making room must not prune it
             if page.slot is not None and page.pins == 0:
                 self.host.cached[page.slot] = page
         page.block = block.page = None
@@ -114,25 +103,20 @@ class LowerTiers:
         slot = self._ins.pop(block_id, None)
         if slot is not None:
             self.host.leaving.discard(slot)  # it has not left yet
-            return slot
-        slot = self._take_slot()
-        if slot is not None:
+        elif (slot := self._take_slot()) is not None:
             self._outs[slot] = block_id
         return slot
 
     def bring_in(self, entry: CachedPage | int, block: KVBlock) -> None:
         """Moves a page in host memory, or a request's own slot, to a page of the device."""
-        if isinstance(entry, int):
-            slot = entry
-        else:
-            slot = self.leave_host(entry)
-            entry.block, block.page = block, entry
-            entry.from_disk = False
+        slot = entry if isinstance(entry, int) else self.leave_host(entry)
         self._ins[block.block_id] = slot
         self.host.leaving.add(slot)
+        if not isinstance(entry, int):
+            entry.block, block.page, entry.from_disk = block, entry, False
 
     def leave_host(self, page: CachedPage) -> int:
-        """Takes a page's slot from it."""
+        """Takes its slot from a page. Raises RuntimeError if it has none."""
         slot, page.slot = page.slot, None
         if slot is None:
             raise RuntimeError(f"{page} is not in host memory")
@@ -145,12 +129,12 @@ class LowerTiers:
         self.host.free.append(slot)
 
     def pin(self, page: CachedPage) -> None:
-        """The page stays in host memory, or gets a slot there when it leaves the device."""
-        if page.pins == 0:
+        """The page stays in host memory, or finds a slot there when it leaves the device."""
+        page.pins += 1
+        if page.pins == 1:
             self.host.num_pinned += 1
             if page.slot is not None:
                 self.host.cached.pop(page.slot, None)
-        page.pins += 1
 
     def unpin(self, page: CachedPage) -> None:
         """The opposite of `pin`."""
@@ -162,24 +146,24 @@ class LowerTiers:
             self.index.prune(page)
 
     def release(self, swapped: SwappedPages, *, brought_in: bool) -> None:
-        """A swapped-out request wants nothing any more: it is back, starts again, or has ended."""
+        """A swapped-out request wants nothing any more: it is back, begins anew, or has ended."""
         self.host.num_pinned -= len(swapped.slots)
-        if not brought_in:
-            for slot in swapped.slots.values():
-                self.free_slot(slot)
+        for slot in () if brought_in else swapped.slots.values():
+            self.free_slot(slot)
         for page in reversed(swapped.pinned):
             self.unpin(page)
 
     def load(self, page: CachedPage) -> bool:
-        """Begins to read a page from disk into host memory; False if there is no room."""
+        """Begins to read a page into host memory; False if it is not on disk, or there is no room."""
         self.pin(page)
-        page.slot = self._take_slot() if self.host.num_pinned <= self.host.num_slots else None
+        if page.page_hash in self.disk and self.host.num_pinned <= self.host.num_slots:
+            page.slot = self._take_slot()
         if page.slot is None:
             self.unpin(page)
             return False
         page.loading = True
         self._loading[page.page_hash] = page
-        self._loads.append((page_key(page), page.slot))
+        self._loads.append((page.key, page.slot))
         return True
 
     def handle(self, event: PageEvent) -> None:
@@ -190,40 +174,32 @@ class LowerTiers:
             case "stored":
                 self.stored += 1
                 self.disk.add(event.page_hash)
-            case "evicted":
+            case "loaded":
+                self.loaded += 1
+                self._end_load(event.page_hash, loaded=True)
+            case "missed" | "evicted":
                 self.disk.discard(event.page_hash)
-            case "loaded" | "missed":
-                self._end_load(event)
+                if event.kind == "missed":
+                    self._end_load(event.page_hash, loaded=False)
 
-    def _end_load(self, event: PageEvent) -> None:
-        loaded, page = event.kind == "loaded", self._loading.pop(event.page_hash, None)
-        self.loaded += loaded
-        if not loaded:
-            self.disk.discard(event.page_hash)
-        if page is None:
-            return
+    def _end_load(self, name: bytes, *, loaded: bool) -> None:
+        page = self._loading.pop(name)
         page.loading, page.from_disk = False, loaded
-        if not loaded or page.block is not None:  # or it has been computed meanwhile
+        if not loaded or page.block is not None:  # it has been computed meanwhile
             self.free_slot(self.leave_host(page))
         self.unpin(page)
 
     def _take_slot(self) -> int | None:
         """An empty slot, that of the least recently used page if need be."""
-        host = self.host
-        if host.free:
-            return host.free.pop()
-        if not host.cached:
+        if self.host.free:
+            return self.host.free.pop()
+        if not self.host.cached:
             return None
-        page = next(iter(host.cached.values()))
+        page = next(iter(self.host.cached.values()))
         slot = self.leave_host(page)
-        arrives_only_now = self._outs.pop(slot, None) is not None
-        settled = self.schedule - page.born > SCHEDULES_IN_FLIGHT  # else a step that fails could make it worthless
-        if self.use_disk and settled and not arrives_only_now and page.page_hash not in self.disk:
-            self._stores.append((slot, page_key(page)))
+        is_there = self._outs.pop(slot, None) is None
+        is_settled = self.schedule - page.born > SCHEDULES_IN_FLIGHT  # no step that fails makes it worthless now
+        if self.use_disk and is_there and is_settled and page.page_hash not in self.disk:
+            self._stores.append((slot, page.key))
         self.index.prune(page)
         return slot
-
-
-def page_key(page: CachedPage) -> PageKey:
-    """What stands for the page on disk."""
-    return PageKey(page.page_hash, b"" if page.parent is None else page.parent.page_hash, page.tokens)

@@ -16,18 +16,18 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self.pages: dict[bytes, CachedPage] = {}
-        self._roots: dict[bytes, CachedPage] = {}  # by salt
+        self.roots: dict[bytes, CachedPage] = {}  # by salt
 
     def root(self, salt: bytes) -> CachedPage:
         """Where the sequences of this salt begin."""
-        root = self._roots.get(salt)
+        root = self.roots.get(salt)
         if root is None:
-            root = self._roots[salt] = CachedPage(page_hash.root(salt), None, salt)
+            root = self.roots[salt] = CachedPage(page_hash.root(salt), None, salt)
         return root
 
     def match(self, salt: bytes, names: Iterable[bytes], packed: bytes, page_bytes: int) -> list[CachedPage]:
-        """The pages that begin with a prompt's tokens, `page_bytes` of `packed` each, as far as they are known."""
-        previous, found, start, get = self._roots.get(salt), [], 0, self.pages.get
+        """The known pages that a sequence begins with; `page_bytes` of `packed` are the tokens of one."""
+        previous, found, start, get = self.roots.get(salt), [], 0, self.pages.get
         for name in names:
             page = get(name)
             if page is None or page.parent is not previous or page.tokens != packed[start : start + page_bytes]:
@@ -49,15 +49,10 @@ class PrefixIndex:
         """Drops a page that is nowhere and that nothing refers to, and those before it that it alone kept."""
         while page.refs == 0 and page.pins == 0 and page.block is None and page.slot is None:
             if page.parent is None:
-                self._roots.pop(page.tokens, None)
+                self.roots.pop(page.tokens, None)
                 return
             if self.pages.get(page.page_hash) is not page:
                 return  # it has been dropped already
             del self.pages[page.page_hash]
             page = page.parent
             page.refs -= 1
-
-    def release(self, page: CachedPage) -> None:
-        """Takes back a reference."""
-        page.refs -= 1
-        self.prune(page)

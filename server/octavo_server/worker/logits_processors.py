@@ -133,9 +133,11 @@ class LogitsProcessors:
             if self._is_short(row):
                 excluded |= {*self._eos_token_ids, *row.params.stop_token_ids}
             tokens = np.array([token for token in sorted(excluded) if token < logits.shape[-1]], dtype=np.int64)
-            pairs.add(index, tokens, np.full(len(tokens), -math.inf))
-        where, (values,) = pairs.upload(logits.device)
-        logits.index_put_(where, values)
+            if len(tokens):
+                pairs.add(index, tokens, np.full(len(tokens), -math.inf))
+        if pairs.rows:
+            where, (values,) = pairs.upload(logits.device)
+            logits.index_put_(where, values)
 
     def _is_short(self, row: SamplingRow) -> bool:
         return row.position - row.num_prompt < row.params.min_tokens

@@ -171,8 +171,8 @@ def _status_bytes(name: str) -> int:
     raise OSError(f"/proc/self/status does not tell {name}")
 
 
-def reserve(runner: ModelRunner, bounds: StepBounds, planned: int) -> None:
+def reserve(runner: ModelRunner, bounds: StepBounds) -> None:
     """On CUDA, once the KV cache is there: makes torch take what the worst steps need, so that no other process can."""
     _run(runner, worst_steps(runner, bounds))
-    reserved = torch.cuda.memory_reserved(runner.device)
-    log.info("reserved %s of GPU memory; %s are planned with", human_bytes(reserved), human_bytes(planned))
+    reserved, planned = torch.cuda.memory_reserved(runner.device), runner.planned_bytes
+    log.info("torch has reserved %s of GPU memory; %s are planned with", human_bytes(reserved), human_bytes(planned))

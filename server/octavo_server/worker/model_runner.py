@@ -73,6 +73,7 @@ class ModelRunner:
         self.decoder: Decoder | None = None
         self.swapper: Swapper | None = None
         self.disk: DiskStore | None = None
+        self.planned_bytes = 0  # of the device's memory, by the bill
         self._sampler = Sampler(eos_token_ids)
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._under_way: list[StepHandle] = []
