@@ -281,7 +281,7 @@ def test_the_last_hundred_steps_stand_in_a_file_whatever_becomes_of_the_process(
     engine.core.ring = StepRing(path)
     assert read_steps(path) == []
     engine.runner.fails[110] = MemoryError("injected")
-    for index in range(30):
+    for index in range(60):
         engine.add(f"r{index}", prompt(20, index), max_tokens=8)
     while engine.scheduler.num_steps < 112:
         engine.step()

@@ -222,7 +222,11 @@ class Scheduler:
         results = []
         for row in rows:
             request = requests[row.request_id]
-            if request.status is not RequestStatus.FINISHED and (result := self._update_row(request, row)) is not None:
+            if request.status is RequestStatus.FINISHED:
+                continue
+            if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
+                results.append(self._next_token(request, row.token_id, row))
+            elif (result := self._update_prompt(request, row)) is not None:
                 results.append(result)
         self._land(requests)
         return results
@@ -456,24 +460,21 @@ class Scheduler:
 
     # --- results
 
-    def _update_row(self, request: Request, row: SampledRow) -> RequestOutput | None:
+    def _update_prompt(self, request: Request, row: SampledRow) -> RequestOutput | None:
+        """An error, a part of the prompt's log-probabilities, or the first token."""
         if row.error is not None:
             self.kv_cache.forget_step([request])
             return self._end_with_error(request, row.error, "internal")
         if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
-        if row.token_id is None:
-            return None
-        request.num_pending_tokens -= 1
-        if len(request.token_ids) == request.num_prompt_tokens:
-            return self._first_token(request, row.token_id, row)
-        return self._next_token(request, row.token_id, row)
+        return None if row.token_id is None else self._first_token(request, row.token_id, row)
 
     def _first_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
         """The prompt is through: the answer to it begins with what was found out about it."""
         self.num_prompt_tokens += request.num_prompt_tokens
         request.skip_prefix = False
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
+            request.num_pending_tokens -= 1
             self._finish(request)
             output = RequestOutput(request.request_id, [], "length")
         else:
@@ -487,22 +488,22 @@ class Scheduler:
     def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
         tokens = request.token_ids
         tokens.append(token_id)
+        request.num_pending_tokens -= 1
         self.num_generation_tokens += 1
         if request.status is RequestStatus.WAITING:
             self.num_waiting_tokens += 1  # it gave way while this was computed
-        elif (len(tokens) - 1) % self.kv_cache.block_size == 0:
+        elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
-        reason, stop_id = None, None
+        logprobs = None if row.logprobs is None else [row.logprobs]
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
-            reason = "stop"
-            stop_id = token_id if request.sampling.ignore_eos or token_id not in self.limits.eos_token_ids else None
-        elif len(tokens) >= request.max_tokens_in_all:
-            reason = "length"
-        if reason is not None:
+            by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
             self._finish(request)
-        logprobs = None if row.logprobs is None else [row.logprobs]
-        return RequestOutput(request.request_id, [token_id], reason, stop_id, logprobs)
+            return RequestOutput(request.request_id, [token_id], "stop", None if by_model else token_id, logprobs)
+        if len(tokens) >= request.max_tokens_in_all:
+            self._finish(request)
+            return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
+        return RequestOutput(request.request_id, [token_id], None, None, logprobs)
 
     # --- coming and going
 
