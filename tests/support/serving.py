@@ -79,9 +79,10 @@ def serve(
     model: Path, *, fake: bool = True, env: Mapping[str, str] | None = None, **config: Any
 ) -> Iterator[ServerProcess]:
     """A server on a free port, with `config` besides the model; ended at the end, by force if need be."""
-    values = json.dumps({"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu", **config})
-    command = [sys.executable, str(SUPPORT / "serving.py"), "fake" if fake else "real", values]
-    with tempfile.TemporaryFile() as log:
+    defaults = {"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu"}
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as reports:
+        values = json.dumps(defaults | {"crash_report_dir": reports} | config)
+        command = [sys.executable, str(SUPPORT / "serving.py"), "fake" if fake else "real", values]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -158,12 +159,14 @@ def main(kind: str, values: str) -> int:
     """The server process itself; errors as the command line tells them."""
     from octavo_server.config import ServerConfig
     from octavo_server.errors import OctavoError
-    from octavo_server.frontend import client
+    from octavo_server.frontend import client, start_watch
     from octavo_server.frontend.server import run
     from octavo_server.frontend.supervisor import ENGINE_COMMAND
 
     if limit := os.environ.get("HANG_SECONDS"):
         client.HANG_SECONDS = float(limit)  # type: ignore[misc]  # so that no test waits for the real one
+    if limit := os.environ.get("START_HANG_SECONDS"):
+        start_watch.START_HANG_SECONDS = float(limit)  # type: ignore[misc]
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
     try:
         return run(ServerConfig.model_validate_json(values), command)
