@@ -11,11 +11,12 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit crd clean
+.PHONY: help setup demo test lint types imports unit soak crd clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
 	@echo "make test   lint, types, import contract, tests"
+	@echo "make soak   half an hour of load on a server too small for it (MINUTES=30)"
 	@echo "make setup  .venv with everything"
 
 setup: $(STAMP)
@@ -47,6 +48,10 @@ imports: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest
+
+MINUTES ?= 30
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 crd: $(STAMP)
 	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/crds/octavo.dev_llmdeployments.yaml

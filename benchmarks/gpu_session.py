@@ -24,7 +24,8 @@ import transformers  # noqa: E402
 
 from octavo_common.model_config import read_model_config  # noqa: E402
 from octavo_server.config import EngineConfig  # noqa: E402
-from octavo_server.engine.core import EngineCore, start_engine  # noqa: E402
+from octavo_server.engine.core import EngineCore  # noqa: E402
+from octavo_server.engine_start import start_engine  # noqa: E402
 from octavo_server.ipc import AddRequest, SamplingParams  # noqa: E402
 from octavo_server.worker.models.decoder import load_decoder  # noqa: E402
 from paged_loop import PagedLoop, Sequence  # noqa: E402
@@ -79,9 +80,12 @@ def check_parity(architecture: str, directory: Path) -> dict[str, float]:
     }
 
 
-def demo_engine(device: str, dtype: str = "float32") -> EngineCore:
-    config = EngineConfig(model=DEMO, device=device, dtype=dtype, kv_cache_memory_bytes=2**28)  # type: ignore[arg-type]
-    return start_engine(config, lambda _phase: None)
+def demo_engine(device: str, dtype: str = "float32", **others: Any) -> EngineCore:
+    given = {"kv_cache_memory_bytes": 2**28, **others}
+    engine = start_engine(EngineConfig(model=DEMO, device=device, dtype=dtype, **given), lambda _phase: None)  # type: ignore[arg-type]
+    while engine.idle():
+        continue
+    return engine
 
 
 def generate(engine: EngineCore, prompts: list[list[int]], sampling: SamplingParams) -> list[list[int]]:
@@ -113,6 +117,46 @@ def check_demo() -> dict[str, int]:
     cpu, gpu = (generate(demo_engine(device), prompts, sampling) for device in ("cpu", "cuda"))
     differing = sum(a != b for a, b in zip(cpu, gpu, strict=True))
     return {"answers": len(prompts), "tokens": sum(map(len, cpu)), "answers that differ": differing}
+
+
+def check_overlap() -> dict[str, int]:
+    """Answers on the GPU that change with overlap, or with pages swapped meanwhile; none should. And the swaps.
+
+    Greedy ones as they are; drawn ones, some with penalties, with batch-invariant kernels, as with overlap a request
+    that has ended is in the batch for a step more.
+    """
+    tight = {"num_gpu_blocks_override": 16, "max_model_len": 160, "preemption_mode": "swap", "swap_space": 0.05}
+    prompts, differing, swaps = demo_prompts(), 0, 0
+    greedy = SamplingParams(temperature=0.0, max_tokens=60, logprobs=1)
+    drawn = SamplingParams(temperature=1.0, top_p=0.95, seed=3, max_tokens=60, repetition_penalty=1.1)
+    for sampling, invariant in ((greedy, False), (drawn, True)):
+        answers = []
+        for config in ({"async_scheduling": False}, {}, tight):
+            engine = demo_engine("cuda", batch_invariant=invariant, **config)
+            answers.append(generate(engine, prompts, sampling))
+            swaps += engine.stats().swapped_in
+            engine.close(5.0)
+            del engine
+            torch.cuda.empty_cache()
+        differing += sum(a != b for other in answers[1:] for a, b in zip(answers[0], other, strict=True))
+    return {"answers that differ": differing, "pages swapped in": swaps}
+
+
+def check_memory() -> dict[str, int]:
+    """Bytes of GPU memory that a server with default flags plans with, and has taken in the end."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
+    engine = start_engine(EngineConfig(model=DEMO, device="cuda"), lambda _phase: None)
+    full = SamplingParams(
+        temperature=1.0, top_p=0.9, presence_penalty=0.5, max_tokens=20, logprobs=20, prompt_logprobs=20
+    )
+    generate(engine, [prompt * 20 for prompt in demo_prompts() * 50], full)
+    return {
+        "planned": engine.runner.planned_bytes,  # type: ignore[attr-defined]
+        "taken from the driver": before - torch.cuda.mem_get_info()[0],
+        "reserved by torch": torch.cuda.max_memory_reserved() - reserved,
+    }
 
 
 def median_ms(run: Callable[[], object], repeat: int = 20) -> float:
@@ -158,6 +202,12 @@ def main() -> int:
     report["demo"] = check_demo()
     failed |= report["demo"]["answers that differ"] > 0
     print("demo model, CPU against GPU:", report["demo"], flush=True)
+    report["overlap"] = check_overlap()
+    failed |= report["overlap"]["answers that differ"] > 0 or report["overlap"]["pages swapped in"] == 0
+    print("overlap and swapping on the GPU:", report["overlap"], flush=True)
+    report["memory"] = check_memory()
+    failed |= max(report["memory"].values()) > report["memory"]["planned"]
+    print("GPU memory in bytes:", report["memory"], flush=True)
     if not failed:
         report["milliseconds"] = time_demo()
         print("milliseconds:", report["milliseconds"])

@@ -33,6 +33,8 @@ class AttentionMetadata:
         as pages, whatever they hold.
     workspace: scratch memory, of one model and one step at a time.
     plans: what an implementation works out from these once and uses again in each layer; empty at first.
+    max_query_len, max_context_len: the host's upper bounds of a request's tokens in the step and in the cache; None if
+        it knows no better than q and block_tables show. They may exceed the truth, as they do in a graph.
     """
 
     query_start: torch.Tensor
@@ -40,3 +42,5 @@ class AttentionMetadata:
     block_tables: torch.Tensor
     workspace: Workspace = field(default_factory=Workspace)
     plans: dict[Any, Any] = field(default_factory=dict)
+    max_query_len: int | None = None
+    max_context_len: int | None = None

@@ -1,20 +1,119 @@
-"""The operations as the models call them: the one place where their implementation is chosen.
+"""The operations as a model calls them: the one place where their implementation is chosen.
 
-So far there is one, in plain torch, for every device.
+A model is given one `Ops` when it is built: the plain-torch definitions (on a CPU, and on request), or the Triton
+kernels. These are imported only when they are chosen: the CPU path needs no Triton.
 """
 
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from octavo_kernels import reference
 from octavo_kernels.metadata import AttentionMetadata, Workspace
-from octavo_kernels.reference import apply_rope, linear, pack_weight, rms_norm, silu_and_mul, store_kv
 from octavo_kernels.reference_attention import paged_attention
 
-__all__ = [
-    "AttentionMetadata",
-    "Workspace",
-    "apply_rope",
-    "linear",
-    "pack_weight",
-    "paged_attention",
-    "rms_norm",
-    "silu_and_mul",
-    "store_kv",
-]
+__all__ = ["REFERENCE", "AttentionMetadata", "Ops", "Workspace", "pick_ops", "triton_ops"]
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Linear(Protocol):
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, /) -> torch.Tensor: ...
+
+
+class _PagedAttention(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+        sliding_window: int | None,
+        /,
+    ) -> torch.Tensor: ...
+
+
+class _RotateAndStore(Protocol):
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        rope: Pair,
+        norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+        cache: Pair,
+        slot_mapping: torch.Tensor,
+        /,
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """One implementation of each operation; the functions of these names in `reference` say what they compute.
+
+    rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
+        int64) to what `rotate_and_store` takes; once a step.
+    add_rms_norm may write over the residual.
+    """
+
+    pack_weight: Callable[[torch.Tensor], torch.Tensor]
+    linear: _Linear
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    add_rms_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Pair]
+    silu_and_mul: Callable[[torch.Tensor], torch.Tensor]
+    rope_angles: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pair]
+    rotate_and_store: _RotateAndStore
+    paged_attention: _PagedAttention
+
+
+REFERENCE = Ops(
+    pack_weight=reference.pack_weight,
+    linear=reference.linear,
+    rms_norm=reference.rms_norm,
+    add_rms_norm=reference.add_rms_norm,
+    silu_and_mul=reference.silu_and_mul,
+    rope_angles=reference.rope_angles,
+    rotate_and_store=reference.rotate_and_store,
+    paged_attention=paged_attention,
+)
+
+
+def triton_ops(*, batch_invariant: bool = False) -> Ops:
+    """The Triton kernels, for float16, bfloat16 and float32.
+
+    batch_invariant: a row's bits depend on nothing but the row, at a price; linear maps are then not cuBLAS's.
+    """
+    from octavo_kernels import linear, paged_attention, rms_norm, rope, silu_and_mul
+
+    return Ops(
+        pack_weight=lambda weight: weight,
+        linear=linear.linear_invariant if batch_invariant else F.linear,
+        rms_norm=rms_norm.rms_norm,
+        add_rms_norm=rms_norm.add_rms_norm,
+        silu_and_mul=silu_and_mul.silu_and_mul,
+        rope_angles=lambda cos, sin, positions: (cos[positions], sin[positions]),
+        rotate_and_store=rope.rotate_and_store,
+        paged_attention=(
+            paged_attention.paged_attention_invariant if batch_invariant else paged_attention.paged_attention
+        ),
+    )
+
+
+def pick_ops(device: torch.device, *, batch_invariant: bool = False) -> Ops:
+    """Triton on CUDA, where it is installed, else the definitions; these are batch-invariant on a CPU by themselves.
+
+    Raises:
+        RuntimeError: batch invariance is asked for on CUDA, and Triton is not installed.
+    """
+    if device.type != "cuda":
+        return REFERENCE
+    if importlib.util.find_spec("triton") is not None:
+        return triton_ops(batch_invariant=batch_invariant)
+    if batch_invariant:
+        raise RuntimeError(
+            "batch invariance on CUDA needs Triton, which is not installed: pip install 'octavo[server]'"
+        )
+    return REFERENCE

@@ -61,6 +61,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return weight * (wide * scale).to(x.dtype)
 
 
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of residual + x, and residual + x, [T, n] each. The residual must not be used again."""
+    total = residual + x
+    return rms_norm(total, weight, eps), total
+
+
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates each head's halves by the angles of its position: [T, heads, d] and two of [T, d] → [T, heads, d].
 
@@ -97,6 +105,37 @@ def store_kv(
     offset = slot_mapping - page * page_size
     k_cache[page, offset] = k
     v_cache[page, offset] = v
+
+
+def rope_angles(cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin as `apply_rope` takes them, [T, d] each, from those of every position, [P, d / 2]; positions: [T]."""
+    cos, sin = cos[positions], sin[positions]
+    return torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    rope: tuple[torch.Tensor, torch.Tensor],
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    slot_mapping: torch.Tensor,
+) -> torch.Tensor:
+    """q [T, heads, d], normed where the model does, and rotated; k, likewise, and v are stored in their slots.
+
+    qkv: [T, heads + 2 kv_heads, d]. rope: cos and sin of the tokens' positions, [T, d] float32. norms: the weights for
+    q and k, [d], and eps. cache, slot_mapping: as for `store_kv`.
+    """
+    kv_heads = cache[0].shape[2]
+    heads = qkv.shape[1] - 2 * kv_heads
+    if norms is None:
+        rotated = apply_rope(qkv[:, : heads + kv_heads], *rope)
+        q, k = rotated[:, :heads], rotated[:, heads:]
+    else:
+        q_norm, k_norm, eps = norms
+        q = apply_rope(rms_norm(qkv[:, :heads], q_norm, eps), *rope)
+        k = apply_rope(rms_norm(qkv[:, heads : heads + kv_heads], k_norm, eps), *rope)
+    store_kv(k, qkv[:, heads + kv_heads :], *cache, slot_mapping)
+    return q
 
 
 def _working_type(x: torch.Tensor) -> torch.dtype:

@@ -45,7 +45,7 @@ async def stream_chat(client: httpx.AsyncClient, base_url: str, model: str, prom
         async with client.stream("POST", f"{base_url}/chat/completions", json=body, timeout=timeout) as answer:
             if not answer.is_success:
                 raise ChatError(_refusal(answer.status_code, await answer.aread()))
-            async for line in answer.aiter_lines():
+            async for line in _lines(answer.aiter_bytes()):
                 piece = _piece(line)
                 if piece is not None:
                     finished = finished or piece.finish_reason is not None
@@ -54,6 +54,17 @@ async def stream_chat(client: httpx.AsyncClient, base_url: str, model: str, prom
         raise ChatError(f"the connection broke ({type(error).__name__}{': ' if str(error) else ''}{error})") from error
     if not finished:
         raise ChatError("the answer broke off without a finish reason")
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Lines that end in a line feed. (httpx's own also end at U+2028 and its like, which may stand in an answer.)"""
+    unfinished = b""
+    async for piece in pieces:
+        *lines, unfinished = (unfinished + piece).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+    if unfinished:
+        yield unfinished.decode(errors="replace")
 
 
 def _piece(line: str) -> ChatPiece | None:

@@ -57,7 +57,7 @@ def plan_memory(
     if gpu and gpu_bytes is None:
         text = "the GPU's memory is not known from spec.resources.accelerator.products: give --gpu-memory for the bill"
         return MemoryPlan(None, (text,))
-    bill = memory_bill(model, _limits(config, model, gpu_bytes if gpu else None))
+    bill = memory_bill(model, _limits(config, model, gpu_bytes if gpu else None, _container_bytes(deployment)))
     return MemoryPlan(bill, (*bill.warnings, *_host_warnings(deployment, bill)))
 
 
@@ -111,7 +111,16 @@ def _readable_directory(deployment: "LLMDeployment") -> Path | None:
     return None
 
 
-def _limits(config: ServerConfig, model: ModelConfig, gpu_bytes: int | None) -> MemoryLimits:
+def _container_bytes(deployment: "LLMDeployment") -> int | None:
+    from octavo_operator.local.quantities import quantity_bytes
+
+    memory = deployment.spec.resources.memory
+    return None if memory is None else math.floor(quantity_bytes(memory))
+
+
+def _limits(
+    config: ServerConfig, model: ModelConfig, gpu_bytes: int | None, container_bytes: int | None
+) -> MemoryLimits:
     device = "cuda" if gpu_bytes is not None else "cpu"
     dtype: str = config.dtype
     if dtype == "auto":
@@ -127,17 +136,17 @@ def _limits(config: ServerConfig, model: ModelConfig, gpu_bytes: int | None) -> 
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_gpu_blocks_override=config.num_gpu_blocks_override,
+        swap_space=config.swap_space,
+        host_bytes=container_bytes,
+        disk_cache=config.disk_cache_dir is not None,
     )
 
 
 def _host_warnings(deployment: "LLMDeployment", bill: MemoryBill) -> list[str]:
     """On the CPU everything is in the container's own memory, which has a limit."""
-    from octavo_operator.local.quantities import quantity_bytes
-
+    limit = _container_bytes(deployment)
+    needed = math.ceil(bill.weights_bytes + bill.workspace_bytes + bill.kv_cache_bytes + bill.swap_bytes)
+    if bill.device != "cpu" or limit is None or needed <= limit:
+        return []
     memory = deployment.spec.resources.memory
-    if bill.device != "cpu" or memory is None:
-        return []
-    needed = math.ceil(bill.weights_bytes + bill.workspace_bytes + bill.kv_cache_bytes)
-    if needed <= quantity_bytes(memory):
-        return []
     return [f"spec.resources.memory: {memory} is less than the {human_bytes(needed)} that the model takes: give more"]

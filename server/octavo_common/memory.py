@@ -11,6 +11,7 @@ from octavo_common.model_config import ModelConfig
 ELEMENT_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 CPU_DEFAULT_KV_BYTES: Final = 2**30
 CUDA_CONTEXT_BYTES: Final = 700 * 2**20  # context, library handles, loaded kernels
+DEFAULT_SWAP_BYTES: Final = 4 * 2**30
 _LOGPROB_CHUNK_BYTES: Final = (
     4 * 64 * 2**20
 )  # the sampler's and log-probabilities' chunk of 64 MiB, with what is made of it
@@ -26,7 +27,7 @@ class MemoryLimits:
     """What bounds the bill: the server's flags of these names, None where one is not given.
 
     `dtype` is resolved: "float32", "float16" or "bfloat16". `total_bytes` is the GPU's memory, and not needed for the
-    CPU.
+    CPU. `swap_space` is in GiB; `host_bytes` the host memory that is free for it, None if that is not known.
     """
 
     device: str
@@ -39,11 +40,27 @@ class MemoryLimits:
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
+    swap_space: float | None = None
+    host_bytes: int | None = None
+    disk_cache: bool = False  # whether --disk-cache-dir is given
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMemory:
+    """What a server that has read its weights can measure. `how` says what of the workspace was, in a word or two."""
+
+    weights_bytes: int
+    workspace_bytes: int
+    how: str = "measured"
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBill:
-    """The bill. `num_blocks` pages of `block_size` tokens are the KV cache; `warnings` are sentences for people."""
+    """The bill. `num_blocks` pages of `block_size` tokens are the KV cache; `warnings` are sentences for people.
+
+    `workspace_bytes` is what a step takes at most, and on a GPU CUDA's context with its libraries; `workspace_is` says
+    how it is known. `swap_bytes` of host memory take `num_host_blocks` pages that leave the device.
+    """
 
     device: str
     total_bytes: int | None
@@ -55,6 +72,18 @@ class MemoryBill:
     block_size: int
     max_model_len: int
     warnings: tuple[str, ...] = ()
+    workspace_is: str = "estimate"
+    swap_bytes: int = 0
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return self.block_size * self.kv_bytes_per_token
+
+    @property
+    def num_host_blocks(self) -> int:
+        """Pages that fit into the swap space."""
+        return self.swap_bytes // self.page_bytes
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -84,22 +113,31 @@ class MemoryBill:
         return [
             *memory,
             ("weights", human_bytes(self.weights_bytes)),
-            ("workspace (estimate)", human_bytes(self.workspace_bytes)),
+            (f"workspace ({self.workspace_is})", human_bytes(self.workspace_bytes)),
             ("KV cache", human_bytes(self.kv_cache_bytes)),
             ("KV cache per token", human_bytes(self.kv_bytes_per_token)),
             ("pages", f"{self.num_blocks:,} of {self.block_size} tokens"),
             ("tokens that fit", f"{self.kv_cache_tokens:,}"),
             ("longest request", f"{self.max_model_len:,} tokens"),
             ("requests of that length that fit", f"{self.full_length_requests:,.1f}"),
+            ("swap space on the host", human_bytes(self.swap_bytes)),
+            ("pages in swap space", f"{self.num_host_blocks:,}"),
         ]
 
+    def table(self) -> str:
+        """The rows, one a line, indented and aligned."""
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows)
 
-def memory_bill(model: ModelConfig, limits: MemoryLimits) -> MemoryBill:
-    """Works out the bill.
+
+def memory_bill(model: ModelConfig, limits: MemoryLimits, measured: MeasuredMemory | None = None) -> MemoryBill:
+    """Works out the bill; weights and workspace are computed and estimated where they are not `measured`.
 
     The KV cache is `num_gpu_blocks_override` pages, else `kv_cache_memory_bytes`, else on a GPU what weights and
     workspace leave of its share, and on the CPU 1 GiB or what `max_num_seqs` requests of full length take, if that is
-    less. Without `max_model_len` it is the model's, lowered to what the pages hold. Raises DoesNotFit.
+    less. Without `max_model_len` it is the model's, lowered to what the pages hold. The swap space is `swap_space`,
+    else on a GPU 4 GiB or a quarter of `host_bytes`, if that is less, and none on the CPU. Raises DoesNotFit.
     """
     element = ELEMENT_BYTES[limits.dtype]
     longest = limits.max_model_len or context_length(model)
@@ -107,8 +145,8 @@ def memory_bill(model: ModelConfig, limits: MemoryLimits) -> MemoryBill:
         raise DoesNotFit(
             f"--max-model-len {longest}: the model was made for {context_length(model)} tokens; give that or less"
         )
-    weights = model.num_parameters * element
-    workspace = workspace_estimate(model, limits)
+    known = measured or MeasuredMemory(model.num_parameters * element, workspace_estimate(model, limits), "estimate")
+    weights, workspace = known.weights_bytes, known.workspace_bytes
     per_token = model.kv_bytes_per_token(element)
     budget = None if limits.total_bytes is None else int(limits.total_bytes * limits.gpu_memory_utilization)
     page = per_token * limits.block_size
@@ -128,6 +166,8 @@ def memory_bill(model: ModelConfig, limits: MemoryLimits) -> MemoryBill:
         block_size=limits.block_size,
         max_model_len=min(longest, fits),
         warnings=tuple(_warnings(longest, fits, weights + workspace + num_blocks * page, budget)),
+        workspace_is=known.how,
+        swap_bytes=_swap_bytes(limits, page),
     )
 
 
@@ -186,6 +226,27 @@ def _kv_cache_bytes(limits: MemoryLimits, full_length_bytes: int, budget: int | 
             return 0
         raise ValueError("total_bytes is needed for a device that is not the CPU")
     return max(0, budget - taken)
+
+
+def _swap_bytes(limits: MemoryLimits, page: int) -> int:
+    if limits.swap_space is None:
+        default = DEFAULT_SWAP_BYTES if limits.device == "cuda" else 0
+        swap = default if limits.host_bytes is None else min(default, limits.host_bytes // 4)
+    else:
+        swap = int(limits.swap_space * _GIB)
+        if limits.host_bytes is not None and swap > limits.host_bytes:
+            raise DoesNotFit(
+                f"--swap-space {limits.swap_space:g}: the host has {human_bytes(limits.host_bytes)} of memory left for "
+                f"it: give {limits.host_bytes / _GIB:.2f} or less"
+            )
+        if 0 < swap < page:
+            raise DoesNotFit(
+                f"--swap-space {limits.swap_space:g}: a page takes {human_bytes(page)}: give {page / _GIB:.6f} or "
+                "more, or 0"
+            )
+    if limits.disk_cache and swap < page:
+        raise DoesNotFit("--disk-cache-dir: pages come to the disk from host memory: give --swap-space above 0")
+    return swap
 
 
 def _too_small(longest: int, num_blocks: int, page: int, limits: MemoryLimits) -> str:

@@ -7,7 +7,8 @@ has the flag.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
@@ -69,6 +70,17 @@ class EngineConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 
+    @field_validator("disk_cache_dir")
+    @classmethod
+    def _disk_needs_host_memory(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        swap_space = info.data.get("swap_space")
+        without = swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
+        if value is not None and "swap_space" in info.data and without:
+            raise PydanticCustomError(
+                "disk_cache", "Pages come to the disk from host memory: give --swap-space above 0"
+            )
+        return value
+
 
 class ServerConfig(EngineConfig):
     """Everything `octavo serve` can be told."""
@@ -87,6 +99,9 @@ class ServerConfig(EngineConfig):
     )
     request_timeout: float | None = Field(
         None, gt=0.0, le=86_400.0, description="seconds after which a request ends with an error [default: none]"
+    )
+    crash_report_dir: Path | None = Field(
+        None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 

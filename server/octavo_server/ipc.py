@@ -91,8 +91,10 @@ ErrorKind = Literal["internal", "invalid", "out_of_memory", "timeout"]
 class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one step brought to one request. `finish_reason`: "stop", "length", "abort" or "error".
 
-    `num_cached_tokens`: of the prompt, those that the prefix cache saved; told with the first token. With the reason
-    "error" stand `error`, for people, and `error_kind`.
+    Told with the first token: `num_cached_tokens`, of the prompt, those that the prefix cache saved; of these,
+    `num_external_tokens` came from host memory or disk; `first_scheduled`, in seconds of CLOCK_MONOTONIC, is when the
+    step that first had some of its tokens was decided. Told with the finish reason: `num_preemptions`, how often it
+    lost its place. With the reason "error" stand `error`, for people, and `error_kind`.
     """
 
     request_id: str
@@ -102,6 +104,9 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
+    num_external_tokens: int = 0
+    first_scheduled: float | None = None
+    num_preemptions: int = 0
     error: str | None = None
     error_kind: ErrorKind = "internal"
 

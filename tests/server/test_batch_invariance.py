@@ -2,14 +2,19 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from octavo_server import page_hash
+from octavo_server.config import EngineConfig
+from octavo_server.engine_start import start_engine
+from octavo_server.ipc import AddRequest, EngineStats, SamplingParams, TokenLogprobs
 from octavo_server.worker.models.decoder import Decoder
 from paged_loop import PagedLoop, Sequence
-from tiny_models import config_json, random_decoder
+from tiny_models import config_json, random_decoder, write_checkpoint
 
 # Widths and depths that leave remainders in every tile and vector, and as many requests as fill several tiles.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -125,3 +130,72 @@ def test_broken_numbers_of_one_request_stay_with_it(decoder: Decoder) -> None:
     sick, healthy = loop.step([(broken, [1]), (sequence, text[-1:])])
     assert sick.isnan().any()
     assert torch.equal(healthy, expected[-1:])
+
+
+# What an engine may do to requests, and the counters that say that it did.
+TIGHT = {"max_model_len": 96, "num_gpu_blocks_override": 16, "max_num_batched_tokens": 24}
+ENGINES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "overlap": ({"async_scheduling": True}, ["prefix_hits"]),
+    "overlap, nothing shared": ({"async_scheduling": True, "enable_prefix_caching": False}, []),
+    "overlap, pages computed again": (
+        {**TIGHT, "async_scheduling": True, "preemption_mode": "recompute"},
+        ["preemptions"],
+    ),
+    "overlap, pages swapped": (
+        {**TIGHT, "async_scheduling": True, "preemption_mode": "swap", "swap_space": 0.01},
+        ["preemptions_by_swap", "swapped_out", "swapped_in"],
+    ),
+    "pages swapped": (
+        {**TIGHT, "preemption_mode": "swap", "swap_space": 0.01},
+        ["preemptions_by_swap", "swapped_out", "swapped_in"],
+    ),
+}
+
+
+def answers(model: Path, **config: Any) -> tuple[dict[str, list[tuple[int, TokenLogprobs]]], EngineStats]:
+    """Tokens and log-probabilities of 24 requests of all kinds, half of which begin alike."""
+    core = start_engine(EngineConfig(model=model, device="cpu", block_size=8, **config), lambda _phase: None)
+    while core.idle():
+        continue
+    found: dict[str, list[tuple[int, TokenLogprobs]]] = {}
+    for index in range(24):
+        prompt = (tokens(32, seed=0) if index % 2 else []) + tokens(3 + index, seed=index)
+        sampling = SamplingParams(
+            temperature=(0.0, 0.7, 1.3)[index % 3],
+            seed=index,
+            repetition_penalty=1.2 if index % 4 == 0 else 1.0,
+            bad_words=((5, 6),) if index % 4 == 1 else (),
+            max_tokens=30,
+            ignore_eos=True,
+            logprobs=2,
+        )
+        hashes = page_hash.hash_pages(prompt, 8, b"")
+        assert core.add(AddRequest(1, str(index), prompt, sampling, float(index), page_hashes=hashes)) == []
+        found[str(index)] = []
+    while core.has_work:
+        for output in core.step():
+            assert output.error is None
+            found[output.request_id] += zip(output.token_ids, output.logprobs or [], strict=True)
+    stats = core.stats()
+    core.close(1.0)
+    return found, stats
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[tuple[int, TokenLogprobs]]]]:
+    """A model, and what it answers one step after the other, nothing being shared, in pages for all."""
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder, config_json("Qwen3ForCausalLM"))
+    found, stats = answers(folder, enable_prefix_caching=False)
+    assert stats.preemptions == 0 and all(len(answer) == 30 for answer in found.values())
+    return folder, found
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_the_engine_does_meanwhile_does_not_show(
+    name: str, undisturbed: tuple[Path, dict[str, list[tuple[int, TokenLogprobs]]]]
+) -> None:
+    config, counters = ENGINES[name]
+    found, stats = answers(undisturbed[0], **config)
+    assert found == undisturbed[1]
+    assert all(getattr(stats, counter) > 0 for counter in counters), stats

@@ -1,12 +1,23 @@
 """Rendering and tokenizing against transformers: the same text, the same ids."""
 
+import gc
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
 
+import serving
 import tiny_tokenizers
 from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.text.chat_template import ChatTemplate, load_chat_template
@@ -151,6 +162,193 @@ def test_a_template_cannot_leave_the_sandbox(escape: str) -> None:
 def test_a_broken_template_is_told_when_the_model_is_loaded() -> None:
     with pytest.raises(ModelError, match="not valid Jinja"):
         ChatTemplate("{% for %}", {})
+
+
+# --- a template that will not end, or breaks what runs it
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+SPELLS = "{% if messages[0].content == 'hang' %}" + LOOP + "{% endif %}{{ messages[0].content }}"
+NO_END = {
+    "a loop": LOOP,
+    "one call that never comes back to Python": "{{ (messages | length + 9) ** (10 ** 9) }}",
+}
+TOO_MUCH = {
+    "memory at once": "{{ messages[0].content * 10 ** 10 }}",
+    "memory bit by bit": (
+        "{% set ns = namespace(a='x' * 99) %}{% for i in range(99) %}{% set ns.a = ns.a * 2 %}{% endfor %}"
+    ),
+    "recursion": "{% macro again(x) %}{{ again(x) }}{% endmacro %}{{ again(1) }}",
+    "text without end": "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "a range": "{% for i in range(10 ** 9) %}{% endfor %}",
+    "half of a character": r"{{ '\ud800' }}",
+}
+
+
+@pytest.mark.parametrize("name", NO_END)
+def test_a_template_without_end_is_stopped_and_its_request_refused(name: str) -> None:
+    template = ChatTemplate(NO_END[name], {}, seconds=0.3)
+    with pytest.raises(RequestError, match="no end in the time that it has") as caught:
+        template.render(CHAT)
+    assert caught.value.status == 400
+
+
+def test_a_template_that_cannot_be_compiled_in_time_is_told_when_the_model_is_loaded() -> None:
+    """Jinja computes constants when it compiles."""
+    with pytest.raises(ModelError, match="cannot be compiled"):
+        ChatTemplate("{{ 9 ** (10 ** 9) }}", {}, seconds=0.3)
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_a_template_that_takes_too_much_is_refused_and_the_process_lives_on(name: str) -> None:
+    hostile = "{% if messages[0].role == 'system' %}" + TOO_MUCH[name] + "{% endif %}fine"
+    template = ChatTemplate(hostile, {}, seconds=20)
+    before = renderers()
+    with pytest.raises(RequestError, match=r"refuses these messages: \S+"):
+        template.render(CHAT)
+    assert template.render(CHAT[1:]) == "fine"
+    assert renderers() == before
+
+
+def renderers() -> set[int]:
+    """Processes of this one that render."""
+    lists = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = {int(word) for path in lists for word in path.read_text().split()}
+    return {pid for pid in pids if b"template_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def test_a_template_that_was_stopped_renders_the_next_chat() -> None:
+    template = ChatTemplate(SPELLS, {}, seconds=0.3)
+    for text in ("hang", "one", "hang", "two"):
+        chat = [{"role": "user", "content": text}]
+        if text == "hang":
+            with pytest.raises(RequestError):
+                template.render(chat)
+        else:
+            assert template.render(chat) == text
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    before = renderers()
+    template = ChatTemplate("{{ messages[0].role }}", {})
+    (pid,) = renderers() - before
+    os.kill(pid, signal.SIGKILL)
+    serving.until(lambda: not serving.is_alive(pid))
+    assert template.render(CHAT) == "system"
+    (other,) = renderers() - before
+    assert other != pid
+    template.close()
+    assert not serving.is_alive(other)
+
+
+def test_chats_render_while_another_one_does_not_end() -> None:
+    template = ChatTemplate(SPELLS, {}, seconds=600)
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(template.render, [{"role": "user", "content": "hang"}])
+        serving.until(lambda: not template._idle)
+        assert [template.render([{"role": "user", "content": str(number)}]) for number in range(9)] == list("012345678")
+        assert not hanging.done()
+        template.close()
+        with pytest.raises(RequestError):
+            hanging.result()
+
+
+def test_closing_and_forgetting_leave_no_process() -> None:
+    before = renderers()
+    template = ChatTemplate("x", {})
+    assert len(renderers() - before) == 1
+    del template
+    gc.collect()
+    assert renderers() <= before
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    messages=st.lists(
+        st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.floats(allow_nan=False) | st.none()),
+        max_size=5,
+    )
+)
+def test_messages_reach_the_template_as_they_are(messages: list[dict[str, Any]], echo: ChatTemplate) -> None:
+    assert json.loads(echo.render(messages)) == messages
+
+
+@pytest.fixture(scope="module")
+def echo() -> ChatTemplate:
+    return ChatTemplate("{{ messages | tojson(ensure_ascii=true) }}", {})
+
+
+def test_a_prompt_of_megabytes_comes_back_whole(echo: ChatTemplate) -> None:
+    chat = [{"role": "user", "content": "äöü🙂" * 1_000_000}]
+    assert json.loads(echo.render(chat)) == chat
+
+
+@pytest.fixture(scope="module")
+def hostile_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServerProcess]:
+    model = serving.text_model(tmp_path_factory.mktemp("hostile") / "model")
+    (model / "chat_template.jinja").write_text(SPELLS)
+    with serving.serve(model, env={"OCTAVO_API_KEY": "secret"}) as server:
+        server.wait_until_ready()
+        yield server
+
+
+def chat_request(server: serving.ServerProcess, text: str) -> httpx.Response:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=serving.PATIENCE_SECONDS)
+
+
+def test_a_hostile_template_holds_back_neither_health_nor_other_requests(hostile_server: serving.ServerProcess) -> None:
+    server, answers = hostile_server, 0
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url) as http:
+        hanging = pool.submit(chat_request, server, "hang")
+        serving.until(lambda: "R" in {state(pid) for pid in renderers_of(server)})
+        assert chat_request(server, "hello").json()["choices"][0]["message"]["content"] == "hello"
+        begun = time.monotonic()
+        while not hanging.done():
+            assert http.get("/health").status_code == 200
+            answers += 1
+        assert answers > 10 * (time.monotonic() - begun), "a look at /health took 100 ms and more"
+    refused = hanging.result()
+    assert refused.status_code == 400
+    assert "no end in the time that it has" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "messages"
+
+
+def renderers_of(server: serving.ServerProcess) -> list[int]:
+    return [pid for pid, command in server.children().items() if "template_worker" in command]
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_what_renders_knows_no_keys(hostile_server: serving.ServerProcess) -> None:
+    pids = renderers_of(hostile_server)
+    assert pids
+    for pid in pids:
+        assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_renderer_outlives_its_server(tmp_path: Path, how: signal.Signals) -> None:
+    with serving.serve(serving.text_model(tmp_path / "model")) as server:
+        server.wait_until_ready()
+        (pid,) = renderers_of(server)
+        server.process.send_signal(how)
+        server.process.wait(serving.PATIENCE_SECONDS)
+        serving.until(lambda: not serving.is_alive(pid))
+
+
+def test_a_renderer_that_does_not_end_outlives_a_killed_server_by_its_time_at_most(tmp_path: Path) -> None:
+    model = serving.text_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(SPELLS)
+    with serving.serve(model) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_until_ready()
+        (pid,) = renderers_of(server)
+        hanging = pool.submit(chat_request, server, "hang")
+        serving.until(lambda: state(pid) == "R")
+        server.process.kill()
+        serving.until(lambda: not serving.is_alive(pid))
+        assert hanging.exception() is not None
 
 
 def test_a_directory_with_only_tokenizer_model_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from training.demo_model.chat_format import render
 from training.demo_model.grading import right
 
 from octavo_server.config import EngineConfig
-from octavo_server.engine.core import EngineCore, start_engine
+from octavo_server.engine.core import EngineCore
+from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, SamplingParams
 from octavo_server.worker.models.interface import ForwardBatch
 

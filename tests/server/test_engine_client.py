@@ -1,18 +1,24 @@
 """The API process's end of the socket: epochs, garbage, aborts, silence, with a peer that the test plays itself."""
 
 import asyncio
-import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 import zmq.asyncio
 
+import tiny_tokenizers
 from octavo_server import ipc
 from octavo_server.errors import EngineError
 from octavo_server.frontend import client as client_module
-from octavo_server.frontend.client import EngineClient, Prompt
+from octavo_server.frontend.answer import Answer
+from octavo_server.frontend.client import EngineClient
+from octavo_server.frontend.output_stream import Choice, OutputStream
+from octavo_server.frontend.text.tokenizer import TextTokenizer
+from octavo_server.metrics import RequestMetrics, ServerMetrics
 
 EPOCH = 7
 IDLE = ipc.EngineStats(0, 0, 0, 0, 64, 16, 0, 0, 0, 0, 0.0)
@@ -30,9 +36,11 @@ class Peer:
     async def say(self, message: ipc.EngineMessage) -> None:
         await self.socket.send(ipc.encoder.encode(message))
 
-    async def output(self, request_id: str, *tokens: int, epoch: int = EPOCH, end: str | None = None) -> None:
-        result = ipc.RequestOutput(request_id, list(tokens), finish_reason=end)
-        await self.say(ipc.Outputs(epoch, [result], IDLE))
+    async def output(self, request_id: str, *tokens: int, epoch: int = EPOCH, **fields: Any) -> None:
+        await self.outputs(ipc.RequestOutput(request_id, list(tokens), **fields), epoch=epoch)
+
+    async def outputs(self, *results: ipc.RequestOutput, epoch: int = EPOCH) -> None:
+        await self.say(ipc.Outputs(epoch, list(results), IDLE))
 
     async def hear(self) -> ipc.FrontendMessage:
         async with asyncio.timeout(30):
@@ -52,76 +60,190 @@ async def ends(tmp_path: Path) -> AsyncIterator[tuple[EngineClient, Peer]]:
     peer.context.destroy(linger=0)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizers.save(tiny_tokenizers.byte_level_bpe(), directory)
+    return TextTokenizer(directory)
+
+
+@pytest.fixture
+def choice(tokenizer: TextTokenizer) -> Callable[..., Choice]:
+    def make(request_id: str, *stops: str, epoch: int = EPOCH) -> Choice:
+        metrics = RequestMetrics(ServerMetrics("m"), 0.0, 2)
+        answer = Answer(0, [1, 2], tokenizer, stops, metrics)
+        message = ipc.AddRequest(epoch, request_id, [1, 2], ipc.SamplingParams(), 0.0)
+        return Choice(request_id, epoch, ipc.encoder.encode(message), answer)
+
+    return make
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 (what is looked at has no event)
             await asyncio.sleep(0.01)
 
 
-def prompt(request_id: str) -> Prompt:
-    return Prompt(request_id, [1, 2], ipc.SamplingParams())
+async def tokens_of(stream: OutputStream) -> list[list[int]]:
+    """The tokens of each choice, by the order in which they came first."""
+    found: dict[int, list[int]] = {}
+    async for changes in stream.deltas():
+        for answer, delta in changes:
+            found.setdefault(id(answer), []).extend(delta.token_ids)
+    return list(found.values())
 
 
-async def test_requests_go_out_and_results_of_several_prompts_come_in(ends: tuple[EngineClient, Peer]) -> None:
+async def test_requests_go_out_and_results_of_several_choices_come_in(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
     client, peer = ends
-    with client.submit([prompt("a"), prompt("b")]) as stream:
+    with client.submit([choice("a"), choice("b")]) as stream:
         assert [getattr(await peer.hear(), "request_id", None) for _ in "ab"] == ["a", "b"]
         await peer.output("a", 5)
-        await peer.output("b", 6, end="stop")
-        await peer.output("a", 7, end="length")
-        batches = [batch async for batch in stream.batches()]
-    results = [(output.request_id, output.token_ids) for output in itertools.chain.from_iterable(batches)]
-    assert results == [("a", [5]), ("b", [6]), ("a", [7])]
+        await peer.output("b", 6, finish_reason="stop")
+        await peer.output("a", 7, finish_reason="length")
+        assert await tokens_of(stream) == [[5, 7], [6]]
     assert client.num_open == 0
 
 
-async def test_leaving_a_stream_aborts_what_is_unfinished_and_only_that(ends: tuple[EngineClient, Peer]) -> None:
+async def test_leaving_a_stream_aborts_what_is_unfinished_and_only_that(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
     client, peer = ends
-    with client.submit([prompt("a"), prompt("b"), prompt("c")]) as stream:
-        for _ in "abc":
+    with client.submit([choice("a"), choice("b")]) as stream:
+        for _ in "ab":
             await peer.hear()
-        await peer.output("a", 5, end="stop")
-        await anext(stream.batches())
-        stream.abort(["b"])
-        assert await peer.hear() == ipc.Abort(EPOCH, ["b"])
-    assert await peer.hear() == ipc.Abort(EPOCH, ["c"])
+        await peer.output("a", 5, finish_reason="stop")
+        await anext(stream.deltas())
+    assert await peer.hear() == ipc.Abort(EPOCH, ["b"])
     assert client.num_open == 0
+
+
+async def test_a_stop_string_ends_a_choice_here_and_in_the_engine(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice], tokenizer: TextTokenizer
+) -> None:
+    client, peer = ends
+    ids = tokenizer.encode("hello STOP world", add_special_tokens=False)
+    with client.submit([choice("a", "STOP"), choice("b")], whole=True) as stream:
+        for _ in "ab":
+            await peer.hear()
+        for token in ids:
+            await peer.output("a", token)
+        await peer.output("b", 6, finish_reason="length")
+        (changes,) = [changes async for changes in stream.deltas()]
+        assert await peer.hear() == ipc.Abort(EPOCH, ["a"])
+    (_, stopped), _ = sorted(changes, key=lambda change: len(change[1].token_ids), reverse=True)
+    assert (stopped.text, stopped.finish_reason, stopped.stop_reason) == ("hello ", "stop", "STOP")
+    assert len(stopped.token_ids) < len(ids)
 
 
 async def test_results_that_were_on_their_way_when_a_request_was_aborted_are_ignored(
-    ends: tuple[EngineClient, Peer],
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
 ) -> None:
     client, peer = ends
-    with client.submit([prompt("a"), prompt("b")]) as stream:
-        stream.abort(["a"])
+    with client.submit([choice("a")]):
+        await peer.hear()
+    with client.submit([choice("b")]) as stream:
         await peer.output("a", 5)
-        await peer.output("b", 6, end="stop")
-        batches = [batch async for batch in stream.batches()]
-    assert [output.request_id for batch in batches for output in batch] == ["b"]
+        await peer.output("b", 6, finish_reason="stop")
+        assert await tokens_of(stream) == [[6]]
 
 
-async def test_messages_of_another_epoch_and_garbage_are_dropped(ends: tuple[EngineClient, Peer]) -> None:
+async def test_messages_of_another_epoch_and_garbage_are_dropped(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
     client, peer = ends
-    with client.submit([prompt("a")]) as stream:
-        await peer.output("a", 99, epoch=EPOCH - 1, end="stop")
+    with client.submit([choice("a")]) as stream:
+        await peer.output("a", 99, epoch=EPOCH - 1, finish_reason="stop")
         for garbage in (b"", b"\xc1", b"\x80\x04K\x01.", ipc.encoder.encode({"type": "Nothing"})):
             await peer.socket.send(garbage)
         await peer.say(ipc.Failed(EPOCH + 1, "not ours"))
-        await peer.output("a", 5, end="stop")
-        (batch,) = [batch async for batch in stream.batches()]
-    assert [output.token_ids for output in batch] == [[5]]
+        await peer.output("a", 5, finish_reason="stop")
+        assert await tokens_of(stream) == [[5]]
     assert client.failure is None
 
 
-async def test_the_end_of_the_engine_ends_every_stream(ends: tuple[EngineClient, Peer]) -> None:
+async def test_a_request_for_an_engine_that_is_gone_is_not_sent_to_the_next(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
     client, _ = ends
-    streams = [client.submit([prompt("a"), prompt("b")]), client.submit([prompt("c")])]
+    with pytest.raises(EngineError, match="started again"):
+        client.submit([choice("a", epoch=EPOCH - 1)])
+    assert client.num_open == 0
+
+
+async def test_the_end_of_the_engine_ends_every_stream(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
+    client, peer = ends
+    streams = [client.submit([choice("a"), choice("b")]), client.submit([choice("c")], whole=True)]
+    await peer.output("a", 5)
+    assert [delta.token_ids for _, delta in await anext(streams[0].deltas())] == [[5]]
     await client.close("the engine died")
     for stream in streams:
-        with pytest.raises(EngineError, match="the engine died"):
-            await anext(stream.batches())
+        with pytest.raises(EngineError, match="the engine died") as caught:
+            await anext(stream.deltas())
+        assert caught.value.kind == "unavailable"
     with pytest.raises(EngineError, match="not ready"):
-        client.submit([prompt("d")])
+        client.submit([choice("d")])
+
+
+@pytest.mark.parametrize("kind", ["out_of_memory", "timeout", "invalid", "internal"])
+async def test_an_error_of_the_engine_keeps_its_kind_and_ends_only_its_own_request(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice], kind: ipc.ErrorKind
+) -> None:
+    client, peer = ends
+    with client.submit([choice("a"), choice("b")]) as broken, client.submit([choice("c")]) as other:
+        await peer.output("b", finish_reason="error", error="it broke", error_kind=kind)
+        await peer.output("c", 5, finish_reason="length")
+        with pytest.raises(EngineError, match="it broke") as caught:
+            await anext(broken.deltas())
+        assert caught.value.kind == kind
+        assert await tokens_of(other) == [[5]]
+
+
+async def test_the_event_loop_is_woken_once_for_a_message_and_not_at_all_for_those_who_want_the_whole(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, peer = ends
+    loop, woken = asyncio.get_running_loop(), []
+    plain = loop.call_soon_threadsafe
+
+    def counting(callback: Callable[..., object], *args: Any, **kwargs: Any) -> asyncio.Handle:
+        if threading.current_thread().name == "engine link":
+            woken.append(callback)
+        return plain(callback, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
+    streams = [client.submit([choice(f"stream {index}")]) for index in range(50)]
+    wholes = [client.submit([choice(f"whole {index}")], whole=True) for index in range(50)]
+    for token in (5, 6):
+        await peer.outputs(*(ipc.RequestOutput(f"stream {index}", [token]) for index in range(50)))
+        for stream in streams:
+            assert [delta.token_ids for _, delta in await anext(stream.deltas())] == [[token]]
+    assert len(woken) == 2
+    for token in (5, 6):
+        await peer.outputs(*(ipc.RequestOutput(f"whole {index}", [token]) for index in range(50)))
+    await peer.outputs(*(ipc.RequestOutput(f"whole {index}", [7], finish_reason="length") for index in range(50)))
+    assert [await tokens_of(stream) for stream in wholes] == [[[5, 6, 7]]] * 50
+    assert len(woken) == 3
+
+
+async def test_a_reader_that_does_not_come_finds_all_in_one_piece(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice], tokenizer: TextTokenizer
+) -> None:
+    client, peer = ends
+    ids = tokenizer.encode("Grüße 🙂, again and again", add_special_tokens=False)
+    with client.submit([choice("slow")]) as slow, client.submit([choice("quick")]) as quick:
+        for token in ids:
+            await peer.outputs(ipc.RequestOutput("slow", [token]), ipc.RequestOutput("quick", [token]))
+            assert [delta.token_ids for _, delta in await anext(quick.deltas())] == [[token]]
+        await peer.output("slow", 5, finish_reason="length")
+        await until(lambda: client.num_open == 1)
+        (((_, delta),),) = [changes async for changes in slow.deltas()]
+    assert delta.token_ids == [*ids, 5]
+    assert delta.text.startswith("Grüße 🙂, again and again")
+    assert delta.offsets[0] == 0 and len(delta.offsets) == len(ids) + 1
 
 
 async def test_silence_is_noticed_and_forgotten_when_it_ends(

@@ -10,10 +10,13 @@ import torch
 import transformers
 
 from octavo_server.config import EngineConfig
-from octavo_server.engine.core import EngineCore, start_engine
+from octavo_server.engine.core import EngineCore
+from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
-from octavo_server.worker.sampler import sample
+from octavo_server.worker import logprobs
+from octavo_server.worker.logits_processors import SamplingRow
+from octavo_server.worker.sampler import Sampler
 from tiny_models import MODEL_TYPES, config_json, write_checkpoint
 
 NO_END = {"bos_token_id": None, "eos_token_id": None}  # said as null: left out, it is 2
@@ -51,7 +54,7 @@ def run(core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]])
     while core.has_work:
         for output in core.step():
             results[output.request_id].append(output)
-    assert core.stats(0.0).kv_blocks_used == 0
+    assert core.stats().kv_blocks_used == 0
     return results
 
 
@@ -62,6 +65,41 @@ def generate(model: Any, tokens: list[int], count: int) -> list[int]:
     out = model.generate(ids, attention_mask=everything, max_new_tokens=count, do_sample=False, pad_token_id=0)
     answer: list[int] = out[0, len(tokens) :].tolist()
     return answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "theirs"),
+    [
+        ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
+        ({"bad_words": "some"}, {"bad_words_ids": "some"}),
+        (
+            {"repetition_penalty": 1.1, "logit_bias": {17: 1.5}},
+            {"repetition_penalty": 1.1, "sequence_bias": {(17,): 1.5}},
+        ),
+        ({"min_tokens": 25}, {"min_new_tokens": 25}),
+    ],
+)
+def test_greedy_text_with_penalties_is_that_of_transformers(
+    tmp_path: Path, llama: Path, changes: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    undisturbed = generate(plain, prompt(9), 40)
+    if "bad_words" in changes:  # the first token of the answer, a pair of it, and one that is not in it
+        words = [undisturbed[:1], undisturbed[3:5], [130, 129]]
+        changes, theirs = {"bad_words": tuple(map(tuple, words))}, {"bad_words_ids": words}
+    # An end that the answer would come to soon: only `min_tokens` puts it off.
+    eos = undisturbed[2] if "min_tokens" in changes else None
+    model = write_checkpoint(tmp_path, {**config_json("LlamaForCausalLM"), **NO_END, "eos_token_id": eos})
+    ids = torch.tensor([prompt(9)])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=0, **theirs
+    )
+    want = out[0, 9:].tolist()
+    assert want != undisturbed[: len(want)], "the parameter changed nothing: it tests nothing"
+    sampling = SamplingParams(temperature=0.0, max_tokens=40, **changes)
+    requests = {"a": (prompt(9), sampling), "plain": (prompt(9), SamplingParams(max_tokens=40))}
+    for overlap in (False, True):  # with it a step is launched before the tokens that it penalizes are known
+        assert tokens_of(run(start(tmp_path, async_scheduling=overlap), requests)["a"]) == want
 
 
 def tokens_of(outputs: list[RequestOutput]) -> list[int]:
@@ -89,14 +127,24 @@ def test_64_requests_in_a_pool_for_8_are_preempted_and_answer_bit_for_bit_as_wit
     requests = {
         f"r{index}": (
             prompt(3 + index % 11, index),
-            SamplingParams(temperature=float(index % 3) / 2, seed=index, max_tokens=24, logprobs=2, prompt_logprobs=1),
+            SamplingParams(
+                temperature=float(index % 3) / 2,
+                seed=index,
+                max_tokens=24,
+                logprobs=2,
+                prompt_logprobs=1,
+                repetition_penalty=(1.0, 1.2)[index % 2],
+                frequency_penalty=(0.0, 0.7)[index // 2 % 2],
+                bad_words=((), ((5,), (3, 4)))[index // 4 % 2],
+                min_tokens=index % 5,
+            ),
         )
         for index in range(64)
     }
     roomy = start(llama, max_num_batched_tokens=512)
     tight = start(llama, max_model_len=40, num_gpu_blocks_override=8 * 5, max_num_batched_tokens=32)
     undisturbed, pressed = run(roomy, requests), run(tight, requests)
-    assert roomy.stats(0.0).preemptions == 0 and tight.stats(0.0).preemptions > 0
+    assert roomy.stats().preemptions == 0 and tight.stats().preemptions > 0
     assert pressed == undisturbed
     assert all(len(tokens_of(outputs)) == 24 for outputs in pressed.values())
 
@@ -110,7 +158,7 @@ def test_each_token_is_drawn_from_the_models_distribution_with_the_noise_of_its_
     for _ in range(40):
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0, -1:]
-        (drawn,) = sample(logits, [sampling], [len(tokens)])
+        (drawn,) = Sampler().sample(logits, [SamplingRow(sampling, len(tokens), 9)])
         assert drawn.token_id is not None
         tokens.append(drawn.token_id)
     assert got == tokens[9:]
@@ -129,6 +177,25 @@ def test_prompt_logprobs_are_those_of_the_model_over_chunks_and_pages(llama: Pat
     for position, found in enumerate([*output.prompt_logprobs[1:], *output.logprobs]):
         token = [*tokens[1:], *output.token_ids][position]
         _check(found, exact[position], token)
+
+
+def test_logits_of_a_long_prompt_are_made_for_some_rows_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a request asks for: in one step that computes 200 tokens, log-probabilities of all of them."""
+    core = start(llama, max_num_batched_tokens=512)
+    request = {"a": (prompt(200), SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=20))}
+    whole = run(core, request)
+    rows_at_once: list[int] = []
+    decoder: Any = core.runner.decoder
+    logits = decoder.logits
+
+    def counted(rows: torch.Tensor) -> Any:
+        rows_at_once.append(len(rows))
+        return logits(rows)
+
+    monkeypatch.setattr(decoder, "logits", counted)
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 32 * 8 * 131)
+    assert run(core, request) == whole
+    assert max(rows_at_once) == 32 and sum(rows_at_once) == 199 + 1
 
 
 def _check(found: TokenLogprobs | None, exact: np.ndarray, token: int) -> None:
@@ -183,7 +250,7 @@ def test_a_model_that_computes_no_numbers_is_found_before_ready(tmp_path: Path) 
 
 def test_the_start_leaves_no_trace_in_counters_or_pages(llama: Path) -> None:
     core = start(llama)
-    stats = core.stats(0.0)
+    stats = core.stats()
     assert (stats.steps, stats.prompt_tokens, stats.generation_tokens, stats.kv_blocks_used) == (0, 0, 0, 0)
     assert core.runner.batch.states == {}
 

@@ -144,16 +144,18 @@ def test_ctrl_c_is_left_to_the_api_process(engine: EngineProcess) -> None:
     engine.finish("after ctrl-c")
 
 
-# Each half of a layer takes longer than the heart's interval.
+# Each part of a step takes longer than the heart's interval.
 PLODDING = """
 import time
 from octavo_server.engine import process
-from octavo_server.worker.models import decoder
+from octavo_server.worker.models.decoder import Decoder
 process.HEARTBEAT_SECONDS = 0.01
-def slow(*given):
-    time.sleep(0.02)
-    return quick(*given)
-quick, decoder.rms_norm = decoder.rms_norm, slow
+def slow(self, batch, kv_cache, on_progress):
+    def plod():
+        time.sleep(0.02)
+        on_progress()
+    return quick(self, batch, kv_cache, plod)
+quick, Decoder.forward = Decoder.forward, slow
 """
 
 
@@ -176,19 +178,20 @@ import torch
 from octavo_server.worker import model_runner
 from octavo_server.worker.input_batch import InputBatch
 build = InputBatch.build
-def prompt(row):
-    return row.state.token_ids[:row.state.num_prompt]
+def prompt(row):  # of none but these requests: the start rehearses steps with any tokens
+    mine = row.state.request_id.startswith(("culprit", "second"))
+    return row.state.token_ids[:row.state.num_prompt] if mine else []
 def broken_build(self, rows):
     if any(13 in prompt(row) for row in rows):
         raise torch.OutOfMemoryError("secret")
     if any(14 in prompt(row) for row in rows):
         raise ValueError("secret /path")
     return build(self, rows)
-def broken_sample(self, rows, hidden, prompt_logprobs):
-    for row in rows:
+def broken_sample(self, inputs, hidden, handle):
+    for row in inputs.rows:
         if 15 in prompt(row):
             hidden[row.last_index] = torch.nan
-    return healthy(self, rows, hidden, prompt_logprobs)
+    return healthy(self, inputs, hidden, handle)
 InputBatch.build = broken_build
 healthy, model_runner.ModelRunner._sample = model_runner.ModelRunner._sample, broken_sample
 """

@@ -35,11 +35,11 @@ def steps(draw: st.DrawFn) -> tuple[int, list[NewRequest], list[int]]:
 @settings(deadline=None, max_examples=100)
 def test_the_batch_holds_each_tokens_id_position_slot_and_table(step: tuple[int, list[NewRequest], list[int]]) -> None:
     block_size, requests, counts = step
-    batch = InputBatch(block_size, CPU)
+    batch = InputBatch(block_size, CPU, 8)
     scheduled = {request.request_id: count for request, count in zip(requests, counts, strict=True)}
     batch.apply(SchedulerOutput(step=1, new_requests=requests, num_scheduled_tokens=scheduled))
     rows = batch.advance(scheduled)
-    got = batch.build(rows)
+    got = batch.build(rows).forward
     ids, positions, slots, query_start, widest = [], [], [], [0], max(len(request.block_ids) for request in requests)
     for request, count in zip(requests, counts, strict=True):
         for position in range(request.num_computed_tokens, request.num_computed_tokens + count):
@@ -59,19 +59,19 @@ def test_the_batch_holds_each_tokens_id_position_slot_and_table(step: tuple[int,
 
 
 def test_requests_grow_by_deltas_and_are_forgotten() -> None:
-    batch = InputBatch(2, CPU)
+    batch = InputBatch(2, CPU, 8)
     batch.apply(SchedulerOutput(step=1, new_requests=[new("a", [5, 6], [3]), new("b", [7], [4])]))
     (row,) = batch.advance({"a": 2})
     assert row.samples
-    row.state.append(8)
+    row.state.learn(2, 8)
     batch.apply(SchedulerOutput(step=2, new_block_ids={"a": [9]}, finished_ids=["b", "unknown"]))
     assert list(batch.states) == ["a"]
-    got = batch.build(batch.advance({"a": 1}))
+    got = batch.build(batch.advance({"a": 1})).forward
     assert (got.token_ids.tolist(), got.slot_mapping.tolist(), got.block_tables.tolist()) == ([8], [18], [[3, 9]])
 
 
 def test_an_id_that_is_forgotten_and_new_in_one_step_is_the_new_one() -> None:
-    batch = InputBatch(2, CPU)
+    batch = InputBatch(2, CPU, 8)
     batch.apply(SchedulerOutput(step=1, new_requests=[new("a", [5, 6], [3])]))
     batch.apply(SchedulerOutput(step=2, new_requests=[new("a", [1], [7])], preempted_ids=["a"]))
-    assert batch.build(batch.advance({"a": 1})).slot_mapping.tolist() == [14]
+    assert batch.build(batch.advance({"a": 1})).forward.slot_mapping.tolist() == [14]

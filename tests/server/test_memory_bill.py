@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from octavo_common.memory import DoesNotFit, MemoryLimits, context_length, human_bytes, memory_bill
+from octavo_common.memory import (
+    DoesNotFit,
+    MeasuredMemory,
+    MemoryLimits,
+    context_length,
+    human_bytes,
+    memory_bill,
+)
 from octavo_common.model_config import ModelConfig
 from octavo_common.rope_config import RopeScaling
 
@@ -77,6 +84,37 @@ def test_pages_asked_for_win_over_bytes_and_bytes_over_the_default() -> None:
     assert memory_bill(LLAMA_8B, replace(GPU, num_gpu_blocks_override=9000)).num_blocks == 9000
 
 
+def test_what_was_measured_stands_in_the_place_of_what_was_estimated() -> None:
+    bill = memory_bill(LLAMA_8B, GPU, MeasuredMemory(17 * GIB, 3 * GIB))
+    assert (bill.weights_bytes, bill.workspace_bytes) == (17 * GIB, 3 * GIB)
+    assert bill.num_blocks == (72 - 20) * GIB // (16 * 128 * 1024)
+    assert dict(bill.rows())["workspace (measured)"] == "3.0 GiB"
+    assert "workspace (estimate)" in dict(memory_bill(LLAMA_8B, GPU).rows())
+    with pytest.raises(DoesNotFit, match=r"room for 0 B"):
+        memory_bill(LLAMA_8B, GPU, MeasuredMemory(17 * GIB, 60 * GIB))
+
+
+@pytest.mark.parametrize(
+    ("limits", "swap"),
+    [
+        (GPU, 4 * GIB),
+        (replace(GPU, host_bytes=10 * GIB), 10 * GIB // 4),
+        (replace(GPU, host_bytes=100 * GIB), 4 * GIB),
+        (replace(GPU, swap_space=0.0, host_bytes=GIB), 0),
+        (replace(GPU, swap_space=0.25, host_bytes=GIB), GIB // 4),
+        (replace(GPU, swap_space=20.0, host_bytes=20 * GIB), 20 * GIB),
+        (CPU, 0),
+        (replace(CPU, swap_space=1.5), 3 * GIB // 2),
+    ],
+)
+def test_the_swap_space_is_as_asked_or_4_gib_of_what_the_host_of_a_gpu_has(limits: MemoryLimits, swap: int) -> None:
+    bill = memory_bill(LLAMA_8B, limits)
+    assert bill.swap_bytes == swap
+    assert bill.num_host_blocks == swap // bill.page_bytes
+    assert dict(bill.rows())["swap space on the host"] == human_bytes(swap)
+    assert f"swap space on the host            {human_bytes(swap)}" in bill.table()
+
+
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
@@ -91,6 +129,10 @@ def test_pages_asked_for_win_over_bytes_and_bytes_over_the_default() -> None:
         (replace(GPU, total_bytes=24 * GIB, max_model_len=131_072), ["16.0 GiB", "--gpu-memory-utilization"]),
         (replace(GPU, total_bytes=16 * GIB), ["0 tokens", "GPU with more memory"]),
         (replace(CPU, max_model_len=200_000), ["--max-model-len 200000", "131072 tokens"]),
+        (replace(GPU, swap_space=8.0, host_bytes=5 * GIB), ["--swap-space 8", "5.0 GiB", "5.00 or less"]),
+        (replace(GPU, swap_space=0.001), ["--swap-space 0.001", "2.0 MiB", "0.001953"]),
+        (replace(GPU, swap_space=0.0, disk_cache=True), ["--disk-cache-dir", "--swap-space above 0"]),
+        (replace(CPU, disk_cache=True), ["--disk-cache-dir", "--swap-space above 0"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers_and_the_flags(limits: MemoryLimits, words: list[str]) -> None:

@@ -1,13 +1,15 @@
 """The `openai` client, unmodified, against `octavo serve`'s processes with a tiny random model."""
 
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+import torch
 from openai.types.chat import ChatCompletion
 from tokenizers import Tokenizer
 
@@ -118,6 +120,72 @@ def test_completions_take_lists_and_echo_scores_the_prompt(client: openai.OpenAI
         assert choice.logprobs.token_logprobs is not None
         assert choice.logprobs.token_logprobs[0] is None
         assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
+
+
+def greedy(
+    model: Path, prompt: list[int], answer: list[int], change: Callable[[torch.Tensor, list[int]], None]
+) -> list[int]:
+    """What transformers' logits give at each place of `answer`, after `change` by the tokens of it before the place."""
+    logits = reference_logits(read_checkpoint(model), prompt + answer)[len(prompt) - 1 : -1].double()
+    for place, row in enumerate(logits):
+        change(row, answer[:place])
+    return logits.argmax(-1).tolist()
+
+
+def test_penalties_and_biases_of_the_client_change_the_answer_as_openai_says(
+    client: openai.OpenAI, model: Path, tokenizer: Tokenizer
+) -> None:
+    plain: Any = ask(client)
+    prompt = plain.model_extra["prompt_token_ids"]
+
+    def tokens(**fields: Any) -> list[int]:
+        found: Any = ask(client, **fields).choices[0]
+        assert found.token_ids != plain.choices[0].token_ids
+        return list(found.token_ids)
+
+    def subtract(row: torch.Tensor, before: list[int]) -> None:
+        for token, count in Counter(before).items():
+            row[token] -= 0.5 * count + 0.25
+
+    answer = tokens(frequency_penalty=0.5, presence_penalty=0.25)
+    assert answer == greedy(model, prompt, answer, subtract)
+
+    def repetition(row: torch.Tensor, before: list[int]) -> None:
+        for token in {*prompt, *before}:
+            row[token] = row[token] / 1.5 if row[token] > 0 else row[token] * 1.5
+
+    answer = tokens(extra_body={"repetition_penalty": 1.5})
+    assert answer == greedy(model, prompt, answer, repetition)
+    assert tokens(logit_bias={"77": 100}) == [77] * 40
+    eos = tokenizer.token_to_id("<|im_end|>")
+    assert ask(client, logit_bias={str(eos): 100}).choices[0].finish_reason == "stop"
+    later = ask(client, logit_bias={str(eos): 100}, extra_body={"min_tokens": 7})
+    assert later.usage is not None and later.usage.completion_tokens == 8
+    words = {token: tokenizer.decode([token]) for token in plain.choices[0].token_ids}
+    token, word = next(entry for entry in words.items() if tokenizer.encode(entry[1]).ids == [entry[0]])
+    assert token not in tokens(extra_body={"bad_words": [word]})
+
+
+def test_log_probabilities_of_the_prompt_are_those_of_transformers(
+    client: openai.OpenAI, model: Path, tokenizer: Tokenizer
+) -> None:
+    extra = {"prompt_logprobs": 3, "return_token_ids": True}
+    chat: Any = ask(client, max_tokens=1, extra_body=extra)
+    completion: Any = client.completions.create(model="tiny", prompt="Grüße, a page", max_tokens=1, extra_body=extra)
+    texts = completion.choices[0]
+    for prompt, found in (
+        (chat.model_extra["prompt_token_ids"], chat.model_extra["prompt_logprobs"]),
+        (texts.prompt_token_ids, texts.prompt_logprobs),
+    ):
+        exact = reference_logits(read_checkpoint(model), prompt).double().log_softmax(-1)
+        assert len(found) == len(prompt) and found[0] is None
+        for token, entries, row in zip(prompt[1:], found[1:], exact[:-1], strict=True):
+            order = row.argsort(descending=True).tolist()
+            assert list(entries) == list(dict.fromkeys(map(str, [token, *order[:3]])))
+            for name, entry in entries.items():
+                assert entry["logprob"] == pytest.approx(row[int(name)].item(), abs=1e-4)
+                assert entry["rank"] == order.index(int(name)) + 1
+                assert entry["decoded_token"] == tokenizer.decode([int(name)], skip_special_tokens=False)
 
 
 def test_a_stop_string_of_the_answer_ends_it(client: openai.OpenAI) -> None:

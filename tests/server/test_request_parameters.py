@@ -11,26 +11,28 @@ from octavo_common.generation_config import GenerationDefaults, read_generation_
 from octavo_server.errors import RequestError
 from octavo_server.frontend.model import SamplingDefaults, sampling_defaults
 from octavo_server.frontend.openai import CompletionRequest
-from octavo_server.frontend.sampling import answer_length, sampling_params
+from octavo_server.frontend.sampling import Asked, answer_length, sampling_params
 from octavo_server.ipc import SamplingParams
 
 
 def params(defaults: SamplingDefaults = SamplingDefaults(), **fields: Any) -> SamplingParams:  # noqa: B008 (frozen)
     request = CompletionRequest(model="m", prompt="p", **fields)
-    return sampling_params(request, defaults, max_tokens=9, drawn_seed=77, echo=bool(request.echo))
+    return sampling_params(request, defaults, Asked(max_tokens=9, drawn_seed=77))
 
 
 def test_a_silent_request_gets_the_models_defaults() -> None:
-    made = params(SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1))
+    made = params(SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1))
     assert (made.temperature, made.top_p, made.top_k, made.min_p) == (0.6, 0.9, 20, 0.1)
+    assert made.repetition_penalty == 1.1
     assert (made.seed, made.max_tokens) == (77, 9)
     assert params() == SamplingParams(seed=77, max_tokens=9)
 
 
 def test_what_the_request_says_counts_even_if_it_is_zero() -> None:
-    defaults = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1)
-    made = params(defaults, temperature=0, top_p=1, top_k=0, min_p=0, seed=0)
+    defaults = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)
+    made = params(defaults, temperature=0, top_p=1, top_k=0, min_p=0, seed=0, repetition_penalty=1)
     assert (made.temperature, made.top_p, made.top_k, made.min_p, made.seed) == (0, 1, 0, 0, 0)
+    assert made.repetition_penalty == 1
 
 
 def test_spellings_of_other_servers_mean_the_same() -> None:
@@ -47,7 +49,7 @@ def test_the_prompts_logprobs_are_computed_only_for_an_echo() -> None:
 
 
 def test_defaults_out_of_range_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    published = {"temperature": 0.7, "top_p": 1.5, "repetition_penalty": 1.05, "eos_token_id": [1, 2]}
+    published = {"temperature": 0.7, "top_p": 1.5, "repetition_penalty": 0.0, "eos_token_id": [1, 2]}
     (tmp_path / "generation_config.json").write_text(json.dumps(published))
     with caplog.at_level(logging.WARNING):
         made = sampling_defaults(read_generation_defaults(tmp_path))
@@ -55,7 +57,8 @@ def test_defaults_out_of_range_are_left_out_with_a_warning(tmp_path: Path, caplo
     assert "top_p" in caplog.text
     assert "repetition_penalty" in caplog.text
     caplog.clear()
-    assert sampling_defaults(GenerationDefaults(repetition_penalty=1.0)) == SamplingDefaults()
+    honoured = sampling_defaults(GenerationDefaults(repetition_penalty=1.05))
+    assert honoured == SamplingDefaults(repetition_penalty=1.05)
     assert caplog.text == ""
 
 

@@ -1,5 +1,6 @@
 """The sampler against the distribution worked out by numpy in float64, token by token."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker import logprobs as logprobs_module
+from octavo_server.worker import sampler as sampler_module
+from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.logprobs import likeliest, token_logprobs
-from octavo_server.worker.noise import exponential_noise, random_bits
-from octavo_server.worker.sampler import processed_logits, sample
+from octavo_server.worker.noise import choice_seed, exponential_noise, random_bits
+from octavo_server.worker.sampler import Sampled, Sampler
 
 CPU = torch.device("cpu")
 
@@ -43,6 +46,15 @@ def distribution(logits: list[float], params: SamplingParams) -> list[float]:
             weights[token] = 0.0
         before += weight
     return list(weights / weights.sum())
+
+
+def sample(logits: torch.Tensor, params: list[SamplingParams], positions: list[int]) -> list[Sampled]:
+    rows = [SamplingRow(param, position, 0) for param, position in zip(params, positions, strict=True)]
+    return Sampler().sample(logits, rows)
+
+
+def processed_logits(logits: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    return sampler_module.processed_logits(logits, logits.amax(-1, keepdim=True), params)
 
 
 def random_logits(rows: int, vocab: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
@@ -271,8 +283,19 @@ def test_noise_is_nested_splitmix64(seed: int) -> None:
     assert got == want
 
 
-def test_noise_is_exponential_and_independent_between_seeds_positions_and_tokens() -> None:
-    noise = exponential_noise([7, 7, 8, 8], [0, 1, 0, 1], 50_000, CPU)
+def test_each_choice_has_a_seed_of_its_own_and_the_first_one_the_requests() -> None:
+    for seed in (0, 1, 2**63 - 1):
+        first, second = itertools.islice(splitmix64(seed), 2)
+        assert choice_seed(seed, 0) == seed
+        choices = splitmix64(second)
+        assert [choice_seed(seed, choice) for choice in range(1, 20)] == [next(choices) for _ in range(19)]
+        keys = random_bits([choice_seed(seed, choice) for choice in range(50)], [0] * 50, 4, CPU)
+        assert len(set(keys.flatten().tolist())) == 200 and first not in keys.flatten().tolist()
+
+
+def test_noise_is_exponential_and_independent_between_seeds_choices_positions_and_tokens() -> None:
+    another = choice_seed(7, 1)
+    noise = exponential_noise([7, 7, 8, 8, another], [0, 1, 0, 1, 0], 50_000, CPU)
     assert bool((noise > 0).all()) and bool(noise.isfinite().all())
     for row in noise.numpy():
         assert abs(row.mean() - 1) < 4 / math.sqrt(50_000)
@@ -281,7 +304,7 @@ def test_noise_is_exponential_and_independent_between_seeds_positions_and_tokens
         distance = np.abs(1 - np.exp(-ordered) - (np.arange(50_000) + 0.5) / 50_000).max()
         assert distance < 1.63 / math.sqrt(50_000)
         assert abs(np.corrcoef(row[:-1], row[1:])[0, 1]) < 4 / math.sqrt(50_000)
-    correlations = np.corrcoef(noise.numpy())[np.triu_indices(4, 1)]
+    correlations = np.corrcoef(noise.numpy())[np.triu_indices(5, 1)]
     assert np.abs(correlations).max() < 4 / math.sqrt(50_000)
 
 

@@ -84,7 +84,7 @@ def test_under_pressure_requests_are_preempted_and_all_outputs_stay_the_same() -
 
 def test_the_youngest_gives_way_and_comes_back_before_newer_ones() -> None:
     engine = FakeEngine(num_blocks=6, block_size=4, max_model_len=24, max_num_seqs=2)
-    lengths = {"old": (8, 14), "young": (8, 10), "new": (2, 4)}
+    lengths = {"old": (8, 14), "young": (8, 10), "new": (10, 4)}
     for salt, (name, (length, count)) in enumerate(lengths.items()):
         engine.add(name, prompt(length, salt), max_tokens=count)
     preempted: list[str] = []
@@ -128,16 +128,18 @@ def test_requests_that_the_worker_knows_are_sent_as_deltas_only() -> None:
     assert engine.scheduler.schedule().finished_ids == ["a"]
 
 
-def test_first_come_first_served_a_request_that_does_not_fit_holds_up_those_behind_it() -> None:
-    engine = FakeEngine(num_blocks=8, block_size=4, max_model_len=32)
-    engine.add("running", prompt(12), max_tokens=4)
+def test_short_ones_pass_one_that_does_not_fit_until_they_are_as_long_as_it_is_together() -> None:
+    engine = FakeEngine(num_blocks=8, block_size=4, max_model_len=32, max_num_seqs=4)
+    engine.add("running", prompt(12), max_tokens=14)
     engine.step()
     engine.add("big", prompt(24, 1), max_tokens=1)
-    engine.add("small", prompt(2, 2), max_tokens=1)
-    assert engine.step().new_requests == []
+    for index in range(20):
+        engine.add(f"small {index}", prompt(3, 2 + index), max_tokens=1)
     started: list[str] = []
     engine.run(lambda output: started.extend(new.request_id for new in output.new_requests))
-    assert started == ["big", "small"]
+    before = started.index("big")
+    assert before == 8  # 24 tokens in prompts of 3
+    assert started == [*(f"small {i}" for i in range(8)), "big", *(f"small {i}" for i in range(8, 20))]
 
 
 def test_a_prompt_joins_only_when_all_of_it_fits() -> None:
@@ -227,7 +229,7 @@ def test_a_preempted_request_can_be_aborted_while_it_waits() -> None:
     engine.add("young", prompt(8, 1), max_tokens=14)
     while not engine.step().preempted_ids:
         pass
-    assert "young" in engine.scheduler.waiting
+    assert [request.request_id for request in engine.scheduler.waiting] == ["young"]
     engine.scheduler.abort(["young"])
     engine.run()
     assert engine.outputs["old"] == alone(prompt(8), 14)
@@ -354,9 +356,11 @@ def _come_and_go(rng: random.Random) -> int:
 
 def _check_invariants(engine: FakeEngine, arrivals: list[str]) -> None:
     scheduler = engine.scheduler
-    order = [*(request.request_id for request in scheduler.running), *scheduler.waiting]
-    assert order == [name for name in arrivals if name in scheduler.requests]
+    for group in (scheduler.running, scheduler.waiting):
+        names = {request.request_id for request in group}
+        assert [request.request_id for request in group] == [name for name in arrivals if name in names]
+    assert len(scheduler.running) + len(scheduler.waiting) == len(scheduler.requests)
     assert len(scheduler.running) <= 5
     held = [block for request in scheduler.running for block in scheduler.kv_cache.block_ids(request)]
     assert len(held) == len(set(held)) == 12 - engine.pool.num_free
-    assert scheduler.num_waiting_tokens == sum(request.num_tokens for request in scheduler.waiting.values())
+    assert scheduler.num_waiting_tokens == sum(request.num_tokens for request in scheduler.waiting)

@@ -38,6 +38,23 @@ def test_nothing_is_shown_that_a_later_piece_could_take_back(pieces: list[str], 
             assert oracle(text + stop, stops)[0].startswith(shown)
 
 
+@given(pieces=PIECES, stops=STOPS, first=st.integers(0, 12))
+@example(pieces=["ab", "c"], stops=["b", "abc"], first=1)
+@example(pieces=["aab", "aab"], stops=["ab"], first=1)
+def test_stop_strings_may_be_in_the_text_and_need_not_count_from_the_beginning(
+    pieces: list[str], stops: list[str], first: int
+) -> None:
+    """Those that are complete before the piece `first` end nothing; a character of a later piece may complete one."""
+    kept = StopStrings(stops, included=True)
+    shown = "".join(kept.add(piece, may_end=index >= first) for index, piece in enumerate(pieces)) + kept.end()
+    text, free = "".join(pieces), len("".join(pieces[:first]))
+    for end in range(free + 1, len(text) + 1):
+        if found := [stop for stop in stops if text[:end].endswith(stop)]:
+            assert (shown, kept.found) == (text[:end], max(found, key=len))
+            return
+    assert (shown, kept.found) == (text, None)
+
+
 @given(pieces=PIECES)
 def test_without_stop_strings_text_passes_at_once(pieces: list[str]) -> None:
     checker = StopStrings([])

@@ -1,15 +1,18 @@
 """An engine without a model that speaks the real protocol: it answers with the prompt's own tokens, one a step.
 
-The answer is the prompt, then the end of sequence; with `ignore_eos` the prompt again and again. Log-probabilities
-fall by 0.5 from the token itself to the ids that follow it. For tests of the API process alone: starts at once, and is
-steered by environment variables:
+The answer is the prompt, then the end of sequence; with `ignore_eos` the prompt again and again. The choices of a
+prompt begin with its first token, its second and so on. Log-probabilities fall by 0.5 from the token itself to the ids
+that follow it. Pages whose names it has seen count as cached. Lower priorities go first, expired requests end. For
+tests of the API process alone: starts at once, and is steered by environment variables:
 
 FAKE_STEP_SECONDS  duration of a step
 FAKE_GATE          a path: the start waits in "load weights" until it exists
 FAKE_FAILURE       a message: the start fails with it
 FAKE_CRASH_TOKEN   a token id: the process kills itself when a prompt contains it
 FAKE_SILENT_TOKEN  a token id: the process hangs after the first token of a request with it
-FAKE_ERROR_TOKEN   a token id: a request with it ends with an error after its first token
+FAKE_ERROR_TOKEN   a token id: a request that begins with it ends with an internal error after its first token; one that
+                   begins with one of the ids behind it, with an error of another kind
+FAKE_HOLD          a path: as long as it exists, no request gets on
 """
 
 import json
@@ -19,11 +22,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import zmq
 
 from octavo_server import ipc
+from octavo_server.page_hash import HASH_BYTES
+from octavo_server.step_ring import StepRing, steps_path
 
 MAX_MODEL_LEN = 256
 BLOCK_SIZE = 16
@@ -36,6 +41,7 @@ class Request:
 
     message: ipc.AddRequest
     sent: int = 0
+    cached: int = 0
 
 
 @dataclass
@@ -46,10 +52,12 @@ class FakeEngine:
     epoch: int
     eos: int
     max_num_seqs: int
+    ring: StepRing
     requests: dict[str, Request] = field(default_factory=dict)
     steps: int = 0
     generated: int = 0
     prompted: int = 0
+    pages: set[bytes] = field(default_factory=set)
 
     def run(self) -> None:
         """Until it is told to shut down, or its parent has gone."""
@@ -72,7 +80,7 @@ class FakeEngine:
             case ipc.AddRequest():
                 if number("FAKE_CRASH_TOKEN") in message.prompt_token_ids:
                     os.kill(os.getpid(), signal.SIGKILL)
-                self.requests[message.request_id] = Request(message)
+                self.requests[message.request_id] = Request(message, cached=self.look_up(message))
             case ipc.Abort():
                 for request_id in message.request_ids:
                     self.requests.pop(request_id, None)
@@ -80,11 +88,29 @@ class FakeEngine:
                 return False
         return True
 
+    def look_up(self, message: ipc.AddRequest) -> int:
+        """Tokens of the prompt in pages that were seen before; all of them are seen now."""
+        names = [message.page_hashes[at : at + HASH_BYTES] for at in range(0, len(message.page_hashes), HASH_BYTES)]
+        known = 0
+        while known < len(names) and names[known] in self.pages:
+            known += 1
+        self.pages.update(names)
+        return min(known * BLOCK_SIZE, len(message.prompt_token_ids) - 1)
+
     def step(self) -> list[ipc.RequestOutput]:
         """The next token of every running request."""
-        running = list(self.requests.values())[: self.max_num_seqs]
-        outputs = [self.advance(request) for request in running]
-        self.steps += bool(running)
+        now = time.monotonic()
+        messages = [request.message for request in self.requests.values()]
+        outputs = [failure(message, "timeout") for message in messages if (message.deadline or now) < now]
+        expired = {output.request_id for output in outputs}
+        waiting = [request for request_id, request in self.requests.items() if request_id not in expired]
+        waiting.sort(key=lambda request: request.message.priority)
+        held = os.path.exists(os.environ.get("FAKE_HOLD", ""))  # noqa: PTH110 (an empty path is one that is not there)
+        running = [] if held else waiting[: self.max_num_seqs]
+        outputs += [self.advance(request) for request in running]
+        if running:
+            self.steps += 1
+            self.ring.write(self.steps, f"rows {len(running)}, waiting {len(waiting) - len(running)}")
         for output in outputs:
             if output.finish_reason is not None:
                 del self.requests[output.request_id]
@@ -97,16 +123,17 @@ class FakeEngine:
         output: dict[str, Any] = {"request_id": message.request_id, "token_ids": []}
         if request.sent == 0:
             self.prompted += len(prompt)
+            output["num_cached_tokens"] = request.cached
             if sampling.prompt_logprobs is not None:
                 output["prompt_logprobs"] = [None, *(logprobs(token, sampling.prompt_logprobs) for token in prompt[1:])]
         if request.sent and number("FAKE_SILENT_TOKEN") in prompt:
             hang()
-        if request.sent and number("FAKE_ERROR_TOKEN") in prompt:
-            return ipc.RequestOutput(message.request_id, [], finish_reason="error", error="the step failed")
+        if request.sent and (kind := error_kind(prompt[0])) is not None:
+            return failure(message, kind)
         if sampling.max_tokens == 0:
             return ipc.RequestOutput(**output, finish_reason="length")
         ends = request.sent >= len(prompt) and not sampling.ignore_eos
-        token = self.eos if ends else prompt[request.sent % len(prompt)]
+        token = self.eos if ends else prompt[(request.sent + sampling.choice) % len(prompt)]
         request.sent += 1
         self.generated += 1
         output["token_ids"] = [token]
@@ -143,6 +170,18 @@ class FakeEngine:
         self.socket.send(ipc.encoder.encode(message))
 
 
+def error_kind(token: int) -> ipc.ErrorKind | None:
+    """How a request that begins with this token fails, if it does."""
+    kinds: tuple[ipc.ErrorKind, ...] = get_args(ipc.ErrorKind)
+    at = token - number("FAKE_ERROR_TOKEN")
+    return kinds[at] if "FAKE_ERROR_TOKEN" in os.environ and 0 <= at < len(kinds) else None
+
+
+def failure(message: ipc.AddRequest, kind: ipc.ErrorKind) -> ipc.RequestOutput:
+    """The end of a request that fails."""
+    return ipc.RequestOutput(message.request_id, [], finish_reason="error", error="the step failed", error_kind=kind)
+
+
 def logprobs(token: int, count: int) -> ipc.TokenLogprobs:
     """The token itself is the likeliest."""
     ids = [token, *(token + offset for offset in range(count))]
@@ -170,7 +209,8 @@ def main() -> None:
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(f"ipc://{start['socket']}")
     model = json.loads((Path(start["config"]["model"]) / "config.json").read_text())
-    engine = FakeEngine(socket, start["epoch"], model["eos_token_id"], start["config"]["max_num_seqs"])
+    ring = StepRing(steps_path(start["socket"]))
+    engine = FakeEngine(socket, start["epoch"], model["eos_token_id"], start["config"]["max_num_seqs"], ring)
     engine.send(ipc.Starting(engine.epoch, "load weights", 0.0))
     gate = os.environ.get("FAKE_GATE")
     parent = os.getppid()
@@ -183,7 +223,16 @@ def main() -> None:
         sys.exit(1)
     phases = {"load weights": 0.25}
     longest = start["config"]["max_model_len"] or MAX_MODEL_LEN
-    ready = ipc.Ready(engine.epoch, ipc.PROTOCOL_VERSION, longest, BLOCK_SIZE, NUM_BLOCKS, phases)
+    ready = ipc.Ready(
+        engine.epoch,
+        ipc.PROTOCOL_VERSION,
+        longest,
+        BLOCK_SIZE,
+        NUM_BLOCKS,
+        phases,
+        max_num_seqs=engine.max_num_seqs,
+        prefix_caching=start["config"]["enable_prefix_caching"],
+    )
     engine.send(ready)
     engine.run()
     socket.close()

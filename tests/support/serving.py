@@ -47,10 +47,15 @@ class ServerProcess:
         until(lambda: httpx.get(f"{self.url}/ready").status_code == 200 or self._gone(), self.process)
 
     def engine_pid(self) -> int:
-        """Process id of the engine, which is its only child."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        (pid,) = [int(word) for path in children for word in path.read_text().split()]
+        """Process id of the engine."""
+        (pid,) = [pid for pid, command in self.children().items() if "engine" in command]
         return pid
+
+    def children(self) -> dict[int, str]:
+        """Process ids and command lines of the processes that it started."""
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(word) for path in lists for word in path.read_text().split()]
+        return {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids}
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of /metrics."""
@@ -74,9 +79,10 @@ def serve(
     model: Path, *, fake: bool = True, env: Mapping[str, str] | None = None, **config: Any
 ) -> Iterator[ServerProcess]:
     """A server on a free port, with `config` besides the model; ended at the end, by force if need be."""
-    values = json.dumps({"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu", **config})
-    command = [sys.executable, str(SUPPORT / "serving.py"), "fake" if fake else "real", values]
-    with tempfile.TemporaryFile() as log:
+    defaults = {"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu"}
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as reports:
+        values = json.dumps(defaults | {"crash_report_dir": reports} | config)
+        command = [sys.executable, str(SUPPORT / "serving.py"), "fake" if fake else "real", values]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -153,12 +159,14 @@ def main(kind: str, values: str) -> int:
     """The server process itself; errors as the command line tells them."""
     from octavo_server.config import ServerConfig
     from octavo_server.errors import OctavoError
-    from octavo_server.frontend import client
+    from octavo_server.frontend import client, start_watch
     from octavo_server.frontend.server import run
     from octavo_server.frontend.supervisor import ENGINE_COMMAND
 
     if limit := os.environ.get("HANG_SECONDS"):
         client.HANG_SECONDS = float(limit)  # type: ignore[misc]  # so that no test waits for the real one
+    if limit := os.environ.get("START_HANG_SECONDS"):
+        start_watch.START_HANG_SECONDS = float(limit)  # type: ignore[misc]
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
     try:
         return run(ServerConfig.model_validate_json(values), command)

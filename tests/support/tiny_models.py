@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from octavo_common.model_config import parse_model_config
+from octavo_kernels.ops import Ops
 from octavo_server.worker.models.decoder import Decoder, weight_places
 
 # Tiny matrices gain nothing from more, and tests share the machine.
@@ -88,9 +89,9 @@ def reference_logits(model: transformers.PreTrainedModel, token_ids: list[int]) 
     return model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
-def random_decoder(config: dict[str, Any], seed: int = 0) -> Decoder:
+def random_decoder(config: dict[str, Any], seed: int = 0, ops: Ops | None = None) -> Decoder:
     """Our decoder with random float32 weights, without a checkpoint."""
-    decoder = Decoder(parse_model_config(config), torch.float32, torch.device("cpu"))
+    decoder = Decoder(parse_model_config(config), torch.float32, torch.device("cpu"), ops)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in weight_places(decoder).items():
         noise = torch.randn(weight.shape, generator=generator)

@@ -1,54 +1,159 @@
-"""The engine: scheduler and runner put together. A step is schedule, execute, update."""
+"""The engine: scheduler and runner put together. A step is schedule, launch, wait, update.
+
+With overlap a step is scheduled and launched while the one before it runs. Its rows' newest tokens are not known then:
+the runner takes them from where the step before leaves them on the device. What comes of it: a request that ends by a
+token of its own is found out one step late, and what that step made of it is dropped.
+"""
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, Protocol
 
 import torch
 
-from octavo_common.generation_config import read_generation_defaults
-from octavo_common.json_fields import ModelConfigError
-from octavo_common.memory import (
-    DoesNotFit,
-    MemoryBill,
-    MemoryLimits,
-    default_batched_tokens,
-    human_bytes,
-    memory_bill,
-)
-from octavo_common.model_config import ModelConfig, read_model_config
-from octavo_server.config import EngineConfig
-from octavo_server.engine.block_pool import BlockPool
-from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
-from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
-from octavo_server.engine.step import SampledRow, SchedulerOutput
-from octavo_server.errors import ConfigError, ModelError
-from octavo_server.ipc import AddRequest, EngineStats, RequestOutput, SamplingParams
-from octavo_server.worker.model_runner import ModelRunner, fix_threads, pick_device, pick_dtype
+from octavo_server.engine.scheduler import Scheduler
+from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
+from octavo_server.ipc import AddRequest, EngineStats, RequestOutput
+from octavo_server.page_hash import HASH_BYTES
+from octavo_server.step_ring import StepRing
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = "the engine ran out of memory in the step that this request was part of"
-STEP_FAILED = "the engine failed in the step that this request was part of"
+OUT_OF_MEMORY: Final = "the engine ran out of memory in the step that this request was part of"
+STEP_FAILED: Final = "the engine failed in the step that this request was part of"
+_WAIT_SECONDS: Final = 0.1  # after which a step that runs is asked whether it gets on
+_WEIGHT: Final = 0.05  # of the last step in the measured speeds
+
+
+class StepHandle(Protocol):
+    """A step under way."""
+
+    progress: int  # grows as parts of the step get done
+
+    def wait(self, timeout: float | None = None) -> list[SampledRow] | None:
+        """The step's rows, or None if it is not through within `timeout` seconds. Raises what the step raised."""
+        ...
+
+
+class Runner(Protocol):
+    """What the engine needs of the device; see `worker.model_runner.ModelRunner`."""
+
+    @property
+    def bytes_per_page(self) -> int:
+        """K and V of a page in all layers."""
+        ...
+
+    @property
+    def copy_bytes_per_second(self) -> float:
+        """Measured between device and host memory, one way; 0: not known."""
+        ...
+
+    def launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> StepHandle:
+        """Hands a step over. One that is computed before this returns tells of its parts by `on_progress`."""
+        ...
+
+    def recover(self) -> None:
+        """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
+        ...
+
+    def poll_events(self) -> list[PageEvent]:
+        """What was done beside the steps since the last call."""
+        ...
+
+    def idle(self) -> bool:
+        """Does some of the work that is left for idle moments; whether there is more."""
+        ...
+
+    def flush(self, pages: list[tuple[Literal["device", "host"], int, PageKey]], seconds: float) -> int:
+        """Writes cached pages to disk, if there is such a tier; how many."""
+        ...
+
+    def close(self) -> None:
+        """Ends what runs beside the steps."""
+        ...
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step that was launched. `num_prefill_tokens`: of its tokens. `record`: what the step ring says of it."""
+
+    output: SchedulerOutput
+    handle: StepHandle
+    launched: float
+    num_prefill_tokens: int
+    record: str
+
+
+class _Speed:
+    """Tokens per second over the last steps, the newer the more."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def value(self) -> float:
+        """0 as long as nothing was measured."""
+        return self._tokens / self._seconds if self._seconds > 0 else 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Takes in a step, if it had such tokens."""
+        if tokens > 0:
+            self._tokens += _WEIGHT * (tokens - self._tokens)
+            self._seconds += _WEIGHT * (seconds - self._seconds)
 
 
 class EngineCore:
-    """Owns the requests from their arrival to their last token. Not thread-safe: one loop calls it."""
+    """Owns the requests from their arrival to their last token. Not thread-safe: one loop calls it.
 
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner) -> None:
+    `overlap`: at most one step is under way while the next is scheduled. `clock`: seconds of CLOCK_MONOTONIC, in which
+    deadlines are given. `ring`, if set, tells of each step.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        overlap: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self.overlap = overlap
+        self.ring: StepRing | None = None
+        self.is_stalled = False  # all requests wait for something beside the steps, as the disk
+        self._clock = clock
+        self._flights: deque[_Flight] = deque()
+        self._landed = 0.0  # when the last step was through
+        self._step_seconds = self._schedule_seconds = 0.0
+        self._step_tokens = 0
+        self._prefill_speed, self._decode_speed = _Speed(), _Speed()
+        scheduler.rates.bytes_per_page = runner.bytes_per_page
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute anything."""
-        return self.scheduler.has_work
+        """Whether there is a request, or a step under way."""
+        return self.scheduler.has_work or bool(self._flights)
 
     def add(self, message: AddRequest) -> list[RequestOutput]:
         """Takes a request in; the result is its refusal, if it cannot be served. Raises ValueError for an id in use."""
-        limit = self.scheduler.limits.max_model_len
-        refusal = self.scheduler.add(Request(message.request_id, message.prompt_token_ids, message.sampling, limit))
+        hashes = message.page_hashes
+        request = Request(
+            message.request_id,
+            message.prompt_token_ids,
+            message.sampling,
+            self.scheduler.limits.max_model_len,
+            arrival=message.arrival,
+            priority=message.priority,
+            deadline=message.deadline,
+            page_hashes=[hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)],
+            salt=message.salt,
+        )
+        refusal = self.scheduler.add(request)
         return [] if refusal is None else [refusal]
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
@@ -56,16 +161,29 @@ class EngineCore:
         return self.scheduler.abort(request_ids)
 
     def step(self, on_progress: Callable[[], None] = lambda: None) -> list[RequestOutput]:
-        """Computes the next tokens of the running batch, and says what came of it.
+        """Launches the next step, waits for the one whose turn it is, and says what came of that.
 
-        Calls `on_progress` whenever a part of the step is done.
+        Calls `on_progress` whenever a part of a step is done. Raises EngineError if the device is of no use any more.
         """
+        started = self._clock()
+        results = self.scheduler.expire(started)
+        self._take_events()
         output = self.scheduler.schedule()
-        rows = self._execute(output, on_progress)
-        return self.scheduler.update(output, rows)
+        self._schedule_seconds = self._clock() - started
+        if not output.is_empty:
+            self._launch(output, on_progress)
+        self.is_stalled = output.is_empty and not self._flights
+        if self._flights and (output.is_empty or len(self._flights) > self.overlap):
+            results += self._land(on_progress)
+        return results
 
-    def stats(self, step_seconds: float) -> EngineStats:
-        """The state after a step that took `step_seconds`."""
+    def idle(self) -> bool:
+        """To be called when there is nothing else to do, or rarely; whether there is more of such work."""
+        self._take_events()
+        return self.runner.idle()
+
+    def stats(self) -> EngineStats:
+        """The state now."""
         scheduler, kv_cache = self.scheduler, self.scheduler.kv_cache
         return EngineStats(
             running=len(scheduler.running),
@@ -75,116 +193,112 @@ class EngineCore:
             kv_blocks_total=kv_cache.pool.num_blocks,
             block_size=kv_cache.block_size,
             preemptions=scheduler.num_preemptions,
+            preemptions_by_swap=scheduler.num_swap_preemptions,
             prompt_tokens=scheduler.num_prompt_tokens,
             generation_tokens=scheduler.num_generation_tokens,
             steps=scheduler.num_steps,
-            step_seconds=step_seconds,
+            step_seconds=self._step_seconds,
+            step_tokens=self._step_tokens,
+            schedule_seconds=self._schedule_seconds,
+            prefill_tokens_per_second=self._prefill_speed.value,
+            decode_tokens_per_second=self._decode_speed.value,
+            **asdict(kv_cache.stats),
         )
 
-    def _execute(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> list[SampledRow]:
-        """Runs a step. One that breaks ends, with an error, the requests that were in it, and no others.
+    def close(self, seconds: float) -> None:
+        """Ends all requests and waits for the step under way; then as many cached pages go to disk as time allows."""
+        deadline = time.monotonic() + seconds
+        self.scheduler.abort(list(self.scheduler.requests))
+        if self._drain(deadline):
+            pages = self.scheduler.kv_cache.cached_pages()
+            if stored := self.runner.flush(pages, max(0.0, deadline - time.monotonic())):
+                log.info("wrote %d cached pages to disk", stored)
+        self.runner.close()
 
-        Raises EngineError if the device is of no use any more.
-        """
+    def _drain(self, deadline: float) -> bool:
+        """Takes in the steps under way; False if one breaks or is not through in time."""
+        while self._flights:
+            flight = self._flights.popleft()
+            try:
+                rows = flight.handle.wait(max(0.0, deadline - time.monotonic()))
+            except Exception:
+                log.exception("step %d failed", flight.output.step)
+                return False
+            if rows is None:
+                return False
+            self.scheduler.update(flight.output, rows)
+        return True
+
+    def _take_events(self) -> None:
+        for event in self.runner.poll_events():
+            self.scheduler.kv_cache.handle(event)
+
+    def _launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> None:
+        launched = self._clock()
+        record = self._describe(output)
+        self._record(output.step, record, "scheduled")
+        handle = self.runner.launch(output, on_progress)
+        self._flights.append(_Flight(output, handle, launched, self.scheduler.num_prefill_tokens, record))
+
+    def _land(self, on_progress: Callable[[], None]) -> list[RequestOutput]:
+        """Takes in the oldest step under way; one that breaks ends the requests in it and behind it, and no others."""
+        flight = self._flights.popleft()
         try:
-            return self.runner.execute(output, on_progress)
+            rows = self._wait(flight.handle, on_progress)
         except Exception as error:
-            log.exception("step %d failed, with %d requests", output.step, len(output.num_scheduled_tokens))
-            message = OUT_OF_MEMORY if _is_out_of_memory(error) else STEP_FAILED
+            return self._fail(flight, error)
+        now = self._clock()
+        self._measure(flight, now)
+        results = self.scheduler.update(flight.output, rows)
+        self._schedule_seconds += self._clock() - now
+        self._record(flight.output.step, flight.record, f"done in {self._step_seconds:.4f} s")
+        return results
+
+    def _wait(self, handle: StepHandle, on_progress: Callable[[], None]) -> list[SampledRow]:
+        progress = handle.progress
+        while (rows := handle.wait(_WAIT_SECONDS)) is None:
+            if handle.progress != progress:
+                progress = handle.progress
+                on_progress()
+        return rows
+
+    def _fail(self, flight: _Flight, error: Exception) -> list[RequestOutput]:
+        flights = [flight, *self._flights]
+        self._flights.clear()
+        for each in flights:
+            self._record(each.output.step, each.record, f"failed: {type(error).__name__}")
+        log.error("step %d failed, with %d behind it", flight.output.step, len(flights) - 1, exc_info=error)
+        if self.ring is not None:
+            log.error("the last steps:\n%s", "\n".join(self.ring.read()[-10:]))
         self.runner.recover()
-        return [SampledRow(request_id, error=message) for request_id in output.num_scheduled_tokens]
+        outputs = [each.output for each in flights]
+        if _is_out_of_memory(error):
+            return self.scheduler.fail(outputs, OUT_OF_MEMORY, "out_of_memory")
+        return self.scheduler.fail(outputs, STEP_FAILED, "internal")
 
+    def _measure(self, flight: _Flight, now: float) -> None:
+        seconds, tokens = now - max(flight.launched, self._landed), flight.output.total_tokens
+        self._landed = now
+        self._step_seconds, self._step_tokens = now - flight.launched, tokens
+        self._prefill_speed.add(flight.num_prefill_tokens, seconds)
+        self._decode_speed.add(tokens - flight.num_prefill_tokens, seconds)
+        rates = self.scheduler.rates
+        rates.prefill_tokens_per_second = self._prefill_speed.value
+        rates.copy_bytes_per_second = self.runner.copy_bytes_per_second
 
-def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
-    """Builds the engine and runs it once. Calls `begin_phase` as each phase begins.
-
-    Raises ModelError or ConfigError, whose message says what to change.
-    """
-    try:
-        return _start(config, begin_phase)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            "the GPU's memory does not suffice: lower --gpu-memory-utilization or --max-num-batched-tokens, "
-            "or end what else uses the GPU"
-        ) from error
-
-
-def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
-    begin_phase("load weights")
-    device = pick_device(config.device)
-    fix_threads(device)
-    model, eos_token_ids = _read_model(config.model)
-    dtype = pick_dtype(config.dtype, model, device)
-    bill = _bill(model, config, device, dtype)
-    runner = ModelRunner(model, device, dtype, config.block_size)
-    runner.load(config.model)
-    begin_phase("allocate cache")
-    runner.allocate_cache(bill.num_blocks)
-    begin_phase("warm up")
-    limits = SchedulerLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
-        max_model_len=bill.max_model_len,
-        vocab_size=model.vocab_size,
-        eos_token_ids=eos_token_ids,
-    )
-    _warm_up(_scheduler(limits, bill), runner)
-    return EngineCore(_scheduler(limits, bill), runner)
-
-
-def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
-    """The model's shape, and the token ids that end its answers: those of both of its files together."""
-    try:
-        model = read_model_config(directory)
-        return model, frozenset(model.eos_token_ids) | frozenset(read_generation_defaults(directory).eos_token_ids)
-    except ModelConfigError as error:
-        raise ModelError(str(error)) from error
-
-
-def _scheduler(limits: SchedulerLimits, bill: MemoryBill) -> Scheduler:
-    return Scheduler(limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size))
-
-
-def _bill(model: ModelConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryBill:
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)
-    limits = MemoryLimits(
-        device=device.type,
-        dtype=str(dtype).removeprefix("torch."),
-        total_bytes=total_bytes,
-        block_size=config.block_size,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
-        num_gpu_blocks_override=config.num_gpu_blocks_override,
-    )
-    try:
-        bill = memory_bill(model, limits)
-    except DoesNotFit as error:
-        raise ConfigError(str(error)) from error
-    if free_bytes is not None and bill.needed_bytes > free_bytes:
-        raise ConfigError(
-            f"{human_bytes(bill.needed_bytes)} of GPU memory are planned with, but only {human_bytes(free_bytes)} are "
-            "free: lower --gpu-memory-utilization, or end what else uses the GPU"
+    def _describe(self, output: SchedulerOutput) -> str:
+        scheduler = self.scheduler
+        moves = (output.swap_out, output.swap_in, output.disk_stores, output.disk_loads)
+        return (
+            f"{time.time():.3f} {len(scheduler.running)} running, {len(scheduler.waiting)} waiting, "
+            f"{output.total_tokens} tokens ({scheduler.num_prefill_tokens} of prefill), "
+            f"{scheduler.kv_cache.pool.num_free} pages free, {len(output.preempted_ids)} preempted, "
+            f"moves {'/'.join(str(len(each)) for each in moves)}"
         )
-    for warning in bill.warnings:
-        log.warning("%s", warning)
-    log.info("memory: %s", ", ".join(f"{label} {value}" for label, value in bill.rows()))
-    return bill
 
-
-def _warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
-    """One prefill and one decode, before anybody waits for them. Raises ModelError if the model computes no numbers."""
-    length = min(64, scheduler.limits.max_model_len - 1)
-    sampling = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=2, ignore_eos=True, logprobs=1)
-    scheduler.add(Request("warm up", [0] * length, sampling, scheduler.limits.max_model_len))
-    while scheduler.has_work:
-        output = scheduler.schedule()
-        for result in scheduler.update(output, runner.execute(output)):
-            if result.error is not None:
-                raise ModelError(f"the model does not compute finite numbers in {runner.dtype}; try another --dtype")
-    runner.execute(scheduler.schedule())  # tells the runner to forget it
+    def _record(self, step: int, record: str, state: str) -> None:
+        if self.ring is not None:
+            self.ring.write(step, f"{record}: {state}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,6 +4,7 @@ Imports nothing heavy until it has said that it starts.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import select
@@ -19,6 +20,7 @@ import zmq
 
 from octavo_server import ipc
 from octavo_server.errors import OctavoError
+from octavo_server.step_ring import StepRing, steps_path
 
 if TYPE_CHECKING:
     from octavo_server.engine.core import EngineCore
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 0.5
+STALL_SECONDS: Final = 0.002  # between two looks at the disk, when all requests wait for it
+IDLE_WORK_SECONDS: Final = 1.0  # between two pieces of idle work while there are steps
+CLOSE_SECONDS: Final = 5.0  # for the step in flight and for writing cached pages to disk, at an orderly end
 _LINGER_MS: Final = 1000  # for the last messages, if nobody reads them
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -100,7 +105,8 @@ class EngineLoop:
         self.channel = channel
         self.stopping = False
         self._last_sent = 0.0
-        self._step_seconds = 0.0
+        self._more_idle_work = True
+        self._last_idle_work = 0.0
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
         """Ends the loop after the step in flight."""
@@ -110,15 +116,27 @@ class EngineLoop:
         """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
-            for message in self.channel.receive(0.0 if self.core.has_work else HEARTBEAT_SECONDS):
+            for message in self.channel.receive(self._patience()):
                 outputs += self._handle(message)
             if self.core.has_work and not self.stopping:
-                started = time.monotonic()
                 outputs += self.core.step(self._beat)
-                self._step_seconds = time.monotonic() - started
+            self._idle_work()
             if outputs:
                 self._send(outputs)
             self._beat()
+
+    def _patience(self) -> float:
+        """Seconds for which a message is waited for: none while steps can go on."""
+        if self.core.has_work:
+            return STALL_SECONDS if self.core.is_stalled else 0.0
+        return 0.0 if self._more_idle_work else HEARTBEAT_SECONDS
+
+    def _idle_work(self) -> None:
+        """A piece of it: as long as there is nothing else, one after the other; beside steps rarely."""
+        now = time.monotonic()
+        if not self.core.has_work or (self._more_idle_work and now - self._last_idle_work >= IDLE_WORK_SECONDS):
+            self._more_idle_work = self.core.idle()
+            self._last_idle_work = now
 
     def _beat(self) -> None:
         """Says that work gets on, unless something was said just now."""
@@ -126,7 +144,7 @@ class EngineLoop:
             self._send([])
 
     def _send(self, outputs: list[ipc.RequestOutput]) -> None:
-        self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats(self._step_seconds)))
+        self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats()))
         self._last_sent = time.monotonic()
 
     def _handle(self, message: ipc.FrontendMessage) -> list[ipc.RequestOutput]:
@@ -199,14 +217,22 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     # read once, when torch loads its OpenMP library.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from octavo_server.config import EngineConfig
-    from octavo_server.engine.core import start_engine
+    from octavo_server.engine_start import start_engine
 
     core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin)
     phases.end()
+    core.ring = StepRing(steps_path(start.socket))
     loop = EngineLoop(core, channel)
     signal.signal(signal.SIGTERM, loop.stop)  # until now it ended the process at once, which was right
     channel.send(_ready(core, channel.epoch, phases.seconds))
-    loop.run()
+    gc.collect()
+    gc.freeze()  # what the start made stays: the collector need not go through it again and again
+    try:
+        loop.run()
+    except Exception:
+        log.error("the last steps:\n%s", "\n".join(core.ring.read()))
+        raise
+    core.close(CLOSE_SECONDS)
 
 
 def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Ready:
@@ -218,6 +244,8 @@ def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Read
         block_size=kv_cache.block_size,
         num_blocks=kv_cache.pool.num_blocks,
         phases=phases,
+        max_num_seqs=core.scheduler.limits.max_num_seqs,
+        prefix_caching=kv_cache.prefix_caching,
     )
 
 

@@ -7,14 +7,28 @@ Pure: no clock, no randomness, no tensor; the same calls give the same decisions
 hands out as computed, so that a next step can be scheduled before the tokens of this one are known.
 """
 
-from collections import OrderedDict
+import heapq
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
+from typing import Final, Literal
 
-from octavo_server.engine.kv_cache_manager import KVCacheManager
+import msgspec
+
+from octavo_server.engine.kv_cache_manager import KVCacheManager, PrefixHit
 from octavo_server.engine.request import Request, RequestStatus
 from octavo_server.engine.step import NewRequest, SampledRow, SchedulerOutput
-from octavo_server.ipc import RequestOutput, TokenLogprobs
+from octavo_server.ipc import ErrorKind, RequestOutput
+
+SCAN: Final = 32  # waiting requests that are looked at in a step at most
+LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
+WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
+
+TIMED_OUT: Final = "the request's time was up before it was through"
+
+_by_key = attrgetter("key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +40,68 @@ class SchedulerLimits:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
+    preemption_mode: Literal["auto", "swap", "recompute"] = "auto"
+
+
+@dataclass(slots=True)
+class Rates:
+    """What the choice between swap and recompute is estimated from; 0: not known. Measured, and set, by the core."""
+
+    prefill_tokens_per_second: float = 0.0
+    copy_bytes_per_second: float = 0.0
+    bytes_per_page: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A step while it is being put together."""
+
+    budget: int  # tokens left
+    counts: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)  # those of `counts`
+    new_requests: list[NewRequest] = field(default_factory=list)
+    new_block_ids: dict[str, list[int]] = field(default_factory=dict)
+    preempted_ids: list[str] = field(default_factory=list)
+    prefills: list[Request] = field(default_factory=list)  # running ones that are not through
+    unserved: list[Request] = field(default_factory=list)  # decodes whose turn it is not
+    blocked: list[Request] = field(default_factory=list)  # waiting ones for which there are not the pages
+    room: int = 0  # pages that are free and not spoken for
+
+    def put(self, request: Request, count: int) -> None:
+        """Counts the tokens as computed; if they are its last ones, the step samples the next."""
+        request.num_computed_tokens += count
+        request.num_in_flight += 1
+        if request.num_computed_tokens >= request.num_prefill_tokens:
+            request.num_pending_tokens += 1
+        self.counts[request.request_id] = count
+        self.requests[request.request_id] = request
+        self.budget -= count
+
+    def take_back(self, request: Request) -> None:
+        """Undoes `put` of a decode."""
+        request.num_computed_tokens -= 1
+        request.num_in_flight -= 1
+        request.num_pending_tokens -= 1
+        del self.counts[request.request_id], self.requests[request.request_id]
+        self.new_block_ids.pop(request.request_id, None)
+        self.budget += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A prefill that wants a part of the step: a running one, or one that waits and could join."""
+
+    remaining: int
+    request: Request
+    joins: bool = False
 
 
 class Scheduler:
     """The queue, the running batch and the rules between them.
 
-    First come, first served: `running` followed by `waiting` is always in order of arrival. New requests join at every
-    step. If pages run out, the youngest running request gives its own back and waits at the queue's head; its tokens
-    are kept, and computed again later (preemption by recompute). The oldest one therefore always gets on.
+    `running` and `waiting` are each in the order of `Request.key`. New requests join at every step. If pages run out,
+    the last of the running requests gives way, by swap or by recompute, and waits again, before all that came after it.
+    The first one therefore always gets on.
     """
 
     def __init__(self, limits: SchedulerLimits, kv_cache: KVCacheManager) -> None:
@@ -44,23 +112,34 @@ class Scheduler:
             )
         self.limits = limits
         self.kv_cache = kv_cache
-        self.waiting: OrderedDict[str, Request] = OrderedDict()
+        self.rates = Rates()
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.requests: dict[str, Request] = {}  # running and waiting
         self.num_preemptions = 0
+        self.num_swap_preemptions = 0
         self.num_prompt_tokens = 0  # of requests whose prompt is through
         self.num_generation_tokens = 0
         self.num_waiting_tokens = 0
         self.num_steps = 0
+        self.num_prefill_tokens = 0  # of the last step
+        self._num_added = 0
+        self._num_schedules = 0  # steps, and those that came to nothing
+        self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
+        self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
+        self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
         self._finished_ids: list[str] = []  # that the worker has not been told of yet
+        self._any_finished = False  # since `running` was last cleared of them
+        self._deadlines: list[tuple[float, str, tuple[float, int]]] = []  # a heap; of requests that may be gone
+        self._last_turn = (0.0, 0)  # key of the last decode that was served when there was not a token for each
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute anything."""
+        """Whether there is a request."""
         return bool(self.requests)
 
     def add(self, request: Request) -> RequestOutput | None:
-        """Puts a request at the queue's end, or returns the error with which it is refused.
+        """Puts a request into the queue, or returns the error with which it is refused.
 
         Raises ValueError if a request of that id is already here.
         """
@@ -68,37 +147,364 @@ class Scheduler:
             raise ValueError(f"request id {request.request_id!r} is already in use")
         if error := self._reason_to_refuse(request):
             request.status = RequestStatus.FINISHED
-            return RequestOutput(request.request_id, [], finish_reason="error", error=error)
+            return RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind="invalid")
+        if predecessor := self._ending.pop(request.request_id, None):
+            self.kv_cache.free(predecessor)  # steps run in order: what its last one writes is overwritten later
+        self._num_added += 1
+        request.key = (request.key[0], self._num_added)
+        stop_ids = frozenset() if request.sampling.ignore_eos else self.limits.eos_token_ids
+        request.stop_ids = stop_ids.union(request.sampling.stop_token_ids)
         self.requests[request.request_id] = request
-        self._enqueue(request, first=False)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.request_id, request.key))
+        self._enqueue(request)
         return None
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests at whatever stage they are; their pages are free at once. Unknown ids are ignored."""
+        """Ends requests at whatever stage they are. Unknown ids are ignored.
+
+        Their pages are free at once, or after the step under way that they are part of.
+        """
         found = [self.requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
         for request in found:
             self._finish(request)
         self._drop_finished()
         return [RequestOutput(request.request_id, [], finish_reason="abort") for request in found]
 
+    def expire(self, now: float) -> list[RequestOutput]:
+        """Ends the requests whose deadline has come, at whatever stage they are."""
+        results = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id, key = heapq.heappop(self._deadlines)
+            request = self.requests.get(request_id)
+            if request is not None and request.key == key:
+                results.append(self._end_with_error(request, TIMED_OUT, "timeout"))
+        self._drop_finished()
+        return results
+
     def schedule(self) -> SchedulerOutput:
-        """Decides the next step: who is running first, in order of arrival, then who can join."""
-        self.num_steps += 1
+        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join.
+
+        An output that `is_empty` is no step.
+        """
+        self._num_schedules += 1
         finished, self._finished_ids = self._finished_ids, []
-        output = SchedulerOutput(step=self.num_steps, finished_ids=finished)
-        budget = self._schedule_running(output, self.limits.max_num_batched_tokens)
-        self._schedule_waiting(output, budget)
-        for request_id, count in output.num_scheduled_tokens.items():
-            self.requests[request_id].num_computed_tokens += count
+        batch = _Batch(self.limits.max_num_batched_tokens)
+        self._schedule_decodes(batch)
+        if batch.budget > 0 and (batch.prefills or self.waiting):
+            decoded = batch.budget
+            self._schedule_prefills(batch)
+            self.num_prefill_tokens = decoded - batch.budget
+            self._use_up(batch)
+        else:
+            self.num_prefill_tokens = 0
+        moves = self.kv_cache.take_moves()
+        output = SchedulerOutput(
+            step=self.num_steps + 1,
+            new_requests=batch.new_requests,
+            new_block_ids=batch.new_block_ids,
+            num_scheduled_tokens=batch.counts,
+            finished_ids=finished,
+            preempted_ids=batch.preempted_ids,
+            swap_out=moves.swap_out,
+            swap_in=moves.swap_in,
+            disk_stores=moves.disk_stores,
+            disk_loads=moves.disk_loads,
+        )
+        if not output.is_empty:
+            self.num_steps += 1
+            self._launched[self.num_steps] = batch.requests
         return output
 
     def update(self, output: SchedulerOutput, rows: Iterable[SampledRow]) -> list[RequestOutput]:
         """Takes in what the worker made of a step. Rows of requests that ended meanwhile are dropped."""
-        results = [
-            self._update_row(self.requests[row.request_id], row) for row in rows if row.request_id in self.requests
-        ]
-        self._drop_finished()
-        return [result for result in results if result is not None]
+        requests = self._launched.pop(output.step, {})
+        results = []
+        for row in rows:
+            request = requests[row.request_id]
+            if request.status is not RequestStatus.FINISHED and (result := self._update_row(request, row)) is not None:
+                results.append(result)
+        self._land(requests)
+        return results
+
+    def fail(self, outputs: Iterable[SchedulerOutput], error: str, kind: ErrorKind) -> list[RequestOutput]:
+        """After a step that broke, and with it those launched behind it: all of their requests end with an error.
+
+        What these steps were to compute is hit by nobody; the worker has moved the pages all the same.
+        """
+        results = []
+        for output in outputs:
+            requests = self._launched.pop(output.step, {})
+            self.kv_cache.forget_step(requests.values())
+            for request in requests.values():
+                if request.status is not RequestStatus.FINISHED:
+                    results.append(self._end_with_error(request, error, kind))
+            self._land(requests)
+            # The worker may have broken before it came to these. Forgetting twice does no harm.
+            self._finished_ids += (*output.finished_ids, *output.preempted_ids)
+        return results
+
+    # --- decodes
+
+    def _schedule_decodes(self, batch: _Batch) -> None:
+        """One token each, as far as the budget goes; they take turns if it does not go round."""
+        order, left = self.running, self._budget_of_decodes()
+        if len(order) > left:
+            start = bisect_right(order, self._last_turn, key=_by_key)
+            order = order[start:] + order[:start]
+        block_size, put = self.kv_cache.block_size, batch.put
+        at_border: list[Request] = []
+        for request in order:
+            computed = request.num_computed_tokens
+            if computed < request.num_prefill_tokens:
+                batch.prefills.append(request)
+            elif computed + 1 >= request.max_tokens_in_all:
+                continue  # its last token is being sampled
+            elif left == 0:
+                batch.unserved.append(request)
+            else:
+                left -= 1
+                self._last_turn = request.key
+                if computed % block_size:  # its page has room
+                    put(request, 1)
+                else:
+                    at_border.append(request)
+        for request in at_border:
+            if request.status is RequestStatus.RUNNING:  # none of those before it took its pages
+                self._put_with_pages(request, 1, batch)
+
+    def _budget_of_decodes(self) -> int:
+        """All of it, but for a quarter if the decodes could leave nothing to prefills."""
+        budget = self.limits.max_num_batched_tokens
+        quarter = -(-budget // 4)
+        if len(self.running) <= budget - quarter:
+            return budget
+        prefilling = (request.num_computed_tokens < request.num_prefill_tokens for request in self.running)
+        return budget - quarter if self.waiting or any(prefilling) else budget
+
+    def _use_up(self, batch: _Batch) -> None:
+        """Gives what prefills left to decodes that were not served, as long as nobody has to give way for it."""
+        for request in batch.unserved:
+            if batch.budget == 0:
+                return
+            if request.status is RequestStatus.RUNNING:
+                self._put_with_pages(request, 1, batch, preempt=False)
+
+    # --- pages
+
+    def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
+        """Schedules tokens if there are pages for them, taken from those behind the request if need be."""
+        while (added := self.kv_cache.allocate_slots(request, count)) is None:
+            victim = self._victim(request, batch) if preempt else None
+            if victim is None:
+                return
+            self._preempt(victim, batch)
+            if victim is request:
+                return
+        if added:
+            batch.new_block_ids[request.request_id] = added
+        batch.put(request, count)
+
+    def _victim(self, request: Request, batch: _Batch) -> Request | None:
+        """The last running request that has no prefill in this step: the names of such pages are given out already.
+
+        A decode gives way itself if it is that one; a prefill keeps its pages, and waits for others.
+        """
+        for victim in reversed(self.running):
+            if victim is request:
+                return None if request.num_computed_tokens < request.num_prefill_tokens else request
+            if batch.counts.get(victim.request_id, 0) == 0 or victim.num_computed_tokens > victim.num_prefill_tokens:
+                return victim
+        return None
+
+    def _preempt(self, victim: Request, batch: _Batch) -> None:
+        if victim.request_id in batch.counts:
+            batch.take_back(victim)
+        del self.running[bisect_left(self.running, victim.key, key=_by_key)]
+        # The prompt's log-probabilities come from one pass through all of it.
+        in_one_pass = victim.skip_prefix and victim.num_pending_tokens == 0
+        if not in_one_pass and self._swap_is_faster(victim) and self.kv_cache.swap_out(victim):
+            self.num_swap_preemptions += 1
+        else:
+            self._forget_computed(victim)
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+        batch.preempted_ids.append(victim.request_id)
+        self._enqueue(victim)
+
+    def _forget_computed(self, request: Request) -> None:
+        self.kv_cache.free(request)
+        request.num_computed_tokens = 0
+        if request.num_pending_tokens == 0:
+            request.prompt_logprobs.clear()  # not sent yet; they come again
+
+    def _swap_is_faster(self, request: Request) -> bool:
+        """Estimated: copying its pages out and in again, against computing its tokens again."""
+        if self.limits.preemption_mode != "auto":
+            return self.limits.preemption_mode == "swap"
+        rates, tokens = self.rates, request.num_computed_tokens
+        if not (rates.prefill_tokens_per_second and rates.copy_bytes_per_second):
+            return True
+        num_bytes = 2 * rates.bytes_per_page * -(-tokens // self.kv_cache.block_size)
+        return num_bytes / rates.copy_bytes_per_second <= tokens / rates.prefill_tokens_per_second
+
+    # --- prefills
+
+    def _schedule_prefills(self, batch: _Batch) -> None:
+        """Shares what is left of the budget between the prefills under way and the requests that can join."""
+        claims = [_Claim(r.num_tokens_to_compute, r) for r in batch.prefills if r.status is RequestStatus.RUNNING]
+        if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.preempted_ids:
+            claims += self._candidates(batch)
+        claims.sort(key=attrgetter("request.key"))
+        shares = _fair_shares([claim.remaining for claim in claims], batch.budget)
+        for claim, share in zip(claims, shares, strict=True):
+            if share and not claim.joins and claim.request.status is RequestStatus.RUNNING:
+                self._put_with_pages(claim.request, share, batch)
+        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
+        for claim, share in zip(claims, shares, strict=True):
+            if share and claim.joins and not batch.preempted_ids:
+                self._join(claim.request, share, coming, batch)
+
+    def _candidates(self, batch: _Batch) -> list[_Claim]:
+        """Waiting requests that could join, in their order, judged by what was last known of their prefix.
+
+        One for which the pages do not suffice is passed over, so that short ones get on; but once those that passed it
+        are together as long as it is, it is not passed any more: what becomes free is kept for it.
+        """
+        found: list[_Claim] = []
+        batch.room = self.kv_cache.pool.num_free - self._reserved_blocks(batch.prefills)
+        if batch.room <= 0 and self.running:
+            return found
+        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
+        for request in islice(self.waiting, SCAN):
+            if len(found) == self.limits.max_num_seqs - len(self.running):
+                break
+            hit = self._hits.get(request.request_id)
+            if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
+                hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
+            if self._must_wait(request, hit, coming):
+                continue
+            if not self._fits(request, hit, batch):
+                batch.blocked.append(request)
+                if request.tokens_passed_by >= request.num_tokens:
+                    break
+                continue
+            found.append(_Claim(request.num_tokens - hit.num_tokens, request, joins=True))
+            coming.add(self._next_page(request, hit.num_tokens))
+        return found
+
+    def _must_wait(self, request: Request, hit: PrefixHit, coming: set[bytes | None]) -> bool:
+        """For its own last token, just after it gave way; for the disk; or for somebody who computes its next page."""
+        if request.num_in_flight or (hit.loading and self.kv_cache.begin_loads(request)):
+            return True
+        name = self._next_page(request, hit.num_tokens)
+        return name is not None and name in coming
+
+    def _reserved_blocks(self, prefills: list[Request]) -> int:
+        """Pages to stay free when somebody joins: for the prompts under way, and the next token of each decode."""
+        to_come = sum(self.kv_cache.blocks_needed(request, request.num_tokens + 1) for request in prefills)
+        watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
+        return to_come + max(watermark, len(self.running) - len(prefills))
+
+    def _next_page(self, request: Request, num_tokens: int) -> bytes | None:
+        """The name of the page that follows `num_tokens` computed ones, if it is a full one and others could use it."""
+        block_size = self.kv_cache.block_size
+        index = num_tokens // block_size
+        if index >= len(request.page_hashes) or (index + 1) * block_size >= request.num_tokens or request.skip_prefix:
+            return None
+        return request.page_hashes[index]
+
+    def _fits(self, request: Request, hit: PrefixHit, batch: _Batch) -> bool:
+        """Whether all of its tokens and the next one do: half a prefill that is preempted is work for nothing."""
+        needed = hit.blocks_needed(request.num_tokens + 1)
+        return needed <= (batch.room if self.running else self.kv_cache.pool.num_free)
+
+    def _join(self, request: Request, share: int, coming: set[bytes | None], batch: _Batch) -> None:
+        hit = self.kv_cache.lookup(request)
+        passed = [blocked for blocked in batch.blocked if blocked.key < request.key]
+        if (
+            any(blocked.tokens_passed_by >= blocked.num_tokens for blocked in passed)
+            or self._must_wait(request, hit, coming)
+            or not self._fits(request, hit, batch)
+        ):
+            return
+        count = min(share, request.num_tokens - hit.num_tokens)
+        needed = hit.blocks_needed(request.num_tokens + 1)
+        if not self.kv_cache.admit(request, hit, count):
+            return
+        batch.room -= needed
+        for blocked in passed:
+            blocked.tokens_passed_by += request.num_tokens
+        self._dequeue(request)
+        request.status = RequestStatus.RUNNING
+        request.num_prefill_tokens = request.num_tokens
+        insort(self.running, request, key=_by_key)
+        batch.new_requests.append(self._introduce(request))
+        batch.put(request, count)
+        coming.add(self._next_page(request, request.num_computed_tokens))
+
+    def _introduce(self, request: Request) -> NewRequest:
+        return NewRequest(
+            request_id=request.request_id,
+            token_ids=list(request.token_ids),
+            num_prompt_tokens=request.num_prompt_tokens,
+            max_tokens_in_all=request.max_tokens_in_all,
+            sampling=request.sampling,
+            block_ids=self.kv_cache.block_ids(request),
+            num_computed_tokens=request.num_computed_tokens,
+        )
+
+    # --- results
+
+    def _update_row(self, request: Request, row: SampledRow) -> RequestOutput | None:
+        if row.error is not None:
+            self.kv_cache.forget_step([request])
+            return self._end_with_error(request, row.error, "internal")
+        if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
+            request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
+        if row.token_id is None:
+            return None
+        request.num_pending_tokens -= 1
+        if len(request.token_ids) == request.num_prompt_tokens:
+            return self._first_token(request, row.token_id, row)
+        return self._next_token(request, row.token_id, row)
+
+    def _first_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
+        """The prompt is through: the answer to it begins with what was found out about it."""
+        self.num_prompt_tokens += request.num_prompt_tokens
+        request.skip_prefix = False
+        if request.sampling.max_tokens == 0:  # only the prompt was wanted
+            self._finish(request)
+            output = RequestOutput(request.request_id, [], "length")
+        else:
+            output = self._next_token(request, token_id, row)
+        prompt_logprobs = None if request.sampling.prompt_logprobs is None else request.prompt_logprobs
+        request.prompt_logprobs = []
+        return msgspec.structs.replace(
+            output, prompt_logprobs=prompt_logprobs, num_cached_tokens=request.num_cached_tokens
+        )
+
+    def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
+        tokens = request.token_ids
+        tokens.append(token_id)
+        self.num_generation_tokens += 1
+        if request.status is RequestStatus.WAITING:
+            self.num_waiting_tokens += 1  # it gave way while this was computed
+        elif (len(tokens) - 1) % self.kv_cache.block_size == 0:
+            self.kv_cache.cache_pages(request)
+        reason, stop_id = None, None
+        if token_id in request.stop_ids:
+            # The model's own ends are not named, unless the request does not ask for them as such.
+            reason = "stop"
+            stop_id = token_id if request.sampling.ignore_eos or token_id not in self.limits.eos_token_ids else None
+        elif len(tokens) >= request.max_tokens_in_all:
+            reason = "length"
+        if reason is not None:
+            self._finish(request)
+        logprobs = None if row.logprobs is None else [row.logprobs]
+        return RequestOutput(request.request_id, [token_id], reason, stop_id, logprobs)
+
+    # --- coming and going
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
@@ -114,141 +520,61 @@ class Scheduler:
             return f"the prompt contains token id {wrong}; allowed are 0 to {self.limits.vocab_size - 1}"
         return None
 
-    def _schedule_running(self, output: SchedulerOutput, budget: int) -> int:
-        index = 0
-        while index < len(self.running) and budget > 0:
-            request = self.running[index]
-            count = min(request.num_tokens_to_compute, budget)
-            added = self._allocate_or_preempt(request, count, output)
-            if added is None:
-                break  # it was the youngest, and has given way itself
-            if added:
-                output.new_block_ids[request.request_id] = added
-            output.num_scheduled_tokens[request.request_id] = count
-            budget -= count
-            index += 1
-        return budget
+    def _enqueue(self, request: Request) -> None:
+        request.status = RequestStatus.WAITING
+        insort(self.waiting, request, key=_by_key)
+        self.num_waiting_tokens += request.num_tokens
 
-    def _allocate_or_preempt(self, request: Request, count: int, output: SchedulerOutput) -> list[int] | None:
-        """Pages for the next tokens, taken from the youngest if need be; None if that is the request itself.
+    def _dequeue(self, request: Request) -> None:
+        del self.waiting[bisect_left(self.waiting, request.key, key=_by_key)]
+        self._hits.pop(request.request_id, None)
+        self.num_waiting_tokens -= request.num_tokens
 
-        The victim stands behind the request, so nothing is scheduled for it in this step yet.
-        """
-        while (added := self.kv_cache.allocate_slots(request, count)) is None:
-            victim = self.running.pop()
-            self._preempt(victim)
-            output.preempted_ids.append(victim.request_id)
-            if victim is request:
-                return None
-        return added
-
-    def _preempt(self, request: Request) -> None:
-        self.kv_cache.free(request)
-        request.num_computed_tokens = 0
-        request.num_preemptions += 1
-        if request.num_output_tokens == 0:
-            request.prompt_logprobs.clear()  # not sent yet; they come again
-        self.num_preemptions += 1
-        self._enqueue(request, first=True)
-
-    def _schedule_waiting(self, output: SchedulerOutput, budget: int) -> None:
-        """Lets requests join. One that does not fit holds up those behind it: otherwise long ones would starve."""
-        # All of a prompt and a first token must fit, though only a chunk is computed now: half a prefill that is
-        # preempted is work for nothing. Nor is a page free that the next token of one before it needs. (Their prompts
-        # have all of their pages by now: as long as one is under way, it leaves no budget.)
-        reserved = sum(self._blocks_to_come(request) for request in self.running) if self.waiting else 0
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
-            request = next(iter(self.waiting.values()))
-            if self._blocks_to_come(request) > self.kv_cache.pool.num_free - reserved:
-                return
-            count = min(request.num_tokens_to_compute, budget)
-            self.kv_cache.allocate_slots(request, count)
-            reserved += self._blocks_to_come(request)
-            self._dequeue(request)
-            request.status = RequestStatus.RUNNING
-            self.running.append(request)
-            output.new_requests.append(self._introduce(request))
-            output.num_scheduled_tokens[request.request_id] = count
-            budget -= count
-
-    def _blocks_to_come(self, request: Request) -> int:
-        """Pages that a request takes until all tokens it has, and the next one, have their slots."""
-        return self.kv_cache.blocks_needed(request, request.num_tokens + 1)
-
-    def _introduce(self, request: Request) -> NewRequest:
-        return NewRequest(
-            request_id=request.request_id,
-            token_ids=list(request.token_ids),
-            num_prompt_tokens=request.num_prompt_tokens,
-            max_tokens_in_all=request.max_tokens_in_all,
-            sampling=request.sampling,
-            block_ids=self.kv_cache.block_ids(request),
-            num_computed_tokens=request.num_computed_tokens,
-        )
-
-    def _update_row(self, request: Request, row: SampledRow) -> RequestOutput | None:
-        if row.prompt_logprobs:
-            request.prompt_logprobs.extend(row.prompt_logprobs)
-        if row.error is not None:
-            self._finish(request)
-            return RequestOutput(request.request_id, [], finish_reason="error", error=row.error)
-        if row.token_id is None:
-            return None
-        if request.num_output_tokens == 0:
-            self.num_prompt_tokens += request.num_prompt_tokens
-        prompt_logprobs = self._take_prompt_logprobs(request)
-        if request.sampling.max_tokens == 0:  # only the prompt was wanted
-            self._finish(request)
-            return RequestOutput(request.request_id, [], finish_reason="length", prompt_logprobs=prompt_logprobs)
-        request.token_ids.append(row.token_id)
-        self.num_generation_tokens += 1
-        finish_reason, stop_reason = self._stop(request, row.token_id)
-        if finish_reason is not None:
-            self._finish(request)
-        return RequestOutput(
-            request_id=request.request_id,
-            token_ids=[row.token_id],
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            logprobs=None if row.logprobs is None else [row.logprobs],
-            prompt_logprobs=prompt_logprobs,
-        )
-
-    def _take_prompt_logprobs(self, request: Request) -> list[TokenLogprobs | None] | None:
-        """With the first token, and only then."""
-        if request.sampling.prompt_logprobs is None or request.num_output_tokens > 0:
-            return None
-        taken, request.prompt_logprobs = request.prompt_logprobs, []
-        return taken
-
-    def _stop(self, request: Request, token_id: int) -> tuple[str | None, int | None]:
-        """(finish_reason, stop_reason) after `token_id`, which is already among the request's tokens."""
-        if token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos:
-            return "stop", None
-        if token_id in request.sampling.stop_token_ids:
-            return "stop", token_id
-        if request.num_tokens >= request.max_tokens_in_all:
-            return "length", None
-        return None, None
+    def _end_with_error(self, request: Request, error: str, kind: ErrorKind) -> RequestOutput:
+        self._finish(request)
+        return RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind=kind)
 
     def _finish(self, request: Request) -> None:
         """Lets a request go, but for its place in `running`, which `_drop_finished` clears for all at once."""
         if request.status is RequestStatus.WAITING:
             self._dequeue(request)
         request.status = RequestStatus.FINISHED
-        self.kv_cache.free(request)
+        self._any_finished = True
         del self.requests[request.request_id]
         self._finished_ids.append(request.request_id)
+        if request.num_in_flight:
+            self._ending[request.request_id] = request
+        else:
+            self.kv_cache.free(request)
+
+    def _land(self, requests: dict[str, Request]) -> None:
+        """Their step is over: those that ended during it need their pages no more."""
+        for request in requests.values():
+            request.num_in_flight -= 1
+            if request.num_in_flight == 0 and self._ending.get(request.request_id) is request:
+                del self._ending[request.request_id]
+                self.kv_cache.free(request)
+        self._drop_finished()
 
     def _drop_finished(self) -> None:
-        self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
+        if self._any_finished:
+            self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
+            self._any_finished = False
 
-    def _enqueue(self, request: Request, *, first: bool) -> None:
-        request.status = RequestStatus.WAITING
-        self.waiting[request.request_id] = request
-        self.waiting.move_to_end(request.request_id, last=not first)
-        self.num_waiting_tokens += request.num_tokens
 
-    def _dequeue(self, request: Request) -> None:
-        del self.waiting[request.request_id]
-        self.num_waiting_tokens -= request.num_tokens
+def _fair_shares(remaining: list[int], budget: int) -> list[int]:
+    """How many tokens of each prefill are computed; the first one is the oldest.
+
+    The oldest has a quarter of the budget, so that none waits forever; the rest goes to the shortest first, equal ones
+    by age, so that a short prompt does not wait for long ones.
+    """
+    if not remaining:
+        return []
+    shares = [0] * len(remaining)
+    shares[0] = min(remaining[0], -(-budget // 4))
+    budget -= shares[0]
+    for length, index in sorted((length, index) for index, length in enumerate(remaining)):
+        more = min(length - shares[index], budget)
+        shares[index] += more
+        budget -= more
+    return shares

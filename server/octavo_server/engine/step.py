@@ -48,6 +48,10 @@ class PageEvent:
     "loaded": the page of `page_hash` is in its host slot. "missed": it could not be read, and its file is gone.
     "stored": it is on disk now. "evicted": it is not any more, to keep the disk within its bound.
     "slots": `count` more host slots are pinned and can be used.
+
+    Each of `disk_stores` ends in one "stored" or, where it was dropped, "evicted"; each of `disk_loads` in one "loaded"
+    or "missed", and its slot is left alone until then. "stored" and "evicted" also tell of pages that nobody here
+    asked for: another process that shares the directory wrote or removed them.
     """
 
     kind: Literal["loaded", "missed", "stored", "evicted", "slots"]
@@ -83,6 +87,12 @@ class SchedulerOutput:
     def total_tokens(self) -> int:
         """Tokens in this step, of all requests."""
         return sum(self.num_scheduled_tokens.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the worker need not hear of it."""
+        moves = self.swap_out or self.swap_in or self.disk_stores or self.disk_loads
+        return not (self.num_scheduled_tokens or moves or self.finished_ids or self.preempted_ids)
 
 
 @dataclass(frozen=True, slots=True)

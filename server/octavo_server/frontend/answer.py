@@ -1,29 +1,47 @@
-"""One choice while it grows: tokens become text, stop strings end it, and what each step adds is a delta."""
-
-from dataclasses import dataclass, field
+"""One choice while it grows: tokens become text, stop strings end it, and what steps add is a delta."""
 
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.stop_strings import StopStrings
+from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import RequestOutput, TokenLogprobs
 from octavo_server.metrics import RequestMetrics
 
 
-@dataclass(slots=True)
 class Delta:
-    """What one step adds to a choice.
+    """What one or several steps add to a choice; what a slow reader missed is one of them.
 
     `offsets` are the positions in the answer's text (in characters) where the tokens begin, before any stop string is
     cut off. `logprobs` has an entry for each token, where they were asked for.
     """
 
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
+    __slots__ = ("_pieces", "finish_reason", "logprobs", "offsets", "prompt_logprobs", "stop_reason", "token_ids")
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self.token_ids: list[int] = []
+        self.offsets: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        """Characters that are complete and belong to no stop string."""
+        return "".join(self._pieces)
+
+    @property
+    def num_logprobs(self) -> int:
+        """Log-probabilities in it, alternatives included: what it costs to spell them."""
+        entries = [*self.logprobs[:1], *(self.prompt_logprobs or ())[1:2]]
+        width = max((len(entry.token_ids) for entry in entries if entry is not None), default=0)
+        return width * (len(self.logprobs) + len(self.prompt_logprobs or ()))
+
+    def append(self, text: str) -> None:
+        """Add to the text, at a cost that does not grow with its length."""
+        if text:
+            self._pieces.append(text)
 
 
 class Answer:
@@ -34,7 +52,7 @@ class Answer:
         index: int,
         prompt_token_ids: list[int],
         tokenizer: TextTokenizer,
-        stops: tuple[str, ...],
+        text: TextOptions,
         metrics: RequestMetrics,
     ) -> None:
         self.index = index
@@ -43,34 +61,40 @@ class Answer:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.finished = False
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopStrings(stops)
+        self._text = text
+        self._detokenizer = Detokenizer(tokenizer, skip_special=text.skip_special_tokens)
+        self._stops = StopStrings(text.stops, included=text.include_stop)
         self._length = 0  # characters so far, with what is held back
 
-    def take(self, output: RequestOutput) -> Delta:
-        """Add a result of the engine. Tokens after the one that completes a stop string are dropped."""
-        delta = Delta(
-            prompt_logprobs=output.prompt_logprobs, finish_reason=output.finish_reason, stop_reason=output.stop_reason
-        )
+    def take(self, output: RequestOutput, delta: Delta) -> None:
+        """Add a result of the engine to `delta`. Tokens after the one that completes a stop string are dropped."""
+        delta.finish_reason, delta.stop_reason = output.finish_reason, output.stop_reason
+        if output.prompt_logprobs is not None:
+            delta.prompt_logprobs = output.prompt_logprobs
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        taken = self._take_tokens(output, delta)
+        if output.logprobs is not None:
+            delta.logprobs += output.logprobs[:taken]
+        self.num_tokens += taken
+        self.metrics.output(output, taken)
+        if delta.finish_reason is not None:
+            delta.append(self._stops.end())
+            self.finished = True
+            self.metrics.end(delta.finish_reason)
+
+    def _take_tokens(self, output: RequestOutput, delta: Delta) -> int:
+        """The number of tokens that belong to the answer."""
         last = len(output.token_ids) - 1
         for position, token_id in enumerate(output.token_ids):
             delta.token_ids.append(token_id)
             delta.offsets.append(self._length)
             # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
-            if not (position == last and output.finish_reason == "stop"):
+            if self._text.include_stop or not (position == last and output.finish_reason == "stop"):
                 piece = self._detokenizer.add(token_id)
                 self._length += len(piece)
-                delta.text += self._stops.add(piece)
+                may_end = self.num_tokens + position >= self._text.min_tokens
+                delta.append(self._stops.add(piece, may_end=may_end))
             if self._stops.found is not None:
                 delta.finish_reason, delta.stop_reason = "stop", self._stops.found
-                break
-        if output.logprobs is not None:
-            delta.logprobs = output.logprobs[: len(delta.token_ids)]
-        self.num_tokens += len(delta.token_ids)
-        self.metrics.tokens(len(delta.token_ids))
-        if delta.finish_reason is not None:
-            delta.text += self._stops.end()
-            self.finished = True
-            self.metrics.end(delta.finish_reason)
-        return delta
+                return position + 1
+        return last + 1

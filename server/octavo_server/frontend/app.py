@@ -6,8 +6,10 @@ from starlette.responses import Response
 
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
+from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.responses import Model, ModelList, encode
@@ -25,6 +27,7 @@ def create_app(state: ServerState) -> FastAPI:
         redirect_slashes=False,
         responses=refusal.DESCRIBED,
     )
+    app.router.route_class = body_route(state)
     refusal.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     _add_openai_routes(app, state)
@@ -51,18 +54,18 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer a chat."""
-        chat = await until_disconnect(request, Chat.prepare(state, body))
+        chat = await until_disconnect(request, Chat.prepare(state, body, _caller(request)))
         if body.stream:
             return await stream(request, chat.events())
-        return _json(await until_disconnect(request, chat.answer()))
+        return _encoded(await until_disconnect(request, chat.answer()))
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several texts."""
-        job = await until_disconnect(request, Completions.prepare(state, body))
+        job = await until_disconnect(request, Completions.prepare(state, body, _caller(request)))
         if body.stream:
             return await stream(request, job.events())
-        return _json(await until_disconnect(request, job.answer()))
+        return _encoded(await until_disconnect(request, job.answer()))
 
 
 def _add_operations_routes(app: FastAPI, state: ServerState) -> None:
@@ -103,8 +106,17 @@ def _model(state: ServerState, name: str) -> Model:
     return model
 
 
+def _caller(request: Request) -> Caller:
+    """What `limits` found out."""
+    return Caller(request.state.arrival, getattr(request.state, "salt", b""), request.state.place)
+
+
 def _json(answer: msgspec.Struct) -> Response:
-    return Response(encode(answer), media_type="application/json")
+    return _encoded(encode(answer))
+
+
+def _encoded(answer: bytes) -> Response:
+    return Response(answer, media_type="application/json")
 
 
 def _status(code: int, **fields: str) -> Response:

@@ -2,21 +2,30 @@
 
 import json
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.generation import Generation, Lengths
-from octavo_server.frontend.logprobs import chat_logprobs
+from octavo_server.frontend.generation import Caller, Generation, Lengths
+from octavo_server.frontend.logprobs import chat_logprobs, described_prompt
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import AssistantMessage, ChatCompletionRequest, Message
-from octavo_server.frontend.responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs
+from octavo_server.frontend.responses import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    encode,
+)
 from octavo_server.frontend.responses import Delta as ChunkDelta
 from octavo_server.frontend.responses import Message as AnswerMessage
 from octavo_server.frontend.sse import DONE, frame
 from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.ipc import TokenLogprobs
 
 _ANSWER_ONLY = {"refusal", "annotations", "audio", "function_call"}
@@ -26,6 +35,7 @@ class Chat:
     """One chat request that has been checked and tokenized."""
 
     def __init__(self, state: ServerState, request: ChatCompletionRequest, generation: Generation) -> None:
+        self._state = state
         self._request = request
         self._generation = generation
         self._id = f"chatcmpl-{generation.id}"
@@ -33,87 +43,97 @@ class Chat:
         self._name = state.names[0]
 
     @classmethod
-    async def prepare(cls, state: ServerState, request: ChatCompletionRequest) -> "Chat":
+    async def prepare(cls, state: ServerState, request: ChatCompletionRequest, caller: Caller) -> "Chat":
         """Render and tokenize the messages, beside the event loop.
 
         Raises:
-            RequestError: the messages cannot be rendered, or the prompt does not fit.
+            RequestError: the messages cannot be rendered, or the prompt does not fit; the server is full.
         """
-        arrival = state.metrics.clock()
         model, _ = state.serving(request.model)
-        ids = await state.in_thread(_tokenize, model, request.messages)
+        caller.place.take(request.num_choices)
+        template = _template(model)
+        text = await template.in_thread(_render, template, request.messages)
+        ids = await state.in_thread(model.tokenizer.encode, text, add_special_tokens=False)
         lengths = Lengths(request.token_limit, default=None, param="messages")
-        return cls(state, request, Generation(state, request, [ids], lengths, arrival))
+        return cls(state, request, await state.in_thread(Generation, state, request, [ids], lengths, caller))
 
-    async def answer(self) -> ChatCompletion:
-        """The whole answer.
+    async def answer(self) -> bytes:
+        """The whole answer, as JSON.
 
         Raises:
             EngineError: the engine could not finish it.
         """
-        whole, logprobs = Delta(), list[TokenLogprobs]()
-        async for changes in self._generation.deltas():
-            for _, delta in changes:
-                whole.text += delta.text
-                whole.token_ids += delta.token_ids
-                whole.finish_reason, whole.stop_reason = delta.finish_reason, delta.stop_reason
-                logprobs += delta.logprobs
-        (answer,) = self._generation.answers
-        with_ids = bool(self._request.return_token_ids)
-        choice = ChatChoice(
-            index=0,
-            message=AnswerMessage(whole.text),
-            finish_reason=whole.finish_reason or "abort",
-            logprobs=self._logprobs(logprobs),
-            stop_reason=whole.stop_reason,
-            token_ids=whole.token_ids if with_ids else UNSET,
-        )
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._name,
-            choices=[choice],
-            usage=self._generation.usage(),
-            prompt_token_ids=answer.prompt_token_ids if with_ids else UNSET,
-        )
+        wholes = await self._generation.whole()
+        weight = sum(whole.num_logprobs for whole in wholes)
+        return await self._state.render(weight, lambda: encode(self._completion(wholes)))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The stream: an event for the role, one or more a token, one with the finish reason, maybe one with the usage.
+        """The stream.
 
-        What one step brings is given out together. The first event comes with the first token, so that what goes wrong
-        before it has a status of its own.
+        Of each choice: an event for the role, one or more a token, one with the finish reason; at the end maybe one
+        with the usage. What steps bring is given out together. The first event comes with the first token, so that what
+        goes wrong before it has a status of its own.
 
         Raises:
             EngineError: the engine could not finish it.
         """
-        first = True
+        begun: set[int] = set()
         async for changes in self._generation.deltas():
-            chunks = []
-            if first:
-                chunks.append(self._opening(self._generation.answers[0]))
-                first = False
-            for answer, delta in changes:
-                chunks += self._chunks(answer, delta)
-            if chunks:
-                yield b"".join(frame(chunk) for chunk in chunks)
+            weight = sum(delta.num_logprobs for _, delta in changes)
+            if frames := await self._state.render(weight, partial(self._frames, changes, begun)):
+                yield frames
         if self._request.include_usage:
             yield frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage()))
         yield DONE
 
-    def _opening(self, answer: Answer) -> ChatChunk:
+    def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
+        with_ids = bool(self._request.return_token_ids)
+        choices = [
+            ChatChoice(
+                index=index,
+                message=AnswerMessage(whole.text),
+                finish_reason=whole.finish_reason or "abort",
+                logprobs=self._logprobs(whole.logprobs),
+                stop_reason=whole.stop_reason,
+                token_ids=whole.token_ids if with_ids else UNSET,
+            )
+            for index, whole in enumerate(wholes)
+        ]
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._name,
+            choices=choices,
+            usage=self._generation.usage(),
+            prompt_token_ids=self._generation.answers[0].prompt_token_ids if with_ids else UNSET,
+            prompt_logprobs=described_prompt(
+                self._generation.model.tokenizer, wholes[0].prompt_logprobs, self._request.prompt_logprobs
+            ),
+        )
+
+    def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+        """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
+        chunks = []
+        for answer, delta in changes:
+            if answer.index not in begun:
+                chunks.append(self._opening(answer, first=not begun))
+                begun.add(answer.index)
+            chunks += self._chunks(answer, delta)
+        return b"".join(map(frame, chunks))
+
+    def _opening(self, answer: Answer, *, first: bool) -> ChatChunk:
         chunk = self._chunk(ChatChunkChoice(answer.index, ChunkDelta(role="assistant", content="")))
-        if self._request.return_token_ids:
+        if first and self._request.return_token_ids:
             chunk.prompt_token_ids = answer.prompt_token_ids
         return chunk
 
     def _chunks(self, answer: Answer, delta: Delta) -> list[ChatChunk]:
         chunks = []
         with_ids = bool(self._request.return_token_ids)
+        text = delta.text
         # Tokens without text yet (a part of a character, the end of the sequence) matter to whoever asked for them.
-        if delta.text or (delta.token_ids and (with_ids or delta.logprobs)):
-            choice = ChatChunkChoice(
-                answer.index, ChunkDelta(content=delta.text), logprobs=self._logprobs(delta.logprobs)
-            )
+        if text or (delta.token_ids and (with_ids or delta.logprobs)):
+            choice = ChatChunkChoice(answer.index, ChunkDelta(content=text), logprobs=self._logprobs(delta.logprobs))
             if with_ids:
                 choice.token_ids = delta.token_ids
             chunks.append(self._chunk(choice))
@@ -132,7 +152,7 @@ class Chat:
         return chat_logprobs(self._generation.model.tokenizer, entries)
 
 
-def _tokenize(model: ServedModel, messages: Sequence[Message]) -> list[int]:
+def _template(model: ServedModel) -> ChatTemplate:
     template = model.chat_template
     if template is None:
         raise RequestError(
@@ -140,8 +160,12 @@ def _tokenize(model: ServedModel, messages: Sequence[Message]) -> list[int]:
             param="messages",
             code="no_chat_template",
         )
+    return template
+
+
+def _render(template: ChatTemplate, messages: Sequence[Message]) -> str:
     plain = [_for_template(message, index, template.knows_developer_role) for index, message in enumerate(messages)]
-    return model.tokenizer.encode(template.render(plain), add_special_tokens=False)
+    return template.render(plain)
 
 
 def _for_template(message: Message, index: int, knows_developer_role: bool) -> dict[str, Any]:

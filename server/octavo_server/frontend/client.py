@@ -1,25 +1,26 @@
 """The API process's view of the engine: requests go out, results come back, over one ZeroMQ pair.
 
-One asyncio queue serves all prompts of an HTTP request. A stream that ends for any reason (stop string, disconnect,
-cancellation, an error) aborts what it left unfinished. All of it runs in the event loop's thread.
+The link's thread decodes the engine's messages, and tokens become text there. The event loop is woken once for all
+that arrived together, and only if somebody waits for it. A stream that ends for any reason (disconnect, cancellation,
+an error) aborts what it left unfinished.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from octavo_server import ipc
 from octavo_server.errors import EngineError
+from octavo_server.frontend.link import EngineLink
+from octavo_server.frontend.output_stream import Choice, OutputStream
 
 log = logging.getLogger(__name__)
 
@@ -27,97 +28,44 @@ HANG_SECONDS: Final = 30.0
 LAST_WORDS_SECONDS: Final = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt with its sampling parameters; `request_id` is unique among all open requests."""
-
-    request_id: str
-    token_ids: list[int]
-    sampling: ipc.SamplingParams
-
-
-class OutputStream:
-    """Results of the prompts of one HTTP request, as they come. Leaving it as a context aborts what is unfinished."""
-
-    def __init__(self, client: "EngineClient", request_ids: Iterable[str]) -> None:
-        self._client = client
-        self._queue: asyncio.Queue[ipc.RequestOutput | EngineError] = asyncio.Queue()
-        self.open_ids = set(request_ids)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort(tuple(self.open_ids))
-
-    def put(self, item: ipc.RequestOutput | EngineError) -> None:
-        """Called by the client: a result, or the end of the engine."""
-        self._queue.put_nowait(item)
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """Give up some of the prompts: nothing more of them will come."""
-        given_up = self.open_ids.intersection(request_ids)
-        self.open_ids -= given_up
-        self._client.abort(given_up)
-
-    async def batches(self) -> AsyncGenerator[list[ipc.RequestOutput], None]:
-        """Results until every prompt has ended; all that is there already comes together.
-
-        Raises:
-            EngineError: the engine died, or could not finish one of the prompts.
-        """
-        while self.open_ids:
-            items = [await self._queue.get()]
-            while not self._queue.empty():
-                items.append(self._queue.get_nowait())
-            batch = []
-            for item in items:
-                if isinstance(item, EngineError):
-                    self.open_ids.clear()
-                    raise item
-                if item.request_id not in self.open_ids:
-                    continue
-                if item.finish_reason is not None:
-                    self.open_ids.discard(item.request_id)
-                if item.finish_reason == "error":
-                    raise EngineError(item.error or "the engine could not finish this request")
-                batch.append(item)
-            if batch:
-                yield batch
-
-
 class EngineClient:
-    """Sends requests to the engine of the present epoch and hands out its results."""
+    """Sends requests to the engine of the present epoch and hands out its results.
+
+    The link's thread takes entries out of `_streams`, the event loop puts them in: each is one step of a dict.
+    """
 
     def __init__(
         self,
         on_stats: Callable[[ipc.EngineStats | None], None] = lambda _: None,
         on_ready: Callable[[ipc.Ready], None] = lambda _: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_stats` gets the engine's state after its steps and when it is idle, and None when it is gone."""
+        """`on_stats` gets the engine's state after its steps and when it is idle, and None when it is gone.
+
+        It and `on_end`, which is called for each choice that ended by itself, are called by the link's thread.
+        """
         self._on_stats = on_stats
         self._on_ready = on_ready
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._on_end = on_end
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._link: EngineLink | None = None
         self._streams: dict[str, OutputStream] = {}
-        self._epoch = 0
         self._last_heard = 0.0
+        self.epoch = 0
         self.ready: ipc.Ready | None = None
+        self.stats: ipc.EngineStats | None = None
         self.phase = "starting"
         self.failure: str | None = None
         self._failed = asyncio.Event()
 
     @property
     def num_open(self) -> int:
-        """Prompts that the engine works on or that wait for it."""
+        """Choices that the engine works on or that wait for it."""
         return len(self._streams)
 
     @property
     def silent_seconds(self) -> float:
-        """Time since the engine's last word."""
+        """Time since the engine's last word, or since its start."""
         return time.monotonic() - self._last_heard
 
     @property
@@ -131,40 +79,27 @@ class EngineClient:
         Raises:
             EngineError: there can be no socket at `path`.
         """
-        self._epoch = epoch
-        self.ready, self.failure, self.phase = None, None, "starting"
+        self.epoch, self.ready, self.stats, self.failure, self.phase = epoch, None, None, None, "starting"
         self._failed.clear()
-        socket = self._context.socket(zmq.PAIR)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, 0)  # what is queued is bounded by the requests that are open
-        socket.setsockopt(zmq.RCVHWM, 0)
-        try:
-            socket.bind(f"ipc://{path}")
-        except zmq.ZMQError as error:
-            socket.close()
-            raise EngineError(f"no socket at {path}: {error.strerror}; set TMPDIR to a short, writable path") from error
-        self._socket = socket
-        self._reader = asyncio.create_task(self._read(socket), name="engine messages")
+        self._last_heard = time.monotonic()
+        self._link = EngineLink(self._context, path, partial(self._receive, epoch, asyncio.get_running_loop()))
 
     def end_streams(self, reason: str) -> None:
         """End every open request with an error; the engine, if it still is there, forgets them."""
-        streams = {id(stream): stream for stream in self._streams.values()}
-        self.abort(list(self._streams))
-        for stream in streams.values():
-            stream.put(EngineError(reason))
+        streams = self._streams.copy()
+        self._give_up(streams)
+        for stream in set(streams.values()):
+            stream.fail(EngineError(reason))
 
     async def close(self, reason: str) -> None:
         """The engine is gone: end every open request with `reason`."""
         self.ready = None
         self.end_streams(reason)
+        self.epoch = 0
+        link, self._link = self._link, None
+        if link is not None:
+            await asyncio.to_thread(link.close)
         self._on_stats(None)
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
     def terminate(self) -> None:
         """Free the sockets' context; the client is of no use afterwards."""
@@ -175,72 +110,84 @@ class EngineClient:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._failed.wait(), LAST_WORDS_SECONDS)
 
-    def submit(self, prompts: Sequence[Prompt]) -> OutputStream:
-        """Send prompts to the engine. Use the stream as a context.
+    def submit(self, choices: Sequence[Choice], *, whole: bool = False) -> OutputStream:
+        """Send requests to the engine. Use the stream as a context; with `whole` it tells nothing before the end.
 
         Raises:
-            EngineError: the engine is not there.
+            EngineError: the engine is not there, or not the one that the choices were made for.
         """
-        if self.ready is None:
+        if self.ready is None or self._link is None:
             raise EngineError(f"the engine is not ready: {self.phase}")
-        stream = OutputStream(self, (prompt.request_id for prompt in prompts))
-        arrival = time.time()
-        for prompt in prompts:
-            self._streams[prompt.request_id] = stream
-            self._send(ipc.AddRequest(self._epoch, prompt.request_id, prompt.token_ids, prompt.sampling, arrival))
+        if any(choice.epoch != self.epoch for choice in choices):
+            raise EngineError("the engine was started again before it got this request")
+        stream = OutputStream(choices, self._give_up, whole=whole)
+        for choice in choices:
+            self._streams[choice.request_id] = stream
+            self._link.send(choice.frame)
         return stream
-
-    def abort(self, request_ids: Iterable[str]) -> None:
-        """Tell the engine that nobody waits for these any more."""
-        known = [request_id for request_id in request_ids if self._streams.pop(request_id, None) is not None]
-        if known:
-            self._send(ipc.Abort(self._epoch, known))
 
     def shut_down(self) -> None:
         """Ask the engine to end after the step in flight."""
-        self._send(ipc.Shutdown(self._epoch))
+        if self._link is not None:
+            self._link.send(ipc.encoder.encode(ipc.Shutdown(self.epoch)))
 
-    def _send(self, message: ipc.FrontendMessage) -> None:
-        if self._socket is None:
-            return
-        # Sends at once, since there is no limit on what may be queued; the future only carries an error.
-        sent = asyncio.ensure_future(self._socket.send(ipc.encoder.encode(message), zmq.NOBLOCK))
-        if sent.done() and (error := sent.exception()) is not None:
-            log.debug("the engine takes no messages: %s", error)
+    def _give_up(self, request_ids: Iterable[str]) -> None:
+        """Tell the engine that nobody waits for these any more."""
+        known = [request_id for request_id in request_ids if self._streams.pop(request_id, None) is not None]
+        if known and self._link is not None:
+            self._link.send(ipc.encoder.encode(ipc.Abort(self.epoch, known)))
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            frame = await socket.recv()
-            try:
-                message = ipc.engine_decoder.decode(frame)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                log.warning("dropped a message of %d bytes that is none of the engine's", len(frame))
+    # --- in the link's thread
+
+    def _receive(self, epoch: int, loop: asyncio.AbstractEventLoop, frames: list[bytes]) -> list[bytes]:
+        """Messages that arrived together; what is to be sent to the engine in return."""
+        touched: set[OutputStream] = set()
+        surplus: list[str] = []
+        others: list[ipc.EngineMessage] = []
+        for frame in frames:
+            message = _decode(frame)
+            if message is None or message.epoch != epoch:
                 continue
-            if message.epoch == self._epoch:
-                self._last_heard = time.monotonic()
-                self._take(message)
-
-    def _take(self, message: ipc.EngineMessage) -> None:
-        match message:
-            case ipc.Outputs():
+            self._last_heard = time.monotonic()
+            if isinstance(message, ipc.Outputs):
+                self.stats = message.stats
                 self._on_stats(message.stats)
                 for output in message.outputs:
-                    self._dispatch(output)
-            case ipc.Starting():
-                self.phase = message.phase
-                log.info("engine: %s (after %.1f s)", message.phase, message.seconds)
-            case ipc.Ready():
-                self._become_ready(message)
-            case ipc.Failed():
-                self._fail(message.message)
+                    self._dispatch(output, touched, surplus)
+            else:
+                others.append(message)
+        told = [stream for stream in touched if stream.to_be_told()]
+        if told or others:
+            loop.call_soon_threadsafe(self._tell, epoch, told, others)
+        return [ipc.encoder.encode(ipc.Abort(epoch, surplus))] if surplus else []
 
-    def _dispatch(self, output: ipc.RequestOutput) -> None:
+    def _dispatch(self, output: ipc.RequestOutput, touched: set[OutputStream], surplus: list[str]) -> None:
         stream = self._streams.get(output.request_id)
         if stream is None:
             return  # aborted: its last step was in flight
-        if output.finish_reason is not None:
-            del self._streams[output.request_id]
-        stream.put(output)
+        touched.add(stream)
+        if stream.take(output):
+            if self._streams.pop(output.request_id, None) is not None:
+                self._on_end()
+            if output.finish_reason is None:
+                surplus.append(output.request_id)  # ended by a stop string, of which the engine knows nothing
+
+    # --- in the event loop
+
+    def _tell(self, epoch: int, streams: list[OutputStream], messages: list[ipc.EngineMessage]) -> None:
+        for stream in streams:
+            stream.tell()
+        if epoch != self.epoch:
+            return  # of an engine that is gone since
+        for message in messages:
+            match message:
+                case ipc.Starting():
+                    self.phase = message.phase
+                    log.info("engine: %s (after %.1f s)", message.phase, message.seconds)
+                case ipc.Ready():
+                    self._become_ready(message)
+                case ipc.Failed():
+                    self._fail(message.message)
 
     def _become_ready(self, message: ipc.Ready) -> None:
         if message.version != ipc.PROTOCOL_VERSION:
@@ -254,3 +201,12 @@ class EngineClient:
     def _fail(self, message: str) -> None:
         self.failure = message
         self._failed.set()
+
+
+def _decode(frame: bytes) -> ipc.EngineMessage | None:
+    try:
+        message: ipc.EngineMessage = ipc.engine_decoder.decode(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        log.warning("dropped a message of %d bytes that is none of the engine's", len(frame))
+        return None
+    return message

@@ -1,15 +1,20 @@
 """POST /v1/completions: prompts as text or token ids, each of which becomes a choice."""
 
 from collections.abc import AsyncGenerator, Sequence
-
-from msgspec import UNSET
+from functools import partial
 
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.generation import Generation, Lengths
-from octavo_server.frontend.logprobs import completion_logprobs, extend, prompt_logprobs
+from octavo_server.frontend.generation import Caller, Generation, Lengths
+from octavo_server.frontend.logprobs import (
+    completion_logprobs,
+    described_prompt,
+    extend,
+    first_alternatives,
+    prompt_logprobs,
+)
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import CompletionRequest
-from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs
+from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
 from octavo_server.frontend.sse import DONE, frame
 from octavo_server.frontend.state import ServerState
 
@@ -22,6 +27,7 @@ class Completions:
     def __init__(
         self, state: ServerState, request: CompletionRequest, generation: Generation, echoes: Sequence[str]
     ) -> None:
+        self._state = state
         self._request = request
         self._generation = generation
         self._echoes = echoes
@@ -30,65 +36,69 @@ class Completions:
         self._name = state.names[0]
 
     @classmethod
-    async def prepare(cls, state: ServerState, request: CompletionRequest) -> "Completions":
+    async def prepare(cls, state: ServerState, request: CompletionRequest, caller: Caller) -> "Completions":
         """Tokenize the prompts, beside the event loop.
 
         Raises:
-            RequestError: a prompt is empty or does not fit.
+            RequestError: a prompt is empty or does not fit; the server is full.
         """
-        arrival = state.metrics.clock()
         model, _ = state.serving(request.model)
+        caller.place.take(len(request.prompts) * request.num_choices)
         ids = await state.in_thread(_tokenize, model, request.prompts)
         lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
-        generation = Generation(state, request, ids, lengths, arrival)
+        generation = await state.in_thread(Generation, state, request, ids, lengths, caller)
         echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
-    async def answer(self) -> Completion:
-        """All choices, whole.
+    async def answer(self) -> bytes:
+        """All choices, whole, as JSON.
 
         Raises:
             EngineError: the engine could not finish one of them.
         """
-        choices = [CompletionChoice(index, "") for index in range(len(self._echoes))]
-        begun = [False] * len(choices)
-        async for changes in self._generation.deltas():
-            for answer, delta in changes:
-                part = self._choice(answer, delta, opening=not begun[answer.index])
-                begun[answer.index] = True
-                _join(choices[answer.index], part)
-        return self._completion(choices, usage=True)
+        wholes = list(zip(self._generation.answers, await self._generation.whole(), strict=True))
+        weight = sum(whole.num_logprobs for _, whole in wholes)
+        return await self._state.render(weight, lambda: encode(self._whole(wholes)))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The stream: an event for what a step adds to a choice, maybe one with the usage.
+        """The stream: an event for what steps add to a choice, maybe one with the usage.
 
         Raises:
             EngineError: the engine could not finish one of the choices.
         """
-        begun = [False] * len(self._echoes)
+        begun: set[int] = set()
         async for changes in self._generation.deltas():
-            frames = []
-            for answer, delta in changes:
-                part = self._choice(answer, delta, opening=not begun[answer.index])
-                begun[answer.index] = True
-                if (
-                    part.text
-                    or part.finish_reason
-                    or (delta.token_ids and (self._request.return_token_ids or part.logprobs))
-                ):
-                    frames.append(frame(self._completion([part])))
-            if frames:
-                yield b"".join(frames)
+            weight = sum(delta.num_logprobs for _, delta in changes)
+            if frames := await self._state.render(weight, partial(self._frames, changes, begun)):
+                yield frames
         if self._request.include_usage:
             yield frame(self._completion([], usage=True))
         yield DONE
 
+    def _whole(self, wholes: Sequence[tuple[Answer, Delta]]) -> Completion:
+        choices = [self._choice(answer, whole, opening=True) for answer, whole in wholes]
+        return self._completion(choices, usage=True)
+
+    def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+        """The events for what steps brought. `begun`: choices that have had some, to which it adds."""
+        frames = []
+        for answer, delta in changes:
+            part = self._choice(answer, delta, opening=answer.index not in begun)
+            begun.add(answer.index)
+            asked_for = self._request.return_token_ids or part.logprobs
+            if part.text or part.finish_reason or (delta.token_ids and asked_for):
+                frames.append(frame(self._completion([part])))
+        return b"".join(frames)
+
     def _choice(self, answer: Answer, delta: Delta, *, opening: bool) -> CompletionChoice:
-        """What a step adds to a choice; the opening carries the prompt, where it is echoed."""
-        echo = self._echoes[answer.index]
+        """What steps add to a choice; the opening carries the prompt, where it is echoed."""
+        echo = self._echoes[answer.index // self._request.num_choices]
         text = echo + delta.text if opening else delta.text
         part = CompletionChoice(answer.index, text, delta.finish_reason, stop_reason=delta.stop_reason)
         part.logprobs = self._logprobs(answer, delta, opening, len(echo))
+        if opening:
+            tokenizer = self._generation.model.tokenizer
+            part.prompt_logprobs = described_prompt(tokenizer, delta.prompt_logprobs, self._request.prompt_logprobs)
         if self._request.return_token_ids:
             part.token_ids = delta.token_ids
             if opening:
@@ -101,7 +111,8 @@ class Completions:
         tokenizer = self._generation.model.tokenizer
         result = CompletionLogprobs([], [], [], [])
         if opening and self._request.echo and delta.prompt_logprobs is not None:
-            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, delta.prompt_logprobs))
+            entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
+            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
         extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets), shift)
         return result
 
@@ -123,16 +134,3 @@ def _tokenize(model: ServedModel, prompts: list[str] | list[list[int]]) -> list[
 
 def _texts(model: ServedModel, prompts: list[str] | list[list[int]]) -> list[str]:
     return [prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in prompts]
-
-
-def _join(choice: CompletionChoice, part: CompletionChoice) -> None:
-    """Add a step's part to a whole choice."""
-    choice.text += part.text
-    choice.finish_reason, choice.stop_reason = part.finish_reason, part.stop_reason
-    if part.logprobs is not None:
-        choice.logprobs = choice.logprobs or CompletionLogprobs([], [], [], [])
-        extend(choice.logprobs, part.logprobs)
-    if part.token_ids is not UNSET:
-        choice.token_ids = [*(choice.token_ids or []), *part.token_ids]
-    if part.prompt_token_ids is not UNSET:
-        choice.prompt_token_ids = part.prompt_token_ids

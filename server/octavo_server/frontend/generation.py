@@ -2,18 +2,32 @@
 
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from octavo_server import ipc
 from octavo_server.errors import EngineError, RequestError
+from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.client import Prompt
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import GenerationRequest
+from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
-from octavo_server.frontend.sampling import answer_length, check_token_ids, sampling_params
+from octavo_server.frontend.sampling import (
+    Asked,
+    BadWords,
+    answer_length,
+    check_parameters,
+    check_token_ids,
+    encode_bad_words,
+    sampling_params,
+    text_options,
+)
 from octavo_server.frontend.state import ServerState
-from octavo_server.metrics import RequestMetrics
+from octavo_server.metrics import PromptMetrics, RequestMetrics
+from octavo_server.page_hash import hash_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +39,17 @@ class Lengths:
     param: str
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none."""
+
+    arrival: float
+    salt: bytes
+    place: Place
+
+
 class Generation:
-    """One HTTP request to the engine. Each prompt becomes a choice."""
+    """One HTTP request to the engine. Each prompt becomes `n` choices, those of a prompt behind each other."""
 
     def __init__(
         self,
@@ -34,52 +57,42 @@ class Generation:
         request: GenerationRequest,
         prompts: Sequence[list[int]],
         lengths: Lengths,
-        arrival: float,
+        caller: Caller,
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
+
+        To be called beside the event loop: its work grows with the prompts.
 
         Raises:
             RequestError: a prompt is empty, too long, or has a token id that does not exist; no requests are taken.
         """
-        model, max_model_len = state.serving(request.model)
-        self._client = state.client
-        self.model = model
+        self.model, self._ready = state.serving(request.model)
+        self._state = state
+        self._request = request
+        self._prompts = prompts
+        self._caller = caller
         self.id = uuid.uuid4().hex
-        self.answers: list[Answer] = []
-        self._prompts: list[Prompt] = []
-        check_token_ids(request.stop_token_ids or [], model.vocab_size, "stop_token_ids")
-        echo = bool(getattr(request, "echo", False))
-        for index, ids in enumerate(prompts):
-            max_tokens = _check_prompt(ids, model, lengths, max_model_len)
-            sampling = sampling_params(
-                request, model.defaults, max_tokens=max_tokens, drawn_seed=state.draw_seed(), echo=echo
-            )
-            metrics = RequestMetrics(state.metrics, arrival, len(ids))
-            self._prompts.append(Prompt(f"{self.id}-{index}", ids, sampling))
-            self.answers.append(Answer(index, ids, model.tokenizer, request.stop_strings, metrics))
+        check_parameters(request, self.model, prompts)
+        bad_words = encode_bad_words(self.model, request)
+        self._epoch = state.client.epoch
+        self._choices: list[Choice] = []
+        for at, ids in enumerate(prompts):
+            self._choices += self._choices_of(at, ids, self._sampling(ids, lengths, bad_words))
+        self.answers = [choice.answer for choice in self._choices]
 
-    async def deltas(self) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
-        """What each step adds, until all choices have ended.
+    async def deltas(self, *, whole: bool = False) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
+        """What the steps add, until all choices have ended; with `whole` everything at the end.
 
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
         """
-        answers = {prompt.request_id: answer for prompt, answer in zip(self._prompts, self.answers, strict=True)}
         reason = "abort"
         try:
-            with self._client.submit(self._prompts) as stream:
-                async with contextlib.aclosing(stream.batches()) as batches:
-                    async for batch in batches:
-                        changes = []
-                        for output in batch:
-                            answer = answers[output.request_id]
-                            if answer.finished:
-                                continue  # ended by a stop string; this was on its way already
-                            changes.append((answer, answer.take(output)))
-                            if answer.finished:
-                                stream.abort([output.request_id])
-                        if changes:
-                            yield changes
+            with self._state.client.submit(self._choices, whole=whole) as stream:
+                self._caller.place.leave()
+                async with contextlib.aclosing(stream.deltas()) as changes:
+                    async for change in changes:
+                        yield change
         except EngineError:
             reason = "error"
             raise
@@ -87,15 +100,86 @@ class Generation:
             for answer in self.answers:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
 
+    async def whole(self) -> list[Delta]:
+        """The choices in their order, once all have ended.
+
+        Raises:
+            EngineError: the engine is not there, died, or could not finish one of them.
+        """
+        found = {answer.index: delta async for change in self.deltas(whole=True) for answer, delta in change}
+        wholes = [found[answer.index] for answer in self.answers]
+        for index, whole in enumerate(wholes):
+            whole.prompt_logprobs = wholes[index - index % self._request.num_choices].prompt_logprobs
+        return wholes
+
     def usage(self) -> Usage:
-        """Tokens so far."""
-        prompt = sum(len(answer.prompt_token_ids) for answer in self.answers)
+        """Tokens so far. The choices of a prompt share it: it counts once, and cached is what each of them found."""
+        n = self._request.num_choices
+        prompt = sum(len(ids) for ids in self._prompts)
         completion = sum(answer.num_tokens for answer in self.answers)
-        cached = sum(answer.num_cached_tokens for answer in self.answers)
+        groups = [self.answers[at : at + n] for at in range(0, len(self.answers), n)]
+        cached = sum(min(answer.num_cached_tokens for answer in group) for group in groups)
         usage = Usage(prompt, completion, prompt + completion)
         if cached:
             usage.prompt_tokens_details = PromptTokensDetails(cached)
         return usage
+
+    def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
+        max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
+        return sampling_params(
+            self._request, self.model.defaults, Asked(max_tokens, self._state.draw_seed(), bad_words)
+        )
+
+    def _choices_of(self, prompt: int, ids: list[int], sampling: ipc.SamplingParams) -> Iterator[Choice]:
+        """The choices of one prompt: the same but for their number, which changes the noise.
+
+        The prompt's log-probabilities are computed once, where no choice is sent before all have ended.
+        """
+        request, n = self._request, self._request.num_choices
+        salt = self._salt()
+        asked = ipc.AddRequest(
+            epoch=self._epoch,
+            request_id="",
+            prompt_token_ids=ids,
+            sampling=sampling,
+            arrival=self._caller.arrival,
+            page_hashes=hash_pages(ids, self._ready.block_size, salt) if self._ready.prefix_caching else b"",
+            salt=salt,
+            priority=request.priority or 0,
+            deadline=self._deadline(),
+        )
+        shared = PromptMetrics(self._state.metrics, n)
+        for number in range(n):
+            index = prompt * n + number
+            one = msgspec.structs.replace(
+                asked,
+                request_id=f"{self.id}-{index}",
+                sampling=msgspec.structs.replace(
+                    sampling,
+                    choice=number,
+                    prompt_logprobs=sampling.prompt_logprobs if number == 0 or request.stream else None,
+                ),
+            )
+            metrics = RequestMetrics(
+                self._state.metrics,
+                self._caller.arrival,
+                len(ids),
+                max_tokens=sampling.max_tokens,
+                prompt=shared,
+            )
+            answer = Answer(index, ids, self.model.tokenizer, text_options(request), metrics)
+            yield Choice(one.request_id, self._epoch, ipc.encoder.encode(one), answer)
+
+    def _salt(self) -> bytes:
+        """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
+        salt = self._request.cache_salt
+        return self._caller.salt if salt is None else b"salt:" + salt.encode()
+
+    def _deadline(self) -> float | None:
+        """When it is given up: after what the client or the server allows, whichever is less."""
+        limits = [self._request.timeout, self._state.config.request_timeout]
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        return None if seconds is None else self._caller.arrival + seconds
 
 
 def _check_prompt(ids: list[int], model: ServedModel, lengths: Lengths, max_model_len: int) -> int:

@@ -1,6 +1,12 @@
-"""What stands before every route: API keys, the size of bodies, and the count of open requests. Plain ASGI."""
+"""What stands before every route: API keys, the size of bodies, and the count of open requests. Plain ASGI.
 
+Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), `place` in the queue, and the `salt` that
+keeps the cached pages of API keys apart.
+"""
+
+import hashlib
 import hmac
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,26 +26,33 @@ class ApiKeys:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = {key.encode(): salt_of(key) for key in keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 or pass on."""
         if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
-            problem = self._problem(Headers(scope=scope).get("authorization"))
-            if problem is not None:
-                answer = refuse(401, ErrorObject(problem, code="invalid_api_key"), {"WWW-Authenticate": "Bearer"})
+            found = self._salt(Headers(scope=scope).get("authorization"))
+            if isinstance(found, str):
+                answer = refuse(401, ErrorObject(found, code="invalid_api_key"), {"WWW-Authenticate": "Bearer"})
                 await answer(scope, receive, send)
                 return
+            scope.setdefault("state", {})["salt"] = found
         await self._app(scope, receive, send)
 
-    def _problem(self, authorization: str | None) -> str | None:
+    def _salt(self, authorization: str | None) -> bytes | str:
+        """The salt of the key that was given, or what is wrong with it."""
         if authorization is None:
             return "an API key is needed: send Authorization: Bearer KEY"
         scheme, _, given = authorization.partition(" ")
         key = given.strip().encode("latin-1", "replace")
         # Every key is compared, each in constant time: how long it takes tells nothing about them.
-        matches = [hmac.compare_digest(key, known) for known in self._keys]
-        return None if scheme.lower() == "bearer" and any(matches) else "the API key is not valid"
+        matches = [salt for known, salt in self._keys.items() if hmac.compare_digest(key, known)]
+        return matches[0] if scheme.lower() == "bearer" and matches else "the API key is not valid"
+
+
+def salt_of(key: str) -> bytes:
+    """What stands for an API key in the prefix cache: the same for the same key, and no way back to it."""
+    return b"key:" + hashlib.blake2b(key.encode(), digest_size=16, person=b"octavo key").digest()
 
 
 class BodyLimit:
@@ -77,7 +90,7 @@ class BodyLimit:
 
 
 class OpenRequests:
-    """Counts the requests that a shutdown waits for: all but the probes."""
+    """Counts the requests that a shutdown waits for, all but the probes, and gives each a place in the queue."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
@@ -88,8 +101,11 @@ class OpenRequests:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return
+        place = self._state.admission.place()
+        scope.setdefault("state", {}).update(arrival=time.monotonic(), place=place)
         self._state.request_begins()
         try:
             await self._app(scope, receive, send)
         finally:
+            place.leave()
             self._state.request_ends()

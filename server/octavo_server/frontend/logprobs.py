@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from typing import Final
 
-from octavo_server.frontend.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from msgspec import UNSET, UnsetType
+
+from octavo_server.frontend.responses import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import TokenLogprobs
@@ -56,6 +65,33 @@ def prompt_logprobs(
             one = completion_logprobs(tokenizer, [entry], [offset])
         extend(result, one)
     return result
+
+
+def described_prompt(
+    tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs | None] | None, count: int | None
+) -> PromptLogprobs | UnsetType:
+    """What the field `prompt_logprobs` asks for, in vLLM's form; nothing where it does not."""
+    if count is None or entries is None:
+        return UNSET
+    return [None if entry is None else _described(tokenizer, entry) for entry in first_alternatives(entries, count)]
+
+
+def first_alternatives(entries: Sequence[TokenLogprobs | None], count: int) -> list[TokenLogprobs | None]:
+    """The entries with `count` alternatives each: more were computed if the request asks for them in another field."""
+    end = count + 1
+    return [
+        None if entry is None else TokenLogprobs(entry.token_ids[:end], entry.logprobs[:end], entry.rank)
+        for entry in entries
+    ]
+
+
+def _described(tokenizer: TextTokenizer, entry: TokenLogprobs) -> dict[int, PromptLogprob]:
+    ranks = [entry.rank, *range(1, len(entry.token_ids))]
+    found: dict[int, PromptLogprob] = {}
+    for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=True):
+        text = tokenizer.token_bytes(token_id).decode(errors="replace")
+        found.setdefault(token_id, PromptLogprob(max(logprob, LEAST), rank, text))
+    return found
 
 
 def extend(result: CompletionLogprobs, more: CompletionLogprobs, shift: int = 0) -> None:

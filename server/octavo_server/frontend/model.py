@@ -9,6 +9,7 @@ from octavo_common.generation_config import GenerationDefaults, read_generation_
 from octavo_common.json_fields import ModelConfigError
 from octavo_common.model_config import read_model_config
 from octavo_server.errors import ModelError
+from octavo_server.frontend.openai import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from octavo_server.frontend.text.chat_template import ChatTemplate, load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 
@@ -23,6 +24,7 @@ class SamplingDefaults:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def sampling_defaults(published: GenerationDefaults) -> SamplingDefaults:
         "top_p": (published.top_p, 0.0, 1.0),
         "top_k": (published.top_k, 0, math.inf),
         "min_p": (published.min_p, 0.0, 1.0),
+        "repetition_penalty": (published.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     }
     taken: dict[str, float] = {}
     for name, (value, low, high) in wanted.items():
@@ -69,14 +72,10 @@ def sampling_defaults(published: GenerationDefaults) -> SamplingDefaults:
             taken[name] = value
         else:
             log.warning("generation_config.json: %s %s is ignored; allowed are %s to %s", name, value, low, high)
-    if published.repetition_penalty not in (None, 1.0):
-        log.warning(
-            "generation_config.json: repetition_penalty %s is not supported yet and is ignored",
-            published.repetition_penalty,
-        )
     return SamplingDefaults(
         temperature=taken.get("temperature", 1.0),
         top_p=taken.get("top_p", 1.0),
         top_k=int(taken.get("top_k", 0)),
         min_p=taken.get("min_p", 0.0),
+        repetition_penalty=taken.get("repetition_penalty", 1.0),
     )

@@ -28,9 +28,15 @@ MAX_TOKENS: Final = 2**31 - 1
 MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_PROMPT_TOKENS: Final = 8 * 2**20
 MAX_PROMPTS: Final = 256
+MAX_N: Final = 128
+MAX_CHOICES: Final = 256  # prompts × n
 MAX_MESSAGES: Final = 16_384
 MAX_STOPS: Final = 4
 MAX_LOGPROBS: Final = 20
+MAX_BIASES: Final = 1024
+MAX_BAD_WORDS: Final = 128
+MIN_REPETITION_PENALTY: Final = 0.01  # logits multiplied or divided by it stay far from what float32 holds
+MAX_REPETITION_PENALTY: Final = 100.0
 _HIDDEN: Final = "x-not-supported"
 
 
@@ -75,6 +81,13 @@ ShortText = Annotated[str, Field(max_length=512)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+BadWord = Annotated[str, Field(min_length=1, max_length=256)]
+TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]  # an object's keys are strings
+Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[
+    float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY, allow_inf_nan=False, description="1: off")
+]
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -183,7 +196,16 @@ class GenerationRequest(Body):
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID, description="0 or -1: off")] | None = None
     min_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES)] | None = None
+    bad_words: Annotated[list[BadWord], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
     stop: (
         Annotated[
             Annotated[StopString, Tag("one")]
@@ -201,36 +223,52 @@ class GenerationRequest(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N, description="answers to each prompt")] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000, description="lower ones go first")] | None = None
+    timeout: (
+        Annotated[
+            float, Field(ge=0.001, le=86_400.0, allow_inf_nan=False, description="seconds until it ends with an error")
+        ]
+        | None
+    ) = None
+    cache_salt: (
+        Annotated[
+            str, Field(min_length=1, max_length=256, description="cached pages are shared only where it is the same")
+        ]
+        | None
+    ) = None
     # Taken and of no effect.
     user: ShortText | None = None
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Field(max_length=16)] | None = None
     # Not supported yet: only the value that asks for nothing.
-    n: Annotated[Any, Only(1)] = None
-    presence_penalty: Annotated[Any, Only(0, 0.0)] = None
-    frequency_penalty: Annotated[Any, Only(0, 0.0)] = None
-    repetition_penalty: Annotated[Any, Only(1, 1.0)] = None
     length_penalty: Annotated[Any, Only(1, 1.0)] = None
-    logit_bias: Annotated[Any, Only({})] = None
-    min_tokens: Annotated[Any, Only(0)] = None
-    skip_special_tokens: Annotated[Any, Only(True)] = None
     spaces_between_special_tokens: Annotated[Any, Only(True)] = None
-    include_stop_str_in_output: Annotated[Any, Only(False)] = None
     use_beam_search: Annotated[Any, Only(False)] = None
-    priority: Annotated[Any, Only(0)] = None
-    prompt_logprobs: NotYet = None
     structured_outputs: NotYet = None
-    cache_salt: NotYet = None
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> "GenerationRequest":
+    def _streams_have_their_own_options(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
             raise field_error("stream_options", "is only allowed together with stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise field_error("prompt_logprobs", "is not allowed together with stream: true")
+        return self
+
+    @model_validator(mode="after")
+    def _the_least_length_is_no_longer_than_the_longest(self) -> "GenerationRequest":
+        if self.min_tokens and self.token_limit is not None and self.min_tokens > self.token_limit:
+            raise field_error("min_tokens", f"must be at most {self.token_limit}, the most tokens that are asked for")
         return self
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings, however they were given."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
 
     @property
     def include_usage(self) -> bool:
@@ -327,6 +365,12 @@ class CompletionRequest(GenerationRequest):
     best_of: Annotated[Any, Only(1)] = None
     add_special_tokens: Annotated[Any, Only(True)] = None
     response_format: Annotated[Any, Only({"type": "text"})] = None
+
+    @model_validator(mode="after")
+    def _choices_are_bounded(self) -> "CompletionRequest":
+        if len(self.prompts) * self.num_choices > MAX_CHOICES:
+            raise field_error("n", f"{len(self.prompts)} prompts times n may be {MAX_CHOICES} at most")
+        return self
 
     @model_validator(mode="after")
     def _no_tokens_only_with_echo(self) -> "CompletionRequest":

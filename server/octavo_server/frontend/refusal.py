@@ -1,5 +1,6 @@
 """Errors as OpenAI error objects: `{"error": {"message", "type", "param", "code"}}`."""
 
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo_server.errors import EngineError, RequestError
+from octavo_server.errors import EngineError, EngineErrorKind, RequestError
 
 log = logging.getLogger(__name__)
 
 _SHOWN: Final = 100  # characters of a wrong value
+_ENGINE_STATUS: Final[dict[EngineErrorKind, HTTPStatus]] = {
+    "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "out_of_memory": HTTPStatus.SERVICE_UNAVAILABLE,
+    "timeout": HTTPStatus.GATEWAY_TIMEOUT,
+    "invalid": HTTPStatus.BAD_REQUEST,
+    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+_ENGINE_CODES: Final[dict[EngineErrorKind, str]] = {
+    "timeout": "timeout",
+    "out_of_memory": "out_of_memory",
+    "invalid": "invalid_request",
+}
 _CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -73,13 +86,22 @@ def refuse(status: int, error: ErrorObject, headers: Mapping[str, str] | None = 
 
 def of_request_error(error: RequestError) -> Response:
     """The answer to a request that is refused."""
-    headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    wait = 1 if error.status == HTTPStatus.SERVICE_UNAVAILABLE else error.retry_after
+    headers = None if wait is None else {"Retry-After": str(wait)}
     return refuse(error.status, ErrorObject(error.message, error.type, error.param, error.code), headers)
 
 
 def engine_error(error: EngineError) -> ErrorObject:
     """The object for a request that the engine could not finish."""
-    return ErrorObject(str(error), type="server_error", code="engine_error")
+    kind = "invalid_request_error" if error.kind == "invalid" else "server_error"
+    return ErrorObject(str(error), type=kind, code=_ENGINE_CODES.get(error.kind, "engine_error"))
+
+
+def of_engine_error(error: EngineError) -> Response:
+    """The answer to a request that the engine could not finish."""
+    status = _ENGINE_STATUS[error.kind]
+    headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return refuse(status, engine_error(error), headers)
 
 
 def validation_error(errors: Sequence[Any], body: Any) -> ErrorObject:
@@ -98,7 +120,7 @@ def install(app: FastAPI) -> None:
             case RequestError():
                 return of_request_error(error)
             case EngineError():
-                return refuse(HTTPStatus.SERVICE_UNAVAILABLE, engine_error(error), {"Retry-After": "1"})
+                return of_engine_error(error)
             case RequestValidationError():
                 return refuse(HTTPStatus.BAD_REQUEST, _of_body(request, error))
             case HTTPException():
@@ -114,9 +136,6 @@ def install(app: FastAPI) -> None:
 
 def _of_body(request: Request, error: RequestValidationError) -> ErrorObject:
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        reason = (first.get("ctx") or {}).get("error", "it cannot be parsed")
-        return ErrorObject(f"the body is not valid JSON: {reason}", code="invalid_json")
     if tuple(first["loc"]) == ("body",) and not isinstance(error.body, dict):
         content_type = request.headers.get("content-type", "")
         wrong_type = "json" not in content_type.lower()
@@ -126,8 +145,6 @@ def _of_body(request: Request, error: RequestValidationError) -> ErrorObject:
 
 
 def _of_http(request: Request, error: HTTPException) -> ErrorObject:
-    if reason := _why_unreadable(error.__cause__):
-        return ErrorObject(f"the body is not valid JSON: {reason}", code="invalid_json")
     messages = {
         404: f"there is no {request.method} {request.url.path[:200]}",
         405: f"{request.url.path[:200]} does not take {request.method}",
@@ -135,16 +152,16 @@ def _of_http(request: Request, error: HTTPException) -> ErrorObject:
     return ErrorObject(messages.get(error.status_code, str(error.detail)), code=_CODES.get(error.status_code))
 
 
-def _why_unreadable(cause: BaseException | None) -> str | None:
-    """What stands in a body that Python's parser gives up on, without calling it wrong JSON."""
-    match cause:
+def why_unreadable(error: ValueError | RecursionError) -> str:
+    """What Python's JSON parser, which raised this, does not like about a text."""
+    match error:
+        case json.JSONDecodeError():
+            return error.msg
         case UnicodeDecodeError():
-            return f"it is not UTF-8 (byte {cause.start})"
+            return f"it is not UTF-8 (byte {error.start})"
         case RecursionError():
             return "it is nested too deeply"
-        case ValueError():
-            return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"
-    return None
+    return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"
 
 
 def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str, Any]:

@@ -57,6 +57,17 @@ class CompletionLogprobs(Struct):
     text_offset: list[int]
 
 
+class PromptLogprob(Struct):
+    """A token that could stand in the prompt: vLLM's form. A part of a character is spelt with U+FFFD."""
+
+    logprob: float
+    rank: int  # 1: the most likely
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]  # by token id, the prompt's own first; its first token has none
+
+
 class Message(Struct):
     """The assistant's answer."""
 
@@ -86,6 +97,7 @@ class ChatCompletion(Struct):
     usage: Usage
     object: str = "chat.completion"
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Delta(Struct):
@@ -128,6 +140,7 @@ class CompletionChoice(Struct):
     stop_reason: str | int | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Struct):

@@ -56,9 +56,7 @@ class _Server:
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
         self._take_signals()
-        self._supervisor = Supervisor(
-            state.client, self._config.engine(), log_level=self._config.log_level, command=self._engine_command
-        )
+        self._supervisor = Supervisor(state.client, self._config, command=self._engine_command)
         http = http_server(create_app(state), log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         engine = asyncio.create_task(self._supervisor.run(), name="engine")

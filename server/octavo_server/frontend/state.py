@@ -8,16 +8,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
+from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.model import ServedModel
+from octavo_server.ipc import Ready
 from octavo_server.metrics import ServerMetrics
 
 P = ParamSpec("P")
 R = TypeVar("R")
+RENDER_HERE: Final = 1024  # log-probabilities; a millisecond or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,9 @@ class ServerState:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.names = config.served_model_name or (config.model.resolve().name,)
-        self.metrics = ServerMetrics(self.names[0])
-        self.client = EngineClient(self.metrics.engine_stats, self.metrics.engine_ready)
+        self.metrics = ServerMetrics(self.names[0], config)
+        self.client = EngineClient(self.metrics.engine_stats, self.metrics.engine_ready, lambda: self.admission.ended())
+        self.admission = Admission(config.max_num_seqs + config.max_queued_requests, lambda: self.client.num_open)
         self.model: ServedModel | None = None
         self.draining = False
         self.started_at = int(time.time())
@@ -58,8 +62,8 @@ class ServerState:
             return Readiness(False, "starting", "load tokenizer")
         return Readiness(True, "ready", "ready")
 
-    def serving(self, name: str) -> tuple[ServedModel, int]:
-        """(model, its longest context in tokens) for a request that asks for `name`.
+    def serving(self, name: str) -> tuple[ServedModel, Ready]:
+        """(model, what its engine said of itself) for a request that asks for `name`.
 
         Raises:
             RequestError: 404 if it is not served, 503 while no requests are taken.
@@ -73,7 +77,7 @@ class ServerState:
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 type="server_error",
             )
-        return model, ready.max_model_len
+        return model, ready
 
     def check_name(self, name: str) -> None:
         """Raises RequestError (404) if no model of this name is served."""
@@ -98,6 +102,10 @@ class ServerState:
         """Run work on text beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
+    async def render(self, weight: int, function: Callable[[], R]) -> R:
+        """Make an answer's bytes: beside the event loop if it is much work. `weight`: log-probabilities in it."""
+        return function() if weight <= RENDER_HERE else await self.in_thread(function)
+
     def request_begins(self) -> None:
         """Counts requests that a shutdown waits for."""
         self._requests += 1
@@ -116,4 +124,6 @@ class ServerState:
     def close(self) -> None:
         """Give threads and sockets back."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self.model is not None and self.model.chat_template is not None:
+            self.model.chat_template.close()
         self.client.terminate()

@@ -19,9 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from octavo_server.config import EngineConfig
+from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend.client import EngineClient
+from octavo_server.frontend.crash_report import Crash, keep_report
+from octavo_server.frontend.start_watch import StartWatch
+from octavo_server.step_ring import read_steps, steps_path
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +40,17 @@ class Supervisor:
     def __init__(
         self,
         client: EngineClient,
-        config: EngineConfig,
+        config: ServerConfig,
         *,
-        log_level: str = "info",
         command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
         self._client = client
         self._config = config
-        self._log_level = log_level
+        self._engine_config = config.engine()
         self._command = tuple(command)
         self._deaths: deque[float] = deque()
         self._process: asyncio.subprocess.Process | None = None
+        self._crash: Crash | None = None
         self._stopping = False
 
     async def run(self) -> None:
@@ -62,6 +65,8 @@ class Supervisor:
                 ended = await self._run_once(Path(directory) / "engine.sock")
                 failure, was_ready = self._client.failure, was_ready or self._client.ready is not None
                 await self._client.close(f"{ended} while it worked on this request")
+                if self._crash is not None:
+                    await self._report(self._crash)
             if self._stopping:
                 return
             if not was_ready:
@@ -91,21 +96,27 @@ class Supervisor:
         epoch = secrets.randbits(53)
         self._client.open(socket, epoch)
         start = {
-            "config": self._config.model_dump(mode="json"),
+            "config": self._engine_config.model_dump(mode="json"),
             "socket": str(socket),
             "epoch": epoch,
-            "log_level": self._log_level,
+            "log_level": self._config.log_level,
         }
         # The engine's stdout is our stderr: stdout belongs to the line that says where we listen.
         process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, stdout=sys.stderr, start_new_session=True
         )
         self._process = process
+        self._crash = None
+        started = time.monotonic()
         try:
             await _write_line(process, json.dumps(start))
             if self._stopping:
                 process.kill()
-            return await self._watch(process)
+            ended = await self._watch(process)
+            # One that refused to start said why itself, and that is all there is to say.
+            if not self._stopping and (self._client.ready is not None or self._client.failure is None):
+                self._crash = self._examine(ended, process.pid, time.monotonic() - started, socket)
+            return ended
         finally:
             if process.returncode is None:
                 process.kill()
@@ -114,19 +125,41 @@ class Supervisor:
     async def _watch(self, process: asyncio.subprocess.Process) -> str:
         """Until the process has ended; returns how. One that is silent for too long is killed."""
         ended, hung = asyncio.create_task(process.wait(), name="end of the engine"), False
+        start = StartWatch(process.pid)
         try:
             while not (await asyncio.wait({ended}, timeout=LOOK_SECONDS))[0]:
+                silent, starting = self._client.silent_seconds, self._client.ready is None
+                hangs = start.hangs(silent) if starting else self._client.hangs
                 # Looked at twice: if it was this process that stood still, the engine's words are there, not read yet.
-                if hung and self._client.hangs:
+                if hung and hangs:
                     process.kill()  # also ends a process that is stopped
-                    return f"the engine process was silent for {self._client.silent_seconds:.0f} s and was killed"
-                hung = self._client.hangs
+                    return f"the engine process was silent for {silent:.0f} s and was killed"
+                hung = hangs
             code = ended.result()
         finally:
             ended.cancel()
         if code > 0:
             await self._client.last_words()
         return _describe_end(code)
+
+    def _examine(self, ended: str, pid: int, lived_seconds: float, socket: Path) -> Crash:
+        """What is known of an engine's end, as long as it is."""
+        client = self._client
+        return Crash(
+            ended=ended if client.failure is None else f"{ended}: {client.failure}",
+            pid=pid,
+            phase=client.phase,
+            lived_seconds=lived_seconds,
+            open_choices=client.num_open,
+            stats=client.stats,
+            steps=read_steps(steps_path(str(socket))),
+        )
+
+    async def _report(self, crash: Crash) -> None:
+        """Log it, and keep it in a file."""
+        report = crash.report(self._engine_config)
+        path = await asyncio.to_thread(keep_report, report, self._config.crash_report_dir)
+        log.error("crash report%s:\n%s", "" if path is None else f" (also in {path})", report)
 
     def _count_death(self, reason: str) -> None:
         now = time.monotonic()

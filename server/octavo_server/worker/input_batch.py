@@ -1,5 +1,6 @@
-"""The worker's copy of the requests it was told of, and the inputs of a forward pass made from it."""
+"""The worker's copy of the requests it was told of, and the inputs of a step made from it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,65 +8,76 @@ import torch
 
 from octavo_server.engine.step import NewRequest, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.worker.logits_processors import History, needs_history
 from octavo_server.worker.models.interface import ForwardBatch
+from octavo_server.worker.transfer import upload_together
 
 
 class RequestState:
-    """One request on the worker. Its arrays are as long as it can become: nothing is copied as it grows."""
+    """One request on the worker. Its arrays are as long as it can become: nothing is copied as it grows.
+
+    `num_tokens` counts what the steps launched so far sample, too; of these the first `num_known` stand in `token_ids`.
+    A later one is known on the device alone, in the row `slot` of the tokens that were sampled last.
+    """
 
     __slots__ = (
         "block_ids",
+        "failed",
+        "history",
         "num_blocks",
         "num_computed",
+        "num_known",
         "num_prompt",
         "num_tokens",
         "request_id",
         "sampling",
+        "slot",
         "token_ids",
     )
 
-    def __init__(self, new: NewRequest, block_size: int) -> None:
+    def __init__(self, new: NewRequest, block_size: int, slot: int) -> None:
         self.request_id = new.request_id
         self.sampling: SamplingParams = new.sampling
+        self.slot = slot
+        self.failed = False
         self.num_prompt = new.num_prompt_tokens
         self.num_computed = new.num_computed_tokens
-        self.num_tokens = len(new.token_ids)
+        self.num_tokens = self.num_known = len(new.token_ids)
         # One more than it may have: where no token is wanted at all (max_tokens 0) one is sampled, and dropped later.
-        self.token_ids = np.empty(max(new.max_tokens_in_all, self.num_tokens) + 1, dtype=np.int64)
+        self.token_ids = np.zeros(max(new.max_tokens_in_all, self.num_tokens) + 1, dtype=np.int64)
         self.token_ids[: self.num_tokens] = new.token_ids
+        self.history = History(self.token_ids, self.num_prompt) if needs_history(new.sampling) else None
         self.block_ids = np.zeros(-(-len(self.token_ids) // block_size), dtype=np.int32)
         self.num_blocks = 0
         self.add_blocks(new.block_ids)
-
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Not so after a preemption in mid-answer: they were sent with the first token."""
-        return self.sampling.prompt_logprobs is not None and self.num_tokens == self.num_prompt
 
     def add_blocks(self, block_ids: list[int]) -> None:
         """Appends pages to the block table."""
         self.block_ids[self.num_blocks : self.num_blocks + len(block_ids)] = block_ids
         self.num_blocks += len(block_ids)
 
-    def append(self, token_id: int) -> None:
-        """Appends a sampled token."""
-        self.token_ids[self.num_tokens] = token_id
-        self.num_tokens += 1
+    def learn(self, position: int, token_id: int) -> None:
+        """Takes in a sampled token, those before it being known."""
+        self.token_ids[position] = token_id
+        self.num_known = position + 1
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRow:
-    """A request's part in a step: its tokens from `start` up to `end`, which are rows `offset`… of the batch."""
+    """A request's part in a step: its tokens from `start` up to `end`, which are rows `offset`… of the batch.
+
+    samples: the step computes the request's last token, so that the next one follows, at position `end`.
+    pending: its last token is that of a step whose tokens the host has not seen yet.
+    wants_prompt_logprobs: never after a preemption in mid-answer, as they were sent with the first token.
+    """
 
     state: RequestState
     start: int
     end: int
     offset: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step computes the request's last token, so that the next one follows."""
-        return self.end == self.state.num_tokens
+    samples: bool
+    pending: bool
+    wants_prompt_logprobs: bool
 
     @property
     def last_index(self) -> int:
@@ -73,59 +85,110 @@ class ScheduledRow:
         return self.offset + self.end - self.start - 1
 
 
-class InputBatch:
-    """Keeps the requests' states by what the scheduler says, and builds `ForwardBatch`es from them."""
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What a step computes with, on the device (whose copies may still be under way).
 
-    def __init__(self, block_size: int, device: torch.device) -> None:
+    rows: all of them. forward: the batch; of the tokens at `pending_index` [p] the ids are to be taken from rows
+    `pending_slot` [p] of the tokens sampled last. tables: the block tables, on the host. last_index, slot: [s] for each
+    row that samples, the place of its last token in the batch and of its next one in the tokens sampled last; int64 all
+    four.
+    """
+
+    rows: list[ScheduledRow]
+    forward: ForwardBatch
+    tables: np.ndarray
+    pending_index: torch.Tensor
+    pending_slot: torch.Tensor
+    last_index: torch.Tensor
+    slot: torch.Tensor
+
+
+class InputBatch:
+    """Keeps the requests' states by what the scheduler says, and builds the inputs of steps from them."""
+
+    def __init__(self, block_size: int, device: torch.device, num_slots: int) -> None:
+        """num_slots: requests that there can be at a time."""
         self.block_size = block_size
         self.device = device
         self.states: dict[str, RequestState] = {}
+        self._free_slots = list(range(num_slots - 1, -1, -1))
 
     def apply(self, output: SchedulerOutput) -> None:
-        """Forgets, learns and extends requests, in this order: an id may be forgotten and come back in one step."""
+        """Forgets, learns and extends requests, in this order: an id may be forgotten and come back in one step.
+
+        A slot may be given away while a step of its last owner is under way: steps write in the order of their launch.
+        """
         for request_id in (*output.finished_ids, *output.preempted_ids):
-            self.states.pop(request_id, None)
+            if state := self.states.pop(request_id, None):
+                self._free_slots.append(state.slot)
         for new in output.new_requests:
-            self.states[new.request_id] = RequestState(new, self.block_size)
+            self.states[new.request_id] = RequestState(new, self.block_size, self._free_slots.pop())
         for request_id, block_ids in output.new_block_ids.items():
             self.states[request_id].add_blocks(block_ids)
 
     def advance(self, num_scheduled_tokens: dict[str, int]) -> list[ScheduledRow]:
-        """The rows of a step; from here on their tokens count as computed."""
+        """The rows of a step; from here on their tokens count as computed, and those they sample as tokens."""
         rows: list[ScheduledRow] = []
         offset = 0
         for request_id, count in num_scheduled_tokens.items():
             state = self.states[request_id]
-            rows.append(ScheduledRow(state, state.num_computed, state.num_computed + count, offset))
-            state.num_computed += count
+            start, end = state.num_computed, state.num_computed + count
+            samples, pending = end == state.num_tokens, end > state.num_known
+            if end - pending > state.num_known:
+                raise RuntimeError(f"step {request_id}: more than one of its tokens is not known yet")
+            prompt_logprobs = state.sampling.prompt_logprobs is not None and state.num_tokens == state.num_prompt
+            rows.append(ScheduledRow(state, start, end, offset, samples, pending, prompt_logprobs))
+            state.num_computed = end
+            state.num_tokens += samples
             offset += count
         return rows
 
-    def build(self, rows: list[ScheduledRow]) -> ForwardBatch:
-        """The tensors of a forward pass over `rows`."""
+    def build(self, rows: list[ScheduledRow]) -> StepInputs:
+        """The inputs of a step with `rows`, one or more."""
         starts = np.array([row.start for row in rows], dtype=np.int64)
         ends = np.array([row.end for row in rows], dtype=np.int64)
-        counts = ends - starts
         query_start = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(counts, out=query_start[1:])
-        row_of_token = np.repeat(np.arange(len(rows)), counts)
+        np.cumsum(ends - starts, out=query_start[1:])
+        row_of_token = np.repeat(np.arange(len(rows)), ends - starts)
         positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
-        block_tables = self._block_tables(rows)
-        pages = block_tables[row_of_token, positions // self.block_size].astype(np.int64)
-        return ForwardBatch(
-            token_ids=self._tensor(np.concatenate([row.state.token_ids[row.start : row.end] for row in rows])),
-            positions=self._tensor(positions),
-            slot_mapping=self._tensor(pages * self.block_size + positions % self.block_size),
-            query_start=self._tensor(query_start.astype(np.int32)),
-            context_lens=self._tensor(ends.astype(np.int32)),
-            block_tables=self._tensor(block_tables),
+        tables = _block_tables(rows)
+        pages = tables[row_of_token, positions // self.block_size].astype(np.int64)
+        pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
+        token_ids, positions_there, slot_mapping, starts_there, context_lens, tables_there, *indices = upload_together(
+            [
+                np.concatenate([row.state.token_ids[row.start : row.end] for row in rows]),
+                positions,
+                pages * self.block_size + positions % self.block_size,
+                query_start.astype(np.int32),
+                ends.astype(np.int32),
+                tables,
+                _int64(row.last_index for row in pending),
+                _int64(row.state.slot for row in pending),
+                _int64(row.last_index for row in sampling),
+                _int64(row.state.slot for row in sampling),
+            ],
+            self.device,
         )
+        forward = ForwardBatch(
+            token_ids,
+            positions_there,
+            slot_mapping,
+            starts_there,
+            context_lens,
+            tables_there,
+            max_query_len=int((ends - starts).max()),
+            max_context_len=int(ends.max()),
+        )
+        return StepInputs(rows, forward, tables, *indices)
 
-    def _block_tables(self, rows: list[ScheduledRow]) -> np.ndarray:
-        tables = np.zeros((len(rows), max(row.state.num_blocks for row in rows)), dtype=np.int32)
-        for table, row in zip(tables, rows, strict=True):
-            table[: row.state.num_blocks] = row.state.block_ids[: row.state.num_blocks]
-        return tables
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+def _block_tables(rows: list[ScheduledRow]) -> np.ndarray:
+    tables = np.zeros((len(rows), max(row.state.num_blocks for row in rows)), dtype=np.int32)
+    for table, row in zip(tables, rows, strict=True):
+        table[: row.state.num_blocks] = row.state.block_ids[: row.state.num_blocks]
+    return tables
+
+
+def _int64(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, dtype=np.int64)

@@ -1,10 +1,15 @@
-"""Log-probabilities of the model's own distribution, with the likeliest alternatives."""
+"""Log-probabilities of the model's own distribution, with the likeliest alternatives.
+
+In two halves: `launch_logprobs` enqueues the work and waits for nothing, `LogprobTensors.results` reads the outcome.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from octavo_server.ipc import TokenLogprobs
+from octavo_server.worker.transfer import download, upload
 
 # What one chunk of rows may take at 8 bytes a vocabulary entry, whatever a request asks for.
 CHUNK_BYTES = 64 * 2**20
@@ -15,30 +20,56 @@ def rows_per_chunk(vocab_size: int) -> int:
     return max(1, CHUNK_BYTES // (8 * vocab_size))
 
 
-def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
+@dataclass(frozen=True, slots=True)
+class LogprobTensors:
+    """Log-probabilities of n rows; in each the token itself, then the likeliest ones.
+
+    ids: [n, 1 + k] int64. values: [n, 1 + k] float32. ranks: [n] int64, of the token itself. `counts[r]`: how many of
+    the k likeliest row r wants.
+    """
+
+    ids: torch.Tensor
+    values: torch.Tensor
+    ranks: torch.Tensor
+    counts: Sequence[int]
+
+    def to_host(self) -> "LogprobTensors":
+        """The same in host memory, which CUDA has still to write."""
+        return LogprobTensors(download(self.ids), download(self.values), download(self.ranks), self.counts)
+
+    def results(self) -> list[TokenLogprobs]:
+        """A row's entry each. Waits for the device if the tensors are still there."""
+        rows = zip(self.ids.tolist(), self.values.tolist(), self.ranks.tolist(), self.counts, strict=True)
+        return [TokenLogprobs(ids[: count + 1], values[: count + 1], rank) for ids, values, rank, count in rows]
+
+
+def launch_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, counts: Sequence[int]) -> LogprobTensors:
     """For each row the token's log-probability and rank, and the `counts[r]` likeliest tokens with theirs.
 
-    logits: [n, vocab] float32, as the model gave them. Ranks begin at 1; equally likely tokens share theirs, and are
-    listed by rising id. Worked on in chunks of rows. A count above the vocabulary's size gives all of it.
+    logits: [n, vocab] float32, as the model gave them. token_ids: [n] int64, on the same device. Ranks begin at 1;
+    equally likely tokens share theirs, and are listed by rising id. Worked on in chunks of rows. A count above the
+    vocabulary's size gives all of it. n is 1 or more.
     """
-    step = rows_per_chunk(logits.shape[-1])
-    result: list[TokenLogprobs] = []
-    for begin in range(0, len(token_ids), step):
-        end = begin + step
-        result += _chunk(logits[begin:end], token_ids[begin:end], counts[begin:end])
-    return result
-
-
-def _chunk(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
-    chosen = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None]
-    ranks = (logits > logits.gather(-1, chosen)).sum(-1) + 1
-    top = likeliest(logits, min(max(counts), logits.shape[-1]))
-    ids = torch.cat([chosen, top], dim=-1)
-    values = logits.log_softmax(-1).gather(-1, ids)
-    return [
-        TokenLogprobs(token_ids=row_ids[: count + 1], logprobs=row_values[: count + 1], rank=rank)
-        for row_ids, row_values, rank, count in zip(ids.tolist(), values.tolist(), ranks.tolist(), counts, strict=True)
+    vocab_size = logits.shape[-1]
+    step, most = rows_per_chunk(vocab_size), min(max(counts), vocab_size)
+    chunks = [
+        _chunk(logits[begin : begin + step], token_ids[begin : begin + step], most)
+        for begin in range(0, len(counts), step)
     ]
+    ids, values, ranks = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return LogprobTensors(ids, values, ranks, counts)
+
+
+def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
+    """Both halves at once, for tokens that are known on the host; see `launch_logprobs`."""
+    return launch_logprobs(logits, upload(token_ids, torch.int64, logits.device), counts).results()
+
+
+def _chunk(logits: torch.Tensor, token_ids: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    chosen = token_ids[:, None]
+    ranks = (logits > logits.gather(-1, chosen)).sum(-1) + 1
+    ids = torch.cat([chosen, likeliest(logits, most)], dim=-1)
+    return ids, logits.log_softmax(-1).gather(-1, ids), ranks
 
 
 def likeliest(logits: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,25 +1,37 @@
-"""Runs steps on the device: model, KV cache, sampler."""
+"""Runs steps on the device: model, KV cache, sampler.
 
-import math
-import os
-from collections.abc import Callable
+`launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
+while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
+last stay on the device for the next step to take, and go down beside. There is one exception, rows whose sampling
+looks at their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
+import numpy as np
 import torch
 
 from octavo_common.memory import human_bytes
 from octavo_common.model_config import ModelConfig
-from octavo_server.engine.step import SampledRow, SchedulerOutput
+from octavo_kernels.ops import pick_ops
+from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.errors import ConfigError, EngineError
-from octavo_server.ipc import TokenLogprobs
-from octavo_server.worker.input_batch import InputBatch, ScheduledRow
-from octavo_server.worker.logprobs import rows_per_chunk, token_logprobs
+from octavo_server.worker.disk_store import DiskStore
+from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
+from octavo_server.worker.logits_processors import SamplingRow
+from octavo_server.worker.logprobs import LogprobTensors, launch_logprobs, rows_per_chunk
 from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
-from octavo_server.worker.sampler import sample
+from octavo_server.worker.sampler import SampledTensors, Sampler
+from octavo_server.worker.step_handle import Launched, StepHandle
+from octavo_server.worker.swapper import Swapper
+from octavo_server.worker.transfer import upload
 
 KVCache = list[tuple[torch.Tensor, torch.Tensor]]
-_NO_DISTRIBUTION = "the model gave no probabilities for the next token (its logits are not finite numbers)"
+# Logits of rows that sample are made and worked on in chunks of this size: 256 MiB, whatever --max-num-seqs says.
+_SAMPLED_LOGITS_BYTES: Final = 2**28
 
 
 class Decoder(Protocol):
@@ -38,33 +50,61 @@ class Decoder(Protocol):
 
 
 class ModelRunner:
-    """Holds all that lives on the device. `load`, then `allocate_cache`, then `execute` step by step."""
+    """Holds all that lives on the device. `load`, then `allocate_cache`, then `launch` step by step."""
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, block_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        eos_token_ids: Sequence[int] = (),
+        threaded: bool = False,
+    ) -> None:
+        """threaded: steps are computed on a thread of their own, in order. Of use on the CPU; CUDA has a stream."""
         self.config = config
         self.device = device
         self.dtype = dtype
-        self.batch = InputBatch(block_size, device)
+        num_slots = 2 * max_num_seqs  # a request that ended may stay while a step with it is under way
+        self.batch = InputBatch(block_size, device, num_slots)
         self.kv_cache: KVCache = []
         self.decoder: Decoder | None = None
+        self.swapper: Swapper | None = None
+        self.disk: DiskStore | None = None
+        self.planned_bytes = 0  # of the device's memory, by the bill
+        self._sampler = Sampler(eos_token_ids)
+        self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._under_way: list[StepHandle] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path) -> None:
-        """Builds the model and reads its weights. Raises ModelError if the directory cannot be served."""
+    def load(self, path: Path, *, batch_invariant: bool = False) -> None:
+        """Builds the model and reads its weights.
+
+        Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
+        """
         from octavo_server.worker.models.decoder import load_decoder
 
-        self.decoder = load_decoder(path, self.config, self.dtype, self.device)
+        try:
+            ops = pick_ops(self.device, batch_invariant=batch_invariant)
+        except RuntimeError as error:
+            raise ConfigError(f"--batch-invariant: {error}") from error
+        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of one page over all layers, K and V."""
+        return self._cache_spec(1).bytes_per_block
+
+    @property
+    def copy_bytes_per_second(self) -> float:
+        """Of pages between device and host memory, as measured of late; 0 without host memory for them."""
+        return 0.0 if self.swapper is None else self.swapper.copy_bytes_per_second
 
     def allocate_cache(self, num_blocks: int) -> None:
         """Reserves the pages of all layers. Raises ConfigError if the device has not that much memory."""
-        spec = KVCacheSpec(
-            num_layers=self.config.num_layers,
-            num_blocks=num_blocks,
-            block_size=self.batch.block_size,
-            num_kv_heads=self.config.num_kv_heads,
-            head_dim=self.config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        spec = self._cache_spec(num_blocks)
         try:
             self.kv_cache = spec.allocate()
         except RuntimeError as error:  # the CPU's allocator knows no other, CUDA's is a subclass
@@ -73,28 +113,72 @@ class ModelRunner:
                 "lower --num-gpu-blocks-override, --kv-cache-memory-bytes or --gpu-memory-utilization"
             ) from error
 
-    @torch.inference_mode()
-    def execute(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> list[SampledRow]:
-        """Runs one step. Only requests with something to say have a row in the result.
+    def add_lower_tiers(self, num_host_slots: int, disk: DiskStore | None) -> None:
+        """Adds pages in host memory, reserved as `idle` is called, and perhaps on disk, to a cache that is there."""
+        spec = self._cache_spec(self.kv_cache[0][0].shape[0])
+        self.swapper = Swapper(self.kv_cache, spec, num_slots=num_host_slots, disk=disk)
+        self.disk = disk
 
-        Calls `on_progress` whenever a part of the step is done: a step may take minutes, a part of it does not.
+    def disk_pages(self) -> list[bytes]:
+        """Names of the pages on disk, the least recently used first."""
+        return [] if self.disk is None else self.disk.pages()
+
+    def launch(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> StepHandle:
+        """Hands a step over; what goes wrong in it is raised by the handle.
+
+        Calls `on_progress` whenever a part of the step is done on the calling thread: on the CPU a step may take
+        minutes, a part of it does not. With `threaded` nothing is done there; see `StepHandle.progress`.
         """
-        self.batch.apply(output)
-        if self.decoder is None or not output.num_scheduled_tokens:
-            return []
-        rows = self.batch.advance(output.num_scheduled_tokens)
-        hidden = self.decoder.forward(self.batch.build(rows), self.kv_cache, on_progress)
-        prompt_logprobs = {
-            row.state.request_id: self._prompt_logprobs(row, hidden, on_progress)
-            for row in rows
-            if row.state.wants_prompt_logprobs
-        }
-        result = self._sample([row for row in rows if row.samples], hidden, prompt_logprobs)
-        result += [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompt_logprobs.items()]
-        return result
+        self._under_way = [handle for handle in self._under_way if not handle.is_reported]
+        handle = StepHandle(self._under_way[-1] if self._under_way else None)
+        self._under_way.append(handle)
+        busy, inputs, failure = self._pages_in_use(output), None, None
+        try:
+            self.batch.apply(output)
+            rows = self.batch.advance(output.num_scheduled_tokens)
+            inputs = self.batch.build(rows) if rows else None
+            handle.tables = None if inputs is None else inputs.tables
+        except Exception as error:
+            failure = error
+
+        def progress() -> None:
+            handle.progress += 1
+            if self._thread is None:
+                on_progress()
+
+        def move() -> None:
+            if self.swapper is not None:
+                self.swapper.launch(output, busy)
+
+        def compute() -> Launched:
+            if failure is not None:
+                raise failure
+            launched = Launched() if inputs is None else self._compute(inputs, handle, progress)
+            if self.swapper is not None:
+                self.swapper.step_launched()
+            return launched
+
+        if self._thread is None:
+            handle.run(compute, move)
+        else:
+            self._thread.submit(handle.run, compute, move)
+        return handle
+
+    def execute(self, output: SchedulerOutput, on_progress: Callable[[], None] = lambda: None) -> list[SampledRow]:
+        """Runs one step, and waits for it. Raises what it raises."""
+        return self.launch(output, on_progress).result()
+
+    def rehearse(self, rows: list[ScheduledRow]) -> None:
+        """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
+        handle, inputs = StepHandle(None), self.batch.build(rows)
+        handle.run(lambda: self._compute(inputs, handle, lambda: None))
+        handle.wait()
 
     def recover(self) -> None:
-        """After a step that broke. Raises EngineError if the device can run no further one."""
+        """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
+        for handle in self._under_way:
+            handle.join()
+        self._under_way.clear()
         if self.device.type != "cuda":
             return
         try:
@@ -103,81 +187,114 @@ class ModelRunner:
         except RuntimeError as error:  # an illegal access, for one, spoils the process's context for good
             raise EngineError("the GPU reports an error from which only a restart of the engine recovers") from error
 
+    def poll_events(self) -> list[PageEvent]:
+        """What became of pages beside the steps, since the last call."""
+        return [] if self.swapper is None else self.swapper.poll()
+
+    def idle(self) -> bool:
+        """Reserves the next piece of host memory for pages, after the steps under way; True if there is more to do."""
+        if self.swapper is None:
+            return False
+        return self.swapper.grow() if self._thread is None else self._thread.submit(self.swapper.grow).result()
+
+    def flush(self, pages: list[tuple[Literal["device", "host"], int, PageKey]], seconds: float) -> int:
+        """Writes cached pages to disk, most wanted first, as far as the time allows; how many. No step is under way."""
+        return 0 if self.swapper is None else self.swapper.flush(pages, seconds)
+
+    def close(self) -> None:
+        """Ends the threads, and gives back the host memory for pages."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        if self.swapper is not None:
+            self.swapper.close()
+
+    def _pages_in_use(self, output: SchedulerOutput) -> set[int]:
+        """Of the pages that are moved before this step, those that steps under way may read or write.
+
+        On the CPU there are none: a step's moves are made when it is computed itself.
+        """
+        pages = {page for page, _ in output.swap_out} | {page for _, page in output.swap_in}
+        if not pages or self.device.type != "cuda":
+            return set()
+        tables = [handle.tables for handle in self._under_way if handle.tables is not None and handle.is_computing]
+        in_use = np.zeros(self.kv_cache[0][0].shape[0], dtype=bool)
+        for table in tables:
+            in_use[table] = True
+        return {page for page in pages if in_use[page]}
+
+    def _cache_spec(self, num_blocks: int) -> KVCacheSpec:
+        return KVCacheSpec(
+            num_layers=self.config.num_layers,
+            num_blocks=num_blocks,
+            block_size=self.batch.block_size,
+            num_kv_heads=self.config.num_kv_heads,
+            head_dim=self.config.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def _compute(self, inputs: StepInputs, handle: StepHandle, on_progress: Callable[[], None]) -> Launched:
+        decoder = self._decoder()
+        token_ids = inputs.forward.token_ids
+        token_ids.index_copy_(0, inputs.pending_index, self._last_tokens[inputs.pending_slot])
+        hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress)
+        prompts = {
+            row.state.request_id: self._prompt_logprobs(row, hidden, on_progress)
+            for row in inputs.rows
+            if row.wants_prompt_logprobs
+        }
+        sampled = self._sample(inputs, hidden, handle)
+        event = None
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record()
+        return Launched(inputs.rows, sampled, prompts, event)
+
     def _sample(
-        self,
-        rows: list[ScheduledRow],
-        hidden: torch.Tensor,
-        prompt_logprobs: dict[str, list[TokenLogprobs | None]],
-    ) -> list[SampledRow]:
-        """Draws the next token of each row, appends it, and takes the row's prompt log-probabilities along."""
-        if not rows:
-            return []
-        last = torch.tensor([row.last_index for row in rows], device=self.device)
-        logits = self._logits(hidden[last])
-        result = []
-        drawn = sample(logits, [row.state.sampling for row in rows], [row.state.num_tokens for row in rows])
-        for row, sampled in zip(rows, drawn, strict=True):
-            request_id = row.state.request_id
-            if sampled.token_id is None:
-                result.append(SampledRow(request_id, error=_NO_DISTRIBUTION))
-                prompt_logprobs.pop(request_id, None)
-                continue
-            row.state.append(sampled.token_id)
-            prompt = prompt_logprobs.pop(request_id, None)
-            result.append(SampledRow(request_id, sampled.token_id, sampled.logprobs, prompt))
-        return result
+        self, inputs: StepInputs, hidden: torch.Tensor, handle: StepHandle
+    ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
+        """Draws the next token of each row that samples, some rows at a time."""
+        rows = [row for row in inputs.rows if row.samples]
+        if any(row.pending and row.state.history is not None for row in rows):
+            handle.settle_before()
+        step = max(1, _SAMPLED_LOGITS_BYTES // (4 * self.config.vocab_size))
+        found = []
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
+            logits = self._decoder().logits(hidden[inputs.last_index[part]])
+            sampled = self._sampler.launch(
+                logits,
+                [
+                    SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history)
+                    for row in rows[part]
+                ],
+            )
+            self._last_tokens.index_copy_(0, inputs.slot[part], sampled.tokens)
+            found.append((rows[part], sampled.to_host()))
+        return found
 
     def _prompt_logprobs(
         self, row: ScheduledRow, hidden: torch.Tensor, on_progress: Callable[[], None]
-    ) -> list[TokenLogprobs | None]:
-        """Of the prompt tokens that this step's tokens predict; the very first token is predicted by none.
+    ) -> list[LogprobTensors]:
+        """Of the prompt tokens that this step's tokens predict.
 
         Logits are made for some rows at a time: those of a long prompt would take gigabytes.
         """
         state, count = row.state, row.state.sampling.prompt_logprobs or 0
-        found: list[TokenLogprobs | None] = [None] if row.start == 0 else []
         end = min(row.end, state.num_prompt - 1)
         step = rows_per_chunk(self.config.vocab_size)
+        found = []
         for begin in range(row.start, end, step):
             stop = min(begin + step, end)
             offset = row.offset - row.start
-            logits = self._logits(hidden[begin + offset : stop + offset])
-            targets = state.token_ids[begin + 1 : stop + 1].tolist()
-            found += token_logprobs(logits, targets, [count] * len(targets))
+            logits = self._decoder().logits(hidden[begin + offset : stop + offset])
+            targets = upload(state.token_ids[begin + 1 : stop + 1], torch.int64, self.device)
+            found.append(launch_logprobs(logits, targets, [count] * (stop - begin)).to_host())
             on_progress()
         return found
 
-    def _logits(self, rows: torch.Tensor) -> torch.Tensor:
+    def _decoder(self) -> Decoder:
         if self.decoder is None:
             raise RuntimeError("the model is not loaded")
-        return self.decoder.logits(rows)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda". Raises ConfigError if there is no such device."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device; use --device cpu, or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The dtype of weights and cache; "auto" is the model's own on a GPU and float32 on the CPU."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else config.dtype
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, and the container's quota if there is one."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, math.ceil(int(quota) / int(period))))
-
-
-def fix_threads(device: torch.device) -> None:
-    """Sets torch's threads once: by the CPUs there are, and never changed, as their number shows in rounding."""
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(available_cpus())
+        return self.decoder

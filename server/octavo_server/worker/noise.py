@@ -1,4 +1,4 @@
-"""Sampling noise without a state: a function of (seed, position, token id) and of nothing else.
+"""Sampling noise without a state: a function of (seed, choice, position, token id) and of nothing else.
 
 A request therefore draws the same noise whatever it is batched with, after a preemption, and on another replica.
 
@@ -8,11 +8,17 @@ the finalizer of D. Stafford's variant 13: with γ = 0x9E3779B97F4A7C15 and, mod
     mix(z):  z ← (z ⊕ z⋙30)·0xBF58476D1CE4E5B9;  z ← (z ⊕ z⋙27)·0x94D049BB133111EB;  z ⊕ z⋙31
 
 the i-th number of the generator seeded with s is mix(s + (i + 1)·γ), computable without those before it. It is used
-thrice: a seed opens a stream of keys, one for each position; a key opens the stream of that position, one number for
-each token id. torch has no unsigned 64-bit arithmetic; its signed products and sums wrap, which gives the same bits.
+thrice: the first number of a seed's stream opens a stream of keys, one for each position; a key opens the stream of
+that position, one number for each token id. Of several answers to one prompt (`choice` 1, 2, …) each has a seed of its
+own, drawn from the stream that the second number of the request's seed opens; choice 0 has the request's. torch has no
+unsigned 64-bit arithmetic; its signed products and sums wrap, which gives the same bits.
 """
 
+from collections.abc import Sequence
+
 import torch
+
+from octavo_server.worker.transfer import upload
 
 _MASK = (1 << 64) - 1
 
@@ -39,16 +45,32 @@ def _mix(z: torch.Tensor) -> torch.Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def random_bits(seeds: list[int], positions: list[int], count: int, device: torch.device) -> torch.Tensor:
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of the choice-th answer, modulo 2⁶⁴; that of the first one is the request's own."""
+    if choice == 0:
+        return seed & _MASK
+    opened = _mix_int(seed + 2 * _GAMMA)
+    return _mix_int(opened + choice * _GAMMA)
+
+
+def _mix_int(z: int) -> int:
+    """`_mix` of one number, on the host."""
+    z &= _MASK
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
+    return z ^ (z >> 31)
+
+
+def random_bits(seeds: Sequence[int], positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
     """[n, count] int64 of 64 random bits each; row r is a function of seeds[r] (modulo 2⁶⁴) and positions[r]."""
-    seed = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device)
-    position = torch.tensor(positions, dtype=torch.int64, device=device)
+    seed = upload([_signed(seed) for seed in seeds], torch.int64, device)
+    position = upload(positions, torch.int64, device)
     key = _mix(_mix(seed + _GAMMA) + (position + 1) * _GAMMA)
     index = torch.arange(1, count + 1, dtype=torch.int64, device=device)
     return _mix(key[:, None] + index * _GAMMA)
 
 
-def exponential_noise(seeds: list[int], positions: list[int], count: int, device: torch.device) -> torch.Tensor:
+def exponential_noise(seeds: Sequence[int], positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
     """[n, count] float64, exponentially distributed with mean 1, each > 0 and finite.
 
     -log u of a u in the middle of one of 2⁵² equal parts of (0, 1).

@@ -8,22 +8,24 @@ from octavo_server.frontend.text.tokenizer import TextTokenizer
 class Detokenizer:
     """Turns a growing sequence of tokens into text.
 
-    The pieces given out, joined, are the text of the sequence, however it was cut. Special tokens are left out. The
-    bytes of a character wait until it is whole; one that the end cuts off is never shown. Bytes that can belong to no
-    character become U+FFFD, one for each maximal part, as Unicode recommends.
+    The pieces given out, joined, are the text of the sequence, however it was cut. Special tokens are left out unless
+    they are wanted. The bytes of a character wait until it is whole; one that the end cuts off is never shown. Bytes
+    that can belong to no character become U+FFFD, one for each maximal part, as Unicode recommends.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, *, at_start: bool = False) -> None:
+    def __init__(self, tokenizer: TextTokenizer, *, at_start: bool = False, skip_special: bool = True) -> None:
         """Begin; `at_start` where nothing precedes the tokens (else, as in an answer, a prompt does)."""
+        self._left_out = tokenizer.special_ids if skip_special else frozenset()
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = at_start
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; may be empty."""
-        if token_id in self._tokenizer.special_ids:
-            return ""
+        data = self._tokenizer.token_bytes(token_id)
+        if token_id in self._left_out or not data:
+            return ""  # what has no text opens none: the next one may still be the first
         if self._at_start:
             self._at_start = False
-            return self._decoder.decode(self._tokenizer.first_bytes(token_id))
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+            data = self._tokenizer.first_bytes(token_id)
+        return self._decoder.decode(data)

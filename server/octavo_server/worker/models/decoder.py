@@ -8,17 +8,7 @@ import torch
 
 from octavo_common.memory import context_length
 from octavo_common.model_config import ModelConfig
-from octavo_kernels.ops import (
-    AttentionMetadata,
-    Workspace,
-    apply_rope,
-    linear,
-    pack_weight,
-    paged_attention,
-    rms_norm,
-    silu_and_mul,
-    store_kv,
-)
+from octavo_kernels.ops import AttentionMetadata, Ops, Workspace, pick_ops
 from octavo_server.worker.models.interface import ForwardBatch
 from octavo_server.worker.models.rope import rope_cache
 from octavo_server.worker.weights import load_weights
@@ -31,12 +21,12 @@ class Projection:
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def pack(self) -> None:
+    def pack(self, ops: Ops) -> None:
         """Puts the weight, once it is read, into the order in which it is used."""
-        self.weight = pack_weight(self.weight)
+        self.weight = ops.pack_weight(self.weight)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+    def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
+        return ops.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +46,10 @@ class Layer:
 class Decoder:
     """Token ids to hidden states to logits, over a paged KV cache. Holds no state of requests."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        """Makes room for the weights; `load_decoder` fills it."""
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops | None = None) -> None:
+        """Makes room for the weights; `load_decoder` fills it. ops: by default those that suit the device."""
         self.config = config
+        self.ops = ops or pick_ops(device)
         self.scale = config.head_dim**-0.5
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = [_empty_layer(config, dtype, device) for _ in range(config.num_layers)]
@@ -79,56 +70,60 @@ class Decoder:
         kv_cache: (K, V) of each layer, as `KVCacheSpec.allocate` gives them; the batch's own K and V are stored there.
         on_progress: called after each half of a layer. On a GPU that says only that the host got there.
         """
-        metadata = AttentionMetadata(batch.query_start, batch.context_lens, batch.block_tables, self._workspace)
-        cos, sin = self.cos[batch.positions], self.sin[batch.positions]
-        rope = torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+        ops, eps = self.ops, self.config.rms_norm_eps
+        metadata = AttentionMetadata(
+            batch.query_start,
+            batch.context_lens,
+            batch.block_tables,
+            self._workspace,
+            max_query_len=batch.max_query_len,
+            max_context_len=batch.max_context_len,
+        )
+        rope = ops.rope_angles(self.cos, self.sin, batch.positions)
         hidden = self.embedding[batch.token_ids]
-        for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
-            x = rms_norm(hidden, layer.input_norm, self.config.rms_norm_eps)
-            q, k, v = self._qkv(layer, x, rope)
-            store_kv(k, v, *cache, batch.slot_mapping)
-            attended = paged_attention(q, *cache, metadata, self.scale, window)
-            hidden = hidden + layer.output(attended.flatten(1))
+        # A norm is worked out with the sum before it, so the layer's first belongs to the layer before.
+        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
+        x = ops.rms_norm(hidden, self.layers[0].input_norm, eps)
+        for layer, cache, window, next_norm in zip(
+            self.layers, kv_cache, self.config.sliding_window, next_norms, strict=True
+        ):
+            qkv = layer.qkv(ops, x).view(len(x), -1, self.config.head_dim)
+            q = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
+            attended = ops.paged_attention(q, *cache, metadata, self.scale, window)
+            x, hidden = ops.add_rms_norm(layer.output(ops, attended.flatten(1)), hidden, layer.post_norm, eps)
             on_progress()
-            x = rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
-            hidden = hidden + layer.down(silu_and_mul(layer.gate_up(x)))
+            x = layer.down(ops, ops.silu_and_mul(layer.gate_up(ops, x)))
+            x, hidden = ops.add_rms_norm(x, hidden, next_norm, eps)
             on_progress()
-        return rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        return x
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
         """[n, hidden] → [n, vocab] float32."""
-        return self.head(hidden_rows).float()
+        return self.head(self.ops, hidden_rows).float()
 
     def pack(self) -> None:
         """Makes the weights ready for use, once they are read."""
-        self.head.pack()
+        self.head.pack(self.ops)
         for layer in self.layers:
             for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                projection.pack()
+                projection.pack(self.ops)
 
-    def _qkv(
-        self, layer: Layer, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[T, hidden] → q [T, heads, d], k and v [T, kv_heads, d], q and k normed where the model does, and rotated."""
-        heads, kv_heads = self.config.num_attention_heads, self.config.num_kv_heads
-        qkv = layer.qkv(x).view(len(x), -1, self.config.head_dim)
-        v = qkv[:, heads + kv_heads :]
+    def _head_norms(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor, float] | None:
         if layer.q_norm is None or layer.k_norm is None:
-            rotated = apply_rope(qkv[:, : heads + kv_heads], *rope)
-            return rotated[:, :heads], rotated[:, heads:], v
-        q = rms_norm(qkv[:, :heads], layer.q_norm, self.config.rms_norm_eps)
-        k = rms_norm(qkv[:, heads : heads + kv_heads], layer.k_norm, self.config.rms_norm_eps)
-        return apply_rope(q, *rope), apply_rope(k, *rope), v
+            return None
+        return layer.q_norm, layer.k_norm, self.config.rms_norm_eps
 
 
-def load_decoder(path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """The decoder with the weights of the model directory.
+def load_decoder(
+    path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops | None = None
+) -> Decoder:
+    """The decoder with the weights of the model directory. ops: by default those that suit the device.
 
     Raises:
         ModelError: the weights are missing, broken, or not those of `config`; the message names the remedy.
     """
-    decoder = Decoder(config, dtype, device)
+    decoder = Decoder(config, dtype, device, ops)
     places = weight_places(decoder)
     # A checkpoint may carry the head though it is tied to the embedding; where it differs, transformers unties it.
     optional = ["lm_head.weight"] if config.tie_word_embeddings else []

@@ -44,6 +44,8 @@ class ForwardBatch:
     query_start: [R + 1] int32, row r's tokens are token_ids[query_start[r]:query_start[r + 1]].
     context_lens: [R] int32, tokens of the request whose K and V are in the cache after this step's store.
     block_tables: [R, B] int32, page numbers of each request, padded with 0.
+    max_query_len, max_context_len: upper bounds of a request's tokens in the pass and in the cache, as far as the host
+        knows them; with max_query_len 1 no kernel for chunks is launched.
     """
 
     token_ids: torch.Tensor
@@ -52,3 +54,5 @@ class ForwardBatch:
     query_start: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
+    max_query_len: int | None = None
+    max_context_len: int | None = None

@@ -1,0 +1,355 @@
+"""Checks the Triton kernels on a GPU, then times them, in one call of a few minutes.
+
+    python benchmarks/gpu_kernels.py [--json FILE] [--only SECTION ...]
+
+Each section is guarded: what breaks in one is printed and hides no other's results. Exit status 1 if a check failed or
+a section broke; timings are taken all the same. Needs torch with CUDA; `parity` and `demo` also need transformers and
+the packages of the `server` extra.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E402
+
+from octavo_kernels import paged_attention as attention  # noqa: E402
+from octavo_kernels.linear import LinearConfig, linear_invariant  # noqa: E402
+from octavo_kernels.ops import triton_ops  # noqa: E402
+from octavo_kernels.paged_attention import AttentionConfig  # noqa: E402
+from octavo_kernels.rms_norm import add_rms_norm  # noqa: E402
+from octavo_kernels.rope import rotate_and_store  # noqa: E402
+from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
+
+BANDWIDTH: Final = 3.08e12  # bytes/s that the card was seen to read
+RATE: Final = 739e12  # bf16 operations/s that it was seen to do
+
+# Written down before the first run: what each figure should come to, and why.
+PREDICTIONS: Final = {
+    "decode 64x1024": "130 us: 87 us of reading, one tile in flight while one is worked on, and a second kernel",
+    "decode 64x8192": "800 us: 697 us of reading at 87 %",
+    "decode 256x1024": "430 us: 349 us of reading",
+    "decode 256x8192": "3200 us: 2788 us of reading",
+    "prefill 1x8192": "380 TFLOP/s: pointer loads, no TMA, no warp specialisation",
+    "prefill 4x2048": "330 TFLOP/s",
+    "prefill 16x512": "180 TFLOP/s: half of the tiles are on the diagonal",
+    "add_rms_norm 64x4096": "2.5 us, bound by launch",
+    "silu_and_mul 8192x28672": "240 us: 704 MB at 2.9 TB/s",
+    "rotate_and_store 8192": "85 us: 200 MB moved by small programs",
+    "linear invariant, 8B layer, 1": "0.2 ms against cuBLAS's 0.165: the weights are read once either way",
+    "linear invariant, 8B layer, 256": "0.35 ms against 0.21: the weights come four times from the L2",
+    "linear invariant, 8B layer, 8192": "10 ms against 5.4: tiles of 64 rows",
+    "8b step 1": "6.2 ms: 5.6 of cuBLAS, the rest attention and small kernels",
+    "8b step 64": "10.5 ms",
+    "8b step 256": "22 ms",
+    "0.6b step 1": "1.5 ms: 0.85 of cuBLAS, 28 x 7 kernels of 2 to 3 us",
+    "demo-decode-step-1": "3.5 ms: some 40 launches of 30 us of Python each, where plain torch took 10.7",
+}
+
+
+def check_parity() -> dict[str, Any]:
+    """Through the decoder: against transformers as in gpu_session, and a batch-invariant decoder against itself."""
+    import gpu_session
+
+    report: dict[str, Any] = {}
+    failures = []
+    for architecture in gpu_session.MODEL_TYPES:
+        with tempfile.TemporaryDirectory() as directory:
+            with torch.inference_mode(False):
+                errors = gpu_session.check_parity(architecture, Path(directory))
+            differing = {
+                str(dtype): rows_that_differ(Path(directory), dtype) for dtype in (torch.float32, torch.bfloat16)
+            }
+        report[architecture] = {**errors, "rows that are not batch-invariant": differing}
+        print(architecture, report[architecture], flush=True)
+        if not errors["fp32"] <= gpu_session.FP32_TOLERANCE:
+            failures.append(f"{architecture} fp32: {errors['fp32']:.1e}")
+        if not errors["bf16"] <= gpu_session.BF16_RATIO * errors["bf16 of transformers"]:
+            failures.append(f"{architecture} bf16: {errors['bf16']:.1e}")
+        if any(differing.values()):
+            failures.append(f"{architecture} is not batch-invariant: {differing}")
+    return {**report, **({"failures": failures} if failures else {})}
+
+
+def rows_that_differ(directory: Path, dtype: torch.dtype) -> int:
+    """Rows of logits of a batch-invariant decoder whose bits depend on chunks and neighbours."""
+    from octavo_common.model_config import read_model_config
+    from octavo_server.worker.models.decoder import load_decoder
+    from paged_loop import PagedLoop, Sequence
+
+    ops = triton_ops(batch_invariant=True)
+    decoder = load_decoder(directory, read_model_config(directory), dtype, torch.device("cuda"), ops)
+    tokens = torch.randint(0, 32_000, (300,), generator=torch.Generator().manual_seed(1)).tolist()
+    loop = PagedLoop(decoder, num_blocks=256, block_size=16)
+    whole = loop.step([(Sequence(), tokens)])[0]
+    ours, others = Sequence(), [Sequence() for _ in range(64)]
+    loop.step([(other, tokens[index : index + 9]) for index, other in enumerate(others)])
+    rows = [loop.step([(ours, tokens[:150])])[0]]
+    for token in tokens[150:200]:
+        rows.append(loop.step([*((other, [token]) for other in others[:32]), (ours, [token])])[-1])
+    rows.append(loop.step([(others[40], tokens[:33]), (ours, tokens[200:])])[-1])
+    return int((torch.cat(rows) != whole).any(1).sum())
+
+
+def graph_us(calls: list[Callable[[], object]], replays: int = 10) -> float:
+    """Microseconds of a call: all calls in one CUDA graph, the median over its replays."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls[:4]:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return event_ms(graph.replay, replays) * 1000 / len(calls)
+
+
+def event_ms(run: Callable[[], object], repeat: int = 5) -> float:
+    """Milliseconds between device events around a run, the median."""
+    times = []
+    for _ in range(repeat + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times[2:])
+
+
+def tried(measure: Callable[[], float]) -> float:
+    """What was measured; infinite where a configuration does not compile or fit."""
+    try:
+        return measure()
+    except Exception as error:
+        print("   ", type(error).__name__, str(error).strip().splitlines()[:1], flush=True)
+        torch.cuda.synchronize()
+        return float("inf")
+
+
+def ranked(name: str, found: dict[str, float], floor: float, unit: str) -> dict[str, Any]:
+    """Prints and returns what was measured, the fastest first."""
+    found = dict(sorted(found.items(), key=lambda item: item[1]))
+    shown = ", ".join(f"{config}: {value:.4g}" for config, value in list(found.items())[:6])
+    fixed = {config: round(value, 3) for config, value in found.items() if config[0].isalpha()}
+    print(f"{name}: floor {floor:.4g} {unit}; {shown}; {fixed}; predicted {PREDICTIONS.get(name, '-')}", flush=True)
+    return {"floor": round(floor, 3), unit: {config: round(value, 3) for config, value in found.items()}}
+
+
+DECODE: Final = [
+    *((32, 4, 5), (64, 4, 2), (64, 4, 3), (64, 4, 5), (64, 4, 7), (64, 2, 5)),
+    *((128, 4, 3), (128, 4, 5), (128, 8, 5)),
+]  # keys, warps, stages
+CHUNKS: Final = [
+    *((64, 64, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3), (128, 64, 8, 2)),
+    *((128, 64, 8, 3), (128, 64, 8, 5), (128, 128, 8, 2), (128, 128, 8, 3)),
+]  # rows, keys, warps, stages
+PROGRAMS: Final = (132, 264, 528, 1056, 2112)
+
+
+def time_decode() -> dict[str, Any]:
+    """Microseconds of attention, one token a request: every configuration and number of splits."""
+    report: dict[str, Any] = {}
+    invariant = attention.invariant_config(torch.bfloat16, 128, 4)
+    small = Case([(1, 1024)] * 2, poison=False)
+    configs = [AttentionConfig(16, keys, warps, stages, 64, 64) for keys, warps, stages in DECODE]
+    warm(lambda c=config: small.run(configs=(c, c)) for config in [*configs, invariant])  # type: ignore[misc]
+    for batch, context in ((64, 1024), (64, 8192), (256, 1024), (256, 8192)):
+        case = Case([(1, context)] * batch, poison=False)
+        floor = batch * context * 8 * 128 * 2 * 2 / BANDWIDTH * 1e6
+        often = max(1, min(20, int(2000 / floor)))
+
+        def measure(config: AttentionConfig, case: Case = case, often: int = often) -> float:
+            return tried(lambda: graph_us([lambda: case.run(configs=(config, config))] * often))
+
+        found: dict[str, float] = {}
+        for keys, warps, stages in DECODE:
+            for programs in PROGRAMS:
+                config = AttentionConfig(16, keys, warps, stages, programs, 64)
+                name = f"{keys} keys w{warps} s{stages} /{attention.num_splits(config, batch * 8, context)}"
+                if name not in found:
+                    found[name] = measure(config)
+        found["as chosen"] = measure(attention.decode_config(torch.bfloat16, 128, 4))
+        found["invariant"] = measure(invariant)
+        report[f"decode {batch}x{context}"] = ranked(f"decode {batch}x{context}", found, floor, "us")
+    return report
+
+
+def time_prefill() -> dict[str, Any]:
+    """Microseconds of causal attention over whole prompts: every configuration; torch's own on contiguous K and V."""
+    report: dict[str, Any] = {}
+    small = Case([(64, 64)], poison=False)
+    warm(lambda c=shape: small.run(configs=(AttentionConfig(*c), AttentionConfig(*c))) for shape in CHUNKS)  # type: ignore[misc]
+    for batch, length in ((1, 8192), (4, 2048), (16, 512)):
+        cases = [Case([(length, length)] * batch, poison=False, seed=seed) for seed in range(3)]
+        contiguous = [torch.randn(batch, n, length, 128, device="cuda", dtype=torch.bfloat16) for n in (32, 8, 8)]
+        operations = batch * 32 * 128 * 4 * length * (length + 1) / 2
+
+        def measure(config: AttentionConfig, cases: list[Case] = cases) -> float:
+            calls = [lambda case=case: case.run(configs=(config, config)) for case in cases]  # type: ignore[misc]
+            return tried(lambda: graph_us(calls))
+
+        found = {f"{m}x{n} w{w} s{s}": measure(AttentionConfig(m, n, w, s)) for m, n, w, s in CHUNKS}
+        found["as chosen"] = measure(attention.chunk_config(torch.bfloat16, 128, 4))
+        found["invariant"] = measure(attention.invariant_config(torch.bfloat16, 128, 4))
+        sdpa = [lambda x=contiguous: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)]  # type: ignore[misc]
+        found["SDPA, contiguous"] = tried(lambda calls=sdpa: graph_us(calls))  # type: ignore[misc]
+        name = f"prefill {batch}x{length}"
+        report[name] = ranked(name, found, operations / RATE * 1e6, "us")
+        report[name]["TFLOP/s"] = {config: round(operations / us / 1e6) for config, us in report[name]["us"].items()}
+        print("    TFLOP/s:", report[name]["TFLOP/s"], flush=True)
+    return report
+
+
+def time_small() -> dict[str, Any]:
+    """Microseconds of the kernels between the products, at both models' widths; inputs rotate past the L2."""
+    report: dict[str, Any] = {}
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+    def measure(name: str, make: Callable[[], Callable[[], object]], moved: float) -> None:
+        calls = [make() for _ in range(max(2, min(40, int(1.5e8 / moved))))]
+        report[name] = round(tried(lambda: graph_us(calls)), 2)
+        floor = moved / BANDWIDTH * 1e6
+        print(f"{name}: {report[name]} us, floor {floor:.2f}; predicted {PREDICTIONS.get(name, '-')}", flush=True)
+
+    def norm(rows: int, hidden: int) -> Callable[[], object]:
+        x, residual, weight = draw(rows, hidden), draw(rows, hidden), draw(hidden)
+        return lambda: add_rms_norm(x, residual, weight, 1e-5)
+
+    def silu(rows: int, inner: int) -> Callable[[], object]:
+        x = draw(rows, 2 * inner)
+        return lambda: silu_and_mul(x)
+
+    def rope(rows: int, heads: int, qk_norm: bool) -> Callable[[], object]:
+        qkv, cos, weight = draw(rows, heads + 16, 128), torch.randn(rows, 64, device="cuda"), draw(128)
+        k, v = (draw(rows // 16 + 1, 8, 16, 128).transpose(1, 2) for _ in range(2))
+        slots = torch.randperm(rows, device="cuda")
+        norms = (weight, weight, 1e-6) if qk_norm else None
+        return lambda: rotate_and_store(qkv, (cos, cos), norms, (k, v), slots)
+
+    for hidden, heads, inner, qk_norm in ((4096, 32, 14336, False), (1024, 16, 3072, True)):
+        for rows in (1, 64, 256, 8192):
+            measure(f"add_rms_norm {rows}x{hidden}", lambda r=rows, h=hidden: norm(r, h), rows * hidden * 8)  # type: ignore[misc]
+            measure(f"silu_and_mul {rows}x{2 * inner}", lambda r=rows, i=inner: silu(r, i), rows * inner * 6)  # type: ignore[misc]
+            name = f"rotate_and_store {rows}" + (" with QK-norm" if qk_norm else "")
+            measure(name, lambda r=rows, h=heads, n=qk_norm: rope(r, h, n), rows * (heads + 16) * 512)  # type: ignore[misc]
+    return report
+
+
+LINEAR: Final = [
+    *((64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (64, 64, 128, 4, 3), (64, 256, 64, 4, 3)),
+    *((128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 32, 128, 4, 4)),
+]  # rows, outputs, inputs, warps, stages
+
+
+def time_linear() -> dict[str, Any]:
+    """Milliseconds of the four products of an 8B layer (436 MB of weights): cuBLAS, and the invariant kernel."""
+    shapes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+    weights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
+    size = sum(weight.numel() for weight in weights)
+    report: dict[str, Any] = {}
+    few = {width: torch.randn(1, width, device="cuda", dtype=torch.bfloat16) for width in (4096, 14336)}
+    warm(
+        lambda w=w, c=shape: linear_invariant(few[w.shape[1]], w, None, LinearConfig(*c))  # type: ignore[misc]
+        for w in weights
+        for shape in LINEAR
+    )
+    for rows in (1, 8, 64, 256, 8192):
+        inputs = {width: torch.randn(rows, width, device="cuda", dtype=torch.bfloat16) for width in (4096, 14336)}
+
+        def measure(
+            product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+            inputs: dict[int, torch.Tensor] = inputs,
+            often: int = 8 if rows < 8192 else 1,
+        ) -> float:
+            layer = [lambda w=w: product(inputs[w.shape[1]], w) for w in weights]  # type: ignore[misc]
+            return tried(lambda: graph_us(layer * often) * len(layer) / 1000)
+
+        found = {"cuBLAS": measure(F.linear), "as chosen": measure(linear_invariant)}
+        for m, n, k, w, s in LINEAR:
+            config = LinearConfig(m, n, k, w, s)
+            found[f"{m}x{n}x{k} w{w} s{s}"] = measure(lambda x, y, c=config: linear_invariant(x, y, None, c))  # type: ignore[misc]
+        floor = max(size * 2 / BANDWIDTH, size * 2 * rows / RATE) * 1e3
+        report[str(rows)] = ranked(f"linear invariant, 8B layer, {rows}", found, floor, "ms")
+        print(f"    price of batch invariance: {found['as chosen'] / found['cuBLAS'] - 1:+.0%}", flush=True)
+    return report
+
+
+def time_models() -> dict[str, Any]:
+    """See `kernel_models`."""
+    import kernel_models
+
+    return kernel_models.time_models(graph_us, event_ms, tried, PREDICTIONS)
+
+
+def time_demo() -> dict[str, Any]:
+    """The demo model through the whole engine."""
+    import gpu_session
+
+    with torch.inference_mode(False):
+        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo(), **gpu_session.time_demo()}
+    if report["CPU against GPU"]["answers that differ"]:
+        report["failures"] = ["the demo model answers otherwise on the GPU"]
+    print(report, "predicted", PREDICTIONS["demo-decode-step-1"], flush=True)
+    return report
+
+
+SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "correct": check_correct,
+    "invariant": check_invariant,
+    "parity": check_parity,
+    "decode": time_decode,
+    "prefill": time_prefill,
+    "small": time_small,
+    "linear": time_linear,
+    "models": time_models,
+    "demo": time_demo,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    failed = []
+    for name in arguments.only:
+        begin = time.perf_counter()
+        print(f"== {name}", flush=True)
+        try:
+            with torch.inference_mode():
+                report[name] = SECTIONS[name]()
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            report[name] = {"failures": [traceback.format_exc(limit=3)]}
+        torch.cuda.empty_cache()
+        found = report[name].get("failures", [])
+        failed += [name] if found else []
+        said = f"FAILED {found[:8]}" if found else "ok"
+        print(f"== {name}: {said}, {time.perf_counter() - begin:.0f} s", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("FAILED: " + ", ".join(failed) if failed else "all checks passed")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

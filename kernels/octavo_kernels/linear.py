@@ -1,0 +1,107 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+"""A linear map whose rows do not see each other, in Triton: what `--batch-invariant` uses instead of cuBLAS.
+
+    y = x Wᵀ + b
+
+cuBLAS picks another kernel, and so another order of summation, for another number of rows. Here one tile shape serves
+every number of rows, and no product is split along the inputs: an element of y is the sum over blocks of BLOCK_K
+inputs, in order. Its twin is `reference.linear`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """A tile of y: rows by outputs, summed over block_k inputs at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def linear_config(dtype: torch.dtype) -> LinearConfig:
+    """By type alone, not by the number of rows. 64 rows are the least of Hopper's matrix instructions."""
+    if dtype == torch.float32:
+        return LinearConfig(32, 64, 32, 4, 2)
+    return LinearConfig(64, 128, 64, 4, 4)
+
+
+def linear_invariant(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, config: LinearConfig | None = None
+) -> torch.Tensor:
+    """[T, in] × [out, in] → [T, out], plus bias [out]. Sums in float32; of float32 no product is cut to TF32."""
+    rows, outputs = x.shape[0], weight.shape[0]
+    y = x.new_empty(rows, outputs)
+    if rows == 0:
+        return y
+    config = config or linear_config(x.dtype)
+    grid = (triton.cdiv(rows, config.block_m) * triton.cdiv(outputs, config.block_n),)
+    _linear_kernel[grid](
+        x,
+        weight,
+        weight if bias is None else bias,
+        y,
+        rows,
+        x.stride(0),
+        weight.stride(0),
+        OUTPUTS=outputs,
+        INPUTS=x.shape[1],
+        BIAS=bias is not None,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return y
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _linear_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    rows,
+    stride_x,
+    stride_weight,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid: (tiles of rows x tiles of outputs,), those of one piece of the weight next to each other."""
+    row_tiles = tl.cdiv(rows, BLOCK_M)
+    row = (tl.program_id(0) % row_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    output = (tl.program_id(0) // row_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    # Past the end the last row and output stand in: what comes of them is not stored.
+    x_at = x_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * stride_x + k[None, :]
+    w_at = weight_ptr + tl.minimum(output, OUTPUTS - 1).to(tl.int64)[:, None] * stride_weight + k[None, :]
+    total = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
+    for start in range(0, INPUTS, BLOCK_K):
+        if INPUTS % BLOCK_K == 0:
+            x = tl.load(x_at)
+            w = tl.load(w_at)
+        else:
+            x = tl.load(x_at, mask=k[None, :] < INPUTS - start, other=0.0)
+            w = tl.load(w_at, mask=k[None, :] < INPUTS - start, other=0.0)
+        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+        x_at += BLOCK_K
+        w_at += BLOCK_K
+    y = total.to(y_ptr.dtype.element_ty)
+    if BIAS:
+        # Rounded before and after, as in the twin.
+        bias = tl.load(bias_ptr + output, mask=output < OUTPUTS, other=0.0)
+        y = (y.to(tl.float32) + bias.to(tl.float32)[None, :]).to(y_ptr.dtype.element_ty)
+    at = row.to(tl.int64)[:, None] * OUTPUTS + output[None, :]
+    tl.store(y_ptr + at, y, mask=(row < rows)[:, None] & (output < OUTPUTS)[None, :])

@@ -1,0 +1,88 @@
+"""Bodies of requests: from bytes to a checked model, beside the event loop where that takes long."""
+
+import inspect
+import json
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any, Final, TypeVar
+
+import msgspec
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from octavo_server.errors import RequestError
+from octavo_server.frontend.refusal import why_unreadable
+from octavo_server.frontend.sse import ClientGone
+from octavo_server.frontend.state import ServerState
+
+M = TypeVar("M", bound=BaseModel)
+
+PARSE_HERE_BYTES: Final = 64 * 1024  # a millisecond or two at most
+
+
+def body_route(state: ServerState) -> type[APIRoute]:
+    """Routes whose endpoint takes a `body` get it from here; FastAPI describes them as its own.
+
+    A full server refuses such a request before it looks at the body.
+    """
+
+    class BodyRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            parameter = inspect.signature(self.endpoint, eval_str=True).parameters.get("body")
+            if parameter is None:
+                return super().get_route_handler()
+            endpoint, model = self.endpoint, parameter.annotation
+
+            async def handle(request: Request) -> Response:
+                state.admission.check()
+                try:
+                    raw, content_type = await request.body(), request.headers.get("content-type", "")
+                except ClientDisconnect as error:
+                    raise ClientGone from error
+                if len(raw) <= PARSE_HERE_BYTES:
+                    body = parse_body(model, raw, content_type)
+                else:
+                    body = await state.in_thread(parse_body, model, raw, content_type)
+                response: Response = await endpoint(body=body, request=request)
+                return response
+
+            return handle
+
+    return BodyRoute
+
+
+def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
+    """The body as `model`.
+
+    Raises:
+        RequestError: it is no JSON.
+        RequestValidationError: it is JSON that does not fit the model; its locations begin with "body".
+    """
+    value = _parse(raw) if raw and _is_json(content_type) else raw or None
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        located = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
+        raise RequestValidationError(located, body=value) from error
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # Python's parser takes a little more (NaN, halves of surrogate pairs), and says better what is wrong
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not valid JSON: {why_unreadable(error)}", code="invalid_json") from error
+
+
+def _is_json(content_type: str) -> bool:
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype()
+    return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))

@@ -1,0 +1,178 @@
+"""Measures what the weights take and what the worst step takes beside them and the KV cache."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import torch
+
+from octavo_common.memory import CUDA_CONTEXT_BYTES, MeasuredMemory, MemoryBill, human_bytes
+from octavo_common.model_config import ModelConfig
+from octavo_server.engine.step import NewRequest
+from octavo_server.ipc import SamplingParams
+from octavo_server.worker import swapper
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.model_runner import ModelRunner
+
+log = logging.getLogger(__name__)
+
+_CUDA_SEGMENT_BYTES: Final = 2 * 2**20  # what torch's allocator rounds large pieces up to
+_CPU_OPERATIONS: Final = 5e8  # some tenths of a second, whatever the CPU
+# All that a request can ask for at once. Its top-k keeps more than anybody asks for: a sort of the whole vocabulary.
+_FULL_SAMPLING: Final = SamplingParams(
+    temperature=1.0,
+    top_p=0.9,
+    top_k=1_000_000,
+    min_p=1e-6,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    logprobs=20,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepBounds:
+    """What the largest step is made of."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+
+def weights_bytes(decoder: object) -> int:
+    """Bytes of the tensors that a decoder holds, one that serves twice counted once. Packed ones have no storage."""
+    tensors = {id(tensor): tensor for value in vars(decoder).values() for tensor in _tensors(value)}
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+
+
+def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | None, plan: MemoryBill) -> MeasuredMemory:
+    """Runs worst steps and sees what they take. The runner has its weights, and no KV cache yet.
+
+    first_free_bytes: of the GPU, before anything was loaded. plan: from estimates; that of the workspace is reported
+    where the steps would take too long, as on the CPU, on which nothing is decided by it: there a smaller step is run,
+    and what that took is told.
+    """
+    weights = weights_bytes(runner.decoder)
+    if runner.device.type == "cuda":
+        swapping = swapper.workspace_bytes(plan.page_bytes, plan.num_host_blocks, runner.device)
+        workspace = _cuda_workspace(runner, bounds, weights, first_free_bytes or 0)
+        return MeasuredMemory(weights, workspace + swapping)
+    runner.allocate_cache(1)
+    tokens = min(bounds.max_num_batched_tokens, _tokens_for(_CPU_OPERATIONS, runner.config, bounds.max_model_len))
+    steps = worst_steps(runner, dataclasses.replace(bounds, max_num_batched_tokens=tokens))
+    grown = _resident_growth(lambda: _run(runner, steps))
+    runner.kv_cache = []
+    if grown is not None and tokens == bounds.max_num_batched_tokens:
+        return MeasuredMemory(weights, grown)
+    told = "" if grown is None else f"; a step of {tokens} tokens took {human_bytes(grown)}"
+    return MeasuredMemory(weights, max(plan.workspace_bytes, grown or 0), f"estimate{told}")
+
+
+def worst_steps(runner: ModelRunner, bounds: StepBounds) -> list[list[ScheduledRow]]:
+    """A step of prefill alone, and one with as many requests that sample as there can be, filled up with prefill.
+
+    All at the longest context, all pages being the cache's first one: what stands in it is of no interest.
+    """
+    budget = bounds.max_num_batched_tokens
+    decodes = min(bounds.max_num_seqs, budget)
+    return [_step(runner, bounds, 0, budget), _step(runner, bounds, decodes, budget - decodes)]
+
+
+def _step(runner: ModelRunner, bounds: StepBounds, decodes: int, prefill: int) -> list[ScheduledRow]:
+    """Many rows are one request's: nobody looks at what they say."""
+    longest, rows, offset = bounds.max_model_len, list[ScheduledRow](), 0
+    asking = _state(runner, longest, msgspec.structs.replace(_FULL_SAMPLING, prompt_logprobs=20))
+    answering = _state(runner, longest, _FULL_SAMPLING)
+    for _ in range(decodes):
+        rows.append(ScheduledRow(answering, longest - 1, longest, offset, True, False, False))
+        offset += 1
+    while prefill > 0:
+        count = min(prefill, longest)
+        rows.append(ScheduledRow(asking, longest - count, longest, offset, True, False, True))
+        offset, prefill = offset + count, prefill - count
+    return rows
+
+
+def _state(runner: ModelRunner, length: int, sampling: SamplingParams) -> RequestState:
+    """A request whose tokens differ as far as the vocabulary goes: penalties have the most to do."""
+    tokens = [position % runner.config.vocab_size for position in range(length)]
+    pages = [0] * -(-length // runner.batch.block_size)
+    return RequestState(NewRequest("", tokens, length, length, sampling, pages, 0), runner.batch.block_size, 0)
+
+
+def _run(runner: ModelRunner, steps: list[list[ScheduledRow]]) -> None:
+    for rows in steps:
+        runner.rehearse(rows)
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _tokens_for(operations: float, config: ModelConfig, context: int) -> int:
+    """Tokens that take about as many operations: two for each parameter, four for each key and head's width."""
+    attention = 4 * context * config.num_attention_heads * config.head_dim * config.num_layers
+    return max(1, int(operations / (2 * config.num_parameters + attention)))
+
+
+def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, first_free_bytes: int) -> int:
+    """By how much torch's reserve grows at most, and all that is neither that nor weights nor pages.
+
+    The reserve and not what is in use of it: the gaps between pieces are gone for others, too. Outside of it are
+    libraries, loaded kernels and CUDA's context. That is there before anything can be asked, together with what other
+    processes take; so it is the lesser of these and of what contexts are known to take.
+    """
+    device = runner.device
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    loaded = torch.cuda.memory_reserved(device)
+    runner.allocate_cache(1)
+    torch.cuda.reset_peak_memory_stats(device)
+    _run(runner, worst_steps(runner, bounds))
+    torch.cuda.synchronize(device)
+    peak, reserved = torch.cuda.max_memory_reserved(device), torch.cuda.memory_reserved(device)
+    outside = free - torch.cuda.mem_get_info(device)[0] - (reserved - loaded)
+    runner.kv_cache = []
+    torch.cuda.empty_cache()
+    context = min(CUDA_CONTEXT_BYTES, max(0, total - first_free_bytes))
+    rounding = max(0, loaded - weights) + runner.config.num_layers * _CUDA_SEGMENT_BYTES
+    return peak - loaded + max(0, outside) + context + rounding
+
+
+def _resident_growth(run: Callable[[], None]) -> int | None:
+    """By how much the memory of this process grows at most while `run` runs; None where Linux does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark to where it is now
+        before = _status_bytes("VmRSS")
+        run()
+        return max(0, _status_bytes("VmHWM") - before)
+    except OSError:
+        run()
+        return None
+
+
+def _status_bytes(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status does not tell {name}")
+
+
+def reserve(runner: ModelRunner, bounds: StepBounds) -> None:
+    """On CUDA, once the KV cache is there: makes torch take what the worst steps need, so that no other process can."""
+    _run(runner, worst_steps(runner, bounds))
+    reserved, planned = torch.cuda.memory_reserved(runner.device), runner.planned_bytes
+    log.info("torch has reserved %s of GPU memory; %s are planned with", human_bytes(reserved), human_bytes(planned))

@@ -1,0 +1,159 @@
+"""A step under way: what was launched, and how to wait for it."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+
+from octavo_server.engine.step import SampledRow
+from octavo_server.ipc import TokenLogprobs
+from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.logprobs import LogprobTensors
+from octavo_server.worker.sampler import SampledTensors
+
+NO_DISTRIBUTION: Final = "the model gave no probabilities for the next token (its logits are not finite numbers)"
+_POLL_SECONDS: Final = 5e-5
+
+
+class StepBehindFailed(RuntimeError):
+    """The step was launched behind one that failed, so its inputs cannot be trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What a step has enqueued: tensors in host memory, which are written once `event` has come (None: they are).
+
+    sampled: of each chunk of the rows that sample. prompts: the chunks of a row's prompt log-probabilities.
+    """
+
+    rows: Sequence[ScheduledRow] = ()
+    sampled: Sequence[tuple[Sequence[ScheduledRow], SampledTensors]] = ()
+    prompts: dict[str, list[LogprobTensors]] = field(default_factory=dict)
+    event: torch.cuda.Event | None = None
+
+    def is_through(self, timeout: float | None) -> bool:
+        """Whether the device is through with it, waiting for it up to `timeout` seconds (None: as long as it takes)."""
+        if self.event is None or _has_come(self.event):
+            return True
+        if timeout is None:
+            self.event.synchronize()
+            return True
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            if _has_come(self.event):
+                return True
+        return False
+
+    def collect(self) -> list[SampledRow]:
+        """Reads the tensors, tells the requests' states their tokens, and makes the rows that say something."""
+        prompts = {row.state.request_id: self._prompt_logprobs(row) for row in self.rows if row.wants_prompt_logprobs}
+        result = []
+        for rows, tensors in self.sampled:
+            for row, sampled in zip(rows, tensors.results(), strict=True):
+                state = row.state
+                prompt = prompts.pop(state.request_id, None)
+                state.learn(row.end, sampled.token_id or 0)
+                state.failed |= sampled.token_id is None
+                if state.failed:  # now or before: what is computed from a token that means nothing does not, either
+                    result.append(SampledRow(state.request_id, error=NO_DISTRIBUTION))
+                else:
+                    result.append(SampledRow(state.request_id, sampled.token_id, sampled.logprobs, prompt))
+        return result + [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompts.items()]
+
+    def _prompt_logprobs(self, row: ScheduledRow) -> list[TokenLogprobs | None]:
+        """Of the prompt tokens that this step's tokens predict; the very first token is predicted by none."""
+        found: list[TokenLogprobs | None] = [None] if row.start == 0 else []
+        for chunk in self.prompts[row.state.request_id]:
+            found += chunk.results()
+        return found
+
+
+class StepHandle:
+    """A step that was launched. `wait` for it in the order of the launches, on the thread that launched it."""
+
+    def __init__(self, behind: "StepHandle | None") -> None:
+        """behind: the step before it, if `wait` has not said yet what came of that."""
+        self.progress = 0  # grows as parts of the step get done
+        self.tables: np.ndarray | None = None  # its block tables, on the host
+        self._behind = behind
+        self._ran = threading.Event()  # everything is enqueued, or on the CPU computed
+        self._launched = Launched()
+        self._rows: list[SampledRow] | None = None
+        self._error: Exception | None = None
+        self.is_reported = False  # `wait` has returned its rows, or raised
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether it may still read and write its pages."""
+        return not self._ran.is_set() or not self._launched.is_through(0.0)
+
+    def run(self, compute: Callable[[], Launched], move: Callable[[], None] = lambda: None) -> None:
+        """Does the host's part, on whatever thread; what it raises is raised by `wait`.
+
+        `move` comes first, whatever became of the step before: the scheduler counts on it that pages were moved.
+        """
+        try:
+            move()
+            if self._behind is not None and self._behind._error is not None:
+                raise StepBehindFailed("the step before this one failed") from self._behind._error
+            self._launched = compute()
+            if self._launched.event is None:
+                self._rows = self._launched.collect()
+        except Exception as error:
+            self._error = error
+        if self._error is not None or self._rows is not None:
+            self._behind = None
+        self._ran.set()
+
+    def join(self) -> None:
+        """Waits until the host's part is over, however it ends."""
+        self._ran.wait()
+
+    def wait(self, timeout: float | None = None) -> list[SampledRow] | None:
+        """The step's rows: of the requests about which there is something to say. None if it is not through in time.
+
+        timeout: seconds; None waits as long as it takes. Raises what the step raised, and StepBehindFailed if the step
+        that was under way at its launch failed.
+        """
+        if not self._ran.wait(timeout):
+            return None
+        if self._error is None and self._rows is None:
+            try:
+                if not self._launched.is_through(timeout):
+                    return None
+                self.settle()
+            except Exception as error:  # CUDA reports what a kernel did wrong wherever it is asked next
+                self._error = error
+        self.is_reported = True
+        if self._error is not None:
+            raise self._error
+        return self._rows
+
+    def result(self) -> list[SampledRow]:
+        """`wait` for as long as it takes."""
+        return self.wait() or []
+
+    def settle(self) -> None:
+        """Waits until its tokens, and those of the steps before it, are known on the host. Raises as `wait` does."""
+        self.settle_before()
+        if self._error is not None:
+            raise self._error
+        if self._rows is None:
+            self._launched.is_through(None)
+            self._rows = self._launched.collect()
+
+    def settle_before(self) -> None:
+        """The same of the steps before it alone."""
+        if self._behind is not None:
+            self._behind.settle()
+            self._behind = None
+
+
+def _has_come(event: torch.cuda.Event) -> bool:
+    """Raises what the device reports, of whatever work it did before."""
+    return bool(event.query())  # type: ignore[no-untyped-call]

@@ -1,0 +1,195 @@
+"""Requests that nobody wrote: made from the server's own description of itself, and streams that are cut anywhere."""
+
+import asyncio
+import itertools
+import json
+import math
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+import serving
+from octavo_cli.chat_client import stream_chat
+
+BASE = {
+    "CompletionRequest": ("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2}),
+    "ChatCompletionRequest": (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logprobs": True, "max_tokens": 2},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServerProcess]:
+    with serving.serve(serving.text_model(tmp_path_factory.mktemp("fuzz") / "model")) as process:
+        process.wait_until_ready()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def http(server: serving.ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=serving.PATIENCE_SECONDS) as client:
+        yield client
+
+
+# --- from the description
+
+
+@pytest.fixture(scope="module")
+def document(http: httpx.Client) -> Any:
+    return http.get("/openapi.json").json()
+
+
+@pytest.fixture(scope="module")
+def operations(server: serving.ServerProcess, document: Any) -> list[Any]:
+    schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig())
+    schema.config.update(base_url=server.url)
+    found = [operation.ok() for operation in schema.get_all_operations()]
+    assert len(found) >= 8
+    return found
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: str(mode.value))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_request_made_from_the_description_makes_the_server_fail(
+    operations: list[Any], mode: GenerationMode, data: st.DataObject
+) -> None:
+    # An operation without parameters has nothing that could be wrong.
+    able = [one for one in operations if mode is GenerationMode.POSITIVE or one.body or one.path_parameters]
+    case = data.draw(data.draw(st.sampled_from(able)).as_strategy(generation_mode=mode))
+    answer = case.call(timeout=serving.PATIENCE_SECONDS)
+    case.validate_response(answer, checks=(not_a_server_error, response_schema_conformance))
+    assert answer.status_code < 500
+    assert "Traceback" not in answer.text
+
+
+# --- numbers
+
+
+def resolve(schema: Any, document: Any) -> Any:
+    while "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def numbers(schema: Any, document: Any) -> Iterator[tuple[Any, Any]]:
+    """(a function that puts a number in its place, the number's schema) for every number in a field's schema."""
+    schema = resolve(schema, document)
+    for member in schema.get("anyOf", schema.get("oneOf", ())):
+        yield from numbers(member, document)
+    if schema.get("type") in ("integer", "number"):
+        yield (lambda number: number), schema
+    if "items" in schema:
+        for place, found in numbers(schema["items"], document):
+            yield (lambda number, place=place: [place(number)]), found
+    if isinstance(schema.get("additionalProperties"), dict):
+        for place, found in numbers(schema["additionalProperties"], document):
+            yield (lambda number, place=place: {"5": place(number)}), found
+
+
+def numeric_fields(document: Any) -> list[tuple[str, str, Any, Any]]:
+    """(body, field, place, schema)."""
+    found = []
+    for body in BASE:
+        for field, schema in document["components"]["schemas"][body]["properties"].items():
+            found += [(body, field, place, number) for place, number in numbers(schema, document)]
+    return found
+
+
+def beyond(schema: Any) -> st.SearchStrategy[Any]:
+    """Numbers that the schema does not allow; `json.dumps` writes NaN and infinities as Python's parser reads them."""
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    below = st.integers(max_value=math.ceil(low) - 1)
+    above = st.integers(min_value=math.floor(high) + 1)
+    edges = st.sampled_from([2**63, -(2**63) - 1, 2**64, 10**30, 10**400, math.nan, math.inf, -math.inf, 1e300, -1e300])
+    fractions = st.floats(-1e6, 1e6).filter(lambda number: number != int(number))
+    return below | above | edges | (fractions if schema["type"] == "integer" else st.nothing())
+
+
+def test_every_number_in_a_body_is_known_to_this_test(document: Any) -> None:
+    fields = {field for _, field, _, _ in numeric_fields(document)}
+    assert {"temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop_token_ids", "prompt"} <= fields
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_number_beyond_its_bounds_is_refused_by_name(http: httpx.Client, document: Any, data: st.DataObject) -> None:
+    body, field, place, schema = data.draw(st.sampled_from(numeric_fields(document)))
+    path, base = BASE[body]
+    number = data.draw(beyond(schema))
+    content = json.dumps(base | {field: place(number)})
+    answer = http.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, (field, number)
+    param = answer.json()["error"]["param"]
+    assert param is None or param.partition("[")[0].partition(".")[0] == field
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_number_within_its_bounds_never_makes_the_server_fail(
+    http: httpx.Client, document: Any, data: st.DataObject
+) -> None:
+    body, field, place, schema = data.draw(st.sampled_from(numeric_fields(document)))
+    path, base = BASE[body]
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    number = data.draw(st.integers(math.ceil(low), math.floor(high)) | st.sampled_from([low, high]))
+    answer = http.post(path, json=base | {field: place(number)})
+    assert answer.status_code in (200, 400), answer.text
+
+
+# --- streams
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    """The data in pieces, cut at these positions."""
+    edges = [0, *sorted({position % (len(data) + 1) for position in at}), len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
+
+
+# Line ends of other standards, which are none in server-sent events, and characters of two to four bytes.
+SPECIAL = "Grüße 🙂👍🏽 你好\u2028\u2029\x85\x0b\x0c\x1c a\tb\r\n"
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=30)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=st.just(SPECIAL) | TEXTS, at=st.lists(st.integers(0, 10**6), max_size=40))
+def test_a_stream_cut_anywhere_is_read_as_the_same_answer(http: httpx.Client, text: str, at: list[int]) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 150, "seed": 1}
+    whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    answer = http.post("/v1/chat/completions", json=body | {"stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = answer.content.split(b"\n\n")
+    assert events.pop() == b""
+    assert events.pop() == b"data: [DONE]"
+    for event in events:  # each is whole: one line, one JSON object, in UTF-8
+        assert event.startswith(b"data: ") and b"\n" not in event and b"\r" not in event
+        json.loads(event.removeprefix(b"data: ").decode())
+
+    assert asyncio.run(read(answer, cut(answer.content, at))) == whole
+
+
+async def read(answer: httpx.Response, pieces: list[bytes]) -> str:
+    """The text that the command line's client reads from an answer that arrives in these pieces."""
+
+    async def arrive() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def respond(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=answer.headers, content=arrive())
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(respond)) as client:
+        return "".join([piece.text async for piece in stream_chat(client, "http://x/v1", "tiny", "")])

@@ -1,0 +1,136 @@
+"""What is measured at the start, and what nothing may exceed afterwards."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from octavo_common.memory import MemoryBill, MemoryLimits, memory_bill
+from octavo_common.model_config import parse_model_config
+from octavo_server.config import EngineConfig, ServerConfig
+from octavo_server.engine_start import start_engine
+from octavo_server.errors import ConfigError
+from octavo_server.ipc import SamplingParams
+from octavo_server.worker import memory
+from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.memory import StepBounds, measure, weights_bytes, worst_steps
+from octavo_server.worker.model_runner import ModelRunner
+from tiny_models import config_json, random_decoder, write_checkpoint
+
+CPU = torch.device("cpu")
+WIDE = config_json("LlamaForCausalLM", vocab_size=4096, hidden_size=96)
+# 512 rows of logits are 64 MiB: more than the allocator of the C library ever keeps for itself.
+WIDEST = config_json("LlamaForCausalLM", vocab_size=32_768, num_hidden_layers=1, max_position_embeddings=64)
+LOGITS = 512 * 32_768 * 4
+
+
+def runner(config: dict[str, Any]) -> ModelRunner:
+    made = ModelRunner(parse_model_config(config), CPU, torch.float32, block_size=16, max_num_seqs=8)
+    made.decoder = random_decoder(config)
+    return made
+
+
+def plan(config: dict[str, Any]) -> MemoryBill:
+    return memory_bill(parse_model_config(config), MemoryLimits(device="cpu", dtype="float32"))
+
+
+def run_the_largest_step_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes, but for the sampling, which takes the longest."""
+    monkeypatch.setattr(memory, "_CPU_OPERATIONS", 1e12)
+    monkeypatch.setattr(memory, "_FULL_SAMPLING", SamplingParams(temperature=0.0))
+
+
+def tokens(rows: list[ScheduledRow]) -> int:
+    return sum(row.end - row.start for row in rows)
+
+
+def test_weights_are_counted_once_and_all_of_them() -> None:
+    model = parse_model_config(WIDE)
+    rope = 2 * 512 * model.head_dim // 2 * 4  # cosines and sines of each position, in float32
+    assert weights_bytes(random_decoder(WIDE)) == 4 * model.num_parameters + rope
+
+
+def test_the_worst_steps_are_as_large_as_a_step_may_be_at_the_longest_context() -> None:
+    prefill, mixed = worst_steps(runner(WIDE), StepBounds(max_num_seqs=5, max_num_batched_tokens=70, max_model_len=40))
+    assert tokens(prefill) == tokens(mixed) == 70
+    assert [row.end - row.start for row in prefill] == [40, 30]
+    assert [row.end - row.start for row in mixed] == [1] * 5 + [40, 25]
+    assert all(row.end == 40 and row.samples for row in (*prefill, *mixed))
+    assert all(row.wants_prompt_logprobs for row in prefill)
+    few = worst_steps(runner(WIDE), StepBounds(max_num_seqs=5, max_num_batched_tokens=3, max_model_len=40))
+    assert [tokens(rows) for rows in few] == [3, 3]
+
+
+def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_request_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_the_largest_step_greedily(monkeypatch)
+    made, bounds = runner(WIDEST), StepBounds(max_num_seqs=512, max_num_batched_tokens=512, max_model_len=64)
+    found = measure(made, bounds, None, plan(WIDEST))
+    assert found.how == "measured"
+    assert found.weights_bytes == weights_bytes(made.decoder)
+    assert LOGITS < found.workspace_bytes < 20 * LOGITS
+    assert made.batch.states == {} and made.kv_cache == []
+
+
+def test_a_step_too_long_for_a_cpu_is_made_smaller_and_the_bill_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CPU_OPERATIONS", 1e7)
+    bounds = StepBounds(max_num_seqs=64, max_num_batched_tokens=512, max_model_len=128)
+    found = measure(runner(WIDE), bounds, None, plan(WIDE))
+    assert re.fullmatch(r"estimate; a step of \d+ tokens took .*", found.how)
+    assert found.workspace_bytes >= plan(WIDE).workspace_bytes
+
+
+def test_prompt_logprobs_are_made_in_chunks_that_do_not_grow_with_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runner(WIDE)
+    made.allocate_cache(1)
+    seen: list[int] = []
+    assert made.decoder is not None
+    logits = made.decoder.logits
+    monkeypatch.setattr(made.decoder, "logits", lambda rows: seen.append(len(rows)) or logits(rows))
+    monkeypatch.setattr("octavo_server.worker.logprobs.CHUNK_BYTES", 10 * 8 * 4096)
+    monkeypatch.setattr("octavo_server.worker.model_runner._SAMPLED_LOGITS_BYTES", 4 * 4 * 4096)
+    for rows in worst_steps(made, StepBounds(max_num_seqs=11, max_num_batched_tokens=64, max_model_len=64)):
+        made.rehearse(rows)
+    assert max(seen) == 10 and sum(seen) >= 63 + 11
+    assert seen[-3:] == [4, 4, 4]  # 11 that decode, and one that has read its prompt
+
+
+def test_the_bill_is_printed_as_a_table_with_what_was_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_the_largest_step_greedily(monkeypatch)
+    write_checkpoint(tmp_path, WIDEST)
+    caplog.set_level(logging.INFO)
+    config = EngineConfig(model=tmp_path, device="cpu", swap_space=0.01, max_num_batched_tokens=512, max_num_seqs=512)
+    core = start_engine(config, lambda _phase: None)
+    (table,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory:\n")]
+    rows = dict(re.split(r" {2,}", line.strip()) for line in table.splitlines()[1:])
+    amount, unit = rows["workspace (measured)"].split()
+    assert float(amount) * {"MiB": 2**20, "GiB": 2**30}[unit] > LOGITS
+    assert rows["pages"] == f"{core.scheduler.kv_cache.pool.num_blocks:,} of 16 tokens"
+    assert rows["swap space on the host"] == "10.2 MiB"
+    assert int(rows["pages in swap space"].replace(",", "")) == int(0.01 * 2**30) // core.runner.bytes_per_page
+    core.close(1.0)
+
+
+def test_a_disk_tier_without_host_memory_is_refused_at_once() -> None:
+    for given in ({"swap_space": 0.0}, {"device": "cpu"}):
+        with pytest.raises(
+            ValueError, match="disk_cache_dir\n  Pages come to the disk from host memory: give --swap-s"
+        ):
+            ServerConfig(model=Path("/nowhere"), disk_cache_dir=Path("/nowhere"), **given)  # type: ignore[arg-type]
+    ServerConfig(model=Path("/nowhere"), disk_cache_dir=Path("/nowhere"), device="cpu", swap_space=0.5)
+    ServerConfig(model=Path("/nowhere"), disk_cache_dir=Path("/nowhere"))  # a GPU may be found
+
+
+def test_a_disk_tier_where_no_gpu_brings_host_memory_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write_checkpoint(tmp_path, config_json("LlamaForCausalLM"))
+    with pytest.raises(ConfigError, match="--disk-cache-dir: pages come to the disk from host memory"):
+        start_engine(EngineConfig(model=tmp_path, disk_cache_dir=tmp_path / "disk"), lambda _phase: None)

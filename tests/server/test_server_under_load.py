@@ -1,0 +1,256 @@
+"""Many clients, bad ones among them: those who do not read, those who leave, those who ask without end; and none."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+import octavo_server
+import serving
+from octavo_server.frontend.start_watch import activity_of
+
+DEMO = Path(octavo_server.__file__).parent / "demo_model"
+SATURATED_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return serving.text_model(tmp_path_factory.mktemp("load") / "model")
+
+
+def request_bytes(**fields: Any) -> bytes:
+    body = json.dumps({"model": "tiny", "ignore_eos": True, **fields}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+@contextlib.contextmanager
+def deaf_client(server: serving.ServerProcess, **fields: Any) -> Iterator[socket.socket]:
+    """A connection that has asked for something and reads nothing of the answer. What the kernel keeps is little."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(serving.PATIENCE_SECONDS)
+        connection.connect(("127.0.0.1", urlsplit(server.url).port))
+        connection.sendall(request_bytes(**fields))
+        yield connection
+
+
+def open_requests(server: serving.ServerProcess) -> float:
+    return server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting")
+
+
+# --- slow readers
+
+
+def test_a_client_that_does_not_read_slows_nobody_and_finds_its_whole_answer(model: Path) -> None:
+    tokens = 8000
+    with serving.serve(model, env={"FAKE_STEP_SECONDS": "0"}, max_model_len=100_000) as server:
+        server.wait_until_ready()
+        asked = {
+            "prompt": "deaf ears ",
+            "max_tokens": tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        with deaf_client(server, **asked) as deaf, httpx.Client(base_url=server.url, timeout=60) as http:
+            serving.until(lambda: server.metric("vllm:generation_tokens_total") > 0)
+
+            def ask(index: int) -> list[str]:
+                body = {"model": "tiny", "prompt": f"number {index}", "max_tokens": 100, "stream": True}
+                lines = http.post("/v1/completions", json=body).text.split("\n\n")
+                return [json.loads(line[6:])["choices"][0]["text"] for line in lines if line and "[DONE]" not in line]
+
+            with ThreadPoolExecutor(20) as pool:
+                for index, pieces in enumerate(pool.map(ask, range(20))):
+                    assert "".join(pieces) == f"number {index}"
+            # The engine gets on with the deaf one's answer too, and is through with it before anything is read.
+            serving.until(lambda: server.metric("vllm:request_success_total", finished_reason="length") == 1)
+            answer = HTTPResponse(deaf)
+            answer.begin()
+            *parts, usage, done, _ = answer.read().decode().split("\n\n")
+        events = [json.loads(part.removeprefix("data: ")) for part in parts]
+        texts = [event["choices"][0]["text"] for event in events]
+        assert done == "data: [DONE]"
+        assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == tokens
+        whole = httpx.post(
+            f"{server.url}/v1/completions",
+            json={"model": "tiny", "ignore_eos": True, "prompt": "deaf ears ", "max_tokens": tokens},
+            timeout=60,
+        )
+        assert "".join(texts) == whole.json()["choices"][0]["text"]
+        assert len(events) < tokens / 2  # what it missed came in one piece
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_clients_that_do_not_read_do_not_hold_up_the_end(model: Path) -> None:
+    with serving.serve(model, env={"FAKE_STEP_SECONDS": "0"}, max_model_len=10**6, drain_seconds=1) as server:
+        server.wait_until_ready()
+        engine = server.engine_pid()
+        with deaf_client(server, prompt="a", max_tokens=900_000, stream=True, n=3):
+            serving.until(lambda: server.metric("vllm:num_requests_running") == 3)
+            server.process.terminate()
+            assert server.process.wait(serving.PATIENCE_SECONDS) == 0
+        assert not serving.is_alive(engine)
+
+
+def test_sigterm_lets_all_choices_and_those_that_wait_finish(model: Path) -> None:
+    body = {"model": "tiny", "prompt": "hello world", "ignore_eos": True, "max_tokens": 60}
+    with (
+        serving.serve(model, env={"FAKE_STEP_SECONDS": "0.01"}, max_num_seqs=2, drain_seconds=10_000) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        server.wait_until_ready()
+        whole = [pool.submit(http.post, "/v1/completions", json=body | {"n": 3}) for _ in range(2)]
+        stream = pool.submit(http.post, "/v1/completions", json=body | {"n": 2, "stream": True})
+        serving.until(lambda: open_requests(server) == 8)
+        server.process.terminate()
+        for answer in whole:
+            assert [choice["finish_reason"] for choice in answer.result().json()["choices"]] == ["length"] * 3
+        lines = [line.removeprefix("data: ") for line in stream.result().text.split("\n\n") if line]
+        assert lines[-1] == "[DONE]"
+        ends = [json.loads(line)["choices"][0]["finish_reason"] for line in lines[:-1]]
+        assert ends.count("length") == 2
+        assert server.process.wait(serving.PATIENCE_SECONDS) == 0
+
+
+# --- those who leave
+
+
+class Leavers:
+    """Clients of a server who leave at some point of their request, by chance but always in the same way."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.heard = 0
+        self.news = asyncio.Condition()
+
+    async def crowd(self, number: int, at_once: int) -> None:
+        """So many of them, so many at a time."""
+        places = asyncio.Semaphore(at_once)
+
+        async def one(index: int) -> None:
+            async with places:
+                await self.leave(random.Random(index))
+
+        async with asyncio.timeout(200), asyncio.TaskGroup() as group:
+            for index in range(number):
+                group.create_task(one(index))
+
+    async def leave(self, chance: random.Random) -> None:
+        stream = chance.random() < 0.6
+        prompt = [chance.randrange(400) for _ in range(chance.randrange(1, 4))]
+        # With the ids of tokens there is an event for each, whether it has a text or not.
+        fields = {"max_tokens": 100, "stream": stream, "n": chance.choice([1, 1, 2]), "return_token_ids": True}
+        message = request_bytes(prompt=prompt, **fields)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            whole = chance.random() < 0.9
+            writer.write(message if whole else message[: chance.randrange(len(message))])
+            await writer.drain()
+            if whole and stream and chance.random() < 0.8:
+                await self.read_events(reader, chance.randrange(1, 6))
+            else:
+                await self.wait_for_others(chance.randrange(20))
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def read_events(self, reader: asyncio.StreamReader, count: int) -> None:
+        for _ in range(count):
+            line = b""
+            while not line.startswith(b"data: "):
+                line = await reader.readline()
+                if not line or line.startswith((b'{"error"', b"data: [DONE]")):
+                    return  # there was no place for it, or it came in fewer pieces
+            self.heard += 1
+            async with self.news:
+                self.news.notify_all()
+
+    async def wait_for_others(self, count: int) -> None:
+        """Until others have heard so many events, or none of them listens any more."""
+        aim = self.heard + count
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1), self.news:
+                await self.news.wait_for(lambda: self.heard >= aim)
+
+
+def test_a_thousand_who_leave_at_any_point_leave_nothing_behind() -> None:
+    with serving.serve(DEMO, fake=False, max_num_seqs=32, max_queued_requests=224, max_model_len=512) as server:
+        server.wait_until_ready()
+        leavers = Leavers(urlsplit(server.url).port or 0)
+        asyncio.run(leavers.crowd(1000, at_once=100))
+        assert leavers.heard > 300
+        assert server.metric("vllm:request_success_total", finished_reason="abort") > 500
+        serving.until(lambda: open_requests(server) == 0)
+        assert server.metric("vllm:kv_cache_usage_perc") == 0
+        assert server.metric("octavo:kv_tokens_used") == 0
+        # Were a single place in the queue lost, this would be refused: it takes all of them.
+        body = {"model": "tiny", "prompt": ["a", "b"], "n": 128, "max_tokens": 1}
+        assert len(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"]) == 256
+        assert "Traceback" not in server.log
+        serving.until(lambda: server.metric("octavo:kv_tokens_used") == 0)
+
+
+# --- always busy, and never
+
+
+def test_a_minute_of_saturation_causes_no_restart() -> None:
+    with (
+        serving.serve(DEMO, fake=False, max_num_seqs=16, max_queued_requests=16, max_model_len=512) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        server.wait_until_ready()
+        engine, over = server.engine_pid(), threading.Event()
+        statuses: list[int] = []
+
+        def ask(index: int) -> None:
+            for number in itertools.count():
+                if over.is_set():
+                    return
+                body = {"model": "tiny", "prompt": f"{index} {number} " * 8, "max_tokens": 64, "n": 1 + index % 2}
+                statuses.append(http.post("/v1/completions", json=body | {"ignore_eos": True}).status_code)
+
+        with ThreadPoolExecutor(40) as pool:
+            asked = [pool.submit(ask, index) for index in range(40)]
+            started = time.monotonic()
+            while time.monotonic() - started < SATURATED_SECONDS:
+                assert http.get("/health").status_code == http.get("/ready").status_code == 200
+                assert open_requests(server) > 0
+                time.sleep(0.5)
+            over.set()
+            for one in asked:
+                one.result()
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) > 40
+        assert server.engine_pid() == engine
+        assert "starting it again" not in server.log
+
+
+def test_who_has_nothing_to_do_does_nothing() -> None:
+    with serving.serve(DEMO, fake=False, max_model_len=512) as server:
+        server.wait_until_ready()
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 20}
+        assert httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code == 200
+        serving.until(lambda: open_requests(server) == 0)
+        processes = [server.process.pid, server.engine_pid()]
+        before = [activity_of(pid) for pid in processes]
+        time.sleep(2.0)
+        after = [activity_of(pid) for pid in processes]
+        for then, now in zip(before, after, strict=True):
+            assert then is not None and now is not None
+            assert now.cpu_seconds - then.cpu_seconds < 0.3
