@@ -1,7 +1,6 @@
 """Which pages requests share, when they come back, and what each tier makes of them."""
 
 import pytest
-from page_machine import make_request
 
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
@@ -9,6 +8,7 @@ from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.request import Request
 from octavo_server.engine.step import PageEvent
+from page_machine import make_request
 
 SIZE = 4
 PROMPT = list(range(14))  # three full pages and a half
@@ -310,7 +310,7 @@ def test_pages_on_disk_are_read_into_host_memory_before_the_request_joins() -> N
     assert cache.begin_loads(request)
     loads = cache.take_moves().disk_loads
     assert [key.page_hash for key, _ in loads] == request.page_hashes
-    assert loads[1][0].parent == request.page_hashes[0]
+    assert len({key.parent for key, _ in loads}) == 3
     for key, _ in loads:
         assert cache.lookup(request).loading
         cache.handle(PageEvent("loaded", key.page_hash))
