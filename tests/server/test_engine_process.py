@@ -15,6 +15,7 @@ import pytest
 from engine_process import PATIENCE, EngineProcess
 from octavo_server import ipc
 from octavo_server.ipc import Abort, AddRequest, Failed, Outputs, Ready, SamplingParams, Shutdown, Starting
+from octavo_server.step_ring import read_steps, steps_path
 from tiny_models import config_json, write_checkpoint
 
 PROMPT = [5, 9, 2, 44, 7]
@@ -159,6 +160,23 @@ quick, Decoder.forward = Decoder.forward, slow
 """
 
 
+WAITING_BRIEFLY = """
+from octavo_server.engine import core
+core._WAIT_SECONDS = 0.01
+"""
+
+# A step of a request hangs for good, in its first layer.
+HANGING = """
+import time
+from octavo_server.worker.models.decoder import Decoder
+def hanging(self, batch, kv_cache, on_progress):
+    while len(batch.token_ids) == 5:  # no step of the start has so many
+        time.sleep(0.01)
+    return quick(self, batch, kv_cache, on_progress)
+quick, Decoder.forward = Decoder.forward, hanging
+"""
+
+
 def test_the_heart_beats_within_a_long_step_as_its_layers_get_done(model: Path) -> None:
     with EngineProcess(model, prelude=PLODDING) as engine:
         engine.ready()
@@ -170,6 +188,38 @@ def test_the_heart_beats_within_a_long_step_as_its_layers_get_done(model: Path) 
             len([beat for beat in beats if beat.stats.running == 1])
             == 2 * config_json("LlamaForCausalLM")["num_hidden_layers"]
         )
+
+
+def test_the_heart_beats_within_a_long_step_on_a_thread_of_its_own(model: Path) -> None:
+    with EngineProcess(model, prelude=PLODDING + WAITING_BRIEFLY, async_scheduling=True) as engine:
+        engine.ready()
+        engine.add("long", PROMPT, max_tokens=1)
+        engine.wait_for(Outputs, lambda message: bool(message.outputs))
+        beats = [message for message in engine.inbox if isinstance(message, Outputs) and not message.outputs]
+        assert any(beat.stats.running == 1 for beat in beats)
+
+
+def test_an_engine_whose_step_hangs_falls_silent(model: Path) -> None:
+    with EngineProcess(model, prelude=HANGING + WAITING_BRIEFLY, async_scheduling=True) as engine:
+        engine.ready()
+        engine.idle()
+        engine.add("long", PROMPT, max_tokens=1)
+        while engine.socket.poll(2000):  # four times the heart's interval
+            message = engine.receive()
+            assert isinstance(message, Outputs) and message.stats.running == 0  # from before the step
+
+
+def test_the_steps_before_a_kill_can_be_read(model: Path) -> None:
+    with EngineProcess(model) as engine:
+        engine.ready()
+        engine.add("open", PROMPT, max_tokens=400)
+        for _ in range(20):
+            engine.wait_for(Outputs, lambda message: bool(message.outputs))
+        engine.process.kill()
+        engine.wait_for_exit()
+        steps = read_steps(steps_path(engine.path))
+        assert len(steps) >= 20 and all("1 running" in step for step in steps[1:])
+        assert steps[0].startswith("1 ") and "5 tokens (5 of prefill)" in steps[0] and "done in" in steps[0]
 
 
 # Prompts with token 13 or 14 break the step that they are in, those with 15 get logits that are no numbers.
