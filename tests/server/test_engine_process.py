@@ -48,7 +48,7 @@ def test_the_start_is_told_phase_by_phase_and_ends_with_ready(engine: EngineProc
 
 def test_the_first_word_comes_before_anything_heavy_is_imported() -> None:
     code = (
-        "import sys, octavo_server.engine.process; "
+        "import sys, octavo_server.engine_process; "
         "print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -148,7 +148,7 @@ def test_ctrl_c_is_left_to_the_api_process(engine: EngineProcess) -> None:
 # Each part of a step takes longer than the heart's interval.
 PLODDING = """
 import time
-from octavo_server.engine import process
+from octavo_server import engine_process as process
 from octavo_server.worker.models.decoder import Decoder
 process.HEARTBEAT_SECONDS = 0.01
 def slow(self, batch, kv_cache, on_progress):
@@ -330,7 +330,7 @@ def test_it_dies_with_a_parent_that_was_killed(model: Path, when: str) -> None:
 
 def test_it_ends_when_stdin_does_where_the_kernel_did_not_end_it(model: Path) -> None:
     """As after a parent that was killed before the engine could ask the kernel to follow it."""
-    unasked = "import octavo_server.engine.process as p; p._die_with_parent = lambda: None"
+    unasked = "import octavo_server.engine_process as p; p._die_with_parent = lambda: None"
     with EngineProcess(model, prelude=unasked, between=True) as engine:
         engine.ready()
         with contextlib.closing(_ProcessHandle(engine.engine_pid)) as handle:
