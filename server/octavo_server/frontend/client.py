@@ -91,19 +91,18 @@ class EngineClient:
         for stream in set(streams.values()):
             stream.fail(EngineError(reason))
 
-    async def close(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
         """The engine is gone: end every open request with `reason`."""
         self.ready = None
         self.end_streams(reason)
         self.epoch = 0
-        link, self._link = self._link, None
-        if link is not None:
-            await asyncio.to_thread(link.close)
+        self._close_link()
         self._on_stats(None)
 
     def terminate(self) -> None:
-        """Free the sockets' context; the client is of no use afterwards."""
-        self._context.destroy(linger=0)
+        """Free the sockets and their context; the client is of no use afterwards."""
+        self._close_link()
+        self._context.term()
 
     async def last_words(self) -> None:
         """Wait a moment for the message with which an engine that gave up said why; it may still be on its way."""
@@ -130,6 +129,11 @@ class EngineClient:
         """Ask the engine to end after the step in flight."""
         if self._link is not None:
             self._link.send(ipc.encoder.encode(ipc.Shutdown(self.epoch)))
+
+    def _close_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _give_up(self, request_ids: Iterable[str]) -> None:
         """Tell the engine that nobody waits for these any more."""
