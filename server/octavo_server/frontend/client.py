@@ -147,6 +147,7 @@ class EngineClient:
         """Messages that arrived together; what is to be sent to the engine in return."""
         touched: set[OutputStream] = set()
         surplus: list[str] = []
+        stats: list[ipc.EngineStats] = []
         others: list[ipc.EngineMessage] = []
         for frame in frames:
             message = _decode(frame)
@@ -154,8 +155,7 @@ class EngineClient:
                 continue
             self._last_heard = time.monotonic()
             if isinstance(message, ipc.Outputs):
-                self.stats = message.stats
-                self._on_stats(message.stats)
+                stats.append(message.stats)
                 for output in message.outputs:
                     self._dispatch(output, touched, surplus)
             else:
@@ -163,7 +163,15 @@ class EngineClient:
         told = [stream for stream in touched if stream.to_be_told()]
         if told or others:
             loop.call_soon_threadsafe(self._tell, epoch, told, others)
+        self._show(stats)
         return [ipc.encoder.encode(ipc.Abort(epoch, surplus))] if surplus else []
+
+    def _show(self, entries: list[ipc.EngineStats]) -> None:
+        try:
+            for self.stats in entries:
+                self._on_stats(self.stats)
+        except Exception:
+            log.exception("the engine's state could not be shown")  # nobody's answer depends on it
 
     def _dispatch(self, output: ipc.RequestOutput, touched: set[OutputStream], surplus: list[str]) -> None:
         stream = self._streams.get(output.request_id)
