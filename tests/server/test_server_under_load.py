@@ -76,7 +76,6 @@ def test_a_client_that_does_not_read_slows_nobody_and_finds_its_whole_answer(mod
             with ThreadPoolExecutor(20) as pool:
                 for index, pieces in enumerate(pool.map(ask, range(20))):
                     assert "".join(pieces) == f"number {index}"
-                    assert len(pieces) > 5  # token by token, as ever
             # The engine gets on with the deaf one's answer too, and is through with it before anything is read.
             serving.until(lambda: server.metric("vllm:request_success_total", finished_reason="length") == 1)
             answer = HTTPResponse(deaf)
@@ -153,17 +152,17 @@ class Leavers:
 
     async def leave(self, chance: random.Random) -> None:
         stream = chance.random() < 0.6
-        message = request_bytes(
-            prompt=f"number {chance.random()}", max_tokens=200, stream=stream, n=chance.choice([1, 1, 2, 3])
-        )
+        prompt = [chance.randrange(400) for _ in range(chance.randrange(1, 4))]
+        # With the ids of tokens there is an event for each, whether it has a text or not.
+        fields = {"max_tokens": 100, "stream": stream, "n": chance.choice([1, 1, 2]), "return_token_ids": True}
+        message = request_bytes(prompt=prompt, **fields)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            if chance.random() < 0.1:
-                message = message[: chance.randrange(len(message))]
-            writer.write(message)
+            whole = chance.random() < 0.9
+            writer.write(message if whole else message[: chance.randrange(len(message))])
             await writer.drain()
-            if stream and chance.random() < 0.8:
-                await self.read_events(reader, chance.randrange(1, 12))
+            if whole and stream and chance.random() < 0.8:
+                await self.read_events(reader, chance.randrange(1, 6))
             else:
                 await self.wait_for_others(chance.randrange(20))
         finally:
@@ -176,8 +175,8 @@ class Leavers:
             line = b""
             while not line.startswith(b"data: "):
                 line = await reader.readline()
-                if not line or line.startswith(b'{"error"'):
-                    return  # there was no place for it
+                if not line or line.startswith((b'{"error"', b"data: [DONE]")):
+                    return  # there was no place for it, or it came in fewer pieces
             self.heard += 1
             async with self.news:
                 self.news.notify_all()
@@ -195,7 +194,7 @@ def test_a_thousand_who_leave_at_any_point_leave_nothing_behind() -> None:
         server.wait_until_ready()
         leavers = Leavers(urlsplit(server.url).port or 0)
         asyncio.run(leavers.crowd(1000, at_once=100))
-        assert leavers.heard > 500
+        assert leavers.heard > 300
         assert server.metric("vllm:request_success_total", finished_reason="abort") > 500
         serving.until(lambda: open_requests(server) == 0)
         assert server.metric("vllm:kv_cache_usage_perc") == 0
