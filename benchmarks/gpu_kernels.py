@@ -105,6 +105,8 @@ def rows_that_differ(directory: Path, dtype: torch.dtype) -> int:
 
 def graph_us(calls: list[Callable[[], object]], replays: int = 10) -> float:
     """Microseconds of a call: all calls in one CUDA graph, the median over its replays."""
+    # A stream of its own does not wait for the inputs, which may still be in the making on this one.
+    torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for call in calls[:4]:
