@@ -254,10 +254,12 @@ def _attend(
 def _pages(table_ptr, first, n, shown, whole: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Page numbers of the keys first + n: one for all where a page holds the tile, else one for each."""
     if PAGE_SIZE >= BLOCK_N:
-        return tl.load(table_ptr + first // PAGE_SIZE).to(tl.int64)  # a tile that is taken has a key that is seen
-    if whole:
-        return tl.load(table_ptr + first // PAGE_SIZE + n // PAGE_SIZE).to(tl.int64)
-    return tl.load(table_ptr + first // PAGE_SIZE + n // PAGE_SIZE, mask=shown, other=0).to(tl.int64)
+        page = tl.load(table_ptr + first // PAGE_SIZE)  # a tile that is taken has a key that is seen
+    elif whole:
+        page = tl.load(table_ptr + first // PAGE_SIZE + n // PAGE_SIZE)
+    else:
+        page = tl.load(table_ptr + first // PAGE_SIZE + n // PAGE_SIZE, mask=shown, other=0)
+    return page.to(tl.int64)
 
 
 @triton.jit
