@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine_fakes import FakeEngine, alone
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
@@ -102,6 +103,23 @@ def test_a_page_with_the_name_of_another_is_a_miss_and_leaves_the_other_alone(mo
     assert admit(cache, second) == 0
     cache.free(second)
     assert cache.lookup(make_request("again", PROMPT, SIZE)).num_tokens == SIZE  # pages 2 and 3 had no name left
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("names", [1, 3])
+def test_answers_are_right_even_where_names_collide(names: int, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    extend = page_hash.extend
+    monkeypatch.setattr(page_hash, "extend", lambda parent, tokens: bytes([extend(parent, tokens)[0] % names]) * 16)
+    engine = FakeEngine(num_blocks=24, prefix_caching=True, host_slots=8, preemption_mode="swap", overlap=overlap)
+    prompts = {f"r{index}": [*PROMPT[: index % 14], 100 + index // 7, *PROMPT[:6]] for index in range(40)}
+    prompts |= {f"again {name}": prompt for name, prompt in prompts.items()}
+    for name, prompt in prompts.items():
+        engine.add(name, prompt)
+    engine.run()
+    assert engine.outputs == {name: alone(prompt, 8) for name, prompt in prompts.items()}
+    assert engine.kv_cache.stats.prefix_hits > 0
+    assert engine.scheduler.num_preemptions > 0
+    assert engine.kv_cache.num_blocks_used == 0
 
 
 def test_without_prefix_caching_or_names_nothing_is_shared() -> None:
