@@ -56,12 +56,9 @@ class Rates:
 class _Batch:
     """A step while it is being put together."""
 
+    output: SchedulerOutput
     budget: int  # tokens left
-    counts: dict[str, int] = field(default_factory=dict)
-    requests: dict[str, Request] = field(default_factory=dict)  # those of `counts`
-    new_requests: list[NewRequest] = field(default_factory=list)
-    new_block_ids: dict[str, list[int]] = field(default_factory=dict)
-    preempted_ids: list[str] = field(default_factory=list)
+    requests: dict[str, Request] = field(default_factory=dict)  # those that have tokens in it
     prefills: list[Request] = field(default_factory=list)  # running ones that are not through
     unserved: list[Request] = field(default_factory=list)  # decodes whose turn it is not
     blocked: list[Request] = field(default_factory=list)  # waiting ones for which there are not the pages
@@ -73,7 +70,7 @@ class _Batch:
         request.num_in_flight += 1
         if request.num_computed_tokens >= request.num_prefill_tokens:
             request.num_pending_tokens += 1
-        self.counts[request.request_id] = count
+        self.output.num_scheduled_tokens[request.request_id] = count
         self.requests[request.request_id] = request
         self.budget -= count
 
@@ -82,8 +79,8 @@ class _Batch:
         request.num_computed_tokens -= 1
         request.num_in_flight -= 1
         request.num_pending_tokens -= 1
-        del self.counts[request.request_id], self.requests[request.request_id]
-        self.new_block_ids.pop(request.request_id, None)
+        del self.output.num_scheduled_tokens[request.request_id], self.requests[request.request_id]
+        self.output.new_block_ids.pop(request.request_id, None)
         self.budget += 1
 
 
@@ -124,6 +121,7 @@ class Scheduler:
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
         self._num_added = 0
+        self._num_schedules = 0  # steps, and those that came to nothing
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
@@ -182,33 +180,31 @@ class Scheduler:
         return results
 
     def schedule(self) -> SchedulerOutput:
-        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join."""
-        self.num_steps += 1
-        finished, self._finished_ids = self._finished_ids, []
-        batch = _Batch(self.limits.max_num_batched_tokens)
+        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join.
+
+        An output that `is_empty` is no step.
+        """
+        self._num_schedules += 1
+        output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
+        self._finished_ids = []
+        batch = _Batch(output, self.limits.max_num_batched_tokens)
         self._schedule_decodes(batch)
-        if batch.budget > 0 and (batch.prefills or self.waiting):
-            decoded = batch.budget
+        left = batch.budget
+        if left > 0 and (batch.prefills or self.waiting):
             self._schedule_prefills(batch)
-            self.num_prefill_tokens = decoded - batch.budget
-            self._use_up(batch)
-        else:
-            self.num_prefill_tokens = 0
-        if batch.counts:
-            self._launched[self.num_steps] = batch.requests
+        self.num_prefill_tokens = max(0, left - batch.budget)
+        for request in batch.unserved:  # what prefills left, as long as nobody has to give way for it
+            if batch.budget > 0 and request.status is RequestStatus.RUNNING:
+                self._put_with_pages(request, 1, batch, preempt=False)
         moves = self.kv_cache.take_moves()
-        return SchedulerOutput(
-            step=self.num_steps,
-            new_requests=batch.new_requests,
-            new_block_ids=batch.new_block_ids,
-            num_scheduled_tokens=batch.counts,
-            finished_ids=finished,
-            preempted_ids=batch.preempted_ids,
-            swap_out=moves.swap_out,
-            swap_in=moves.swap_in,
-            disk_stores=moves.disk_stores,
-            disk_loads=moves.disk_loads,
-        )
+        output.swap_out.extend(moves.swap_out)
+        output.swap_in.extend(moves.swap_in)
+        output.disk_stores.extend(moves.disk_stores)
+        output.disk_loads.extend(moves.disk_loads)
+        if not output.is_empty:
+            self.num_steps += 1
+            self._launched[self.num_steps] = batch.requests
+        return output
 
     def update(self, output: SchedulerOutput, rows: Iterable[SampledRow]) -> list[RequestOutput]:
         """Takes in what the worker made of a step. Rows of requests that ended meanwhile are dropped."""
@@ -216,7 +212,11 @@ class Scheduler:
         results = []
         for row in rows:
             request = requests[row.request_id]
-            if request.status is not RequestStatus.FINISHED and (result := self._update_row(request, row)) is not None:
+            if request.status is RequestStatus.FINISHED:
+                continue
+            if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
+                results.append(self._next_token(request, row.token_id, row))
+            elif (result := self._update_prompt(request, row)) is not None:
                 results.append(result)
         self._land(requests)
         return results
@@ -237,8 +237,6 @@ class Scheduler:
             # The worker may have broken before it came to these. Forgetting twice does no harm.
             self._finished_ids += (*output.finished_ids, *output.preempted_ids)
         return results
-
-    # --- decodes
 
     def _schedule_decodes(self, batch: _Batch) -> None:
         """One token each, as far as the budget goes; they take turns if it does not go round."""
@@ -276,16 +274,6 @@ class Scheduler:
         prefilling = (request.num_computed_tokens < request.num_prefill_tokens for request in self.running)
         return budget - quarter if self.waiting or any(prefilling) else budget
 
-    def _use_up(self, batch: _Batch) -> None:
-        """Gives what prefills left to decodes that were not served, as long as nobody has to give way for it."""
-        for request in batch.unserved:
-            if batch.budget == 0:
-                return
-            if request.status is RequestStatus.RUNNING:
-                self._put_with_pages(request, 1, batch, preempt=False)
-
-    # --- pages
-
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
         """Schedules tokens if there are pages for them, taken from those behind the request if need be."""
         while (added := self.kv_cache.allocate_slots(request, count)) is None:
@@ -296,7 +284,7 @@ class Scheduler:
             if victim is request:
                 return
         if added:
-            batch.new_block_ids[request.request_id] = added
+            batch.output.new_block_ids[request.request_id] = added
         batch.put(request, count)
 
     def _victim(self, request: Request, batch: _Batch) -> Request | None:
@@ -307,12 +295,12 @@ class Scheduler:
         for victim in reversed(self.running):
             if victim is request:
                 return None if request.num_computed_tokens < request.num_prefill_tokens else request
-            if batch.counts.get(victim.request_id, 0) == 0 or victim.num_computed_tokens > victim.num_prefill_tokens:
+            if victim.request_id not in batch.requests or victim.num_computed_tokens > victim.num_prefill_tokens:
                 return victim
         return None
 
     def _preempt(self, victim: Request, batch: _Batch) -> None:
-        if victim.request_id in batch.counts:
+        if victim.request_id in batch.requests:
             batch.take_back(victim)
         del self.running[bisect_left(self.running, victim.key, key=_by_key)]
         # The prompt's log-probabilities come from one pass through all of it.
@@ -323,7 +311,7 @@ class Scheduler:
             self._forget_computed(victim)
         victim.num_preemptions += 1
         self.num_preemptions += 1
-        batch.preempted_ids.append(victim.request_id)
+        batch.output.preempted_ids.append(victim.request_id)
         self._enqueue(victim)
 
     def _forget_computed(self, request: Request) -> None:
@@ -342,12 +330,10 @@ class Scheduler:
         num_bytes = 2 * rates.bytes_per_page * -(-tokens // self.kv_cache.block_size)
         return num_bytes / rates.copy_bytes_per_second <= tokens / rates.prefill_tokens_per_second
 
-    # --- prefills
-
     def _schedule_prefills(self, batch: _Batch) -> None:
         """Shares what is left of the budget between the prefills under way and the requests that can join."""
         claims = [_Claim(r.num_tokens_to_compute, r) for r in batch.prefills if r.status is RequestStatus.RUNNING]
-        if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.preempted_ids:
+        if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
             claims += self._candidates(batch)
         claims.sort(key=attrgetter("request.key"))
         shares = _fair_shares([claim.remaining for claim in claims], batch.budget)
@@ -356,7 +342,7 @@ class Scheduler:
                 self._put_with_pages(claim.request, share, batch)
         coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
         for claim, share in zip(claims, shares, strict=True):
-            if share and claim.joins and not batch.preempted_ids:
+            if share and claim.joins and not batch.output.preempted_ids:
                 self._join(claim.request, share, coming, batch)
 
     def _candidates(self, batch: _Batch) -> list[_Claim]:
@@ -374,7 +360,7 @@ class Scheduler:
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
             hit = self._hits.get(request.request_id)
-            if hit is None or (self.num_steps + request.key[1]) % LOOK_EVERY == 0:
+            if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
             if self._must_wait(request, hit, coming):
                 continue
@@ -433,41 +419,35 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         request.num_prefill_tokens = request.num_tokens
         insort(self.running, request, key=_by_key)
-        batch.new_requests.append(self._introduce(request))
+        batch.output.new_requests.append(
+            NewRequest(
+                request_id=request.request_id,
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                max_tokens_in_all=request.max_tokens_in_all,
+                sampling=request.sampling,
+                block_ids=self.kv_cache.block_ids(request),
+                num_computed_tokens=request.num_computed_tokens,
+            )
+        )
         batch.put(request, count)
         coming.add(self._next_page(request, request.num_computed_tokens))
 
-    def _introduce(self, request: Request) -> NewRequest:
-        return NewRequest(
-            request_id=request.request_id,
-            token_ids=list(request.token_ids),
-            num_prompt_tokens=request.num_prompt_tokens,
-            max_tokens_in_all=request.max_tokens_in_all,
-            sampling=request.sampling,
-            block_ids=self.kv_cache.block_ids(request),
-            num_computed_tokens=request.num_computed_tokens,
-        )
-
-    # --- results
-
-    def _update_row(self, request: Request, row: SampledRow) -> RequestOutput | None:
+    def _update_prompt(self, request: Request, row: SampledRow) -> RequestOutput | None:
+        """An error, a part of the prompt's log-probabilities, or the first token."""
         if row.error is not None:
             self.kv_cache.forget_step([request])
             return self._end_with_error(request, row.error, "internal")
         if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
-        if row.token_id is None:
-            return None
-        request.num_pending_tokens -= 1
-        if len(request.token_ids) == request.num_prompt_tokens:
-            return self._first_token(request, row.token_id, row)
-        return self._next_token(request, row.token_id, row)
+        return None if row.token_id is None else self._first_token(request, row.token_id, row)
 
     def _first_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
         """The prompt is through: the answer to it begins with what was found out about it."""
         self.num_prompt_tokens += request.num_prompt_tokens
         request.skip_prefix = False
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
+            request.num_pending_tokens -= 1
             self._finish(request)
             output = RequestOutput(request.request_id, [], "length")
         else:
@@ -481,24 +461,22 @@ class Scheduler:
     def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
         tokens = request.token_ids
         tokens.append(token_id)
+        request.num_pending_tokens -= 1
         self.num_generation_tokens += 1
         if request.status is RequestStatus.WAITING:
             self.num_waiting_tokens += 1  # it gave way while this was computed
-        elif (len(tokens) - 1) % self.kv_cache.block_size == 0:
+        elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
-        reason, stop_id = None, None
+        logprobs = None if row.logprobs is None else [row.logprobs]
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
-            reason = "stop"
-            stop_id = token_id if request.sampling.ignore_eos or token_id not in self.limits.eos_token_ids else None
-        elif len(tokens) >= request.max_tokens_in_all:
-            reason = "length"
-        if reason is not None:
+            by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
             self._finish(request)
-        logprobs = None if row.logprobs is None else [row.logprobs]
-        return RequestOutput(request.request_id, [token_id], reason, stop_id, logprobs)
-
-    # --- coming and going
+            return RequestOutput(request.request_id, [token_id], "stop", None if by_model else token_id, logprobs)
+        if len(tokens) >= request.max_tokens_in_all:
+            self._finish(request)
+            return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
+        return RequestOutput(request.request_id, [token_id], None, None, logprobs)
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
