@@ -17,7 +17,7 @@ from training.demo_model.grading import right
 from octavo_server import page_hash
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.process import STALL_SECONDS
+from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, SamplingParams
 from octavo_server.worker.input_batch import ScheduledRow, StepInputs

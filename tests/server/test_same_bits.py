@@ -248,7 +248,7 @@ def crowd(tiny: Path) -> tuple[dict[str, Asked], dict[str, Answer]]:
     return requests, found
 
 
-@pytest.mark.parametrize(("mode", "overlap"), [("swap", False), ("swap", True), ("recompute", True), ("auto", False)])
+@pytest.mark.parametrize(("mode", "overlap"), [("swap", False), ("auto", True)])
 def test_64_requests_in_a_pool_for_8(
     mode: str, overlap: bool, tiny: Path, crowd: tuple[dict[str, Asked], dict[str, Answer]]
 ) -> None:
@@ -259,14 +259,13 @@ def test_64_requests_in_a_pool_for_8(
         max_model_len=40,
         num_gpu_blocks_override=8 * 5,
         preemption_mode=mode,
-        swap_space=0.0 if mode == "recompute" else 0.01,
+        swap_space=0.01,
     )
     if not overlap:
         poison_free_pages(core)
     assert answers(core, requests) == expected
     stats = core.stats()
-    happened(stats, "preemptions")
-    assert (stats.swapped_out > 0 and stats.swapped_in > 0) == (mode != "recompute")
+    happened(stats, "preemptions", "swapped_out", "swapped_in")
     assert mode != "swap" or stats.preemptions_by_swap == stats.preemptions
     core.close(1.0)
 

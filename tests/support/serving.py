@@ -76,9 +76,12 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serve(
-    model: Path, *, fake: bool = True, env: Mapping[str, str] | None = None, **config: Any
+    model: Path, *, fake: bool = True, env: Mapping[str, str] | None = None, prelude: str = "", **config: Any
 ) -> Iterator[ServerProcess]:
-    """A server on a free port, with `config` besides the model; ended at the end, by force if need be."""
+    """A server on a free port, with `config` besides the model; ended at the end, by force if need be.
+
+    `prelude` is code that a real engine runs first, to break something on purpose.
+    """
     defaults = {"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu"}
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as reports:
         values = json.dumps(defaults | {"crash_report_dir": reports} | config)
@@ -88,7 +91,7 @@ def serve(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **(env or {}), "ENGINE_PRELUDE": prelude},
             start_new_session=True,
         )
         try:
@@ -168,6 +171,9 @@ def main(kind: str, values: str) -> int:
     if limit := os.environ.get("START_HANG_SECONDS"):
         start_watch.START_HANG_SECONDS = float(limit)  # type: ignore[misc]
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
+    if prelude := os.environ["ENGINE_PRELUDE"]:
+        start = "import sys\nfrom octavo_server.engine_process import main\nsys.exit(main())"
+        command = (sys.executable, "-c", f"# engine\n{prelude}\n{start}")
     try:
         return run(ServerConfig.model_validate_json(values), command)
     except OctavoError as error:

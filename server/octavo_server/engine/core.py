@@ -17,6 +17,7 @@ import torch
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler
 from octavo_server.engine.step import SampledRow, SchedulerOutput
+from octavo_server.errors import EngineError
 from octavo_server.ipc import AddRequest, EngineStats, RequestOutput
 from octavo_server.page_hash import HASH_BYTES
 from octavo_server.step_ring import StepRing
@@ -189,16 +190,24 @@ class EngineCore:
 
     def _launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> None:
         launched = self._clock()
+        for new in output.new_requests:
+            request = self.scheduler.requests[new.request_id]
+            request.first_scheduled = request.first_scheduled or launched
         record = self._describe(output)
         self._record(output.step, record, "scheduled")
         handle = self.runner.launch(output, on_progress)
         self._flights.append(_Flight(output, handle, launched, self.scheduler.num_prefill_tokens, record))
 
     def _land(self, on_progress: Callable[[], None]) -> list[RequestOutput]:
-        """Takes in the oldest step under way; one that breaks ends the requests in it and behind it, and no others."""
+        """Takes in the oldest step under way; one that breaks ends the requests in it and behind it, and no others.
+
+        Raises EngineError if it leaves pages of which nobody knows what they hold.
+        """
         flight = self._flights.popleft()
         try:
             rows = self._wait(flight.handle, on_progress)
+        except EngineError:
+            raise
         except Exception as error:
             return self._fail(flight, error)
         now = self._clock()

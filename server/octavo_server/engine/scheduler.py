@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -166,7 +166,7 @@ class Scheduler:
         for request in found:
             self._finish(request)
         self._drop_finished()
-        return [RequestOutput(request.request_id, [], finish_reason="abort") for request in found]
+        return [_end(request, [], "abort") for request in found]
 
     def expire(self, now: float) -> list[RequestOutput]:
         """Ends the requests whose deadline has come, at whatever stage they are."""
@@ -449,13 +449,17 @@ class Scheduler:
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
             request.num_pending_tokens -= 1
             self._finish(request)
-            output = RequestOutput(request.request_id, [], "length")
+            output = _end(request, [], "length")
         else:
             output = self._next_token(request, token_id, row)
         prompt_logprobs = None if request.sampling.prompt_logprobs is None else request.prompt_logprobs
         request.prompt_logprobs = []
         return msgspec.structs.replace(
-            output, prompt_logprobs=prompt_logprobs, num_cached_tokens=request.num_cached_tokens
+            output,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=request.num_cached_tokens,
+            num_external_tokens=request.num_external_tokens,
+            first_scheduled=request.first_scheduled,
         )
 
     def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
@@ -472,10 +476,11 @@ class Scheduler:
             # The model's own ends are not named, unless the request does not ask for them as such.
             by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
             self._finish(request)
-            return RequestOutput(request.request_id, [token_id], "stop", None if by_model else token_id, logprobs)
+            stop_reason = None if by_model else token_id
+            return _end(request, [token_id], "stop", stop_reason=stop_reason, logprobs=logprobs)
         if len(tokens) >= request.max_tokens_in_all:
             self._finish(request)
-            return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
+            return _end(request, [token_id], "length", logprobs=logprobs)
         return RequestOutput(request.request_id, [token_id], None, None, logprobs)
 
     def _reason_to_refuse(self, request: Request) -> str | None:
@@ -504,7 +509,7 @@ class Scheduler:
 
     def _end_with_error(self, request: Request, error: str, kind: ErrorKind) -> RequestOutput:
         self._finish(request)
-        return RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind=kind)
+        return _end(request, [], "error", error=error, error_kind=kind)
 
     def _finish(self, request: Request) -> None:
         """Lets a request go, but for its place in `running`, which `_drop_finished` clears for all at once."""
@@ -532,6 +537,11 @@ class Scheduler:
         if self._any_finished:
             self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
             self._any_finished = False
+
+
+def _end(request: Request, token_ids: list[int], reason: str, **more: Any) -> RequestOutput:
+    """The last output of a request."""
+    return RequestOutput(request.request_id, token_ids, reason, num_preemptions=request.num_preemptions, **more)
 
 
 def _fair_shares(remaining: list[int], budget: int) -> list[int]:

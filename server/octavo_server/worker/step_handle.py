@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from octavo_server.engine.step import SampledRow
+from octavo_server.errors import EngineError
 from octavo_server.ipc import TokenLogprobs
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.logprobs import LogprobTensors
@@ -104,7 +105,7 @@ class StepHandle:
         `move` comes first, whatever became of the step before: the scheduler counts on it that pages were moved.
         """
         try:
-            move()
+            _move_or_end(move)
             if self._behind is not None and self._behind._error is not None:
                 raise StepBehindFailed("the step before this one failed") from self._behind._error
             self._launched = compute()
@@ -118,8 +119,10 @@ class StepHandle:
         self._ran.set()
 
     def join(self) -> None:
-        """Waits until the host's part is over, however it ends."""
+        """Waits until the host's part is over, however it ends. Raises EngineError if pages could not be moved."""
         self._ran.wait()
+        if isinstance(self._error, EngineError):
+            raise self._error
 
     def wait(self, timeout: float | None = None) -> list[SampledRow] | None:
         """The step's rows: of the requests about which there is something to say. None if it is not through in time.
@@ -164,3 +167,10 @@ class StepHandle:
 def _has_come(event: torch.cuda.Event) -> bool:
     """Raises what the device reports, of whatever work it did before."""
     return bool(event.query())  # type: ignore[no-untyped-call]
+
+
+def _move_or_end(move: Callable[[], None]) -> None:
+    try:
+        move()
+    except Exception as error:  # what is in which page is not known any more: the next hit could give wrong tokens
+        raise EngineError("pages could not be moved between the device, host memory and disk") from error
