@@ -42,8 +42,8 @@ def request(draw: random.Random) -> bytes:
     )
     fields["n"] = draw.choice([1, 1, 1, 2])
     body = json.dumps(fields | more).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    head = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", "Content-Type: application/json"]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 async def come_and_go(port: int, seed: int) -> str:

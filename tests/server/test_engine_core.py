@@ -97,8 +97,9 @@ def test_greedy_text_with_penalties_is_that_of_transformers(
     want = out[0, 9:].tolist()
     assert want != undisturbed[: len(want)], "the parameter changed nothing: it tests nothing"
     sampling = SamplingParams(temperature=0.0, max_tokens=40, **changes)
-    together = run(start(tmp_path), {"a": (prompt(9), sampling), "plain": (prompt(9), SamplingParams(max_tokens=40))})
-    assert tokens_of(together["a"]) == want
+    requests = {"a": (prompt(9), sampling), "plain": (prompt(9), SamplingParams(max_tokens=40))}
+    for overlap in (False, True):  # with it a step is launched before the tokens that it penalizes are known
+        assert tokens_of(run(start(tmp_path, async_scheduling=overlap), requests)["a"]) == want
 
 
 def tokens_of(outputs: list[RequestOutput]) -> list[int]:

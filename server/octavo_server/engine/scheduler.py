@@ -124,6 +124,7 @@ class Scheduler:
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
         self._num_added = 0
+        self._num_schedules = 0  # steps, and those that came to nothing
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
@@ -182,8 +183,11 @@ class Scheduler:
         return results
 
     def schedule(self) -> SchedulerOutput:
-        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join."""
-        self.num_steps += 1
+        """Decides the next step: a token for each running decode, then prefills, both running ones and such as join.
+
+        An output that `is_empty` is no step.
+        """
+        self._num_schedules += 1
         finished, self._finished_ids = self._finished_ids, []
         batch = _Batch(self.limits.max_num_batched_tokens)
         self._schedule_decodes(batch)
@@ -194,11 +198,9 @@ class Scheduler:
             self._use_up(batch)
         else:
             self.num_prefill_tokens = 0
-        if batch.counts:
-            self._launched[self.num_steps] = batch.requests
         moves = self.kv_cache.take_moves()
-        return SchedulerOutput(
-            step=self.num_steps,
+        output = SchedulerOutput(
+            step=self.num_steps + 1,
             new_requests=batch.new_requests,
             new_block_ids=batch.new_block_ids,
             num_scheduled_tokens=batch.counts,
@@ -209,6 +211,10 @@ class Scheduler:
             disk_stores=moves.disk_stores,
             disk_loads=moves.disk_loads,
         )
+        if not output.is_empty:
+            self.num_steps += 1
+            self._launched[self.num_steps] = batch.requests
+        return output
 
     def update(self, output: SchedulerOutput, rows: Iterable[SampledRow]) -> list[RequestOutput]:
         """Takes in what the worker made of a step. Rows of requests that ended meanwhile are dropped."""
@@ -216,7 +222,11 @@ class Scheduler:
         results = []
         for row in rows:
             request = requests[row.request_id]
-            if request.status is not RequestStatus.FINISHED and (result := self._update_row(request, row)) is not None:
+            if request.status is RequestStatus.FINISHED:
+                continue
+            if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
+                results.append(self._next_token(request, row.token_id, row))
+            elif (result := self._update_prompt(request, row)) is not None:
                 results.append(result)
         self._land(requests)
         return results
@@ -374,7 +384,7 @@ class Scheduler:
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
             hit = self._hits.get(request.request_id)
-            if hit is None or (self.num_steps + request.key[1]) % LOOK_EVERY == 0:
+            if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
             if self._must_wait(request, hit, coming):
                 continue
@@ -450,24 +460,21 @@ class Scheduler:
 
     # --- results
 
-    def _update_row(self, request: Request, row: SampledRow) -> RequestOutput | None:
+    def _update_prompt(self, request: Request, row: SampledRow) -> RequestOutput | None:
+        """An error, a part of the prompt's log-probabilities, or the first token."""
         if row.error is not None:
             self.kv_cache.forget_step([request])
             return self._end_with_error(request, row.error, "internal")
         if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
-        if row.token_id is None:
-            return None
-        request.num_pending_tokens -= 1
-        if len(request.token_ids) == request.num_prompt_tokens:
-            return self._first_token(request, row.token_id, row)
-        return self._next_token(request, row.token_id, row)
+        return None if row.token_id is None else self._first_token(request, row.token_id, row)
 
     def _first_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
         """The prompt is through: the answer to it begins with what was found out about it."""
         self.num_prompt_tokens += request.num_prompt_tokens
         request.skip_prefix = False
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
+            request.num_pending_tokens -= 1
             self._finish(request)
             output = RequestOutput(request.request_id, [], "length")
         else:
@@ -481,22 +488,22 @@ class Scheduler:
     def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
         tokens = request.token_ids
         tokens.append(token_id)
+        request.num_pending_tokens -= 1
         self.num_generation_tokens += 1
         if request.status is RequestStatus.WAITING:
             self.num_waiting_tokens += 1  # it gave way while this was computed
-        elif (len(tokens) - 1) % self.kv_cache.block_size == 0:
+        elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
-        reason, stop_id = None, None
+        logprobs = None if row.logprobs is None else [row.logprobs]
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
-            reason = "stop"
-            stop_id = token_id if request.sampling.ignore_eos or token_id not in self.limits.eos_token_ids else None
-        elif len(tokens) >= request.max_tokens_in_all:
-            reason = "length"
-        if reason is not None:
+            by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
             self._finish(request)
-        logprobs = None if row.logprobs is None else [row.logprobs]
-        return RequestOutput(request.request_id, [token_id], reason, stop_id, logprobs)
+            return RequestOutput(request.request_id, [token_id], "stop", None if by_model else token_id, logprobs)
+        if len(tokens) >= request.max_tokens_in_all:
+            self._finish(request)
+            return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
+        return RequestOutput(request.request_id, [token_id], None, None, logprobs)
 
     # --- coming and going
 

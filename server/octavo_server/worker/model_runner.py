@@ -153,10 +153,11 @@ class ModelRunner:
         def compute() -> Launched:
             if failure is not None:
                 raise failure
-            launched = Launched() if inputs is None else self._compute(inputs, handle, progress)
-            if self.swapper is not None:
-                self.swapper.step_launched()
-            return launched
+            try:
+                return Launched() if inputs is None else self._compute(inputs, handle, progress)
+            finally:
+                if self.swapper is not None:
+                    self.swapper.step_launched()
 
         if self._thread is None:
             handle.run(compute, move)
@@ -216,7 +217,7 @@ class ModelRunner:
         pages = {page for page, _ in output.swap_out} | {page for _, page in output.swap_in}
         if not pages or self.device.type != "cuda":
             return set()
-        tables = [handle.tables for handle in self._under_way if handle.tables is not None and handle.is_computing]
+        tables = [handle.tables for handle in self._under_way if handle.tables is not None and handle.may_be_computing]
         in_use = np.zeros(self.kv_cache[0][0].shape[0], dtype=bool)
         for table in tables:
             in_use[table] = True

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -88,9 +89,14 @@ class StepHandle:
         self.is_reported = False  # `wait` has returned its rows, or raised
 
     @property
-    def is_computing(self) -> bool:
-        """Whether it may still read and write its pages."""
-        return not self._ran.is_set() or not self._launched.is_through(0.0)
+    def may_be_computing(self) -> bool:
+        """Whether it may still read and write its pages; of a step that broke off nobody knows."""
+        if not self._ran.is_set() or self._error is not None:
+            return True
+        try:
+            return not self._launched.is_through(0.0)
+        except RuntimeError:  # `wait` will say what the device reports
+            return True
 
     def run(self, compute: Callable[[], Launched], move: Callable[[], None] = lambda: None) -> None:
         """Does the host's part, on whatever thread; what it raises is raised by `wait`.
@@ -105,6 +111,7 @@ class StepHandle:
             if self._launched.event is None:
                 self._rows = self._launched.collect()
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the step's tensors
             self._error = error
         if self._error is not None or self._rows is not None:
             self._behind = None

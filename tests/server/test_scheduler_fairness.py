@@ -1,0 +1,231 @@
+"""Who gets on when there is not enough for all: fair shares, turns, priorities, deadlines, and pages."""
+
+import pytest
+
+from engine_fakes import VOCAB, FakeEngine, alone
+from octavo_server import page_hash
+from octavo_server.engine.block_pool import BlockPool
+from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.request import AGING_SECONDS, Request
+from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
+from octavo_server.engine.step import SampledRow, SchedulerOutput
+from octavo_server.ipc import SamplingParams
+
+LONG = 100_000
+
+
+def prompt(length: int, salt: int = 0) -> list[int]:
+    return [(17 * index + 3 * salt) % VOCAB for index in range(length)]
+
+
+class CountingEngine:
+    """A scheduler whose steps are not computed: every row that samples gets token 5."""
+
+    def __init__(self, budget: int, num_blocks: int, *, max_num_seqs: int = 256, prefix_caching: bool = False) -> None:
+        limits = SchedulerLimits(max_num_seqs, budget, min(110_000, num_blocks * 16), VOCAB)
+        self.kv_cache = KVCacheManager(BlockPool(num_blocks), 16, prefix_caching=prefix_caching)
+        self.scheduler = Scheduler(limits, self.kv_cache)
+        self.first_token: dict[str, int] = {}  # step of it
+        self.finished: dict[str, int] = {}
+        self.computed: dict[str, int] = {}  # tokens, in all
+
+    def add(self, name: str, tokens: list[int], max_tokens: int = 4, arrival: float = 0.0, priority: int = 0) -> None:
+        hashes = page_hash.hash_pages(tokens, 16, b"") if self.kv_cache.prefix_caching else b""
+        request = Request(
+            name,
+            tokens,
+            SamplingParams(max_tokens=max_tokens),
+            self.scheduler.limits.max_model_len,
+            arrival=arrival,
+            priority=priority,
+            page_hashes=[hashes[start : start + 16] for start in range(0, len(hashes), 16)],
+        )
+        assert self.scheduler.add(request) is None
+
+    def step(self) -> SchedulerOutput:
+        scheduler = self.scheduler
+        output = scheduler.schedule()
+        rows = []
+        for name, count in output.num_scheduled_tokens.items():
+            self.computed[name] = self.computed.get(name, 0) + count
+            if scheduler.requests[name].num_pending_tokens:
+                rows.append(SampledRow(name, 5))
+                self.first_token.setdefault(name, output.step)
+        for result in scheduler.update(output, rows):
+            if result.finish_reason is not None:
+                self.finished[result.request_id] = output.step
+        return output
+
+
+@pytest.mark.parametrize("decodes", [0, 200])
+@pytest.mark.parametrize("pages_for", [2, 4])
+@pytest.mark.parametrize("budget", [512, 1024, 2048, 8192])
+def test_a_short_prompt_behind_four_of_100_000_tokens_gets_its_first_token_within_3_steps(
+    budget: int, pages_for: int, decodes: int
+) -> None:
+    engine = CountingEngine(budget, pages_for * 6300 + 20 * 12 * 16)
+    for index in range(decodes):
+        engine.add(f"decode {index}", prompt(16, index), max_tokens=10_000)
+    while len(engine.first_token) < decodes:
+        engine.step()
+    for index in range(4):
+        engine.add(f"long {index}", [index] * LONG)
+    for _ in range(5):
+        engine.step()
+    engine.add("short", prompt(100))
+    arrived = engine.scheduler.num_steps
+    for _ in range(3):
+        output = engine.step()
+        assert output.total_tokens == budget  # nobody else is held back for it
+    assert engine.first_token["short"] <= arrived + 3
+    assert all(f"decode {index}" in output.num_scheduled_tokens for index in range(decodes))
+
+
+def test_short_prompts_without_end_do_not_keep_a_long_one_from_getting_on() -> None:
+    engine = CountingEngine(64, 2000)
+    engine.add("long", prompt(3000))
+    for index in range(1000):
+        engine.add(f"short {index}", prompt(64, index), max_tokens=1)
+        engine.step()
+        if "long" in engine.first_token:
+            break
+    assert engine.first_token["long"] <= -(-3000 // 16) + 1  # a quarter of each step
+
+
+def test_the_shortest_go_first_and_equal_ones_in_order() -> None:
+    engine = CountingEngine(100, 1000)
+    engine.add("oldest", prompt(400))
+    for name, length in (("b", 150), ("c", 60), ("d", 150)):
+        engine.add(name, prompt(length, length))
+    while len(engine.first_token) < 4:
+        engine.step()
+    assert sorted(engine.first_token, key=lambda name: engine.first_token[name]) == ["c", "b", "d", "oldest"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_with_a_budget_below_the_number_running_decodes_take_turns(overlap: bool) -> None:
+    engine = FakeEngine(max_num_batched_tokens=3, max_num_seqs=8, overlap=overlap, num_blocks=80)
+    for index in range(8):
+        engine.add(f"r{index}", prompt(1, index), max_tokens=30)
+    while len(engine.scheduler.running) < 8:
+        engine.step()
+    served = {f"r{index}": 0 for index in range(8)}
+    for _ in range(16):
+        for name in engine.step().num_scheduled_tokens:
+            served[name] += 1
+    assert sum(served.values()) == 48 and set(served.values()) == {6}
+    engine.run()
+    assert engine.outputs == {f"r{index}": alone(prompt(1, index), 30) for index in range(8)}
+
+
+def test_decodes_that_could_take_the_whole_budget_leave_a_quarter_to_prefills() -> None:
+    engine = CountingEngine(8, 1000)
+    for index in range(16):
+        engine.add(f"r{index}", prompt(1, index), max_tokens=1000)
+    while len(engine.first_token) < 16:
+        engine.step()
+    engine.add("late", prompt(20))
+    counts = [engine.step().num_scheduled_tokens.get("late", 0) for _ in range(10)]
+    assert counts == [2] * 10 and engine.first_token["late"]
+
+
+def test_a_better_priority_goes_first_until_others_have_waited_long_enough() -> None:
+    engine = FakeEngine(max_num_seqs=1, num_blocks=64)
+    engine.add("running", prompt(4), max_tokens=3)
+    engine.step()
+    engine.add("normal", prompt(4, 1), max_tokens=1)
+    engine.clock.now = 1.0
+    engine.add("urgent", prompt(4, 2), max_tokens=1, priority=-1)
+    engine.clock.now = 2.0
+    engine.add("idle", prompt(4, 3), max_tokens=1, priority=1)
+    engine.clock.now = 2.0 + AGING_SECONDS + 1.0
+    engine.add("much later", prompt(4, 4), max_tokens=1)  # better than "idle" by one, which has waited long enough
+    order: list[str] = []
+    engine.run(lambda output: order.extend(new.request_id for new in output.new_requests))
+    assert order == ["urgent", "normal", "idle", "much later"]
+
+
+def test_the_worst_priority_gives_way_first() -> None:
+    engine = FakeEngine(num_blocks=9, block_size=4, max_model_len=24)
+    engine.add("low", prompt(8), max_tokens=14, priority=5)
+    engine.add("high", prompt(8, 1), max_tokens=14)
+    preempted: list[str] = []
+    engine.run(lambda output: preempted.extend(output.preempted_ids))
+    assert preempted and set(preempted) == {"low"}
+    assert engine.outputs == {"low": alone(prompt(8), 14), "high": alone(prompt(8, 1), 14)}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_deadline_ends_a_request_while_it_waits_runs_or_is_swapped_out(overlap: bool) -> None:
+    engine = FakeEngine(
+        num_blocks=10, block_size=4, max_model_len=24, host_slots=8, preemption_mode="swap", overlap=overlap
+    )
+    engine.add("old", prompt(8), max_tokens=16)
+    engine.add("young", prompt(8, 1), max_tokens=16, deadline=10.0)
+    engine.add("running", prompt(2, 3), max_tokens=12, deadline=5.0)
+    engine.step()
+    engine.add("waiting", prompt(20, 2), max_tokens=4, deadline=5.0)
+    engine.step()
+    assert "running" in {request.request_id for request in engine.scheduler.running}
+    engine.clock.now = 5.0
+    engine.step()
+    for name in ("running", "waiting"):
+        last = engine.results[name]
+        assert (last.finish_reason, last.error_kind) == ("error", "timeout") and "time" in (last.error or "")
+    while not engine.core.stats().preemptions_by_swap:
+        engine.step()
+    assert "young" not in engine.results or engine.results["young"].finish_reason is None
+    engine.clock.now = 10.0
+    engine.run()
+    assert engine.results["young"].error_kind == "timeout"
+    assert engine.outputs["old"] == alone(prompt(8), 16)
+    stats = engine.core.stats()
+    assert stats.kv_blocks_used == 0 and stats.host_blocks_used == 0
+
+
+def test_a_deadline_that_was_met_ends_nothing_even_if_the_id_comes_back() -> None:
+    engine = FakeEngine()
+    engine.add("a", prompt(4), max_tokens=2, deadline=5.0)
+    engine.run()
+    engine.add("a", prompt(5), max_tokens=3)
+    engine.clock.now = 6.0
+    engine.run()
+    assert engine.results["a"].finish_reason == "length"
+
+
+def test_pages_stay_free_for_running_requests_so_that_they_do_not_take_each_others_back_and_forth() -> None:
+    """Twice as many requests as fit, each growing to six pages: without the watermark there are hundreds."""
+    engine = FakeEngine(num_blocks=60, block_size=4, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=24)
+    for index in range(60):
+        engine.add(f"r{index}", prompt(8, index), max_tokens=16)
+    engine.run()
+    assert engine.outputs == {f"r{index}": alone(prompt(8, index), 16) for index in range(60)}
+    assert 0 < engine.scheduler.num_preemptions <= 60
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_prompt_that_several_bring_at_once_is_computed_once(overlap: bool) -> None:
+    engine = FakeEngine(prefix_caching=True, max_num_batched_tokens=16, overlap=overlap)
+    shared = prompt(40)
+    for index in range(4):
+        engine.add(f"r{index}", [*shared, 100 + index], max_tokens=4)
+    computed = 0
+
+    def count(output: SchedulerOutput) -> None:
+        nonlocal computed
+        computed += output.total_tokens
+
+    engine.run(count)
+    assert computed == 40 + 4 + 4 * 3
+    assert [engine.first_results[f"r{index}"].num_cached_tokens for index in range(4)] == [0, 40, 40, 40]
+    assert engine.outputs == {f"r{index}": alone([*shared, 100 + index], 4) for index in range(4)}
+    stats = engine.core.stats()
+    assert (stats.prefix_queries, stats.prefix_hits) == (164, 120)
+
+
+def test_tenants_with_salts_of_their_own_share_nothing() -> None:
+    engine = FakeEngine(prefix_caching=True)
+    for salt in (b"", b"a", b"b"):
+        engine.add(f"r{salt!r}", prompt(20), max_tokens=2, salt=salt)
+        engine.run()
+    assert engine.core.stats().prefix_hits == 0
