@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from octavo_server.engine.core import EngineCore
 from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
+from octavo_server.page_hash import hash_pages
 from octavo_server.worker import logprobs
 from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.sampler import Sampler
@@ -49,7 +51,8 @@ def prompt(length: int, salt: int = 0) -> list[int]:
 def run(core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]]) -> dict[str, list[RequestOutput]]:
     """Runs all to their end; a page that is still held then is an error."""
     for name, (tokens, sampling) in requests.items():
-        assert core.add(AddRequest(1, name, tokens, sampling, 0.0)) == []
+        hashes = hash_pages(tokens, core.scheduler.kv_cache.block_size, b"")
+        assert core.add(AddRequest(1, name, tokens, sampling, 0.0, hashes)) == []
     results: dict[str, list[RequestOutput]] = {name: [] for name in requests}
     while core.has_work:
         for output in core.step():
@@ -123,30 +126,62 @@ def test_greedy_text_is_that_of_transformers_for_200_tokens_alone_and_batched(
     assert tokens_of(alone["r33"]) == want["r33"]
 
 
-def test_64_requests_in_a_pool_for_8_are_preempted_and_answer_bit_for_bit_as_without_pressure(llama: Path) -> None:
-    requests = {
+@pytest.fixture(scope="module")
+def undisturbed(llama: Path) -> dict[str, list[RequestOutput]]:
+    """The answers to `crowd()` without pressure."""
+    core = start(llama, max_num_batched_tokens=512, enable_prefix_caching=False)
+    results = run(core, crowd())
+    assert core.stats().preemptions == 0
+    return results
+
+
+def crowd() -> dict[str, tuple[list[int], SamplingParams]]:
+    """Prompts of which some begin alike; greedy and drawn, with all that is told besides."""
+    return {
         f"r{index}": (
-            prompt(3 + index % 11, index),
+            prompt(12, index % 4)[: 3 + index % 11] + prompt(8, index),
             SamplingParams(
                 temperature=float(index % 3) / 2,
                 seed=index,
                 max_tokens=24,
                 logprobs=2,
-                prompt_logprobs=1,
-                repetition_penalty=(1.0, 1.2)[index % 2],
-                frequency_penalty=(0.0, 0.7)[index // 2 % 2],
-                bad_words=((), ((5,), (3, 4)))[index // 4 % 2],
-                min_tokens=index % 5,
+                prompt_logprobs=1 if index % 2 else None,
+                repetition_penalty=1.2 if index % 5 == 0 else 1.0,
             ),
         )
         for index in range(64)
     }
-    roomy = start(llama, max_num_batched_tokens=512)
-    tight = start(llama, max_model_len=40, num_gpu_blocks_override=8 * 5, max_num_batched_tokens=32)
-    undisturbed, pressed = run(roomy, requests), run(tight, requests)
-    assert roomy.stats().preemptions == 0 and tight.stats().preemptions > 0
-    assert pressed == undisturbed
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlap"])
+@pytest.mark.parametrize("mode", ["swap", "recompute"])
+def test_64_requests_in_a_pool_for_8_are_preempted_and_answer_bit_for_bit_as_without_pressure(
+    llama: Path, undisturbed: dict[str, list[RequestOutput]], mode: str, overlap: bool
+) -> None:
+    tight = start(
+        llama,
+        max_model_len=48,
+        num_gpu_blocks_override=8 * 6,
+        max_num_batched_tokens=32,
+        preemption_mode=mode,
+        swap_space=0.001,
+        async_scheduling=overlap,
+    )
+    while tight.idle():
+        pass
+    pressed = run(tight, crowd())
+    stats = tight.stats()
+    assert stats.preemptions > 0 and stats.prefix_hits > 0
+    assert (stats.preemptions_by_swap > 0) == (mode == "swap") and stats.swapped_in > 0
+    assert {name: _without_cached(outputs) for name, outputs in pressed.items()} == {
+        name: _without_cached(outputs) for name, outputs in undisturbed.items()
+    }
     assert all(len(tokens_of(outputs)) == 24 for outputs in pressed.values())
+    tight.close(10.0)
+
+
+def _without_cached(outputs: list[RequestOutput]) -> list[RequestOutput]:
+    return [msgspec.structs.replace(output, num_cached_tokens=0) for output in outputs]
 
 
 def test_each_token_is_drawn_from_the_models_distribution_with_the_noise_of_its_position(llama: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from engine_process import PATIENCE, EngineProcess
 from octavo_server import ipc
 from octavo_server.ipc import Abort, AddRequest, Failed, Outputs, Ready, SamplingParams, Shutdown, Starting
+from octavo_server.step_ring import read_steps, steps_path
 from tiny_models import config_json, write_checkpoint
 
 PROMPT = [5, 9, 2, 44, 7]
@@ -47,7 +48,7 @@ def test_the_start_is_told_phase_by_phase_and_ends_with_ready(engine: EngineProc
 
 def test_the_first_word_comes_before_anything_heavy_is_imported() -> None:
     code = (
-        "import sys, octavo_server.engine.process; "
+        "import sys, octavo_server.engine_process; "
         "print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -147,7 +148,7 @@ def test_ctrl_c_is_left_to_the_api_process(engine: EngineProcess) -> None:
 # Each part of a step takes longer than the heart's interval.
 PLODDING = """
 import time
-from octavo_server.engine import process
+from octavo_server import engine_process as process
 from octavo_server.worker.models.decoder import Decoder
 process.HEARTBEAT_SECONDS = 0.01
 def slow(self, batch, kv_cache, on_progress):
@@ -156,6 +157,23 @@ def slow(self, batch, kv_cache, on_progress):
         on_progress()
     return quick(self, batch, kv_cache, plod)
 quick, Decoder.forward = Decoder.forward, slow
+"""
+
+
+WAITING_BRIEFLY = """
+from octavo_server.engine import core
+core._WAIT_SECONDS = 0.01
+"""
+
+# A step of a request hangs for good, in its first layer.
+HANGING = """
+import time
+from octavo_server.worker.models.decoder import Decoder
+def hanging(self, batch, kv_cache, on_progress):
+    while len(batch.token_ids) == 5:  # no step of the start has so many
+        time.sleep(0.01)
+    return quick(self, batch, kv_cache, on_progress)
+quick, Decoder.forward = Decoder.forward, hanging
 """
 
 
@@ -170,6 +188,38 @@ def test_the_heart_beats_within_a_long_step_as_its_layers_get_done(model: Path) 
             len([beat for beat in beats if beat.stats.running == 1])
             == 2 * config_json("LlamaForCausalLM")["num_hidden_layers"]
         )
+
+
+def test_the_heart_beats_within_a_long_step_on_a_thread_of_its_own(model: Path) -> None:
+    with EngineProcess(model, prelude=PLODDING + WAITING_BRIEFLY, async_scheduling=True) as engine:
+        engine.ready()
+        engine.add("long", PROMPT, max_tokens=1)
+        engine.wait_for(Outputs, lambda message: bool(message.outputs))
+        beats = [message for message in engine.inbox if isinstance(message, Outputs) and not message.outputs]
+        assert any(beat.stats.running == 1 for beat in beats)
+
+
+def test_an_engine_whose_step_hangs_falls_silent(model: Path) -> None:
+    with EngineProcess(model, prelude=HANGING + WAITING_BRIEFLY, async_scheduling=True) as engine:
+        engine.ready()
+        engine.idle()
+        engine.add("long", PROMPT, max_tokens=1)
+        while engine.socket.poll(2000):  # four times the heart's interval
+            message = engine.receive()
+            assert isinstance(message, Outputs) and message.stats.running == 0  # from before the step
+
+
+def test_the_steps_before_a_kill_can_be_read(model: Path) -> None:
+    with EngineProcess(model) as engine:
+        engine.ready()
+        engine.add("open", PROMPT, max_tokens=400)
+        for _ in range(20):
+            engine.wait_for(Outputs, lambda message: bool(message.outputs))
+        engine.process.kill()
+        engine.wait_for_exit()
+        steps = read_steps(steps_path(engine.path))
+        assert len(steps) >= 20 and all("1 running" in step for step in steps[1:])
+        assert steps[0].startswith("1 ") and "5 tokens (5 of prefill)" in steps[0] and "done in" in steps[0]
 
 
 # Prompts with token 13 or 14 break the step that they are in, those with 15 get logits that are no numbers.
@@ -280,7 +330,7 @@ def test_it_dies_with_a_parent_that_was_killed(model: Path, when: str) -> None:
 
 def test_it_ends_when_stdin_does_where_the_kernel_did_not_end_it(model: Path) -> None:
     """As after a parent that was killed before the engine could ask the kernel to follow it."""
-    unasked = "import octavo_server.engine.process as p; p._die_with_parent = lambda: None"
+    unasked = "import octavo_server.engine_process as p; p._die_with_parent = lambda: None"
     with EngineProcess(model, prelude=unasked, between=True) as engine:
         engine.ready()
         with contextlib.closing(_ProcessHandle(engine.engine_pid)) as handle:

@@ -18,7 +18,7 @@ from octavo_server.ipc import AddRequest, Outputs, RequestOutput, SamplingParams
 
 PATIENCE = 60.0  # seconds until a test gives up; nothing is measured by it
 
-_LAUNCH = "import sys\n{prelude}\nfrom octavo_server.engine.process import main\nsys.exit(main())"
+_LAUNCH = "import sys\n{prelude}\nfrom octavo_server.engine_process import main\nsys.exit(main())"
 _BETWEEN = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, *sys.argv[2:]], stdin=subprocess.PIPE)

@@ -2,6 +2,6 @@
 
 import sys
 
-from octavo_server.engine.process import main
+from octavo_server.engine_process import main
 
 sys.exit(main())

@@ -10,16 +10,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import torch
 
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler
-from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
+from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.ipc import AddRequest, EngineStats, RequestOutput
 from octavo_server.page_hash import HASH_BYTES
 from octavo_server.step_ring import StepRing
+from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.step_handle import StepHandle
 
 log = logging.getLogger(__name__)
 
@@ -27,54 +29,6 @@ OUT_OF_MEMORY: Final = "the engine ran out of memory in the step that this reque
 STEP_FAILED: Final = "the engine failed in the step that this request was part of"
 _WAIT_SECONDS: Final = 0.1  # after which a step that runs is asked whether it gets on
 _WEIGHT: Final = 0.05  # of the last step in the measured speeds
-
-
-class StepHandle(Protocol):
-    """A step under way."""
-
-    progress: int  # grows as parts of the step get done
-
-    def wait(self, timeout: float | None = None) -> list[SampledRow] | None:
-        """The step's rows, or None if it is not through within `timeout` seconds. Raises what the step raised."""
-        ...
-
-
-class Runner(Protocol):
-    """What the engine needs of the device; see `worker.model_runner.ModelRunner`."""
-
-    @property
-    def bytes_per_page(self) -> int:
-        """K and V of a page in all layers."""
-        ...
-
-    @property
-    def copy_bytes_per_second(self) -> float:
-        """Measured between device and host memory, one way; 0: not known."""
-        ...
-
-    def launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> StepHandle:
-        """Hands a step over. One that is computed before this returns tells of its parts by `on_progress`."""
-        ...
-
-    def recover(self) -> None:
-        """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
-        ...
-
-    def poll_events(self) -> list[PageEvent]:
-        """What was done beside the steps since the last call."""
-        ...
-
-    def idle(self) -> bool:
-        """Does some of the work that is left for idle moments; whether there is more."""
-        ...
-
-    def flush(self, pages: list[tuple[Literal["device", "host"], int, PageKey]], seconds: float) -> int:
-        """Writes cached pages to disk, if there is such a tier; how many."""
-        ...
-
-    def close(self) -> None:
-        """Ends what runs beside the steps."""
-        ...
 
 
 @dataclass(slots=True)
@@ -116,7 +70,7 @@ class EngineCore:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: Runner,
+        runner: ModelRunner,
         *,
         overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,

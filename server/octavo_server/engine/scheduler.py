@@ -56,12 +56,9 @@ class Rates:
 class _Batch:
     """A step while it is being put together."""
 
+    output: SchedulerOutput
     budget: int  # tokens left
-    counts: dict[str, int] = field(default_factory=dict)
-    requests: dict[str, Request] = field(default_factory=dict)  # those of `counts`
-    new_requests: list[NewRequest] = field(default_factory=list)
-    new_block_ids: dict[str, list[int]] = field(default_factory=dict)
-    preempted_ids: list[str] = field(default_factory=list)
+    requests: dict[str, Request] = field(default_factory=dict)  # those that have tokens in it
     prefills: list[Request] = field(default_factory=list)  # running ones that are not through
     unserved: list[Request] = field(default_factory=list)  # decodes whose turn it is not
     blocked: list[Request] = field(default_factory=list)  # waiting ones for which there are not the pages
@@ -73,7 +70,7 @@ class _Batch:
         request.num_in_flight += 1
         if request.num_computed_tokens >= request.num_prefill_tokens:
             request.num_pending_tokens += 1
-        self.counts[request.request_id] = count
+        self.output.num_scheduled_tokens[request.request_id] = count
         self.requests[request.request_id] = request
         self.budget -= count
 
@@ -82,8 +79,8 @@ class _Batch:
         request.num_computed_tokens -= 1
         request.num_in_flight -= 1
         request.num_pending_tokens -= 1
-        del self.counts[request.request_id], self.requests[request.request_id]
-        self.new_block_ids.pop(request.request_id, None)
+        del self.output.num_scheduled_tokens[request.request_id], self.requests[request.request_id]
+        self.output.new_block_ids.pop(request.request_id, None)
         self.budget += 1
 
 
@@ -188,29 +185,22 @@ class Scheduler:
         An output that `is_empty` is no step.
         """
         self._num_schedules += 1
-        finished, self._finished_ids = self._finished_ids, []
-        batch = _Batch(self.limits.max_num_batched_tokens)
+        output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
+        self._finished_ids = []
+        batch = _Batch(output, self.limits.max_num_batched_tokens)
         self._schedule_decodes(batch)
-        if batch.budget > 0 and (batch.prefills or self.waiting):
-            decoded = batch.budget
+        left = batch.budget
+        if left > 0 and (batch.prefills or self.waiting):
             self._schedule_prefills(batch)
-            self.num_prefill_tokens = decoded - batch.budget
-            self._use_up(batch)
-        else:
-            self.num_prefill_tokens = 0
+        self.num_prefill_tokens = max(0, left - batch.budget)
+        for request in batch.unserved:  # what prefills left, as long as nobody has to give way for it
+            if batch.budget > 0 and request.status is RequestStatus.RUNNING:
+                self._put_with_pages(request, 1, batch, preempt=False)
         moves = self.kv_cache.take_moves()
-        output = SchedulerOutput(
-            step=self.num_steps + 1,
-            new_requests=batch.new_requests,
-            new_block_ids=batch.new_block_ids,
-            num_scheduled_tokens=batch.counts,
-            finished_ids=finished,
-            preempted_ids=batch.preempted_ids,
-            swap_out=moves.swap_out,
-            swap_in=moves.swap_in,
-            disk_stores=moves.disk_stores,
-            disk_loads=moves.disk_loads,
-        )
+        output.swap_out.extend(moves.swap_out)
+        output.swap_in.extend(moves.swap_in)
+        output.disk_stores.extend(moves.disk_stores)
+        output.disk_loads.extend(moves.disk_loads)
         if not output.is_empty:
             self.num_steps += 1
             self._launched[self.num_steps] = batch.requests
@@ -248,8 +238,6 @@ class Scheduler:
             self._finished_ids += (*output.finished_ids, *output.preempted_ids)
         return results
 
-    # --- decodes
-
     def _schedule_decodes(self, batch: _Batch) -> None:
         """One token each, as far as the budget goes; they take turns if it does not go round."""
         order, left = self.running, self._budget_of_decodes()
@@ -286,16 +274,6 @@ class Scheduler:
         prefilling = (request.num_computed_tokens < request.num_prefill_tokens for request in self.running)
         return budget - quarter if self.waiting or any(prefilling) else budget
 
-    def _use_up(self, batch: _Batch) -> None:
-        """Gives what prefills left to decodes that were not served, as long as nobody has to give way for it."""
-        for request in batch.unserved:
-            if batch.budget == 0:
-                return
-            if request.status is RequestStatus.RUNNING:
-                self._put_with_pages(request, 1, batch, preempt=False)
-
-    # --- pages
-
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
         """Schedules tokens if there are pages for them, taken from those behind the request if need be."""
         while (added := self.kv_cache.allocate_slots(request, count)) is None:
@@ -306,7 +284,7 @@ class Scheduler:
             if victim is request:
                 return
         if added:
-            batch.new_block_ids[request.request_id] = added
+            batch.output.new_block_ids[request.request_id] = added
         batch.put(request, count)
 
     def _victim(self, request: Request, batch: _Batch) -> Request | None:
@@ -317,12 +295,12 @@ class Scheduler:
         for victim in reversed(self.running):
             if victim is request:
                 return None if request.num_computed_tokens < request.num_prefill_tokens else request
-            if batch.counts.get(victim.request_id, 0) == 0 or victim.num_computed_tokens > victim.num_prefill_tokens:
+            if victim.request_id not in batch.requests or victim.num_computed_tokens > victim.num_prefill_tokens:
                 return victim
         return None
 
     def _preempt(self, victim: Request, batch: _Batch) -> None:
-        if victim.request_id in batch.counts:
+        if victim.request_id in batch.requests:
             batch.take_back(victim)
         del self.running[bisect_left(self.running, victim.key, key=_by_key)]
         # The prompt's log-probabilities come from one pass through all of it.
@@ -333,7 +311,7 @@ class Scheduler:
             self._forget_computed(victim)
         victim.num_preemptions += 1
         self.num_preemptions += 1
-        batch.preempted_ids.append(victim.request_id)
+        batch.output.preempted_ids.append(victim.request_id)
         self._enqueue(victim)
 
     def _forget_computed(self, request: Request) -> None:
@@ -352,12 +330,10 @@ class Scheduler:
         num_bytes = 2 * rates.bytes_per_page * -(-tokens // self.kv_cache.block_size)
         return num_bytes / rates.copy_bytes_per_second <= tokens / rates.prefill_tokens_per_second
 
-    # --- prefills
-
     def _schedule_prefills(self, batch: _Batch) -> None:
         """Shares what is left of the budget between the prefills under way and the requests that can join."""
         claims = [_Claim(r.num_tokens_to_compute, r) for r in batch.prefills if r.status is RequestStatus.RUNNING]
-        if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.preempted_ids:
+        if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
             claims += self._candidates(batch)
         claims.sort(key=attrgetter("request.key"))
         shares = _fair_shares([claim.remaining for claim in claims], batch.budget)
@@ -366,7 +342,7 @@ class Scheduler:
                 self._put_with_pages(claim.request, share, batch)
         coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
         for claim, share in zip(claims, shares, strict=True):
-            if share and claim.joins and not batch.preempted_ids:
+            if share and claim.joins and not batch.output.preempted_ids:
                 self._join(claim.request, share, coming, batch)
 
     def _candidates(self, batch: _Batch) -> list[_Claim]:
@@ -443,22 +419,19 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         request.num_prefill_tokens = request.num_tokens
         insort(self.running, request, key=_by_key)
-        batch.new_requests.append(self._introduce(request))
+        batch.output.new_requests.append(
+            NewRequest(
+                request_id=request.request_id,
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                max_tokens_in_all=request.max_tokens_in_all,
+                sampling=request.sampling,
+                block_ids=self.kv_cache.block_ids(request),
+                num_computed_tokens=request.num_computed_tokens,
+            )
+        )
         batch.put(request, count)
         coming.add(self._next_page(request, request.num_computed_tokens))
-
-    def _introduce(self, request: Request) -> NewRequest:
-        return NewRequest(
-            request_id=request.request_id,
-            token_ids=list(request.token_ids),
-            num_prompt_tokens=request.num_prompt_tokens,
-            max_tokens_in_all=request.max_tokens_in_all,
-            sampling=request.sampling,
-            block_ids=self.kv_cache.block_ids(request),
-            num_computed_tokens=request.num_computed_tokens,
-        )
-
-    # --- results
 
     def _update_prompt(self, request: Request, row: SampledRow) -> RequestOutput | None:
         """An error, a part of the prompt's log-probabilities, or the first token."""
@@ -504,8 +477,6 @@ class Scheduler:
             self._finish(request)
             return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
         return RequestOutput(request.request_id, [token_id], None, None, logprobs)
-
-    # --- coming and going
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
