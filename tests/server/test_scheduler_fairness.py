@@ -7,7 +7,7 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import AGING_SECONDS, Request
-from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
+from octavo_server.engine.scheduler import Scheduler, SchedulerLimits, _Batch
 from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.ipc import SamplingParams
 
@@ -204,25 +204,18 @@ def test_pages_stay_free_for_running_requests_so_that_they_do_not_take_each_othe
 
 
 def test_a_request_that_gave_way_does_not_come_back_before_its_last_token_is_known() -> None:
-    engine = FakeEngine(num_blocks=6, block_size=4, max_model_len=24)
+    engine = FakeEngine()
     scheduler = engine.scheduler
-    engine.add("old", prompt(8), max_tokens=14)
-    engine.add("young", prompt(8, 1), max_tokens=14)
-    first = scheduler.schedule()
-    launched = [(first, engine.runner.execute(first))]
-    while not launched[-1][0].preempted_ids:  # with one step under way all the time
-        output = scheduler.schedule()
-        launched.append((output, engine.runner.execute(output)))
-        if not output.preempted_ids:
-            scheduler.update(*launched.pop(0))
-    (young,) = scheduler.waiting
-    assert young.num_in_flight == 1 and young.num_pending_tokens == 1
-    scheduler.abort(["old"])  # all pages are free, but for its own
+    engine.add("a", prompt(8), max_tokens=4)
+    output = scheduler.schedule()
+    rows = engine.runner.execute(output)
+    (request,) = scheduler.running
+    scheduler._preempt(request, _Batch(output, 0))
+    assert request.num_pending_tokens == 1
     assert scheduler.schedule().new_requests == []
-    for each in launched:
-        scheduler.update(*each)
+    scheduler.update(output, rows)
     (again,) = scheduler.schedule().new_requests
-    assert again.token_ids == [*prompt(8, 1), *alone(prompt(8, 1), 14)][: len(again.token_ids)]
+    assert again.token_ids == [*prompt(8), *alone(prompt(8), 1)]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
