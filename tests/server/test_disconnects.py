@@ -40,6 +40,7 @@ def request(draw: random.Random) -> bytes:
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
         ]
     )
+    fields["n"] = draw.choice([1, 1, 1, 2])
     body = json.dumps(fields | more).encode()
     head = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", "Content-Type: application/json"]
     return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
@@ -83,7 +84,7 @@ async def come_and_go_all(port: int) -> Counter[str]:
 
 def test_a_thousand_clients_that_go_away_leave_no_page_held_and_no_request(model: Path) -> None:
     env = {"OMP_NUM_THREADS": "1"}
-    config = {"num_gpu_blocks_override": 64, "max_model_len": 256, "max_num_seqs": 48}
+    config = {"num_gpu_blocks_override": 64, "max_model_len": 256, "max_num_seqs": 48, "max_queued_requests": 208}
     with serving.serve(model, fake=False, env=env, **config) as server:
         server.wait_until_ready()
         engine = server.engine_pid()
@@ -97,5 +98,7 @@ def test_a_thousand_clients_that_go_away_leave_no_page_held_and_no_request(model
         assert server.metric("vllm:request_success_total", finished_reason="abort") > CLIENTS / 10
         assert server.metric("vllm:request_success_total", finished_reason="error") == 0
         assert server.engine_pid() == engine
-        answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "hello"})
+        # It takes every place that the queue has: were one lost, it would be refused.
+        body = {"model": "tiny", "prompt": ["hello", "world"], "n": 128, "max_tokens": 1}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=serving.PATIENCE_SECONDS)
         assert answer.status_code == 200

@@ -18,7 +18,7 @@ import tiny_tokenizers
 from octavo_server.config import ServerConfig
 from octavo_server.frontend import limits
 from octavo_server.frontend.app import create_app
-from octavo_server.frontend.limits import MAX_BODY_BYTES
+from octavo_server.frontend.limits import MAX_BODY_BYTES, ApiKeys
 from octavo_server.frontend.state import ServerState
 from tiny_models import config_json, write_checkpoint
 
@@ -166,9 +166,7 @@ async def test_every_route_and_method_but_the_probes_needs_a_key(tmp_path: Path)
 
 
 @pytest.mark.parametrize("given", ["first", "second", "third", "nope", ""])
-async def test_a_key_is_compared_with_every_known_one_in_constant_time(
-    given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_key_is_compared_with_every_known_one_in_constant_time(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     class Spy:
@@ -179,12 +177,9 @@ async def test_a_key_is_compared_with_every_known_one_in_constant_time(
 
     monkeypatch.setattr(limits, "hmac", Spy)
     known = ("first", "second", "third")
-    state = ServerState(ServerConfig(model=tmp_path, api_key=known))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(state)), base_url="http://x") as client:
-        answer = await client.get("/v1/models", headers={"Authorization": f"Bearer {given}"})
-    state.close()
+    found = ApiKeys(ServerState, known)._salt(f"Bearer {given}")  # type: ignore[arg-type]
     assert compared == [(given.encode(), key.encode()) for key in known]
-    assert answer.status_code == (200 if given in known else 401)
+    assert isinstance(found, bytes) == (given in known)
 
 
 # --- sizes

@@ -7,6 +7,7 @@ returns nothing to the system.
 
 import logging
 import mmap
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -30,6 +31,9 @@ class HostMemory:
         self._slots_per_chunk = max(1, CHUNK_BYTES // page_bytes)
         self._chunks: list[mmap.mmap] = []
         self._rows: list[torch.Tensor] = []
+        self._pinned: list[int] = []  # addresses
+        # Memory that is given back while it is registered spoils what is allocated in its place later.
+        weakref.finalize(self, _unpin, self._pinned).atexit = False
 
     def grow(self) -> int:
         """Reserves the next chunk; the number of slots that it adds, 0 if all are there or the system gives no more."""
@@ -41,6 +45,7 @@ class HostMemory:
             rows = torch.frombuffer(chunk, dtype=self._word).view(count, -1)
             if self._device.type == "cuda":
                 _pin(rows, self._device)
+                self._pinned.append(rows.data_ptr())
         except (OSError, RuntimeError) as error:
             _log.warning("host memory for pages ends at %d of %d slots: %s", self.ready, self.num_slots, error)
             self.num_slots = self.ready
@@ -74,9 +79,7 @@ class HostMemory:
 
     def close(self) -> None:
         """Gives the memory back. No copy may be under way."""
-        for rows in self._rows:
-            if self._device.type == "cuda":
-                _cudart().cudaHostUnregister(rows.data_ptr())
+        _unpin(self._pinned)
         self._rows.clear()
         self._chunks.clear()
         self.num_slots = self.ready = 0
@@ -93,6 +96,11 @@ def _reserve(num_bytes: int) -> mmap.mmap:
 
 def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _unpin(addresses: list[int]) -> None:
+    while addresses:
+        _cudart().cudaHostUnregister(addresses.pop())
 
 
 def _pin(rows: torch.Tensor, device: torch.device) -> None:
