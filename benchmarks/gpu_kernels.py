@@ -1,8 +1,9 @@
 """Checks the Triton kernels on a GPU, then times them, in one call of a few minutes.
 
-    python benchmarks/gpu_kernels.py [--json FILE] [--only SECTION ...]
+    python benchmarks/gpu_kernels.py [--json FILE] [--only SECTION ...] [--seconds SECONDS]
 
-Each section is guarded: what breaks in one is printed and hides no other's results. Exit status 1 if a check failed or
+Each section is guarded: what breaks in one is printed and hides no other's results. Sections that would begin after the
+given time are left out, and named. Exit status 1 if a check failed or
 a section broke; timings are taken all the same. Needs torch with CUDA; `parity` and `demo` also need transformers and
 the packages of the `server` extra.
 """
@@ -26,35 +27,39 @@ import torch.nn.functional as F  # noqa: E402
 from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E402
 
 from octavo_kernels import paged_attention as attention  # noqa: E402
-from octavo_kernels.linear import LinearConfig, linear_invariant  # noqa: E402
+from octavo_kernels.gathered_attention import gather_pages, whole_prompt_attention  # noqa: E402
+from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles  # noqa: E402
 from octavo_kernels.ops import triton_ops  # noqa: E402
 from octavo_kernels.paged_attention import AttentionConfig  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm  # noqa: E402
 from octavo_kernels.rope import rotate_and_store  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
+from octavo_kernels.small_linear import GemvConfig, gemv  # noqa: E402
 
 BANDWIDTH: Final = 3.08e12  # bytes/s that the card was seen to read
 RATE: Final = 739e12  # bf16 operations/s that it was seen to do
 
-# Written down before the first run: what each figure should come to, and why.
+# Written down before the second run: what each figure should come to, and why.
 PREDICTIONS: Final = {
-    "decode 64x1024": "130 us: 87 us of reading, one tile in flight while one is worked on, and a second kernel",
-    "decode 64x8192": "800 us: 697 us of reading at 87 %",
-    "decode 256x1024": "430 us: 349 us of reading",
-    "decode 256x8192": "3200 us: 2788 us of reading",
-    "prefill 1x8192": "380 TFLOP/s: pointer loads, no TMA, no warp specialisation",
-    "prefill 4x2048": "330 TFLOP/s",
-    "prefill 16x512": "180 TFLOP/s: half of the tiles are on the diagonal",
-    "add_rms_norm 64x4096": "2.5 us, bound by launch",
-    "silu_and_mul 8192x28672": "240 us: 704 MB at 2.9 TB/s",
-    "rotate_and_store 8192": "85 us: 200 MB moved by small programs",
-    "linear invariant, 8B layer, 1": "0.2 ms against cuBLAS's 0.165: the weights are read once either way",
-    "linear invariant, 8B layer, 256": "0.35 ms against 0.21: the weights come four times from the L2",
-    "linear invariant, 8B layer, 8192": "10 ms against 5.4: tiles of 64 rows",
-    "8b step 1": "6.2 ms: 5.6 of cuBLAS, the rest attention and small kernels",
-    "8b step 64": "10.5 ms",
-    "8b step 256": "22 ms",
-    "0.6b step 1": "1.5 ms: 0.85 of cuBLAS, 28 x 7 kernels of 2 to 3 us",
+    "decode 64x1024": "95 us: one program a request and key head, two stages; no second kernel",
+    "decode 64x8192": "720 us: 512 programs on 132 processors do not end together",
+    "decode 256x1024": "366 us",
+    "decode 256x8192": "2835 us",
+    "prefill 1x8192": "410 TFLOP/s paged (scale folded, fewer addresses), 470 gathered, 590 gathered SDPA",
+    "prefill 4x2048": "310 paged, 380 gathered, 460 gathered SDPA",
+    "prefill 16x512": "180 paged, 220 gathered, 270 gathered SDPA",
+    "linear invariant, 8B layer, 1": "0.22 ms, was 0.30: rows past the end are not loaded",
+    "linear invariant, 8B layer, 64": "0.22 ms as before",
+    "small linear, 0.6b, 1": "0.66 ms against cuBLAS's 0.85",
+    "small linear, 8b, 1": "5.2 ms against cuBLAS's 5.6",
+    "small linear, 0.6b, 8": "0.75 ms by 16-row tiles against cuBLAS's 0.86",
+    "small linear, 8b, 8": "5.5 ms by 16-row tiles against cuBLAS's 5.7",
+    "8b step 1": "5.9 ms: 5.2 of GEMV, the rest attention and small kernels",
+    "8b step 8": "6.4 ms",
+    "8b step 64": "9.5 ms",
+    "8b step 256": "20 ms",
+    "0.6b step 1": "1.25 ms: 0.66 of GEMV, 28 x 5 small kernels of 2 us, 28 x 10 us of attention",
+    "0.6b step 8": "1.65 ms",
     "demo-decode-step-1": "3.5 ms: some 40 launches of 30 us of Python each, where plain torch took 10.7",
 }
 
@@ -105,6 +110,8 @@ def rows_that_differ(directory: Path, dtype: torch.dtype) -> int:
 
 def graph_us(calls: list[Callable[[], object]], replays: int = 10) -> float:
     """Microseconds of a call: all calls in one CUDA graph, the median over its replays."""
+    # A stream of its own does not wait for the inputs, which may still be in the making on this one.
+    torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for call in calls[:4]:
@@ -149,15 +156,14 @@ def ranked(name: str, found: dict[str, float], floor: float, unit: str) -> dict[
     return {"floor": round(floor, 3), unit: {config: round(value, 3) for config, value in found.items()}}
 
 
-DECODE: Final = [
-    *((32, 4, 5), (64, 4, 2), (64, 4, 3), (64, 4, 5), (64, 4, 7), (64, 2, 5)),
-    *((128, 4, 3), (128, 4, 5), (128, 8, 5)),
-]  # keys, warps, stages
-CHUNKS: Final = [
-    *((64, 64, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3), (128, 64, 8, 2)),
-    *((128, 64, 8, 3), (128, 64, 8, 5), (128, 128, 8, 2), (128, 128, 8, 3)),
-]  # rows, keys, warps, stages
-PROGRAMS: Final = (132, 264, 528, 1056, 2112)
+DECODE: Final = ((32, 4, 5), (64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 4, 3))  # keys, warps, stages
+PROGRAMS: Final = (64, 528, 1056, 2112)
+# Rows, keys, warps, stages.
+CHUNKS: Final = ((64, 64, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3))
+GATHERED: Final = (
+    *((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 2)),
+    *((128, 64, 8, 3), (64, 128, 4, 2), (128, 128, 8, 2), (128, 128, 8, 3)),
+)
 
 
 def time_decode() -> dict[str, Any]:
@@ -166,8 +172,9 @@ def time_decode() -> dict[str, Any]:
     invariant = attention.invariant_config(torch.bfloat16, 128, 4)
     small = Case([(1, 1024)] * 2, poison=False)
     configs = [AttentionConfig(16, keys, warps, stages, 64, 64) for keys, warps, stages in DECODE]
+    configs += [AttentionConfig(16, keys, warps, stages, 1) for keys, warps, stages in DECODE]  # in one split
     warm(lambda c=config: small.run(configs=(c, c)) for config in [*configs, invariant])  # type: ignore[misc]
-    for batch, context in ((64, 1024), (64, 8192), (256, 1024), (256, 8192)):
+    for batch, context in ((1, 1024), (8, 1024), (64, 1024), (64, 8192), (256, 1024), (256, 8192)):
         case = Case([(1, context)] * batch, poison=False)
         floor = batch * context * 8 * 128 * 2 * 2 / BANDWIDTH * 1e6
         often = max(1, min(20, int(2000 / floor)))
@@ -192,25 +199,45 @@ def time_prefill() -> dict[str, Any]:
     """Microseconds of causal attention over whole prompts: every configuration; torch's own on contiguous K and V."""
     report: dict[str, Any] = {}
     small = Case([(64, 64)], poison=False)
-    warm(lambda c=shape: small.run(configs=(AttentionConfig(*c), AttentionConfig(*c))) for shape in CHUNKS)  # type: ignore[misc]
+    warm(
+        [
+            *(lambda c=shape: small.run(configs=(AttentionConfig(*c), AttentionConfig(*c))) for shape in CHUNKS),  # type: ignore[misc]
+            *(lambda c=shape: small.run_gathered(config=AttentionConfig(*c)) for shape in GATHERED),  # type: ignore[misc]
+        ]
+    )
     for batch, length in ((1, 8192), (4, 2048), (16, 512)):
         cases = [Case([(length, length)] * batch, poison=False, seed=seed) for seed in range(3)]
         contiguous = [torch.randn(batch, n, length, 128, device="cuda", dtype=torch.bfloat16) for n in (32, 8, 8)]
         operations = batch * 32 * 128 * 4 * length * (length + 1) / 2
 
-        def measure(config: AttentionConfig, cases: list[Case] = cases) -> float:
-            calls = [lambda case=case: case.run(configs=(config, config)) for case in cases]  # type: ignore[misc]
-            return tried(lambda: graph_us(calls))
+        def measure(run: Callable[[Case], object], cases: list[Case] = cases) -> float:
+            return tried(lambda: graph_us([lambda case=case: run(case) for case in cases]))  # type: ignore[misc]
 
-        found = {f"{m}x{n} w{w} s{s}": measure(AttentionConfig(m, n, w, s)) for m, n, w, s in CHUNKS}
-        found["as chosen"] = measure(attention.chunk_config(torch.bfloat16, 128, 4))
-        found["invariant"] = measure(attention.invariant_config(torch.bfloat16, 128, 4))
+        def paged(config: AttentionConfig) -> float:
+            return measure(lambda case: case.run(configs=(config, config)))
+
+        def whole(case: Case) -> object:
+            return whole_prompt_attention(case.q, case.k, case.v, case.metadata, case.scale)
+
+        found = {f"{m}x{n} w{w} s{s}": paged(AttentionConfig(m, n, w, s)) for m, n, w, s in CHUNKS}
+        for m, n, w, s in GATHERED:
+            config = AttentionConfig(m, n, w, s)
+            found[f"gathered {m}x{n} w{w} s{s}"] = measure(lambda case, c=config: case.run_gathered(config=c))  # type: ignore[misc]
+        begin = time.perf_counter()
+        whole(cases[0])
+        torch.cuda.synchronize()
+        first = time.perf_counter() - begin
+        found["gathered, SDPA"] = measure(whole)
+        found["gathering alone"] = measure(lambda c, n=length: gather_pages(c.k, c.v, c.metadata, n))  # type: ignore[misc]
+        found["as chosen"] = measure(lambda case: case.run())
+        found["invariant"] = paged(attention.invariant_config(torch.bfloat16, 128, 4))
         sdpa = [lambda x=contiguous: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)]  # type: ignore[misc]
         found["SDPA, contiguous"] = tried(lambda calls=sdpa: graph_us(calls))  # type: ignore[misc]
         name = f"prefill {batch}x{length}"
         report[name] = ranked(name, found, operations / RATE * 1e6, "us")
         report[name]["TFLOP/s"] = {config: round(operations / us / 1e6) for config, us in report[name]["us"].items()}
-        print("    TFLOP/s:", report[name]["TFLOP/s"], flush=True)
+        report[name]["first call of SDPA at this length, ms"] = round(first * 1000, 1)
+        print("    TFLOP/s:", report[name]["TFLOP/s"], f"; SDPA's first call: {first * 1000:.0f} ms", flush=True)
     return report
 
 
@@ -252,7 +279,7 @@ def time_small() -> dict[str, Any]:
 
 
 LINEAR: Final = [
-    *((64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (64, 64, 128, 4, 3), (64, 256, 64, 4, 3)),
+    *((64, 128, 64, 4, 4), (64, 64, 128, 4, 3), (16, 32, 64, 4, 6), (16, 64, 64, 4, 6), (64, 64, 64, 4, 5)),
     *((128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 32, 128, 4, 4)),
 ]  # rows, outputs, inputs, warps, stages
 
@@ -263,13 +290,9 @@ def time_linear() -> dict[str, Any]:
     weights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
     size = sum(weight.numel() for weight in weights)
     report: dict[str, Any] = {}
-    few = {width: torch.randn(1, width, device="cuda", dtype=torch.bfloat16) for width in (4096, 14336)}
-    warm(
-        lambda w=w, c=shape: linear_invariant(few[w.shape[1]], w, None, LinearConfig(*c))  # type: ignore[misc]
-        for w in weights
-        for shape in LINEAR
-    )
-    for rows in (1, 8, 64, 256, 8192):
+    row = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    warm(lambda c=shape: linear_tiles(row, weights[0], None, LinearConfig(*c)) for shape in LINEAR)  # type: ignore[misc]
+    for rows in (1, 64, 256, 8192):
         inputs = {width: torch.randn(rows, width, device="cuda", dtype=torch.bfloat16) for width in (4096, 14336)}
 
         def measure(
@@ -282,12 +305,72 @@ def time_linear() -> dict[str, Any]:
 
         found = {"cuBLAS": measure(F.linear), "as chosen": measure(linear_invariant)}
         for m, n, k, w, s in LINEAR:
-            config = LinearConfig(m, n, k, w, s)
-            found[f"{m}x{n}x{k} w{w} s{s}"] = measure(lambda x, y, c=config: linear_invariant(x, y, None, c))  # type: ignore[misc]
+            if rows < 8192 or m >= 64:
+                config = LinearConfig(m, n, k, w, s)
+                found[f"{m}x{n}x{k} w{w} s{s}"] = measure(lambda x, y, c=config: linear_tiles(x, y, None, c))  # type: ignore[misc]
         floor = max(size * 2 / BANDWIDTH, size * 2 * rows / RATE) * 1e3
         report[str(rows)] = ranked(f"linear invariant, 8B layer, {rows}", found, floor, "ms")
         print(f"    price of batch invariance: {found['as chosen'] / found['cuBLAS'] - 1:+.0%}", flush=True)
     return report
+
+
+# Outputs, inputs, how often in a step.
+PRODUCTS: Final = {
+    "0.6b": ((4096, 1024, 28), (1024, 2048, 28), (6144, 1024, 28), (1024, 3072, 28), (151936, 1024, 1)),
+    "8b": ((6144, 4096, 32), (4096, 4096, 32), (28672, 4096, 32), (4096, 14336, 32), (128256, 4096, 1)),
+}
+GEMV: Final = ((1, 1024, 4), (1, 1024, 8), (1, 2048, 8), (1, 512, 2), (2, 2048, 8))  # outputs, inputs, warps
+# Rows, outputs, inputs, warps, stages.
+FEW_ROWS: Final = (
+    (16, 16, 256, 4, 5),
+    (16, 16, 512, 4, 3),
+    (16, 32, 128, 4, 6),
+    (16, 32, 256, 4, 4),
+    (16, 64, 128, 4, 5),
+)
+
+
+def time_small_linear() -> dict[str, Any]:
+    """Microseconds of each product of a decode step at 1 and 8 rows; weights rotate past the L2."""
+    report: dict[str, Any] = {}
+    x, w = (torch.randn(n, 1024, device="cuda", dtype=torch.bfloat16) for n in (1, 64))
+    warm(
+        [
+            *(lambda c=c: gemv(x, w, None, GemvConfig(*c)) for c in GEMV),  # type: ignore[misc]
+            *(lambda c=c: linear_tiles(x, w, None, LinearConfig(*c)) for c in FEW_ROWS),  # type: ignore[misc]
+        ]
+    )
+    for rows in (1, 8):
+        for model, products in PRODUCTS.items():
+            total = {"cuBLAS": 0.0, "best": 0.0}
+            for outputs, inputs, times in products:
+                found = time_product(rows, outputs, inputs)
+                name = f"{rows} x {inputs} to {outputs}"
+                report[name] = ranked(name, found, outputs * inputs * 2 / BANDWIDTH * 1e6, "us")
+                total["cuBLAS"] += found["cuBLAS"] * times / 1000
+                total["best"] += min(found.values()) * times / 1000
+            name = f"small linear, {model}, {rows}"
+            report[name] = {key: round(value, 3) for key, value in total.items()}
+            print(f"{name}: {report[name]} ms; predicted {PREDICTIONS.get(name, '-')}", flush=True)
+    return report
+
+
+def time_product(rows: int, outputs: int, inputs: int) -> dict[str, float]:
+    copies = max(2, min(24, int(1.5e8 / (outputs * inputs * 2))))
+    weights = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+
+    def measure(product: Callable[[torch.Tensor, torch.Tensor], object]) -> float:
+        return tried(lambda: graph_us([lambda w=w: product(x, w) for w in weights]))  # type: ignore[misc]
+
+    found = {"cuBLAS": measure(F.linear)}
+    if rows == 1:
+        for c in GEMV:
+            found[f"gemv {c[0]}x{c[1]} w{c[2]}"] = measure(lambda x, w, c=c: gemv(x, w, None, GemvConfig(*c)))  # type: ignore[misc]
+    for m, n, k, warps, s in FEW_ROWS:
+        config = LinearConfig(m, n, k, warps, s)
+        found[f"tiles {m}x{n}x{k} w{warps} s{s}"] = measure(lambda x, w, c=config: linear_tiles(x, w, None, c))  # type: ignore[misc]
+    return found
 
 
 def time_models() -> dict[str, Any]:
@@ -312,13 +395,14 @@ def time_demo() -> dict[str, Any]:
 SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "correct": check_correct,
     "invariant": check_invariant,
-    "parity": check_parity,
-    "decode": time_decode,
-    "prefill": time_prefill,
-    "small": time_small,
-    "linear": time_linear,
     "models": time_models,
+    "prefill": time_prefill,
+    "small_linear": time_small_linear,
+    "decode": time_decode,
     "demo": time_demo,
+    "parity": check_parity,
+    "linear": time_linear,
+    "small": time_small,
 }
 
 
@@ -326,21 +410,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--seconds", type=float, default=270.0, help="no section begins after so many (default: 270)")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    failed = []
+    failed, start = [], time.perf_counter()
     for name in arguments.only:
         begin = time.perf_counter()
+        if begin - start > arguments.seconds:
+            print(f"== {name}: LEFT OUT, {begin - start:.0f} s have passed", flush=True)
+            report.setdefault("left out", []).append(name)
+            continue
         print(f"== {name}", flush=True)
         try:
             with torch.inference_mode():
                 report[name] = SECTIONS[name]()
+            torch.cuda.empty_cache()
         except Exception:
             traceback.print_exc(file=sys.stdout)
             report[name] = {"failures": [traceback.format_exc(limit=3)]}
-        torch.cuda.empty_cache()
         found = report[name].get("failures", [])
         failed += [name] if found else []
         said = f"FAILED {found[:8]}" if found else "ok"

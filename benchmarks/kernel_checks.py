@@ -1,7 +1,8 @@
 """The gate of `gpu_kernels.py`: every kernel against float64 or its twin, and batch invariance to the bit."""
 
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, Final
 
@@ -9,12 +10,14 @@ import torch
 
 from octavo_kernels import paged_attention as attention
 from octavo_kernels import reference
-from octavo_kernels.linear import linear_invariant
+from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention
+from octavo_kernels.linear import LinearConfig, linear_config, linear_invariant, linear_tiles
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.small_linear import gemv
 
 TOLERANCE: Final = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # ‖found − truth‖ / ‖truth‖
 # (tokens in the step, tokens in the cache) of each request: prompts, chunks, decodes, one that rests.
@@ -30,12 +33,20 @@ SHAPES: Final = {
     "7, one key head": (7, 1, 64),
     "wide": (4, 4, 256),
 }
-# Shape, page size, window.
-CASES: Final = [
-    *(("8B", 16, None), ("8B", 16, 100), ("8B", 8, None), ("8B", 256, 100), ("0.6B", 16, None)),
-    *(("3 a key head", 32, 100), ("7, one key head", 64, None), ("wide", 16, None), ("wide", 128, 300)),
-]
-DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+# Shape, page size, window. Every one is a kernel of its own to compile, those of float32 the slowest by far.
+CASES: Final[dict[torch.dtype, list[tuple[str, int, int | None]]]] = {
+    torch.bfloat16: [
+        *(("8B", 16, None), ("8B", 8, 100), ("8B", 256, None), ("0.6B", 16, None)),
+        *(("3 a key head", 32, 100), ("7, one key head", 64, None), ("wide", 16, None), ("wide", 128, 300)),
+    ],
+    torch.float16: [("8B", 16, 100), ("3 a key head", 64, None)],
+    torch.float32: [("8B", 16, None), ("3 a key head", 32, 100)],
+}
+DTYPES: Final = tuple(CASES)
+# Shape and window of the checks to the bit.
+INVARIANT: Final = (("8B", None), ("3 a key head", 300))
+COMPILING: Final = 60.0  # seconds for all that the checks need; what is not ready by then is left out, and named
+CHECKING: Final = 40.0
 
 
 class Case:
@@ -80,9 +91,17 @@ class Case:
         )
 
     def run(
-        self, window: int | None = None, configs: tuple[AttentionConfig, AttentionConfig] | None = None
+        self,
+        window: int | None = None,
+        configs: tuple[AttentionConfig, AttentionConfig] | None = None,
+        invariant: bool = False,
     ) -> torch.Tensor:
-        return attention.paged_attention(self.q, self.k, self.v, self.metadata, self.scale, window, configs=configs)
+        return attention.paged_attention(
+            *(self.q, self.k, self.v, self.metadata, self.scale, window), configs=configs, invariant=invariant
+        )
+
+    def run_gathered(self, window: int | None = None, config: AttentionConfig | None = None) -> torch.Tensor:
+        return gathered_attention(self.q, self.k, self.v, self.metadata, self.scale, window, config)
 
     def expected(self, window: int | None = None) -> torch.Tensor:
         """In float64, one request and key head at a time."""
@@ -131,39 +150,97 @@ class Errors:
         return {**self.largest, **({"failures": self.failures} if self.failures else {})}
 
 
-def warm(calls: Iterable[Callable[[], object]]) -> None:
-    """Compiles what the calls need, many kernels at a time; what fails here fails again where it is looked at."""
+def warm(calls: Iterable[Callable[[], object]], seconds: float = 120.0) -> list[bool]:
+    """Compiles what the calls need, many at a time: which are ready. What fails here fails again when it is called."""
 
     def run(call: Callable[[], object]) -> None:
         with suppress(Exception), torch.inference_mode():
             call()
 
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(run, calls))
+    pool = ThreadPoolExecutor(16)
+    futures = [pool.submit(run, call) for call in calls]
+    ready, _ = wait(futures, seconds)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return [future in ready for future in futures]
+
+
+def warm_checks() -> set[str]:
+    """Compiles for `check_correct` and `check_invariant` together; the names of those cases that are not ready."""
+    calls: dict[str, Callable[[], object]] = {}
+    short = [(1, 40), (5, 40)]
+    for dtype in reversed(DTYPES):
+        for name, page_size, window in CASES[dtype]:
+            case = Case(short, heads=SHAPES[name], page_size=page_size, dtype=dtype)
+            # One call for decode and chunks each: they compile side by side.
+            for part in (Case(short[:1], heads=SHAPES[name], page_size=page_size, dtype=dtype), case):
+                calls[f"{case_name(name, page_size, window)} {dtype} {len(part.counts)}"] = lambda c=part, w=window: (
+                    c.run(w)
+                )  # type: ignore[misc]
+            calls[f"{case_name(name, page_size, window)} {dtype} gathered"] = lambda c=case, w=window: c.run_gathered(w)  # type: ignore[misc]
+        for name, window in INVARIANT:
+            case = Case(short, heads=SHAPES[name], dtype=dtype)
+            calls[f"invariant {name} {dtype}"] = lambda c=case, w=window: c.run(w, invariant=True)  # type: ignore[misc]
+        calls[f"rows {dtype}"] = lambda t=dtype: check_rows(Errors(), t, "cuda")  # type: ignore[misc]
+        calls[f"rope {dtype}"] = lambda t=dtype: check_rope(Errors(), t, "cuda")  # type: ignore[misc]
+    ready = warm(calls.values(), COMPILING)
+    return {name for name, is_ready in zip(calls, ready, strict=True) if not is_ready}
+
+
+def case_name(name: str, page_size: int, window: int | None) -> str:
+    return f"{name}, pages of {page_size}, window {window}"
+
+
+class Clock:
+    """Which checks are left out: those not compiled, and all once the time is up."""
+
+    def __init__(self, missing: set[str]) -> None:
+        self.missing = missing
+        self.end = time.monotonic() + CHECKING
+        self.left_out: list[str] = []
+
+    def leaves_out(self, name: str) -> bool:
+        late = time.monotonic() > self.end or any(entry.startswith(name) for entry in self.missing)
+        if late:
+            self.left_out.append(name)
+        return late
+
+    def report(self) -> dict[str, Any]:
+        return {"left out": self.left_out} if self.left_out else {}
+
+
+_missing: set[str] = set()
 
 
 def check_correct(device: str = "cuda", requests: list[tuple[int, int]] = RAGGED) -> dict[str, Any]:
     """Largest relative error of each kernel by type."""
-    errors = Errors()
+    if device == "cuda":
+        begin = time.monotonic()
+        _missing.update(warm_checks())
+        print(f"    compiled in {time.monotonic() - begin:.0f} s; not ready: {sorted(_missing)}", flush=True)
+    errors, clock = Errors(), Clock(_missing)
     for dtype in DTYPES:
-        cases = {
-            (name, page_size, window): Case(
-                requests, heads=SHAPES[name], page_size=page_size, dtype=dtype, device=device
-            )
-            for name, page_size, window in CASES
-        }
-        if device == "cuda":
-            warm(lambda c=case, w=window: c.run(w) for (_, _, window), case in cases.items())  # type: ignore[misc]
-        for (name, page_size, window), case in cases.items():
-            found = poisoned(lambda c=case, w=window: c.run(w))  # type: ignore[misc]
-            where = f"pages of {page_size}, window {window}"
-            errors.add(f"attention {name}", dtype, found, case.expected(window), where)
-        for batch, context in ((256, 1024), (64, 8192)) if device == "cuda" else ((4, 100),):
-            case = Case([(1, context - i) for i in range(batch)], dtype=dtype, device=device)
-            errors.add(f"decode {batch}x{context}", dtype, poisoned(case.run), case.expected())
-        check_rows(errors, dtype, device)
-        check_rope(errors, dtype, device)
-    return errors.report()
+        for name, page_size, window in CASES[dtype]:
+            where = case_name(name, page_size, window)
+            if clock.leaves_out(f"{where} {dtype}"):
+                continue
+            case = Case(requests, heads=SHAPES[name], page_size=page_size, dtype=dtype, device=device)
+            truth = case.expected(window)
+            errors.add(f"attention {name}", dtype, poisoned(lambda c=case, w=window: c.run(w)), truth, where)  # type: ignore[misc]
+            chunks = torch.cat([torch.full((count,), count > 1) for count in case.counts]).to(device)
+            found = poisoned(lambda c=case, w=window: c.run_gathered(w))  # type: ignore[misc]
+            errors.add(f"gathered {name}", dtype, found[chunks], truth[chunks], where)
+        if not clock.leaves_out(f"rows {dtype}"):
+            check_rows(errors, dtype, device)
+        if not clock.leaves_out(f"rope {dtype}"):
+            check_rope(errors, dtype, device)
+    for batch, context in ((256, 1024), (16, 8192)) if device == "cuda" else ((4, 100),):
+        if not clock.leaves_out(case_name("8B", 16, None) + f" {torch.bfloat16}"):
+            case = Case([(1, context - i) for i in range(batch)], device=device)
+            errors.add(f"decode {batch}x{context}", torch.bfloat16, poisoned(case.run), case.expected())
+            case = Case([(context // 4,) * 2] * 2, device=device)
+            found = poisoned(lambda c=case: whole_prompt_attention(c.q, c.k, c.v, c.metadata, c.scale))  # type: ignore[misc]
+            errors.add(f"whole prompts {context // 4}", torch.bfloat16, found, case.expected())
+    return {**errors.report(), **clock.report()}
 
 
 def check_rows(errors: Errors, dtype: torch.dtype, device: str) -> None:
@@ -182,6 +259,8 @@ def check_rows(errors: Errors, dtype: torch.dtype, device: str) -> None:
         w, bias = draw(333, width), draw(333)
         truth = x.double() @ w.double().t() + bias.double()
         errors.add("linear", dtype, linear_invariant(x, w, bias), truth)
+        errors.add("linear, 16 rows", dtype, linear_tiles(x, w, bias, LinearConfig(16, 16, 256, 4, 2)), truth)
+        errors.add("gemv", dtype, gemv(x[:1], w, bias), truth[:1])
 
 
 def check_rope(errors: Errors, dtype: torch.dtype, device: str) -> None:
@@ -204,20 +283,46 @@ def check_rope(errors: Errors, dtype: torch.dtype, device: str) -> None:
 def check_invariant(device: str = "cuda", length: int = 2500) -> dict[str, Any]:
     """Elements whose bits differ between one prefill and other ways to get there; 0 everywhere if all is well."""
     differing: dict[str, int] = {}
+    clock = Clock(_missing)
     for dtype in DTYPES:
-        for name in ("8B", "3 a key head"):
+        for name, window in INVARIANT:
+            if clock.leaves_out(f"invariant {name} {dtype}"):
+                continue
             case = Case([(length, length)], heads=SHAPES[name], dtype=dtype, device=device)
-            if device == "cuda":
-                warm(lambda c=case, w=window: attention_differences(c, w) for window in (None, 300))  # type: ignore[misc]
-            for window in (None, 300):
-                differing[f"attention {name} {dtype}, window {window}"] = attention_differences(case, window)
+            differing[f"attention {name} {dtype}, window {window}"] = attention_differences(case, window)
         x = torch.randn(300, 1024, device=device).to(dtype)
         w, bias = torch.randn(500, 1024, device=device).to(dtype), torch.randn(500, device=device).to(dtype)
         whole = linear_invariant(x, w, bias)
         for rows in (1, 7, 64, 65, 257):
             differing[f"linear {dtype}, {rows}"] = int((linear_invariant(x[-rows:], w, bias) != whole[-rows:]).sum())
     failures = [f"{name}: {count} differ" for name, count in differing.items() if count]
-    return {"checked": len(differing), **({"failures": failures} if failures else {})}
+    report = {"checked": len(differing), **clock.report(), **({"failures": failures} if failures else {})}
+    if device == "cuda":
+        report["tile shapes against the chosen one"] = linear_differences()
+        print("    elements that differ:", report["tile shapes against the chosen one"], flush=True)
+    return report
+
+
+# Rows, outputs, inputs, warps, stages.
+TILES: Final = [
+    *((16, 32, 64, 4, 4), (16, 32, 128, 4, 4), (32, 64, 64, 4, 4), (64, 32, 128, 4, 4), (64, 64, 64, 4, 4)),
+    *((64, 256, 64, 4, 3), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 256, 128, 8, 2)),
+]
+
+
+def linear_differences() -> dict[str, int]:
+    """Elements of a product by other tile shapes that differ from the chosen one's: where none does, shapes may mix.
+
+    Only the order of summation over the inputs shows in the bits, and the matrix unit's own is the same for every shape
+    that takes the same instruction.
+    """
+    x, w = (torch.randn(n, 4096, device="cuda", dtype=torch.bfloat16) for n in (300, 500))
+    chosen = linear_tiles(x, w, None, linear_config(torch.bfloat16))
+    warm(lambda c=shape: linear_tiles(x, w, None, LinearConfig(*c)) for shape in TILES)  # type: ignore[misc]
+    return {
+        f"{m}x{n}x{k} w{warps}": int((linear_tiles(x, w, None, LinearConfig(m, n, k, warps, s)) != chosen).sum())
+        for m, n, k, warps, s in TILES
+    }
 
 
 def attention_differences(case: Case, window: int | None) -> int:

@@ -1,11 +1,14 @@
 """Whole models on random weights: a decode step in a CUDA graph, and prefill. The shapes are those of the tables."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
 from octavo_common.model_config import ModelConfig, parse_model_config
+from octavo_kernels import small_linear
+from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention, whole_prompts
 from octavo_kernels.ops import triton_ops
 from octavo_server.worker.models.decoder import Decoder, weight_places
 from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
@@ -24,18 +27,20 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 PREFILLS: Final = ((1, 128), (1, 512), (1, 1024), (1, 2048), (1, 8192), (4, 2048))
+# Up to how many rows the small linear maps are taken, otherwise cuBLAS.
+MOST_ROWS: Final = (0, 1, 16)
 CONTEXT: Final = 1024
 
 
 def time_models(
     graph_us: Callable[[list[Callable[[], object]]], float],
-    event_ms: Callable[[Callable[[], object]], float],
+    event_ms: Callable[..., float],
     tried: Callable[[Callable[[], float]], float],
     predictions: dict[str, str],
 ) -> dict[str, Any]:
     """Milliseconds of forward and logits: decode steps in a graph at a context of 1024, prefill without one."""
     report: dict[str, Any] = {}
-    runs = (("0.6b", (1, 8, 64, 256), False), ("8b", (1, 8, 64, 256), False), ("8b", (1, 64, 256), True))
+    runs = (("0.6b", (1, 8, 64, 256), False), ("8b", (1, 8, 64, 256), False), ("8b", (1, 64), True))
     for model, batches, invariant in runs:
         kind = f"{model} invariant" if invariant else model
         config = parse_model_config(MODELS[model])
@@ -50,14 +55,37 @@ def time_models(
             name = f"{kind} step {requests}"
             report[name] = round(tried(lambda b=batch, n=requests, r=run: graph_us([lambda: r(b, n)]) / 1000), 3)  # type: ignore[misc]
             print(f"{name}: {report[name]} ms; predicted {predictions.get(name, '-')}", flush=True)
-        for requests, tokens in PREFILLS:
+        for rows in MOST_ROWS if not invariant else ():
+            small_linear.MOST_ROWS, usual = rows, small_linear.MOST_ROWS
+            for requests in (1, 8):
+                batch = batch_of(requests, 1, CONTEXT, cache)
+                name = f"{kind} step {requests}, small linear up to {rows}"
+                report[name] = round(tried(lambda b=batch, n=requests, r=run: graph_us([lambda: r(b, n)]) / 1000), 3)  # type: ignore[misc]
+                print(f"{name}: {report[name]} ms", flush=True)
+            small_linear.MOST_ROWS = usual
+        for requests, tokens in PREFILLS if not invariant else ():
             batch = batch_of(requests, tokens, tokens, cache)
             name = f"{kind} prefill {requests}x{tokens}"
             report[name] = round(tried(lambda b=batch, r=run: event_ms(lambda: r(b, 1))), 2)  # type: ignore[misc]
             print(f"{name}: {report[name]} ms, {requests * tokens / report[name] * 1000:.0f} tok/s", flush=True)
+            if tokens >= 2048:
+                usual_ops = decoder.ops
+                for kept, attend in (("gathered", gathered_attention), ("gathered, SDPA", sdpa_attention)):
+                    decoder.ops = replace(usual_ops, paged_attention=attend)
+                    name = f"{kind} prefill {requests}x{tokens}, {kept}"
+                    report[name] = round(tried(lambda b=batch, r=run: event_ms(lambda: r(b, 1), 3)), 2)  # type: ignore[misc]
+                    print(f"{name}: {report[name]} ms, {requests * tokens / report[name] * 1000:.0f} tok/s", flush=True)
+                decoder.ops = usual_ops
         del decoder, cache, run
         torch.cuda.empty_cache()
     return report
+
+
+def sdpa_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: Any, scale: float, _: Any) -> Any:
+    """For whole prompts of one length and nothing else."""
+    if not whole_prompts(metadata, len(q)):
+        raise ValueError("these are not whole prompts of one length")
+    return whole_prompt_attention(q, k, v, metadata, scale)
 
 
 def random_decoder(config: ModelConfig, invariant: bool) -> Decoder:

@@ -33,15 +33,19 @@ def linear_config(dtype: torch.dtype) -> LinearConfig:
     return LinearConfig(64, 128, 64, 4, 4)
 
 
-def linear_invariant(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, config: LinearConfig | None = None
+def linear_invariant(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """[T, in] × [out, in] → [T, out], plus bias [out]; a row's bits depend on nothing but the row."""
+    return linear_tiles(x, weight, bias, linear_config(x.dtype))
+
+
+def linear_tiles(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: LinearConfig
 ) -> torch.Tensor:
     """[T, in] × [out, in] → [T, out], plus bias [out]. Sums in float32; of float32 no product is cut to TF32."""
-    rows, outputs = x.shape[0], weight.shape[0]
+    rows, (outputs, inputs) = x.shape[0], weight.shape
     y = x.new_empty(rows, outputs)
     if rows == 0:
         return y
-    config = config or linear_config(x.dtype)
     grid = (triton.cdiv(rows, config.block_m) * triton.cdiv(outputs, config.block_n),)
     _linear_kernel[grid](
         x,
@@ -49,10 +53,11 @@ def linear_invariant(
         weight if bias is None else bias,
         y,
         rows,
+        outputs,
+        inputs,
         x.stride(0),
         weight.stride(0),
-        OUTPUTS=outputs,
-        INPUTS=x.shape[1],
+        WHOLE=inputs % config.block_k == 0,
         BIAS=bias is not None,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
@@ -63,17 +68,18 @@ def linear_invariant(
     return y
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "outputs", "inputs"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
     y_ptr,
     rows,
+    outputs,
+    inputs,
     stride_x,
     stride_weight,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
+    WHOLE: tl.constexpr,  # inputs are a multiple of BLOCK_K
     BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -84,24 +90,26 @@ def _linear_kernel(
     row = (tl.program_id(0) % row_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     output = (tl.program_id(0) // row_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    # Past the end the last row and output stand in: what comes of them is not stored.
-    x_at = x_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * stride_x + k[None, :]
-    w_at = weight_ptr + tl.minimum(output, OUTPUTS - 1).to(tl.int64)[:, None] * stride_weight + k[None, :]
+    # Past the last output the last one stands in, and is not stored. Rows past the end are not loaded: thousands of
+    # programs that read one row over and over wait for each other, and were seen to take longer than with 64 rows.
+    is_row = (row < rows)[:, None]
+    x_at = x_ptr + row.to(tl.int64)[:, None] * stride_x + k[None, :]
+    w_at = weight_ptr + tl.minimum(output, outputs - 1).to(tl.int64)[:, None] * stride_weight + k[None, :]
     total = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
-    for start in range(0, INPUTS, BLOCK_K):
-        if INPUTS % BLOCK_K == 0:
-            x = tl.load(x_at)
+    for start in range(0, inputs, BLOCK_K):
+        if WHOLE:
+            x = tl.load(x_at, mask=is_row, other=0.0)
             w = tl.load(w_at)
         else:
-            x = tl.load(x_at, mask=k[None, :] < INPUTS - start, other=0.0)
-            w = tl.load(w_at, mask=k[None, :] < INPUTS - start, other=0.0)
+            x = tl.load(x_at, mask=is_row & (k[None, :] < inputs - start), other=0.0)
+            w = tl.load(w_at, mask=k[None, :] < inputs - start, other=0.0)
         total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
         x_at += BLOCK_K
         w_at += BLOCK_K
     y = total.to(y_ptr.dtype.element_ty)
     if BIAS:
         # Rounded before and after, as in the twin.
-        bias = tl.load(bias_ptr + output, mask=output < OUTPUTS, other=0.0)
+        bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
         y = (y.to(tl.float32) + bias.to(tl.float32)[None, :]).to(y_ptr.dtype.element_ty)
-    at = row.to(tl.int64)[:, None] * OUTPUTS + output[None, :]
-    tl.store(y_ptr + at, y, mask=(row < rows)[:, None] & (output < OUTPUTS)[None, :])
+    at = row.to(tl.int64)[:, None] * outputs + output[None, :]
+    tl.store(y_ptr + at, y, mask=is_row & (output < outputs)[None, :])

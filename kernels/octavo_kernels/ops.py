@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from octavo_kernels import reference
 from octavo_kernels.metadata import AttentionMetadata, Workspace
@@ -86,11 +85,11 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
 
     batch_invariant: a row's bits depend on nothing but the row, at a price; linear maps are then not cuBLAS's.
     """
-    from octavo_kernels import linear, paged_attention, rms_norm, rope, silu_and_mul
+    from octavo_kernels import linear, paged_attention, rms_norm, rope, silu_and_mul, small_linear
 
     return Ops(
         pack_weight=lambda weight: weight,
-        linear=linear.linear_invariant if batch_invariant else F.linear,
+        linear=linear.linear_invariant if batch_invariant else small_linear.small_linear,
         rms_norm=rms_norm.rms_norm,
         add_rms_norm=rms_norm.add_rms_norm,
         silu_and_mul=silu_and_mul.silu_and_mul,

@@ -17,6 +17,7 @@ from octavo_server.frontend import client as client_module
 from octavo_server.frontend.answer import Answer
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.output_stream import Choice, OutputStream
+from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.metrics import RequestMetrics, ServerMetrics
 
@@ -55,7 +56,7 @@ async def ends(tmp_path: Path) -> AsyncIterator[tuple[EngineClient, Peer]]:
     await peer.say(READY)
     await until(lambda: client.ready is not None)
     yield client, peer
-    await client.close("the test is over")
+    client.close("the test is over")
     client.terminate()
     peer.context.destroy(linger=0)
 
@@ -71,7 +72,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 def choice(tokenizer: TextTokenizer) -> Callable[..., Choice]:
     def make(request_id: str, *stops: str, epoch: int = EPOCH) -> Choice:
         metrics = RequestMetrics(ServerMetrics("m"), 0.0, 2)
-        answer = Answer(0, [1, 2], tokenizer, stops, metrics)
+        answer = Answer(0, [1, 2], tokenizer, TextOptions(stops), metrics)
         message = ipc.AddRequest(epoch, request_id, [1, 2], ipc.SamplingParams(), 0.0)
         return Choice(request_id, epoch, ipc.encoder.encode(message), answer)
 
@@ -179,7 +180,7 @@ async def test_the_end_of_the_engine_ends_every_stream(
     streams = [client.submit([choice("a"), choice("b")]), client.submit([choice("c")], whole=True)]
     await peer.output("a", 5)
     assert [delta.token_ids for _, delta in await anext(streams[0].deltas())] == [[5]]
-    await client.close("the engine died")
+    client.close("the engine died")
     for stream in streams:
         with pytest.raises(EngineError, match="the engine died") as caught:
             await anext(stream.deltas())
@@ -266,7 +267,7 @@ async def test_an_engine_of_another_version_is_no_engine(tmp_path: Path) -> None
     await until(lambda: client.failure is not None)
     assert client.ready is None
     peer.context.destroy(linger=0)
-    await client.close("the test is over")
+    client.close("the test is over")
     client.terminate()
 
 

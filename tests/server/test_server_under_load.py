@@ -1,10 +1,8 @@
-"""Many clients, bad ones among them: those who do not read, those who leave, those who ask without end; and none."""
+"""Clients that do not read, clients that ask without end, and none at all."""
 
-import asyncio
 import contextlib
 import itertools
 import json
-import random
 import socket
 import threading
 import time
@@ -125,85 +123,6 @@ def test_sigterm_lets_all_choices_and_those_that_wait_finish(model: Path) -> Non
         ends = [json.loads(line)["choices"][0]["finish_reason"] for line in lines[:-1]]
         assert ends.count("length") == 2
         assert server.process.wait(serving.PATIENCE_SECONDS) == 0
-
-
-# --- those who leave
-
-
-class Leavers:
-    """Clients of a server who leave at some point of their request, by chance but always in the same way."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.heard = 0
-        self.news = asyncio.Condition()
-
-    async def crowd(self, number: int, at_once: int) -> None:
-        """So many of them, so many at a time."""
-        places = asyncio.Semaphore(at_once)
-
-        async def one(index: int) -> None:
-            async with places:
-                await self.leave(random.Random(index))
-
-        async with asyncio.timeout(200), asyncio.TaskGroup() as group:
-            for index in range(number):
-                group.create_task(one(index))
-
-    async def leave(self, chance: random.Random) -> None:
-        stream = chance.random() < 0.6
-        prompt = [chance.randrange(400) for _ in range(chance.randrange(1, 4))]
-        # With the ids of tokens there is an event for each, whether it has a text or not.
-        fields = {"max_tokens": 100, "stream": stream, "n": chance.choice([1, 1, 2]), "return_token_ids": True}
-        message = request_bytes(prompt=prompt, **fields)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            whole = chance.random() < 0.9
-            writer.write(message if whole else message[: chance.randrange(len(message))])
-            await writer.drain()
-            if whole and stream and chance.random() < 0.8:
-                await self.read_events(reader, chance.randrange(1, 6))
-            else:
-                await self.wait_for_others(chance.randrange(20))
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-    async def read_events(self, reader: asyncio.StreamReader, count: int) -> None:
-        for _ in range(count):
-            line = b""
-            while not line.startswith(b"data: "):
-                line = await reader.readline()
-                if not line or line.startswith((b'{"error"', b"data: [DONE]")):
-                    return  # there was no place for it, or it came in fewer pieces
-            self.heard += 1
-            async with self.news:
-                self.news.notify_all()
-
-    async def wait_for_others(self, count: int) -> None:
-        """Until others have heard so many events, or none of them listens any more."""
-        aim = self.heard + count
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1), self.news:
-                await self.news.wait_for(lambda: self.heard >= aim)
-
-
-def test_a_thousand_who_leave_at_any_point_leave_nothing_behind() -> None:
-    with serving.serve(DEMO, fake=False, max_num_seqs=32, max_queued_requests=224, max_model_len=512) as server:
-        server.wait_until_ready()
-        leavers = Leavers(urlsplit(server.url).port or 0)
-        asyncio.run(leavers.crowd(1000, at_once=100))
-        assert leavers.heard > 300
-        assert server.metric("vllm:request_success_total", finished_reason="abort") > 500
-        serving.until(lambda: open_requests(server) == 0)
-        assert server.metric("vllm:kv_cache_usage_perc") == 0
-        assert server.metric("octavo:kv_tokens_used") == 0
-        # Were a single place in the queue lost, this would be refused: it takes all of them.
-        body = {"model": "tiny", "prompt": ["a", "b"], "n": 128, "max_tokens": 1}
-        assert len(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"]) == 256
-        assert "Traceback" not in server.log
-        serving.until(lambda: server.metric("octavo:kv_tokens_used") == 0)
 
 
 # --- always busy, and never

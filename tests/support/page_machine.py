@@ -31,12 +31,12 @@ def make_request(
 
 @dataclass
 class Sizes:
-    """One machine's shape. `disk` is None for none, else the pages it holds at most."""
+    """One machine's shape."""
 
     num_blocks: int = 8
     page_size: int = 2
     num_slots: int = 4
-    disk: int | None = None
+    use_disk: bool = False
     window: int | None = None
     prefix_caching: bool = True
 
@@ -47,6 +47,7 @@ class PageMachine:
 
     sizes: Sizes
     on_disk: dict[bytes, tuple[PageKey, list[int]]] = field(default_factory=dict)
+    past: list[list[int]] = field(default_factory=list)  # sequences that have ended
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -58,7 +59,7 @@ class PageMachine:
             prefix_caching=sizes.prefix_caching,
             host=self.host,
             on_disk=list(self.on_disk),
-            use_disk=sizes.disk is not None,
+            use_disk=sizes.use_disk,
             window=sizes.window,
         )
         self.device = [[GARBAGE] * sizes.page_size for _ in range(sizes.num_blocks)]
@@ -66,7 +67,8 @@ class PageMachine:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.step: dict[str, int] = {}  # tokens that this schedule computes
-        self.recent: list[Request] = []  # in the step before
+        self.recent: list[Request] = []  # in the step before …
+        self.written: list[tuple[int, int]] = []  # … and where it wrote: page and offset
         self.events: list[PageEvent] = []
         self.counts: Counter[str] = Counter()
         self.serial = 0
@@ -147,6 +149,8 @@ class PageMachine:
         self.run_step()
         self.cache.free(request)
         (self.running if request in self.running else self.waiting).remove(request)
+        self.past[8:] = []
+        self.past.insert(0, request.token_ids)
 
     # What the worker does
 
@@ -154,12 +158,14 @@ class PageMachine:
         """Moves pages and computes. A step that fails has moved, but computed nothing."""
         self._move()
         rows = [request for request in self.running if request.request_id in self.step]
+        self.written = []
         for request in rows:
-            count, table = self.step[request.request_id], self.cache.block_ids(request)
-            for index in range(request.num_computed_tokens, request.num_computed_tokens + count):
-                value = GARBAGE if fails else self.digest(request, index)
-                self.device[table[index // self.sizes.page_size]][index % self.sizes.page_size] = value
-            request.num_computed_tokens += count
+            start, table = request.num_computed_tokens, self.cache.block_ids(request)
+            request.num_computed_tokens += self.step[request.request_id]
+            for index in range(start, request.num_computed_tokens):
+                block, offset = table[index // self.sizes.page_size], index % self.sizes.page_size
+                self.device[block][offset] = GARBAGE if fails else self.digest(request, index)
+                self.written.append((block, offset))
         if not fails:
             for request in rows:
                 self.check_contents(request, request.num_computed_tokens - self.step[request.request_id])
@@ -169,11 +175,8 @@ class PageMachine:
     def fail(self, *, behind: bool) -> None:
         """The step that was just decided fails; with `behind`, so does the one before, whose failure came late."""
         failed = list(self.recent) if behind else []
-        if behind:
-            for request in failed:  # garbage where that step has written
-                if request in self.running:
-                    for block in self.cache.block_ids(request)[-1:]:
-                        self.device[block] = [GARBAGE] * self.sizes.page_size
+        for block, offset in self.written if behind else ():
+            self.device[block][offset] = GARBAGE
         self.run_step(fails=True)
         failed = list({request.request_id: request for request in failed + self.recent}.values())
         self.cache.forget_step(failed)
@@ -213,6 +216,13 @@ class PageMachine:
             self.memory[slot] = list(found[1])  # nothing may read it before the event, nothing may write it
             self.events.append(PageEvent("loaded", key.page_hash))
 
+    def flush(self) -> None:
+        """What a worker does at an orderly end."""
+        self.run_step()
+        for tier, place, key in self.cache.cached_pages():
+            content = self.device[place] if tier == "device" else self.memory[place]
+            self.on_disk[key.page_hash] = (key, list(content))
+
     def deliver(self, count: int = 1) -> None:
         """Events of the worker reach the manager."""
         for event in self.events[:count]:
@@ -220,11 +230,18 @@ class PageMachine:
             self.cache.handle(event)
         del self.events[:count]
 
+    def pin_slots(self, count: int) -> None:
+        """More host memory is ready."""
+        for slot in range(self.host.num_slots, self.host.num_slots + count):
+            self.memory[slot] = [GARBAGE] * self.sizes.page_size
+        self.cache.handle(PageEvent("slots", count=count))
+
     def shrink_disk(self, count: int) -> None:
-        """The disk stays within its bound; or somebody has deleted files."""
+        """The disk stays within its bound; or somebody has damaged a file, which nobody knows of yet."""
         for name in list(self.on_disk)[:count]:
             del self.on_disk[name]
-            self.events.append(PageEvent("evicted", name))
+            if count > 1:
+                self.events.append(PageEvent("evicted", name))
 
     # What must hold
 

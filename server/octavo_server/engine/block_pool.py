@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from octavo_server import page_hash
 from octavo_server.engine.step import PageKey
 
 
@@ -27,6 +28,7 @@ class CachedPage:
     pins: int = 0  # swapped-out requests that want it back, and a load under way: host memory keeps it
     writer: str = ""  # the request that computes it, and …
     born: int = 0  # … the schedule in which that was decided
+    digest: bytes = b""  # see `digest_to_end`
 
     @property
     def is_here(self) -> bool:
@@ -35,8 +37,20 @@ class CachedPage:
 
     @property
     def key(self) -> PageKey:
-        """What it is called on disk."""
-        return PageKey(self.page_hash, b"" if self.parent is None else self.parent.page_hash, self.tokens)
+        """What stands for it on disk."""
+        return PageKey(self.page_hash, b"" if self.parent is None else self.parent.digest_to_end(), self.tokens)
+
+    def digest_to_end(self) -> bytes:
+        """Of salt and tokens up to the end of this page. Worked out when it is first asked for."""
+        path: list[CachedPage] = []
+        page: CachedPage | None = self
+        while page is not None and not page.digest:
+            path.append(page)
+            page = page.parent
+        digest = b"" if page is None else page.digest
+        for page in reversed(path):
+            digest = page.digest = page_hash.extend_digest(digest, page.tokens)
+        return digest
 
 
 @dataclass(slots=True, eq=False)

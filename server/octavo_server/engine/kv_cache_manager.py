@@ -66,7 +66,7 @@ class _Waiting:
     """What is remembered of a request that holds no pages."""
 
     swapped: SwappedPages | None = None
-    packed: bytes | None = None  # the tokens that its page hashes name
+    packed: bytes = b""  # its tokens, as far as they had to be compared
     hit: PrefixHit | None = None
     loads: list[CachedPage] | None = None  # that it waits for; None: not tried yet
 
@@ -160,7 +160,7 @@ class KVCacheManager:
         """
         hit, waiting = self.lookup(request), self._waiting[request.request_id]
         if waiting.loads is None:
-            waiting.loads = self._start_loads(request, hit, waiting) if hit.loading else []
+            waiting.loads = self._start_loads(request, hit) if hit.loading else []
         waiting.loads = [page for page in waiting.loads if page.loading]
         return bool(waiting.loads)
 
@@ -295,10 +295,7 @@ class KVCacheManager:
         return min(len(request.page_hashes), (request.num_tokens - 1) // self.block_size)
 
     def _find(self, request: Request, waiting: _Waiting, version: tuple[int, int]) -> PrefixHit:
-        chain: list[CachedPage] = []
-        if request.page_hashes and request.page_hashes[0] in self.index.pages and self._shares(request):
-            packed = self._packed(request, waiting)
-            chain = self.index.match(request.salt, request.page_hashes, packed, 4 * self.block_size)
+        chain = self._match(request, waiting)
         own = None if waiting.swapped is None else self._resume(waiting.swapped, chain)
         num_tokens, entries = own or self._reuse(chain[: self._limit(request)])
         chain = chain[: num_tokens // self.block_size]
@@ -307,10 +304,17 @@ class KVCacheManager:
         holes = self._first_seen(num_tokens)
         return PrefixHit(num_tokens, loading, own is not None, entries, holes, held, chain, self.block_size, version)
 
-    def _packed(self, request: Request, waiting: _Waiting) -> bytes:
-        if waiting.packed is None:
-            waiting.packed = page_hash.pack(request.token_ids[: len(request.page_hashes) * self.block_size])
-        return waiting.packed
+    def _match(self, request: Request, waiting: _Waiting) -> list[CachedPage]:
+        chain = self.index.match(request.salt, request.page_hashes) if self._shares(request) else []
+        tokens = b"".join([page.tokens for page in chain])
+        if len(waiting.packed) < len(tokens):
+            waiting.packed = page_hash.pack(request.token_ids[: len(chain) * self.block_size])
+        while not waiting.packed.startswith(tokens):  # a name that stands for something else
+            tokens = tokens[: -len(chain.pop().tokens)]
+        return chain
+
+    def _page_tokens(self, request: Request, index: int) -> bytes:
+        return page_hash.pack(request.token_ids[index * self.block_size : (index + 1) * self.block_size])
 
     def _resume(self, swapped: SwappedPages, chain: list[CachedPage]) -> tuple[int, list[CachedPage | int]] | None:
         """The tokens and the table, behind its holes, of a swapped-out request, if all of it is here."""
@@ -343,17 +347,17 @@ class KVCacheManager:
             return any(page.loading for page in waiting.loads)
         return reach < self._limit(request) and request.page_hashes[reach] in self.tiers.disk
 
-    def _start_loads(self, request: Request, hit: PrefixHit, waiting: _Waiting) -> list[CachedPage]:
+    def _start_loads(self, request: Request, hit: PrefixHit) -> list[CachedPage]:
         """Begins to load what follows the hit, as far as it is on disk and host memory has room beside the hit."""
         beside = [page for page in hit.chain if page.slot is not None]
         for page in beside:
             self.tiers.pin(page)
         loads: list[CachedPage] = []
-        previous, step = hit.chain[-1] if hit.chain else self.index.root(request.salt), 4 * self.block_size
+        previous = hit.chain[-1] if hit.chain else self.index.root(request.salt)
         for index in range(len(hit.chain), self._limit(request)):
-            name, tokens = request.page_hashes[index], self._packed(request, waiting)[index * step : (index + 1) * step]
+            name = request.page_hashes[index]
             known = name in self.index.pages or name in self.tiers.disk
-            child = self.index.child(previous, name, tokens) if known else None
+            child = self.index.child(previous, name, self._page_tokens(request, index)) if known else None
             if child is None or not (child.is_here or child.loading or self.tiers.load(child)):
                 break
             if child.loading:
@@ -415,12 +419,12 @@ class KVCacheManager:
 
     def _register(self, request: Request, held: _Held, end: int) -> None:
         """Registers the full pages of known tokens before `end`."""
-        size, first = self.block_size, held.num_named
-        held.num_named = max(first, min(end, request.num_tokens) // size)
+        first = held.num_named
+        held.num_named = max(first, min(end, request.num_tokens) // self.block_size)
         for index in range(first, held.num_named):
             if held.last is None:
                 return
-            tokens = page_hash.pack(request.token_ids[index * size : (index + 1) * size])
+            tokens = self._page_tokens(request, index)
             if index == len(request.page_hashes):
                 request.page_hashes.append(page_hash.extend(held.last.page_hash, tokens))
             page = self.index.child(held.last, request.page_hashes[index], tokens)
@@ -452,7 +456,7 @@ class KVCacheManager:
     def _leave_window(self, held: _Held, position: int) -> None:
         first = min(self._first_seen(position), len(held.blocks))
         if first > held.num_holes:
-            self.pool.free(block for block in reversed(held.blocks[held.num_holes : first]) if block is not None)
+            self.pool.free(block for block in held.blocks[held.num_holes : first] if block is not None)
             held.blocks[held.num_holes : first] = [None] * (first - held.num_holes)
             held.num_holes = first
             self._version += 1

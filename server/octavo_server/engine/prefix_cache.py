@@ -25,16 +25,15 @@ class PrefixIndex:
             root = self.roots[salt] = CachedPage(page_hash.root(salt), None, salt)
         return root
 
-    def match(self, salt: bytes, names: Iterable[bytes], packed: bytes, page_bytes: int) -> list[CachedPage]:
-        """The known pages that a sequence begins with; `page_bytes` of `packed` are the tokens of one."""
-        previous, found, start, get = self.roots.get(salt), [], 0, self.pages.get
+    def match(self, salt: bytes, names: Iterable[bytes]) -> list[CachedPage]:
+        """The known pages of these names from a salt's root on. Their tokens are left to compare, all at once."""
+        previous, found, get = self.roots.get(salt), [], self.pages.get
         for name in names:
             page = get(name)
-            if page is None or page.parent is not previous or page.tokens != packed[start : start + page_bytes]:
+            if page is None or page.parent is not previous:
                 break
             found.append(page)
             previous = page
-            start += page_bytes
         return found
 
     def child(self, parent: CachedPage, name: bytes, tokens: bytes) -> CachedPage | None:

@@ -32,8 +32,8 @@ class NewRequest:
 class PageKey:
     """A page on disk: its name, and what must stand in the file, so that no collision of names gives wrong tokens.
 
-    `page_hash`: 16 bytes, see `page_hash.py`; `parent` that of the page before it (the root's for the first one).
-    `tokens`: its token ids, as `page_hash.pack` packs them.
+    `page_hash`: 16 bytes, see `page_hash.py`. `parent`: as long a digest of all that stands before it, by a function of
+    its own (`page_hash.extend_digest`). `tokens`: its token ids, as `page_hash.pack` packs them.
     """
 
     page_hash: bytes

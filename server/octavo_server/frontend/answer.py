@@ -1,5 +1,8 @@
 """One choice while it grows: tokens become text, stop strings end it, and what steps add is a delta."""
 
+from array import array
+from io import StringIO
+
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.stop_strings import StopStrings
 from octavo_server.frontend.text.text_options import TextOptions
@@ -11,16 +14,15 @@ from octavo_server.metrics import RequestMetrics
 class Delta:
     """What one or several steps add to a choice; what a slow reader missed is one of them.
 
-    `offsets` are the positions in the answer's text (in characters) where the tokens begin, before any stop string is
-    cut off. `logprobs` has an entry for each token, where they were asked for.
+    It grows at a cost that does not depend on its length, and holds a token in a few bytes: who reads slowly should
+    cost no more than the answer. `logprobs` has an entry for each token, where they were asked for.
     """
 
-    __slots__ = ("_pieces", "finish_reason", "logprobs", "offsets", "prompt_logprobs", "stop_reason", "token_ids")
+    __slots__ = ("_ids", "_offsets", "_text", "finish_reason", "logprobs", "prompt_logprobs", "stop_reason")
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self.token_ids: list[int] = []
-        self.offsets: list[int] = []
+        self._text = StringIO()
+        self._ids, self._offsets = array("i"), array("i")
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.finish_reason: str | None = None
@@ -29,7 +31,17 @@ class Delta:
     @property
     def text(self) -> str:
         """Characters that are complete and belong to no stop string."""
-        return "".join(self._pieces)
+        return self._text.getvalue()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens, those without a text too."""
+        return self._ids.tolist()
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where in the answer's text (in characters) each token begins, before any stop string is cut off."""
+        return self._offsets.tolist()
 
     @property
     def num_logprobs(self) -> int:
@@ -38,10 +50,14 @@ class Delta:
         width = max((len(entry.token_ids) for entry in entries if entry is not None), default=0)
         return width * (len(self.logprobs) + len(self.prompt_logprobs or ()))
 
-    def append(self, text: str) -> None:
-        """Add to the text, at a cost that does not grow with its length."""
-        if text:
-            self._pieces.append(text)
+    def add_token(self, token_id: int, offset: int) -> None:
+        """Add to the tokens."""
+        self._ids.append(token_id)
+        self._offsets.append(offset)
+
+    def add_text(self, text: str) -> None:
+        """Add to the text."""
+        self._text.write(text)
 
 
 class Answer:
@@ -78,7 +94,7 @@ class Answer:
         self.num_tokens += taken
         self.metrics.output(output, taken)
         if delta.finish_reason is not None:
-            delta.append(self._stops.end())
+            delta.add_text(self._stops.end())
             self.finished = True
             self.metrics.end(delta.finish_reason)
 
@@ -86,14 +102,13 @@ class Answer:
         """The number of tokens that belong to the answer."""
         last = len(output.token_ids) - 1
         for position, token_id in enumerate(output.token_ids):
-            delta.token_ids.append(token_id)
-            delta.offsets.append(self._length)
+            delta.add_token(token_id, self._length)
             # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
             if self._text.include_stop or not (position == last and output.finish_reason == "stop"):
                 piece = self._detokenizer.add(token_id)
                 self._length += len(piece)
                 may_end = self.num_tokens + position >= self._text.min_tokens
-                delta.append(self._stops.add(piece, may_end=may_end))
+                delta.add_text(self._stops.add(piece, may_end=may_end))
             if self._stops.found is not None:
                 delta.finish_reason, delta.stop_reason = "stop", self._stops.found
                 return position + 1

@@ -91,19 +91,18 @@ class EngineClient:
         for stream in set(streams.values()):
             stream.fail(EngineError(reason))
 
-    async def close(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
         """The engine is gone: end every open request with `reason`."""
         self.ready = None
         self.end_streams(reason)
         self.epoch = 0
-        link, self._link = self._link, None
-        if link is not None:
-            await asyncio.to_thread(link.close)
+        self._close_link()
         self._on_stats(None)
 
     def terminate(self) -> None:
-        """Free the sockets' context; the client is of no use afterwards."""
-        self._context.destroy(linger=0)
+        """Free the sockets and their context; the client is of no use afterwards."""
+        self._close_link()
+        self._context.term()
 
     async def last_words(self) -> None:
         """Wait a moment for the message with which an engine that gave up said why; it may still be on its way."""
@@ -131,6 +130,11 @@ class EngineClient:
         if self._link is not None:
             self._link.send(ipc.encoder.encode(ipc.Shutdown(self.epoch)))
 
+    def _close_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
     def _give_up(self, request_ids: Iterable[str]) -> None:
         """Tell the engine that nobody waits for these any more."""
         known = [request_id for request_id in request_ids if self._streams.pop(request_id, None) is not None]
@@ -143,6 +147,7 @@ class EngineClient:
         """Messages that arrived together; what is to be sent to the engine in return."""
         touched: set[OutputStream] = set()
         surplus: list[str] = []
+        stats: list[ipc.EngineStats] = []
         others: list[ipc.EngineMessage] = []
         for frame in frames:
             message = _decode(frame)
@@ -150,8 +155,7 @@ class EngineClient:
                 continue
             self._last_heard = time.monotonic()
             if isinstance(message, ipc.Outputs):
-                self.stats = message.stats
-                self._on_stats(message.stats)
+                stats.append(message.stats)
                 for output in message.outputs:
                     self._dispatch(output, touched, surplus)
             else:
@@ -159,7 +163,15 @@ class EngineClient:
         told = [stream for stream in touched if stream.to_be_told()]
         if told or others:
             loop.call_soon_threadsafe(self._tell, epoch, told, others)
+        self._show(stats)
         return [ipc.encoder.encode(ipc.Abort(epoch, surplus))] if surplus else []
+
+    def _show(self, entries: list[ipc.EngineStats]) -> None:
+        try:
+            for self.stats in entries:
+                self._on_stats(self.stats)
+        except Exception:
+            log.exception("the engine's state could not be shown")  # nobody's answer depends on it
 
     def _dispatch(self, output: ipc.RequestOutput, touched: set[OutputStream], surplus: list[str]) -> None:
         stream = self._streams.get(output.request_id)

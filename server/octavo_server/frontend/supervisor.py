@@ -64,7 +64,7 @@ class Supervisor:
             with tempfile.TemporaryDirectory(prefix="octavo-") as directory:  # of mode 0700
                 ended = await self._run_once(Path(directory) / "engine.sock")
                 failure, was_ready = self._client.failure, was_ready or self._client.ready is not None
-                await self._client.close(f"{ended} while it worked on this request")
+                self._client.close(f"{ended} while it worked on this request")
                 if self._crash is not None:
                     await self._report(self._crash)
             if self._stopping:

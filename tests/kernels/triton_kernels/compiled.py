@@ -1,0 +1,86 @@
+"""The kernels compiled for Hopper (sm_90) without a GPU: the interpreter takes programs that the compiler refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from octavo_kernels.gathered_attention import gathered_attention
+from octavo_kernels.linear import linear_invariant
+from octavo_kernels.paged_attention import paged_attention
+from octavo_kernels.rms_norm import add_rms_norm
+from octavo_kernels.rope import rotate_and_store
+from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.small_linear import gemv
+from paged_case import make_case
+
+SHARED_MEMORY = 227 * 1024  # bytes that a program may have on Hopper
+
+
+class Hopper:
+    """What Triton asks a driver before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What launches compile, in order; nothing is run. The process is this file's own and keeps the driver."""
+    found: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        found.append(run(self, *args, grid=grid, warmup=True, **options))
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    driver.set_active(Hopper())
+    return found
+
+
+def check(compiled: list[Any], count: int) -> None:
+    assert len(compiled) == count
+    for kernel in compiled:
+        assert kernel.asm["cubin"]
+        assert kernel.metadata.shared <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("page_size", "window", "head_dim", "dtype"),
+    [(16, None, 128, torch.bfloat16), (256, 100, 80, torch.float16), (8, None, 256, torch.bfloat16)],
+)
+def test_attention(compiled: list[Any], page_size: int, window: int | None, head_dim: int, dtype: torch.dtype) -> None:
+    case = make_case([(5, 600), (1, 600)], heads=8, head_dim=head_dim, page_size=page_size, dtype=dtype)
+    case.run(window, paged_attention)
+    check(compiled, 3)  # decode in splits, their merge, chunks
+    case.run(window, gathered_attention)
+    check(compiled, 5)
+
+
+def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
+    case = make_case([(5, 2000), (1, 600)], heads=8, head_dim=64)
+    paged_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, invariant=True)
+    check(compiled, 3)
+
+
+def test_what_lies_between(compiled: list[Any]) -> None:
+    x, w = (torch.zeros(rows, 1024, dtype=torch.bfloat16) for rows in (1, 64))
+    add_rms_norm(x, x.clone(), w[0], 1e-5)
+    silu_and_mul(x)
+    linear_invariant(x, w, w[0, :64])
+    linear_invariant(x.float(), w.float())
+    gemv(x, w)
+    cache = torch.zeros(2, 4, 16, 2, 64, dtype=torch.bfloat16)
+    angles = torch.zeros(1, 32)
+    slots = torch.zeros(1, dtype=torch.int64)
+    rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
+    check(compiled, 6)

@@ -1,0 +1,119 @@
+"""Paged attention under Triton's interpreter, against float64, in a cache that is NaN wherever nothing may be read.
+
+bfloat16 is left out: the interpreter computes it wrongly, without a word (Triton 3.6 to 3.9).
+"""
+
+from functools import partial
+
+import pytest
+import torch
+
+from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention, whole_prompts
+from octavo_kernels.metadata import AttentionMetadata
+from octavo_kernels.paged_attention import AttentionConfig, num_splits, paged_attention, paged_attention_invariant
+from octavo_kernels.reference_attention import paged_attention as twin
+from paged_case import Case, make_case
+
+# (query tokens, context): prompts, later chunks, decodes across pages, tiles and splits, one that rests.
+RAGGED = [(1, 1), (5, 5), (1, 64), (0, 30), (3, 131), (1, 200), (33, 97)]
+SMALL = AttentionConfig(16, 16, 4, 1, programs=64, min_split=32)
+CONFIGS = (SMALL, SMALL)
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+
+
+def poisoned(call: partial[torch.Tensor]) -> torch.Tensor:
+    """The call's result, every fresh tensor in it having been full of NaN."""
+    torch.use_deterministic_algorithms(True)  # that fills uninitialised memory
+    try:
+        return call()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def check(case: Case, window: int | None, found: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+    expected = case.expected(window)
+    rows = torch.ones(len(expected), dtype=torch.bool) if rows is None else rows
+    difference = (found.double() - expected)[rows].abs().max().item()
+    assert difference <= TOLERANCE[found.dtype], f"differs by {difference:.1e}"
+
+
+@pytest.mark.parametrize(("page_size", "window"), [(8, None), (16, 20), (64, 1), (256, 100)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_attention_over_ragged_requests(page_size: int, window: int | None, dtype: torch.dtype) -> None:
+    case = make_case(RAGGED, page_size=page_size, dtype=dtype, heads_first=page_size != 64)
+    found = poisoned(partial(case.run, window, partial(paged_attention, configs=CONFIGS)))
+    check(case, window, found)
+    # The twin sees the same pages: what is wrong in the oracle alone would show here.
+    assert (found.double() - case.run(window, twin).double()).abs().max() <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 4, 64), (7, 1, 40), (12, 2, 10), (32, 2, 8)])
+def test_attention_of_any_heads(heads: int, kv_heads: int, head_dim: int) -> None:
+    requests = [(1, 70), (20, 33), (3, 3), (1, 5)]
+    case = make_case(requests, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=torch.float32)
+    check(case, None, poisoned(partial(case.run, None, paged_attention)))
+
+
+def test_scores_of_any_size_overflow_nothing() -> None:
+    case = make_case([(4, 100), (1, 100)])
+    case.q *= 1e3
+    found = case.run(None, partial(paged_attention, configs=CONFIGS))
+    assert (found.double() - case.expected()).abs().max() <= 1e-3
+
+
+def test_keys_are_split_over_programs_only_where_there_are_too_few() -> None:
+    config = AttentionConfig(16, 64, 4, 2, programs=528, min_split=256)
+    assert num_splits(config, programs=8, most_keys=200) == 1
+    assert num_splits(config, programs=8, most_keys=1024) == 4
+    assert num_splits(config, programs=128, most_keys=8192) == 5
+    assert num_splits(config, programs=264, most_keys=8192) == 1
+
+
+@pytest.mark.parametrize(("page_size", "window", "head_dim"), [(8, None, 16), (16, 40, 24), (64, None, 128)])
+def test_attention_over_gathered_keys(page_size: int, window: int | None, head_dim: int) -> None:
+    case = make_case(RAGGED, page_size=page_size, head_dim=head_dim)
+    found = poisoned(partial(case.run, window, partial(gathered_attention, config=AttentionConfig(32, 32, 4, 1))))
+    chunks = torch.cat([torch.full((count,), count > 1) for count in case.query_lens])
+    check(case, window, found, chunks)
+
+
+def test_whole_prompts_of_one_length_are_told_from_others() -> None:
+    def told(requests: list[tuple[int, int]]) -> bool:
+        made = make_case(requests).metadata
+        bounds = {"max_query_len": max(n for n, _ in requests), "max_context_len": max(c for _, c in requests)}
+        metadata = AttentionMetadata(made.query_start, made.context_lens, made.block_tables, **bounds)
+        return whole_prompts(metadata, sum(n for n, _ in requests))
+
+    assert told([(9, 9)])
+    assert told([(9, 9), (9, 9)])
+    assert not told([(9, 9), (8, 8)])
+    assert not told([(9, 10)])
+    assert not whole_prompts(make_case([(9, 9)]).metadata, 9)  # no bounds are known
+
+
+def test_whole_prompts_through_torch() -> None:
+    case = make_case([(70, 70), (70, 70)])
+    found = poisoned(partial(whole_prompt_attention, case.q, case.k_cache, case.v_cache, case.metadata, 0.25))
+    check(case, None, found)
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_a_row_has_the_same_bits_alone_among_others_and_in_any_chunk(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = 90
+    monkeypatch.setattr("octavo_kernels.paged_attention.INVARIANT_SPLIT", 32)  # so that short contexts are split too
+    case = make_case([(length, length), (4, 40)])
+    attend = partial(paged_attention_invariant, case.q, case.k_cache, case.v_cache)
+    whole = attend(case.metadata, 0.25, window)
+    tables = case.metadata.block_tables
+    for first, last in ((0, 1), (63, 64), (7, 29), (30, 90)):
+        count = last - first
+        alone = AttentionMetadata(torch.tensor([0, count]).int(), torch.tensor([last]).int(), tables[:1])
+        ours = case.q[first:last]
+        found = paged_attention_invariant(ours, case.k_cache, case.v_cache, alone, 0.25, window)
+        assert torch.equal(found, whole[first:last])
+        among = AttentionMetadata(torch.tensor([0, 4, 4 + count]).int(), torch.tensor([40, last]).int(), tables[[1, 0]])
+        both = torch.cat((case.q[length:], ours))
+        found = paged_attention_invariant(both, case.k_cache, case.v_cache, among, 0.25, window)
+        assert torch.equal(found, torch.cat((whole[length:], whole[first:last])))

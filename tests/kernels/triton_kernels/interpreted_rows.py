@@ -1,0 +1,101 @@
+"""Norms, rope with the store, SwiGLU and linear maps under Triton's interpreter, against their twins and float64."""
+
+import pytest
+import torch
+
+from octavo_kernels import reference
+from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
+from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.rope import rotate_and_store
+from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.small_linear import GemvConfig, gemv, small_linear
+
+# Of float16 one rounding may fall the other way: a unit in the last place.
+TOLERANCE = {torch.float32: {"rtol": 2e-6, "atol": 2e-6}, torch.float16: {"rtol": 2e-3, "atol": 1e-3}}
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected.to(found.dtype), **TOLERANCE[found.dtype])
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 112), (3, 1100)])
+def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
+    wide = draw(rows, 2 * width, dtype=dtype)
+    x, weight = wide[:, :width], draw(width, dtype=dtype, seed=1)  # rows that do not follow each other
+    assert_close(rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    residual = draw(rows, width, dtype=dtype, seed=2)
+    expected = reference.add_rms_norm(x, residual.clone(), weight, 1e-5)
+    for ours, theirs in zip(add_rms_norm(x, residual, weight, 1e-5), expected, strict=True):
+        assert_close(ours, theirs)
+
+
+@dtypes
+def test_silu_and_mul(dtype: torch.dtype) -> None:
+    x = draw(3, 2 * 1100, dtype=dtype) * 5
+    assert_close(silu_and_mul(x), reference.silu_and_mul(x))
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "heads_first"), [(4, 4, 64, True), (7, 1, 80, False), (16, 8, 16, True)]
+)
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotate_and_store(
+    heads: int, kv_heads: int, dim: int, heads_first: bool, normed: bool, dtype: torch.dtype
+) -> None:
+    tokens, pages, page_size = 5, 3, 8
+    qkv = draw(tokens, heads + 2 * kv_heads, dim, dtype=dtype)
+    angles = 50 * draw(tokens, dim // 2, dtype=torch.float32, seed=1)
+    both = torch.cat((angles, angles), 1)
+    weights = draw(2, dim, dtype=dtype, seed=2)
+    norms = (weights[0], weights[1], 1e-6) if normed else None
+    slots = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(3))[:tokens]
+    shape = (2, pages, kv_heads, page_size, dim) if heads_first else (2, pages, page_size, kv_heads, dim)
+    caches = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)]
+    views = [(c[0].transpose(1, 2), c[1].transpose(1, 2)) if heads_first else (c[0], c[1]) for c in caches]
+    found = rotate_and_store(qkv, (angles.cos(), angles.sin()), norms, views[0], slots)
+    expected = reference.rotate_and_store(qkv, (both.cos(), both.sin()), norms, views[1], slots)
+    assert_close(found, expected)
+    # Slots of others are as they were: NaN.
+    torch.testing.assert_close(caches[0], caches[1], equal_nan=True, **TOLERANCE[dtype])
+    assert caches[0].isnan().sum() == caches[0].numel() - 2 * tokens * kv_heads * dim
+
+
+def exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    product = (x.double() @ weight.double().t()).to(x.dtype)
+    return product if bias is None else product + bias
+
+
+@dtypes
+@pytest.mark.parametrize("rows", [0, 1, 17, 70])
+@pytest.mark.parametrize(("inputs", "outputs", "with_bias"), [(128, 37, True), (100, 64, False)])
+def test_linear_maps_are_exact(rows: int, inputs: int, outputs: int, with_bias: bool, dtype: torch.dtype) -> None:
+    x, weight = draw(rows, inputs, dtype=dtype) / 8, draw(outputs, inputs, dtype=dtype, seed=1)
+    bias = draw(outputs, dtype=dtype, seed=2) if with_bias else None
+    expected = exact(x, weight, bias)
+    assert_close(linear_invariant(x, weight, bias), expected)
+    assert_close(linear_tiles(x, weight, bias, LinearConfig(16, 16, 64, 4, 2)), expected)
+    assert_close(small_linear(x, weight, bias), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("config", [GemvConfig(1, 128, 4), GemvConfig(2, 64, 4), GemvConfig(4, 32, 4)])
+def test_a_row_times_a_weight_is_exact(config: GemvConfig, dtype: torch.dtype) -> None:
+    for inputs in (128, 200):
+        x, weight = draw(1, inputs, dtype=dtype) / 8, draw(37, inputs, dtype=dtype, seed=1)
+        bias = draw(37, dtype=dtype, seed=2)
+        assert_close(gemv(x, weight, bias, config), exact(x, weight, bias))
+
+
+@dtypes
+def test_a_row_of_the_invariant_map_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    x, weight = draw(70, 96, dtype=dtype), draw(37, 96, dtype=dtype, seed=1)
+    whole = linear_invariant(x, weight)
+    for first, last in ((0, 1), (69, 70), (3, 68)):
+        assert torch.equal(linear_invariant(x[first:last], weight), whole[first:last])
