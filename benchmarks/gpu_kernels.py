@@ -172,6 +172,7 @@ def time_decode() -> dict[str, Any]:
     invariant = attention.invariant_config(torch.bfloat16, 128, 4)
     small = Case([(1, 1024)] * 2, poison=False)
     configs = [AttentionConfig(16, keys, warps, stages, 64, 64) for keys, warps, stages in DECODE]
+    configs += [AttentionConfig(16, keys, warps, stages, 1) for keys, warps, stages in DECODE]  # in one split
     warm(lambda c=config: small.run(configs=(c, c)) for config in [*configs, invariant])  # type: ignore[misc]
     for batch, context in ((1, 1024), (8, 1024), (64, 1024), (64, 8192), (256, 1024), (256, 8192)):
         case = Case([(1, context)] * batch, poison=False)

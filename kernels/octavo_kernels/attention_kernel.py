@@ -16,7 +16,7 @@ import triton.language as tl
 )
 def attention_kernel(
     q_ptr,
-    k_ptr,  # as v_ptr; GATHERED: a descriptor of [kv_heads · requests · GATHERED, HEAD_DIM], boxes of BLOCK_N rows
+    k_ptr,  # as v_ptr; GATHERED: a descriptor of [kv_heads · requests · stride_kp, HEAD_DIM], boxes of BLOCK_N rows
     v_ptr,
     out_ptr,
     mix_ptr,  # PARTIAL: [requests, heads, splits, BLOCK_D] float32, acc
@@ -45,7 +45,7 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
-    GATHERED: tl.constexpr,  # rows of K and V of a request, a multiple of BLOCK_N; 0: K and V are in pages
+    GATHERED: tl.constexpr,  # K and V are no pages, but one stretch; stride_kp is the rows of a request there
     DECODE: tl.constexpr,
     PARTIAL: tl.constexpr,
 ):
@@ -101,8 +101,8 @@ def attention_kernel(
 
     table_ptr = tables_ptr + request.to(tl.int64) * stride_table
     first_key = 0
-    if GATHERED > 0:
-        first_key = (kv_head * num_requests + request) * GATHERED
+    if GATHERED:
+        first_key = (kv_head * num_requests + request) * stride_kp
         k_head_ptr = k_ptr
         v_head_ptr = v_ptr
     else:
@@ -212,7 +212,7 @@ def _attend(
         for tile in range(start, stop):
             key = tile * BLOCK_N + n
             shown = (key >= seen_from) & (key <= last)
-            if GATHERED > 0:
+            if GATHERED:
                 k = k_ptr.load([first_key + tile * BLOCK_N, 0])
                 v = v_ptr.load([first_key + tile * BLOCK_N, 0])
             else:
