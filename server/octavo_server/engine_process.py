@@ -116,12 +116,13 @@ class EngineLoop:
         """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
+            steps = self.core.num_steps
             for message in self.channel.receive(self._patience()):
                 outputs += self._handle(message)
             if self.core.has_work and not self.stopping:
                 outputs += self.core.step(self._beat)
             self._idle_work()
-            if outputs:
+            if outputs or self.core.num_steps != steps:  # each step is told of, for the metrics
                 self._send(outputs)
             self._beat()
 
