@@ -448,7 +448,11 @@ class Scheduler:
         prompt_logprobs = None if request.sampling.prompt_logprobs is None else request.prompt_logprobs
         request.prompt_logprobs = []
         return msgspec.structs.replace(
-            output, prompt_logprobs=prompt_logprobs, num_cached_tokens=request.num_cached_tokens
+            output,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=request.num_cached_tokens,
+            num_external_tokens=request.num_external_tokens,
+            first_scheduled=request.first_scheduled,
         )
 
     def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
@@ -461,15 +465,18 @@ class Scheduler:
         elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
         logprobs = None if row.logprobs is None else [row.logprobs]
+        reason, stop_id = None, None
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
             by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
+            reason, stop_id = "stop", None if by_model else token_id
+        elif len(tokens) >= request.max_tokens_in_all:
+            reason = "length"
+        if reason is not None:
             self._finish(request)
-            return RequestOutput(request.request_id, [token_id], "stop", None if by_model else token_id, logprobs)
-        if len(tokens) >= request.max_tokens_in_all:
-            self._finish(request)
-            return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
-        return RequestOutput(request.request_id, [token_id], None, None, logprobs)
+        return RequestOutput(
+            request.request_id, [token_id], reason, stop_id, logprobs, num_preemptions=request.num_preemptions
+        )
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
