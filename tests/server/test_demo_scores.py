@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from octavo_server.engine.process import STALL_SECONDS
+from octavo_server.engine_process import STALL_SECONDS
 from tokenizers import Tokenizer
 from training.demo_model.cases import Case, cases
 from training.demo_model.chat_format import render
