@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import pytest
 import torch
-from octavo_server.engine_process import STALL_SECONDS
 from tokenizers import Tokenizer
 from training.demo_model.cases import Case, cases
 from training.demo_model.chat_format import render
@@ -18,6 +17,7 @@ from training.demo_model.grading import right
 from octavo_server import page_hash
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
+from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, SamplingParams
 from octavo_server.worker.input_batch import ScheduledRow, StepInputs

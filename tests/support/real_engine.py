@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from octavo_server.engine.process import STALL_SECONDS
 
 from octavo_server import page_hash
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.step import SchedulerOutput
+from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
 
