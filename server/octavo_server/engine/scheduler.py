@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -166,7 +166,7 @@ class Scheduler:
         for request in found:
             self._finish(request)
         self._drop_finished()
-        return [_end(request, [], "abort") for request in found]
+        return [RequestOutput(request.request_id, [], finish_reason="abort") for request in found]
 
     def expire(self, now: float) -> list[RequestOutput]:
         """Ends the requests whose deadline has come, at whatever stage they are."""
@@ -275,10 +275,15 @@ class Scheduler:
         return budget - quarter if self.waiting or any(prefilling) else budget
 
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
-        """Schedules tokens if there are pages for them, taken from those behind the request if need be."""
+        """Schedules tokens if there are pages for them, taken from the last running request if need be.
+
+        That one has no prefill in this step: prefills come after all decodes, in their order, and the names of the
+        pages that they complete are given out with them. A decode that is the last one gives way itself; a prefill
+        keeps its pages, and waits for others.
+        """
         while (added := self.kv_cache.allocate_slots(request, count)) is None:
-            victim = self._victim(request, batch) if preempt else None
-            if victim is None:
+            victim = self.running[-1]
+            if not preempt or (victim is request and request.num_computed_tokens < request.num_prefill_tokens):
                 return
             self._preempt(victim, batch)
             if victim is request:
@@ -287,22 +292,10 @@ class Scheduler:
             batch.output.new_block_ids[request.request_id] = added
         batch.put(request, count)
 
-    def _victim(self, request: Request, batch: _Batch) -> Request | None:
-        """The last running request that has no prefill in this step: the names of such pages are given out already.
-
-        A decode gives way itself if it is that one; a prefill keeps its pages, and waits for others.
-        """
-        for victim in reversed(self.running):
-            if victim is request:
-                return None if request.num_computed_tokens < request.num_prefill_tokens else request
-            if victim.request_id not in batch.requests or victim.num_computed_tokens > victim.num_prefill_tokens:
-                return victim
-        return None
-
     def _preempt(self, victim: Request, batch: _Batch) -> None:
         if victim.request_id in batch.requests:
             batch.take_back(victim)
-        del self.running[bisect_left(self.running, victim.key, key=_by_key)]
+        self.running.remove(victim)
         # The prompt's log-probabilities come from one pass through all of it.
         in_one_pass = victim.skip_prefix and victim.num_pending_tokens == 0
         if not in_one_pass and self._swap_is_faster(victim) and self.kv_cache.swap_out(victim):
@@ -449,7 +442,7 @@ class Scheduler:
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
             request.num_pending_tokens -= 1
             self._finish(request)
-            output = _end(request, [], "length")
+            output = RequestOutput(request.request_id, [], "length")
         else:
             output = self._next_token(request, token_id, row)
         prompt_logprobs = None if request.sampling.prompt_logprobs is None else request.prompt_logprobs
@@ -472,16 +465,18 @@ class Scheduler:
         elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
         logprobs = None if row.logprobs is None else [row.logprobs]
+        reason, stop_id = None, None
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
             by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
+            reason, stop_id = "stop", None if by_model else token_id
+        elif len(tokens) >= request.max_tokens_in_all:
+            reason = "length"
+        if reason is not None:
             self._finish(request)
-            stop_reason = None if by_model else token_id
-            return _end(request, [token_id], "stop", stop_reason=stop_reason, logprobs=logprobs)
-        if len(tokens) >= request.max_tokens_in_all:
-            self._finish(request)
-            return _end(request, [token_id], "length", logprobs=logprobs)
-        return RequestOutput(request.request_id, [token_id], None, None, logprobs)
+        return RequestOutput(
+            request.request_id, [token_id], reason, stop_id, logprobs, num_preemptions=request.num_preemptions
+        )
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
@@ -509,7 +504,7 @@ class Scheduler:
 
     def _end_with_error(self, request: Request, error: str, kind: ErrorKind) -> RequestOutput:
         self._finish(request)
-        return _end(request, [], "error", error=error, error_kind=kind)
+        return RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind=kind)
 
     def _finish(self, request: Request) -> None:
         """Lets a request go, but for its place in `running`, which `_drop_finished` clears for all at once."""
@@ -537,11 +532,6 @@ class Scheduler:
         if self._any_finished:
             self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
             self._any_finished = False
-
-
-def _end(request: Request, token_ids: list[int], reason: str, **more: Any) -> RequestOutput:
-    """The last output of a request."""
-    return RequestOutput(request.request_id, token_ids, reason, num_preemptions=request.num_preemptions, **more)
 
 
 def _fair_shares(remaining: list[int], budget: int) -> list[int]:
