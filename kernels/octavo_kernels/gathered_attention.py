@@ -26,10 +26,11 @@ _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile
 # Scratch memory of `attention`, taken whole at the first long chunk and kept: it depends on no step's shape, so a
 # start-up that measures what a step of the longest chunks takes has seen it. Beyond it, pages are read in place.
 SCRATCH_BYTES: Final = 2**28
-# What a chunk must come to for gathering to pay: tokens, and tokens · keys · query heads. At 8B's width a prompt of
-# 2048 gained 4 % of the whole model's time; with half of the heads the launches of two more kernels cost more.
+# What a step must come to for gathering to pay: tokens of its longest chunk, and tokens · keys · query heads. With 32
+# heads a prompt of 2048 (1.3e8) gained 4 % of the whole model's time; with 16 (0.7e8) launching one more kernel a layer
+# cost more than it brought.
 _LEAST_TOKENS: Final = 256
-_LEAST_SCORES: Final = 32 * 2048 * 2048
+_LEAST_SCORES: Final = 10**8
 
 
 def attention(
