@@ -1,4 +1,4 @@
-"""Two experiments on a GPU, in under two minutes; nothing in the engine hangs on this file.
+"""Two experiments on a GPU; nothing in the engine hangs on this file.
 
     python benchmarks/gpu_experiments.py [--json FILE] [--only gemm cache] [--seconds SECONDS]
 
