@@ -24,6 +24,7 @@ from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.engine.step import SampledRow
+from octavo_server.engine_process import GC_THRESHOLDS
 from octavo_server.ipc import SamplingParams
 
 BLOCK = 16
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--steps", type=int, default=1000, help="steps of each measurement")
     arguments = parser.parse_args()
+    gc.set_threshold(*GC_THRESHOLDS)  # as the engine process does
     figures: dict[str, Any] = {"python": sys.version.split()[0], "steps": arguments.steps, "step": {}}
     print(f"{'running':>8} {'waiting':>8} {'median µs':>10} {'p99 µs':>8} {'a row':>7} {'plain lists':>12} {'aim':>7}")
     for running in RUNNING:

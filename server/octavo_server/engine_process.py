@@ -31,6 +31,8 @@ HEARTBEAT_SECONDS: Final = 0.5
 STALL_SECONDS: Final = 0.002  # between two looks at the disk, when all requests wait for it
 IDLE_WORK_SECONDS: Final = 1.0  # between two pieces of idle work while there are steps
 CLOSE_SECONDS: Final = 5.0  # for the step in flight and for writing cached pages to disk, at an orderly end
+# A full collection looks at every token of every request, for tens of milliseconds: it is left for idle moments.
+GC_THRESHOLDS: Final = (10_000, 20, 1_000)
 _LINGER_MS: Final = 1000  # for the last messages, if nobody reads them
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -107,6 +109,7 @@ class EngineLoop:
         self._last_sent = 0.0
         self._more_idle_work = True
         self._last_idle_work = 0.0
+        self._to_collect = False  # there were steps since the last full garbage collection
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
         """Ends the loop after the step in flight."""
@@ -116,12 +119,17 @@ class EngineLoop:
         """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
-            for message in self.channel.receive(self._patience()):
+            steps, messages = self.core.num_steps, self.channel.receive(self._patience())
+            for message in messages:
                 outputs += self._handle(message)
             if self.core.has_work and not self.stopping:
                 outputs += self.core.step(self._beat)
+                self._to_collect = True
+            elif self._to_collect and not messages:
+                gc.collect()
+                self._to_collect = False
             self._idle_work()
-            if outputs:
+            if outputs or self.core.num_steps != steps:  # each step is told of, for the metrics
                 self._send(outputs)
             self._beat()
 
@@ -227,6 +235,7 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     channel.send(_ready(core, channel.epoch, phases.seconds))
     gc.collect()
     gc.freeze()  # what the start made stays: the collector need not go through it again and again
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         loop.run()
     except Exception:

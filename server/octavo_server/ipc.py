@@ -93,8 +93,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Told with the first token: `num_cached_tokens`, of the prompt, those that the prefix cache saved; of these,
     `num_external_tokens` came from host memory or disk; `first_scheduled`, in seconds of CLOCK_MONOTONIC, is when the
-    step that first had some of its tokens was decided. Told with the finish reason: `num_preemptions`, how often it
-    lost its place. With the reason "error" stand `error`, for people, and `error_kind`.
+    step that first had some of its tokens was decided. `num_preemptions`: how often it has lost its place so far. With
+    the reason "error" stand `error`, for people, and `error_kind`.
     """
 
     request_id: str

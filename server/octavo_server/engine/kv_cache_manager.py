@@ -411,7 +411,7 @@ class KVCacheManager:
         lower = [entry for entry in hit.entries if not isinstance(entry, int) and entry.block is None]
         disk = self.block_size * sum(page.from_disk for page in lower)
         host = self.block_size * len(lower) - disk
-        request.num_cached_tokens = hit.num_tokens
+        request.num_cached_tokens, request.num_external_tokens = hit.num_tokens, host + disk
         self._stats.prefix_queries += request.num_prompt_tokens
         self._stats.prefix_hits += hit.num_tokens - host - disk
         self._stats.prefix_hits_host += host

@@ -33,10 +33,12 @@ class Request:
     __slots__ = (
         "arrival",
         "deadline",
+        "first_scheduled",
         "key",
         "max_tokens_in_all",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_external_tokens",
         "num_in_flight",
         "num_pending_tokens",
         "num_preemptions",
@@ -85,6 +87,8 @@ class Request:
         self.num_in_flight = 0  # launched steps that it is part of and whose results are not in
         self.num_prefill_tokens = self.num_prompt_tokens  # those it had when it last joined; then one at a time
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when it joined first
+        self.num_external_tokens = 0  # of these, in host memory or on disk
+        self.first_scheduled: float | None = None  # when, by the core's clock
         self.num_preemptions = 0
         self.tokens_passed_by = 0  # of requests behind it that joined before it, as it did not fit
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end it; the scheduler knows the model's

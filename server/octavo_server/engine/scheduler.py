@@ -275,10 +275,15 @@ class Scheduler:
         return budget - quarter if self.waiting or any(prefilling) else budget
 
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
-        """Schedules tokens if there are pages for them, taken from those behind the request if need be."""
+        """Schedules tokens if there are pages for them, taken from the last running request if need be.
+
+        That one has no prefill in this step: prefills come after all decodes, in their order, and the names of the
+        pages that they complete are given out with them. A decode that is the last one gives way itself; a prefill
+        keeps its pages, and waits for others.
+        """
         while (added := self.kv_cache.allocate_slots(request, count)) is None:
-            victim = self._victim(request, batch) if preempt else None
-            if victim is None:
+            victim = self.running[-1]
+            if not preempt or (victim is request and request.num_computed_tokens < request.num_prefill_tokens):
                 return
             self._preempt(victim, batch)
             if victim is request:
@@ -287,22 +292,10 @@ class Scheduler:
             batch.output.new_block_ids[request.request_id] = added
         batch.put(request, count)
 
-    def _victim(self, request: Request, batch: _Batch) -> Request | None:
-        """The last running request that has no prefill in this step: the names of such pages are given out already.
-
-        A decode gives way itself if it is that one; a prefill keeps its pages, and waits for others.
-        """
-        for victim in reversed(self.running):
-            if victim is request:
-                return None if request.num_computed_tokens < request.num_prefill_tokens else request
-            if victim.request_id not in batch.requests or victim.num_computed_tokens > victim.num_prefill_tokens:
-                return victim
-        return None
-
     def _preempt(self, victim: Request, batch: _Batch) -> None:
         if victim.request_id in batch.requests:
             batch.take_back(victim)
-        del self.running[bisect_left(self.running, victim.key, key=_by_key)]
+        self.running.remove(victim)
         # The prompt's log-probabilities come from one pass through all of it.
         in_one_pass = victim.skip_prefix and victim.num_pending_tokens == 0
         if not in_one_pass and self._swap_is_faster(victim) and self.kv_cache.swap_out(victim):
@@ -455,7 +448,11 @@ class Scheduler:
         prompt_logprobs = None if request.sampling.prompt_logprobs is None else request.prompt_logprobs
         request.prompt_logprobs = []
         return msgspec.structs.replace(
-            output, prompt_logprobs=prompt_logprobs, num_cached_tokens=request.num_cached_tokens
+            output,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=request.num_cached_tokens,
+            num_external_tokens=request.num_external_tokens,
+            first_scheduled=request.first_scheduled,
         )
 
     def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
@@ -468,15 +465,18 @@ class Scheduler:
         elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
         logprobs = None if row.logprobs is None else [row.logprobs]
+        reason, stop_id = None, None
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
             by_model = token_id in self.limits.eos_token_ids and not request.sampling.ignore_eos
+            reason, stop_id = "stop", None if by_model else token_id
+        elif len(tokens) >= request.max_tokens_in_all:
+            reason = "length"
+        if reason is not None:
             self._finish(request)
-            return RequestOutput(request.request_id, [token_id], "stop", None if by_model else token_id, logprobs)
-        if len(tokens) >= request.max_tokens_in_all:
-            self._finish(request)
-            return RequestOutput(request.request_id, [token_id], "length", None, logprobs)
-        return RequestOutput(request.request_id, [token_id], None, None, logprobs)
+        return RequestOutput(
+            request.request_id, [token_id], reason, stop_id, logprobs, num_preemptions=request.num_preemptions
+        )
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:

@@ -38,7 +38,8 @@ def body_route(state: ServerState) -> type[APIRoute]:
             endpoint, model = self.endpoint, parameter.annotation
 
             async def handle(request: Request) -> Response:
-                state.admission.check()
+                if state.readiness().ready:  # else that is what is to be said
+                    state.admission.check()
                 try:
                     raw, content_type = await request.body(), request.headers.get("content-type", "")
                 except ClientDisconnect as error:
