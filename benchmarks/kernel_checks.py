@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import torch
 
+from octavo_kernels import gathered_attention as gathered
 from octavo_kernels import paged_attention as attention
 from octavo_kernels import reference
 from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention
-from octavo_kernels.linear import LinearConfig, linear_config, linear_invariant, linear_tiles
+from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
@@ -240,6 +241,12 @@ def check_correct(device: str = "cuda", requests: list[tuple[int, int]] = RAGGED
             case = Case([(context // 4,) * 2] * 2, device=device)
             found = poisoned(lambda c=case: whole_prompt_attention(c.q, c.k, c.v, c.metadata, c.scale))  # type: ignore[misc]
             errors.add(f"whole prompts {context // 4}", torch.bfloat16, found, case.expected())
+            # As a model calls it: long chunks beside a decode, through gathered keys.
+            case = Case(
+                [(1, context - 1), (context // 2, context // 2), (context // 4, context // 2 - 5)], device=device
+            )
+            found = poisoned(lambda c=case: gathered.attention(c.q, c.k, c.v, c.metadata, c.scale))  # type: ignore[misc]
+            errors.add(f"mixed step {context}", torch.bfloat16, found, case.expected())
     return {**errors.report(), **clock.report()}
 
 
@@ -290,11 +297,14 @@ def check_invariant(device: str = "cuda", length: int = 2500) -> dict[str, Any]:
                 continue
             case = Case([(length, length)], heads=SHAPES[name], dtype=dtype, device=device)
             differing[f"attention {name} {dtype}, window {window}"] = attention_differences(case, window)
-        x = torch.randn(300, 1024, device=device).to(dtype)
-        w, bias = torch.randn(500, 1024, device=device).to(dtype), torch.randn(500, device=device).to(dtype)
-        whole = linear_invariant(x, w, bias)
-        for rows in (1, 7, 64, 65, 257):
-            differing[f"linear {dtype}, {rows}"] = int((linear_invariant(x[-rows:], w, bias) != whole[-rows:]).sum())
+        for inputs in (1024, 14336) if device == "cuda" else (1024,):
+            # More rows than any tile is chosen for, and fewer, on both sides of where another one is.
+            x, w = (torch.randn(n, inputs, device=device).to(dtype) for n in (1300, 500))
+            bias = torch.randn(500, device=device).to(dtype)
+            whole = linear_invariant(x, w, bias)
+            for rows in (1, 7, 64, 65, 257, 1023, 1024):
+                found = linear_invariant(x[-rows:], w, bias)
+                differing[f"linear {dtype}, {rows} of {inputs}"] = int((found != whole[-rows:]).sum())
     failures = [f"{name}: {count} differ" for name, count in differing.items() if count]
     report = {"checked": len(differing), **clock.report(), **({"failures": failures} if failures else {})}
     if device == "cuda":
@@ -317,7 +327,7 @@ def linear_differences() -> dict[str, int]:
     that takes the same instruction.
     """
     x, w = (torch.randn(n, 4096, device="cuda", dtype=torch.bfloat16) for n in (300, 500))
-    chosen = linear_tiles(x, w, None, linear_config(torch.bfloat16))
+    chosen = linear_tiles(x, w, None, LinearConfig(64, 128, 64, 4, 4))
     warm(lambda c=shape: linear_tiles(x, w, None, LinearConfig(*c)) for shape in TILES)  # type: ignore[misc]
     return {
         f"{m}x{n}x{k} w{warps}": int((linear_tiles(x, w, None, LinearConfig(m, n, k, warps, s)) != chosen).sum())

@@ -2,11 +2,15 @@
 """Attention for long chunks: K and V are first gathered from their pages into one stretch, then read tile by tile.
 
 Gathering moves every key once; the attention of a long chunk reads it once for each tile of rows. So for a prompt of
-8192 tokens the copy is some 2 % of the work, and what reads the stretch needs no page table: Triton with tensor
+8192 tokens the copy is some 3 % of the work, and what reads the stretch needs no page table: Triton with tensor
 descriptors (the copy engine fetches tiles, no thread holds addresses), or torch's own attention where all requests are
-whole prompts of one length. The twin of both is `reference_attention.paged_attention`.
+whole prompts of one length; that one is measured, and not chosen by itself: the library makes a plan for each length
+it meets. `attention` is what a model calls. The twin of all is `reference_attention.paged_attention`.
 """
 
+import math
+from dataclasses import replace
+from functools import cache
 from typing import Final
 
 import torch
@@ -16,28 +20,86 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.metadata import AttentionMetadata
-from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config
+from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, paged_attention
 
 _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile of keys
+# Scratch memory of `attention`, taken whole at the first long chunk and kept: it depends on no step's shape, so a
+# start-up that measures what a step of the longest chunks takes has seen it. Beyond it, pages are read in place.
+SCRATCH_BYTES: Final = 2**28
+# What a step must come to for gathering to pay: tokens of its longest chunk, and tokens · keys · query heads. With 32
+# heads a prompt of 2048 (1.3e8) gained 4 % of the whole model's time; with 16 (0.7e8) launching one more kernel a layer
+# cost more than it brought.
+_LEAST_TOKENS: Final = 256
+_LEAST_SCORES: Final = 10**8
+
+
+def attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """As `paged_attention`; K and V of long chunks are gathered first, where that is known to be faster."""
+    most_keys = _most_keys(metadata, k_cache)
+    if not _is_long(q, metadata, most_keys):
+        return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)
+    scratch = metadata.workspace.take("gathered", (SCRATCH_BYTES // q.element_size(),), q)
+    if math.prod(_stretch(k_cache, metadata, most_keys)) > len(scratch):
+        return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)
+    if len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):  # all are chunks
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    else:
+        singles = replace(metadata, max_query_len=1)
+        out = paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)
+    return gathered_attention(q, k_cache, v_cache, metadata, scale, sliding_window, out=out)
+
+
+def _is_long(q: torch.Tensor, metadata: AttentionMetadata, most_keys: int) -> bool:
+    """Whether the step's chunks are work enough, on a device with an engine that copies tiles, in a type it takes."""
+    num_tokens, heads, head_dim = q.shape
+    if q.dtype == torch.float32 or head_dim % 8 or (metadata.max_query_len or 0) < _LEAST_TOKENS:
+        return False
+    scores = (num_tokens - len(metadata.block_tables)) * heads * most_keys
+    return scores >= _LEAST_SCORES and _copies_tiles(q.device)
+
+
+@cache
+def _copies_tiles(device: torch.device) -> bool:
+    """Hopper and later; the interpreter, on a CPU, plays one."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _most_keys(metadata: AttentionMetadata, k_cache: torch.Tensor) -> int:
+    held = metadata.block_tables.shape[1] * k_cache.shape[1]
+    return min(metadata.max_context_len or held, held)
+
+
+def _stretch(k_cache: torch.Tensor, metadata: AttentionMetadata, longest: int) -> tuple[int, int, int, int, int]:
+    """2, kv_heads, R, N, d: the shape of gathered K and V."""
+    _, _, kv_heads, head_dim = k_cache.shape
+    length = triton.cdiv(longest, _ALIGNMENT) * _ALIGNMENT
+    return 2, kv_heads, len(metadata.block_tables), length, head_dim
 
 
 def gather_pages(
     k_cache: torch.Tensor, v_cache: torch.Tensor, metadata: AttentionMetadata, longest: int
 ) -> torch.Tensor:
-    """K and V of every request, [2, kv_heads, R, N, d], N being `longest` rounded up to a multiple of 128.
+    """K and V of every request with two tokens or more in the step, [2, kv_heads, R, N, d].
 
-    The rows of a request from its context to the next multiple of 128 are zeros, as 0 · NaN is NaN; what lies beyond
-    these may be anything.
+    N is `longest` rounded up to a multiple of 128. The rows of a request from its context to the next multiple of 128
+    are zeros, as 0 · NaN is NaN; what lies beyond these, and other requests' rows, may be anything.
     """
-    _, page_size, kv_heads, head_dim = k_cache.shape
-    requests = len(metadata.block_tables)
-    length = triton.cdiv(longest, _ALIGNMENT) * _ALIGNMENT
-    like = k_cache.new_empty(0)
-    found = metadata.workspace.take("gathered", (2, kv_heads, requests, length, head_dim), like)
+    page_size, head_dim = k_cache.shape[1], k_cache.shape[3]
+    shape = _stretch(k_cache, metadata, longest)
+    _, kv_heads, requests, length, _ = shape
+    found = metadata.workspace.take("gathered", shape, k_cache.new_empty(0))
     _gather_kernel[(length // _ALIGNMENT, requests, kv_heads)](
         k_cache,
         v_cache,
         found,
+        metadata.query_start,
         metadata.context_lens,
         metadata.block_tables,
         metadata.block_tables.stride(0),
@@ -61,18 +123,19 @@ def gathered_attention(
     scale: float,
     sliding_window: int | None = None,
     config: AttentionConfig | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `paged_attention`, but rows of requests with one token are left as they are: for chunks, of any lengths.
 
     Takes scratch memory for R times the longest context. d must be a multiple of 8 (boxes start at 16 bytes).
+    out: where the result goes, contiguous.
     """
     num_tokens, heads, head_dim = q.shape
-    _, page_size, kv_heads, _ = k_cache.shape
-    longest = min(metadata.max_context_len or 2**31, metadata.block_tables.shape[1] * page_size)
-    found = gather_pages(k_cache, v_cache, metadata, longest)
+    kv_heads = k_cache.shape[2]
+    found = gather_pages(k_cache, v_cache, metadata, _most_keys(metadata, k_cache))
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    config = config or chunk_config(q.dtype, block_d, group, metadata.max_query_len or num_tokens)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    config = config or gathered_config(q.dtype, block_d, group, metadata.max_query_len or num_tokens)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     rows = [half.view(-1, head_dim) for half in found]
     k, v = (TensorDescriptor.from_tensor(half, [config.block_keys, block_d]) for half in rows)
     launch = Launch(q, k_cache, v_cache, out, metadata, scale, sliding_window or 0, group, block_d)
@@ -80,14 +143,22 @@ def gathered_attention(
     return out
 
 
+def gathered_config(dtype: torch.dtype, block_d: int, group: int, longest: int) -> AttentionConfig:
+    """As `chunk_config`. Without addresses small tiles lose little; they win up to prompts of 2048 tokens."""
+    if dtype == torch.float32 or block_d > 128:
+        return chunk_config(dtype, block_d, group, longest)
+    block_rows, *rest = (128, 128, 8, 3) if longest >= 4096 else (64, 64, 4, 3)
+    return AttentionConfig(max(block_rows, triton.next_power_of_2(group)), *rest)
+
+
 def whole_prompts(metadata: AttentionMetadata, num_tokens: int) -> bool:
-    """Whether the host can tell that every request is a whole prompt, all of one length.
+    """Whether the host can tell that every request is a whole prompt, all of one length of two tokens or more.
 
     The bounds that it knows say so where they are tight: as many tokens as requests of the longest can have, and none
     of them with more in the cache than in the step.
     """
     longest = metadata.max_query_len
-    if longest is None or longest != metadata.max_context_len:
+    if longest is None or longest < 2 or longest != metadata.max_context_len:
         return False
     return num_tokens == longest * len(metadata.block_tables)
 
@@ -107,12 +178,13 @@ def whole_prompt_attention(
 
 @triton.jit(
     do_not_specialize=["stride_table", "length"],
-    do_not_specialize_on_alignment=["context_lens_ptr", "tables_ptr"],
+    do_not_specialize_on_alignment=["query_start_ptr", "context_lens_ptr", "tables_ptr"],
 )
 def _gather_kernel(
     k_ptr,
     v_ptr,
     found_ptr,
+    query_start_ptr,
     context_lens_ptr,
     tables_ptr,
     stride_table,
@@ -133,6 +205,8 @@ def _gather_kernel(
     head = tl.program_id(2).to(tl.int64)
     context = tl.load(context_lens_ptr + request)
     if tl.program_id(0) * BLOCK >= context:
+        return
+    if tl.load(query_start_ptr + request + 1) - tl.load(query_start_ptr + request) < 2:
         return
     key = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, BLOCK_D)

@@ -3,12 +3,14 @@
 
     y = x Wᵀ + b
 
-cuBLAS picks another kernel, and so another order of summation, for another number of rows. Here one tile shape serves
-every number of rows, and no product is split along the inputs: an element of y is the sum over blocks of BLOCK_K
-inputs, in order. Its twin is `reference.linear`.
+cuBLAS picks another kernel, and so another order of summation, for another number of rows. Here no product is split
+along the inputs: an element of y is the sum over blocks of BLOCK_K inputs, in order. In general one tile shape serves
+every number of rows. On Hopper the shape goes by the number of rows, as its matrix units sum alike, 16 inputs at a
+time, whatever the tile: seen to the bit, and checked by `benchmarks/gpu_kernels.py`. The twin is `reference.linear`.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -26,16 +28,25 @@ class LinearConfig:
     num_stages: int
 
 
-def linear_config(dtype: torch.dtype) -> LinearConfig:
-    """By type alone, not by the number of rows. 64 rows are the least of Hopper's matrix instructions."""
+def linear_config(dtype: torch.dtype, rows: int, hopper: bool) -> LinearConfig:
+    """By the number of rows only where tiles were seen to agree to the bit: in 16 bits on Hopper."""
     if dtype == torch.float32:
         return LinearConfig(32, 64, 32, 4, 2)
+    if hopper and rows <= 64:
+        return LinearConfig(64, 32, 128, 4, 4)  # many programs, each with a small piece of the weight
+    if hopper and rows >= 1024:
+        return LinearConfig(128, 256, 64, 8, 3)
     return LinearConfig(64, 128, 64, 4, 4)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def linear_invariant(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[T, in] × [out, in] → [T, out], plus bias [out]; a row's bits depend on nothing but the row."""
-    return linear_tiles(x, weight, bias, linear_config(x.dtype))
+    return linear_tiles(x, weight, bias, linear_config(x.dtype, len(x), is_hopper(x.device)))
 
 
 def linear_tiles(

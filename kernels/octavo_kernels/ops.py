@@ -85,7 +85,7 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
 
     batch_invariant: a row's bits depend on nothing but the row, at a price; linear maps are then not cuBLAS's.
     """
-    from octavo_kernels import linear, paged_attention, rms_norm, rope, silu_and_mul, small_linear
+    from octavo_kernels import gathered_attention, linear, paged_attention, rms_norm, rope, silu_and_mul, small_linear
 
     return Ops(
         pack_weight=lambda weight: weight,
@@ -96,7 +96,7 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
         rope_angles=lambda cos, sin, positions: (cos[positions], sin[positions]),
         rotate_and_store=rope.rotate_and_store,
         paged_attention=(
-            paged_attention.paged_attention_invariant if batch_invariant else paged_attention.paged_attention
+            paged_attention.paged_attention_invariant if batch_invariant else gathered_attention.attention
         ),
     )
 

@@ -54,21 +54,30 @@ class AttentionConfig:
     split: int = 0  # keys of a split at fixed positions; 0: a context is divided evenly
 
 
-# What was fastest on an H100 for heads of 128 in bf16, 4 query heads a key head, pages of 16 (benchmarks/LOG.md):
-# decode: 32 to 128 keys came within 2 % of each other; two stages leave room for more programs on a processor.
-_DECODE: Final = (64, 4, 2)  # keys, warps, stages
+# What was fastest on an H100 for heads of 128 in bf16, 4 query heads a key head, pages of 16 (benchmarks/LOG.md).
+# Decode without splits: three stages. With them: two, which leave room for more programs on a processor. For one or
+# two requests: a program a processor, the largest tile and whatever hides the way to memory.
+_DECODE: Final = (64, 4, 3)  # keys, warps, stages
+_DECODE_SPLIT: Final = (64, 4, 2)
+_DECODE_FEW: Final = (128, 4, 3, 128, 128)  # and programs, and the least keys of a split
+_FEW: Final = 16  # programs without splits
 # Long chunks: the largest tile, each key read for 128 rows. Short ones: small tiles, as half lie on the diagonal.
 _LONG_CHUNK: Final = (128, 128, 8, 3)  # rows, keys, warps, stages
 _SHORT_CHUNK: Final = (64, 64, 4, 3)
 _LONG: Final = 1024  # tokens; in between both were alike
 
 
-def decode_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionConfig:
-    """For one token a request."""
+def decode_config(dtype: torch.dtype, block_d: int, group: int, programs: int) -> AttentionConfig:
+    """For one token a request. programs: requests times key heads, how many there are before keys are split."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
         return AttentionConfig(rows, 32 if block_d <= 128 else 16, 4, 1)
-    return AttentionConfig(rows, *(_DECODE if block_d <= 128 else (32, 4, 3)))
+    if block_d > 128:
+        return AttentionConfig(rows, 32, 4, 3)
+    if programs <= _FEW:
+        return AttentionConfig(rows, *_DECODE_FEW)
+    filled = AttentionConfig(rows, *_DECODE)
+    return filled if 2 * programs >= filled.programs else AttentionConfig(rows, *_DECODE_SPLIT)
 
 
 def chunk_config(dtype: torch.dtype, block_d: int, group: int, longest: int) -> AttentionConfig:
@@ -96,11 +105,13 @@ def invariant_config(dtype: torch.dtype, block_d: int, group: int) -> AttentionC
 
 
 def _configs(
-    dtype: torch.dtype, block_d: int, group: int, longest: int, invariant: bool
+    q: torch.Tensor, shape: tuple[int, int, int], longest: int, invariant: bool
 ) -> tuple[AttentionConfig, AttentionConfig]:
+    """shape: BLOCK_D, query heads a key head, and requests times key heads."""
+    block_d, group, programs = shape
     if invariant:
-        return (invariant_config(dtype, block_d, group),) * 2
-    return decode_config(dtype, block_d, group), chunk_config(dtype, block_d, group, longest)
+        return (invariant_config(q.dtype, block_d, group),) * 2
+    return decode_config(q.dtype, block_d, group, programs), chunk_config(q.dtype, block_d, group, longest)
 
 
 def paged_attention(
@@ -129,7 +140,7 @@ def paged_attention(
         return out
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     longest = metadata.max_query_len or num_tokens
-    decode, chunk = configs or _configs(q.dtype, block_d, group, longest, invariant)
+    decode, chunk = configs or _configs(q, (block_d, group, num_requests * kv_heads), longest, invariant)
     most_keys = min(metadata.max_context_len or table_width * page_size, table_width * page_size)
     launch = Launch(q, k_cache, v_cache, out, metadata, scale, sliding_window or 0, group, block_d)
     launch.decode(decode, num_requests, kv_heads, most_keys, invariant)

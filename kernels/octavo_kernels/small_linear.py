@@ -4,9 +4,9 @@
     y = x Wᵀ + b
 
 One row takes dot products on the ordinary units: a program reads some rows of W in stretches of BLOCK_K, keeps a
-partial sum in each lane and adds them up once, at the end. More rows take the matrix units, with the smallest tile that
-these have: 16 rows, however few there are (`linear`). cuBLAS reads at 2.67 TB/s where an H100 gives 3.08. The twin is
-`reference.linear`.
+partial sum in each lane and adds them up once, at the end. Two to 16 rows take the matrix units, with the smallest tile
+that these have: 16 rows, however few there are (`linear`). cuBLAS reads at 2.67 TB/s where an H100 gives 3.08. The
+twin is `reference.linear`.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,11 @@ import triton.language as tl
 
 from octavo_kernels.linear import LinearConfig, linear_tiles
 
-# Up to so many rows cuBLAS is left aside. One row is measured; up to 16 is to be.
-MOST_ROWS = 1
-_TILE: Final = LinearConfig(16, 16, 256, 4, 5)
+# Up to so many rows cuBLAS is left aside (measured at 1 and 8, benchmarks/LOG.md); for more rows than one only where
+# there are enough outputs to give every processor some.
+MOST_ROWS = 16
+_LEAST_OUTPUTS: Final = 4096
+_TILE: Final = LinearConfig(16, 32, 128, 4, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +36,24 @@ class GemvConfig:
 
 
 def gemv_config(inputs: int) -> GemvConfig:
-    """A row at a time, as wide as it is up to 2048: 16 bytes a lane, with 8 warps."""
-    return GemvConfig(1, min(2048, triton.next_power_of_2(inputs)), 8 if inputs > 1024 else 4)
+    """A row at a time. A short one is no work for many warps, of which each waits for the others at the end."""
+    if inputs <= 1024:
+        return GemvConfig(1, min(512, triton.next_power_of_2(inputs)), 2)
+    return GemvConfig(1, 1024, 8)
 
 
 def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[T, in] × [out, in] → [T, out], plus bias [out]: by T one of three implementations. Sums in float32.
 
-    Above `MOST_ROWS` rows, and for float32, where the library is exact and no reading is saved, cuBLAS.
+    Above `MOST_ROWS` rows, for few outputs, and for float32, where the library is exact and nothing is won, cuBLAS.
     """
     rows = x.shape[0]
     if rows == 0 or rows > MOST_ROWS or x.dtype == torch.float32:
         return F.linear(x, weight, bias)
     if rows == 1:
         return gemv(x, weight, bias)
+    if len(weight) < _LEAST_OUTPUTS:
+        return F.linear(x, weight, bias)
     return linear_tiles(x, weight, bias, _TILE)
 
 

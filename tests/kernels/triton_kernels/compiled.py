@@ -9,7 +9,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_kernels.gathered_attention import gathered_attention
-from octavo_kernels.linear import linear_invariant
+from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rope import rotate_and_store
@@ -78,9 +78,11 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     silu_and_mul(x)
     linear_invariant(x, w, w[0, :64])
     linear_invariant(x.float(), w.float())
+    for rows in (1, 1024):
+        linear_tiles(x, w, None, linear_config(torch.bfloat16, rows, hopper=True))
     gemv(x, w)
     cache = torch.zeros(2, 4, 16, 2, 64, dtype=torch.bfloat16)
     angles = torch.zeros(1, 32)
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
-    check(compiled, 6)
+    check(compiled, 8)
