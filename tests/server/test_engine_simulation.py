@@ -122,7 +122,7 @@ class Simulation:
         assert scheduler.num_waiting_tokens == 0 and not scheduler._ending and not scheduler._launched
         assert scheduler.num_generation_tokens == sum(len(tokens) for tokens in engine.outputs.values())
         assert not scheduler._hits
-        assert engine.kv_cache.tiers.host.num_pinned == 0
+        assert engine.kv_cache.tiers.num_pinned == 0
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)

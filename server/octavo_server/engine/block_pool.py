@@ -14,7 +14,7 @@ class CachedPage:
 
     On the device (`block`), in host memory (`slot`; still being read from disk if `loading`), or nowhere: it then only
     stands for its place in the sequence, as long as something refers to it. A salt's root has no parent, and the salt
-    as its tokens.
+    as its tokens; a page that a swapped-out request shares with nobody has neither parent, name nor tokens.
     """
 
     page_hash: bytes
@@ -34,6 +34,11 @@ class CachedPage:
     def is_here(self) -> bool:
         """Whether its K and V can be hit."""
         return self.block is not None or (self.slot is not None and not self.loading)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it can be found by others."""
+        return self.parent is not None
 
     @property
     def key(self) -> PageKey:
@@ -73,14 +78,10 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks is {num_blocks}; a pool has at least one page")
+        self.num_blocks = num_blocks
         self.blocks = [KVBlock(block_id) for block_id in range(num_blocks)]
         self.empty = OrderedDict((block.block_id, block) for block in self.blocks)
         self.cached: OrderedDict[int, KVBlock] = OrderedDict()
-
-    @property
-    def num_blocks(self) -> int:
-        """Pages in all."""
-        return len(self.blocks)
 
     @property
     def num_free(self) -> int:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -160,7 +160,7 @@ class EngineCore:
             schedule_seconds=self._schedule_seconds,
             prefill_tokens_per_second=self._prefill_speed.value,
             decode_tokens_per_second=self._decode_speed.value,
-            **asdict(kv_cache.stats),
+            **kv_cache.stats,
         )
 
     def close(self, seconds: float) -> None:
