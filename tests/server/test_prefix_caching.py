@@ -8,7 +8,7 @@ from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.engine.step import PageEvent
-from page_machine import make_request, take_moves
+from page_machine import drop_cached, make_request, take_moves
 
 SIZE = 4
 PROMPT = list(range(14))  # three full pages and a half
@@ -510,7 +510,7 @@ def test_what_is_cached_is_listed_most_wanted_first_and_forgotten_on_demand() ->
     listed = cache.cached_pages()
     assert [tier for tier, _, _ in listed] == ["device"] * (8 - 5) + ["host"] * (len(listed) - 3)
     assert listed[0][2].page_hash == make_request("y", [*b"young"] * 4, SIZE).page_hashes[0]
-    cache.drop_cached()
+    drop_cached(cache)
     assert cache.cached_pages() == []
     assert cache.stats["host_blocks_used"] == 0
     cache.free(big)

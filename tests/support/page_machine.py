@@ -35,6 +35,15 @@ def take_moves(cache: KVCacheManager) -> SchedulerOutput:
     return output
 
 
+def drop_cached(cache: KVCacheManager) -> None:
+    """Nothing is hit any more of what no request holds or wants back: as if a step had failed that computed it."""
+    for page in cache.index.pages.values():
+        if page.pins == 0 and (page.block is None or page.block.ref_count == 0):
+            page.writer, page.born = "dropped", cache.tiers.schedule
+    cache.forget_step([make_request("dropped", [0], 1)])
+    cache.tiers.disk.clear()
+
+
 @dataclass
 class Sizes:
     """One machine's shape."""
@@ -315,7 +324,7 @@ class PageMachine:
     def _check_slots(self) -> None:
         pages = [page for page in self.cache.index.pages.values() if page.slot is not None]
         swapped = [page for state in self.cache._waiting.values() for page in state.swapped.values()]
-        own = [page.slot for page in swapped if not page.is_shared]
+        own = [page.slot for page in swapped if page.parent is None]
         used = [page.slot for page in pages] + own + list(self.host._ins.values()) + self.host.free_slots
         assert sorted(slot for slot in used if slot is not None) == list(range(self.host.num_slots))
         for page in pages:
@@ -323,7 +332,7 @@ class PageMachine:
             assert (self.host.cached.get(page.slot) is page) == (page.pins == 0)
             assert page.block is None or page.loading
         assert len(self.host.cached) == sum(page.pins == 0 for page in pages)
-        pins = Counter(id(page) for page in swapped if page.is_shared)
+        pins = Counter(id(page) for page in swapped if page.parent is not None)
         pins.update(id(page) for page in pages if page.loading)
         for page in self.cache.index.pages.values():
             assert page.pins == pins[id(page)]
@@ -357,7 +366,7 @@ class PageMachine:
             self.deliver(len(self.events))
         self.check()
         assert self.cache.num_blocks_used == 0
-        self.cache.drop_cached()
+        drop_cached(self.cache)
         self.check()
         assert not self.cache.index.pages
         assert not self.cache.index.roots

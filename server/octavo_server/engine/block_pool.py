@@ -28,7 +28,7 @@ class CachedPage:
     pins: int = 0  # swapped-out requests that want it back, and a load under way: host memory keeps it
     writer: str = ""  # the request that computes it, and …
     born: int = 0  # … the schedule in which that was decided
-    digest: bytes = b""  # see `digest_to_end`
+    digest: bytes = b""  # of salt and tokens up to the end of this page, once `key` has needed it
 
     @property
     def is_here(self) -> bool:
@@ -36,26 +36,17 @@ class CachedPage:
         return self.block is not None or (self.slot is not None and not self.loading)
 
     @property
-    def is_shared(self) -> bool:
-        """Whether it can be found by others."""
-        return self.parent is not None
-
-    @property
     def key(self) -> PageKey:
-        """What stands for it on disk."""
-        return PageKey(self.page_hash, b"" if self.parent is None else self.parent.digest_to_end(), self.tokens)
-
-    def digest_to_end(self) -> bytes:
-        """Of salt and tokens up to the end of this page. Worked out when it is first asked for."""
+        """What stands for it on disk. Digests are worked out when they are first asked for."""
         path: list[CachedPage] = []
-        page: CachedPage | None = self
+        page = self.parent
         while page is not None and not page.digest:
             path.append(page)
             page = page.parent
         digest = b"" if page is None else page.digest
         for page in reversed(path):
             digest = page.digest = page_hash.extend_digest(digest, page.tokens)
-        return digest
+        return PageKey(self.page_hash, digest, self.tokens)
 
 
 @dataclass(slots=True, eq=False)

@@ -37,10 +37,7 @@ class PrefixHit:
     version: tuple[int, int]
 
     def blocks_needed(self, num_tokens: int) -> int:
-        """Pages that admission takes from the free ones, with room for `num_tokens` tokens from the first on.
-
-        A free page that is hit counts: it is free no more.
-        """
+        """Pages, free ones that are hit among them, that admission takes to have room for the first `num_tokens`."""
         return max(-(-num_tokens // self.block_size) - self.num_holes, len(self.pages)) - self.num_held
 
 
@@ -126,9 +123,23 @@ class KVCacheManager:
         """What admission would find now. At least one token stays to be computed, if it was not swapped out."""
         waiting = self._waiting.setdefault(request.request_id, _Waiting())
         version = (self._version, request.num_tokens)
-        if waiting.hit is None or waiting.hit.version != version:
-            waiting.hit = self._find(request, waiting, version)
-        return waiting.hit
+        if waiting.hit is not None and waiting.hit.version == version:
+            return waiting.hit
+        chain, limit = self._match(request, waiting), self._limit(request)
+        pages = self._resume(waiting, chain) if waiting.resume_at else None
+        resumed = pages is not None
+        num_tokens = waiting.resume_at if resumed else self._reach(chain[:limit])
+        chain, num_holes = chain[: num_tokens // self.block_size], self._first_seen(num_tokens)
+        if pages is None:
+            pages = chain[num_holes:]
+        if waiting.loads is not None:
+            loading = any(page.loading for page in waiting.loads)
+        else:
+            loading = not resumed and len(chain) < limit and request.page_hashes[len(chain)] in self.tiers.disk
+        num_held = sum(page.block is not None and page.block.ref_count > 0 for page in pages)
+        hit = PrefixHit(num_tokens, loading, resumed, pages, num_holes, num_held, chain, self.block_size, version)
+        waiting.hit = hit
+        return hit
 
     def begin_loads(self, request: Request) -> bool:
         """Whether pages of the request's prefix are being read from disk; begins that, once for each admission.
@@ -136,9 +147,9 @@ class KVCacheManager:
         The request is best passed over until they are there: then they are hit in host memory.
         """
         hit, waiting = self.lookup(request), self._waiting[request.request_id]
-        if waiting.loads is None:
-            waiting.loads = self._start_loads(request, hit) if hit.loading else []
-        return any(page.loading for page in waiting.loads)
+        if hit.loading and waiting.loads is None:
+            waiting.loads = self._start_loads(request, hit)
+        return self.lookup(request).loading
 
     def admit(self, request: Request, hit: PrefixHit, num_new_tokens: int) -> bool:
         """Gives a waiting request what it has hit, and room for `num_new_tokens` more; sets what it has computed.
@@ -171,7 +182,7 @@ class KVCacheManager:
         needed = self.blocks_needed(request, end)
         if needed > self.pool.num_free:
             return None
-        added = self._take(needed) if needed else []
+        added = self._take(needed)
         held.blocks += added
         self._register(request, held, end)
         return [block.block_id for block in added]
@@ -224,7 +235,12 @@ class KVCacheManager:
         writers = {request.request_id for request in requests}
         since = self.tiers.schedule - SCHEDULES_IN_FLIGHT
         for page in [page for page in self.index.pages.values() if page.born >= since and page.writer in writers]:
-            self._forget(page)
+            if page.block is not None:
+                self.pool.forget(page.block)
+                page.block = None
+            self.tiers.drop_slot(page)
+            self.index.prune(page)
+        self._version += 1
 
     def take_moves(self, output: SchedulerOutput) -> None:
         """Ends a schedule: what it moves goes with `output`, see `LowerTiers`."""
@@ -234,13 +250,6 @@ class KVCacheManager:
         """Takes in what the worker did beside the steps."""
         self.tiers.handle(event)
         self._version += 1
-
-    def drop_cached(self) -> None:
-        """Forgets what no request holds or wants back, on disk too; files stay, and are written anew."""
-        for page in list(self.index.pages.values()):
-            if page.pins == 0 and (page.block is None or page.block.ref_count == 0):
-                self._forget(page)
-        self.tiers.disk.clear()
 
     def cached_pages(self) -> list[tuple[Literal["device", "host"], int, PageKey]]:
         """What is cached but not on disk, the most recently used first: tier, page or slot, and content."""
@@ -261,18 +270,6 @@ class KVCacheManager:
         if request.skip_prefix or not self._shares(request):
             return 0
         return min(len(request.page_hashes), (request.num_tokens - 1) // self.block_size)
-
-    def _find(self, request: Request, waiting: _Waiting, version: tuple[int, int]) -> PrefixHit:
-        chain = self._match(request, waiting)
-        pages = self._resume(waiting, chain) if waiting.resume_at else None
-        resumed = pages is not None
-        num_tokens = waiting.resume_at if resumed else self._reach(chain[: self._limit(request)])
-        chain, num_holes = chain[: num_tokens // self.block_size], self._first_seen(num_tokens)
-        if pages is None:
-            pages = chain[num_holes:]
-        loading = not resumed and self._awaits_disk(request, waiting, len(chain))
-        num_held = sum(page.block is not None and page.block.ref_count > 0 for page in pages)
-        return PrefixHit(num_tokens, loading, resumed, pages, num_holes, num_held, chain, self.block_size, version)
 
     def _match(self, request: Request, waiting: _Waiting) -> list[CachedPage]:
         chain = self.index.match(request.salt, request.page_hashes) if self._shares(request) else []
@@ -309,11 +306,6 @@ class KVCacheManager:
                 first_here = count
         return reach * self.block_size
 
-    def _awaits_disk(self, request: Request, waiting: _Waiting, reach: int) -> bool:
-        if waiting.loads is not None:
-            return any(page.loading for page in waiting.loads)
-        return reach < self._limit(request) and request.page_hashes[reach] in self.tiers.disk
-
     def _start_loads(self, request: Request, hit: PrefixHit) -> list[CachedPage]:
         """Begins to load what follows the hit, as far as it is on disk and host memory has room beside the hit."""
         beside = [page for page in hit.chain if page.slot is not None]
@@ -344,19 +336,14 @@ class KVCacheManager:
     def _fill_table(self, hit: PrefixHit, num_tokens: int) -> list[KVBlock | None]:
         """Shares what is on the device, before anything is evicted, and brings in the rest."""
         here = [page.block for page in hit.pages if page.block is not None]
-        self.pool.share(here)
         away = [page for page in hit.pages if page.block is None]
+        self.pool.share(here)
         self.tiers.pin(away)  # making room must not evict them
-        added = iter(self._take(hit.blocks_needed(num_tokens) + hit.num_held - len(here)))
-        table: list[KVBlock | None] = [None] * hit.num_holes
-        for page in hit.pages:
-            block = page.block
-            if block is None:
-                block = next(added)
-                self.tiers.bring_in(page, block)
-            table.append(block)
+        added = self._take(hit.blocks_needed(num_tokens) + hit.num_held - len(here))
+        for page, block in zip(away, added, strict=False):
+            self.tiers.bring_in(page, block)
         self.tiers.unpin(away)
-        return table + list(added)
+        return [None] * hit.num_holes + [page.block for page in hit.pages] + added[len(away) :]
 
     def _count_hit(self, request: Request, hit: PrefixHit) -> None:
         """Once for each request: what a preempted one finds of its own is no hit."""
@@ -394,14 +381,6 @@ class KVCacheManager:
             self.index.prune(held.last)
             held.last = page
             self._version += 1
-
-    def _forget(self, page: CachedPage) -> None:
-        if page.block is not None:
-            self.pool.forget(page.block)
-            page.block = None
-        self.tiers.drop_slot(page)
-        self.index.prune(page)
-        self._version += 1
 
     def _leave_window(self, held: _Held, position: int) -> None:
         first = min(self._first_seen(position), len(held.blocks))

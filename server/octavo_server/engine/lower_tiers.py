@@ -73,17 +73,21 @@ class LowerTiers:
         return slot
 
     def bring_in(self, page: CachedPage, block: KVBlock) -> None:
-        """Moves a page in host memory to the device."""
-        self._ins[block.block_id] = self._leave_host(page)
-        if page.is_shared:
-            page.block, block.page, page.from_disk = block, page, False
+        """Moves a page from host memory, where it must be pinned, to the device."""
+        if page.slot is None:
+            raise RuntimeError(f"{page} is not in host memory")
+        self._ins[block.block_id], page.slot = page.slot, None
+        page.block, page.from_disk = block, False
+        if page.parent is not None:  # else it is a request's own
+            block.page = page
 
     def drop_slot(self, page: CachedPage) -> None:
         """What host memory has of the page is of no use any more. A slot that is being read into stays taken."""
         if page.slot is not None and not page.loading:
-            slot = self._leave_host(page)
-            self._outs.pop(slot, None)
-            self.free_slots.append(slot)
+            self.cached.pop(page.slot, None)
+            self._outs.pop(page.slot, None)
+            self.free_slots.append(page.slot)
+            page.slot = None
 
     def pin(self, pages: Iterable[CachedPage]) -> None:
         """These stay in host memory, or find a slot there when they leave the device."""
@@ -101,7 +105,7 @@ class LowerTiers:
             if page.pins > 0:
                 continue
             self.num_pinned -= 1
-            if not page.is_shared:
+            if page.parent is None:  # a request's own: nobody else wants it
                 self.drop_slot(page)
                 continue
             if page.slot is not None:
@@ -131,26 +135,16 @@ class LowerTiers:
                 self.disk.add(event.page_hash)
             case "evicted":
                 self.disk.discard(event.page_hash)
-            case "missed":
-                self.disk.discard(event.page_hash)
-                self._end_load(self.index.pages[event.page_hash], loaded=False)
-            case "loaded":
-                self.counts["loaded"] += 1
-                self._end_load(self.index.pages[event.page_hash], loaded=True)
-
-    def _end_load(self, page: CachedPage, *, loaded: bool) -> None:
-        page.loading, page.from_disk = False, loaded
-        if not loaded or page.block is not None:  # it has been computed meanwhile
-            self.drop_slot(page)
-        self.unpin([page])
-
-    def _leave_host(self, page: CachedPage) -> int:
-        """Takes its slot from a page. Raises RuntimeError if it has none."""
-        slot, page.slot = page.slot, None
-        if slot is None:
-            raise RuntimeError(f"{page} is not in host memory")
-        self.cached.pop(slot, None)
-        return slot
+            case "loaded" | "missed":
+                page, loaded = self.index.pages[event.page_hash], event.kind == "loaded"
+                page.loading, page.from_disk = False, loaded
+                if loaded:
+                    self.counts["loaded"] += 1
+                else:
+                    self.disk.discard(event.page_hash)
+                if not loaded or page.block is not None:  # it has been computed meanwhile
+                    self.drop_slot(page)
+                self.unpin([page])
 
     def _take_slot(self) -> int | None:
         """An empty slot, that of the least recently used page if need be."""
@@ -158,8 +152,8 @@ class LowerTiers:
             return self.free_slots.pop()
         if not self.cached:
             return None
-        page = next(iter(self.cached.values()))
-        slot = self._leave_host(page)
+        slot, page = self.cached.popitem(last=False)
+        page.slot = None
         is_there = self._outs.pop(slot, None) is None
         is_settled = self.schedule - page.born > SCHEDULES_IN_FLIGHT  # no step that fails makes it worthless now
         if self.use_disk and is_there and is_settled and page.page_hash not in self.disk:
