@@ -127,7 +127,7 @@ class Pages(RuleBasedStateMachine):
         for block in self.pool.blocks:
             assert block.ref_count == self.holders(block.block_id)
         assert self.pool.num_free == len(self.free_order)
-        assert self.manager.num_blocks_used == sum(block.ref_count > 0 for block in self.pool.blocks)
+        assert self.manager.stats["kv_blocks_used"] == sum(block.ref_count > 0 for block in self.pool.blocks)
 
     @invariant()
     def tables_are_what_was_handed_out_and_cover_the_tokens(self) -> None:

@@ -93,4 +93,4 @@ def test_device_and_host_hit_what_an_lru_of_their_sum_hits(trace: list[list[int]
     assert found == pytest.approx(lru_hit_rate(trace, 20_000), abs=0.001)
     assert found > lru_hit_rate(trace, 5000) + 0.05, "the host tier brings nothing"
     assert cache.stats["prefix_hits_host"] > 0
-    assert cache.num_blocks_used == 0
+    assert cache.stats["kv_blocks_used"] == 0

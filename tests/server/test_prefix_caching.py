@@ -60,7 +60,7 @@ def test_pages_are_shared_until_the_last_holder_frees_them() -> None:
     cache.free(first)
     assert [cache.pool.blocks[block].ref_count for block in shared] == [1, 1, 1]
     cache.free(second)
-    assert cache.num_blocks_used == 0
+    assert cache.stats["kv_blocks_used"] == 0
     assert cache.stats["kv_blocks_cached"] == 3
 
 
@@ -127,7 +127,7 @@ def test_answers_are_right_even_where_names_collide(names: int, overlap: bool, m
     assert engine.outputs == {name: alone(prompt, 8) for name, prompt in prompts.items()}
     assert engine.kv_cache.stats["prefix_hits"] > 0
     assert engine.scheduler.num_preemptions > 0
-    assert engine.kv_cache.num_blocks_used == 0
+    assert engine.kv_cache.stats["kv_blocks_used"] == 0
 
 
 def test_without_prefix_caching_or_names_nothing_is_shared() -> None:
@@ -155,7 +155,7 @@ def test_a_free_page_that_is_hit_counts_as_taken() -> None:
     free = cache.lookup(make_request("third", PROMPT, SIZE))
     assert (free.num_tokens, free.blocks_needed(14), free.blocks_needed(17)) == (12, 4, 5)
     assert not cache.admit(make_request("third", PROMPT, SIZE), free, 5)
-    assert cache.num_blocks_used == 0
+    assert cache.stats["kv_blocks_used"] == 0
 
 
 def test_the_tail_of_a_sequence_is_evicted_before_its_head_and_older_ones_before_younger() -> None:
@@ -225,7 +225,7 @@ def test_a_swapped_out_request_gets_back_what_it_had() -> None:
     assert cache.swap_out(request)
     moves = take_moves(cache)
     assert [block for block, _ in moves.swap_out] == [partial]  # the full ones may stay as long as nobody wants them
-    assert cache.num_blocks_used == 0
+    assert cache.stats["kv_blocks_used"] == 0
     big = make_request("big", [5] * 19, SIZE)
     admit(cache, big)
     assert len(take_moves(cache).swap_out) == 3
@@ -315,7 +315,7 @@ def test_pages_that_leave_the_window_are_freed_and_the_rest_can_still_be_hit() -
     request.token_ids.append(99)
     assert cache.allocate_slots(request, 1) == []  # the query at 21 sees 16 to 21
     assert cache.block_ids(request)[:4] == [0, 0, 0, 0]
-    assert cache.num_blocks_used == 2
+    assert cache.stats["kv_blocks_used"] == 2
     cache.free(request)
     admit(cache, other := make_request("other", [5] * 23, SIZE))  # takes what is free, and the head
     cache.free(other)

@@ -312,7 +312,7 @@ class PageMachine:
             assert (block.block_id in self.pool.empty) == (block.ref_count == 0 and block.page is None)
             assert (block.block_id in self.pool.cached) == (block.ref_count == 0 and block.page is not None)
             assert block.page is None or block.page.block is block
-        assert self.cache.num_blocks_used == len(holders)
+        assert self.cache.stats["kv_blocks_used"] == len(holders)
         for request in self.running:
             table = self.cache.block_ids(request)
             assert len(table) * self.sizes.page_size >= request.num_computed_tokens + self.step.get(
@@ -365,7 +365,7 @@ class PageMachine:
             self.run_step()
             self.deliver(len(self.events))
         self.check()
-        assert self.cache.num_blocks_used == 0
+        assert self.cache.stats["kv_blocks_used"] == 0
         drop_cached(self.cache)
         self.check()
         assert not self.cache.index.pages

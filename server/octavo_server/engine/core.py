@@ -147,7 +147,6 @@ class EngineCore:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             waiting_prompt_tokens=scheduler.num_waiting_tokens,
-            kv_blocks_used=kv_cache.num_blocks_used,
             kv_blocks_total=kv_cache.pool.num_blocks,
             block_size=kv_cache.block_size,
             preemptions=scheduler.num_preemptions,

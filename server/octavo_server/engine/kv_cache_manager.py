@@ -34,7 +34,6 @@ class PrefixHit:
     num_held: int  # of `pages`, those on the device that somebody holds anyway
     chain: list[CachedPage]  # the registered pages that the sequence begins with
     block_size: int
-    version: tuple[int, int]
 
     def blocks_needed(self, num_tokens: int) -> int:
         """Pages, free ones that are hit among them, that admission takes to have room for the first `num_tokens`."""
@@ -48,8 +47,7 @@ class _Waiting:
     resume_at: int = 0  # tokens that were computed when it was swapped out; 0: it was not
     swapped: dict[int, CachedPage] = field(default_factory=dict)  # pinned for it, by their place in its table
     packed: bytes = b""  # its tokens, as far as they had to be compared
-    hit: PrefixHit | None = None
-    loads: list[CachedPage] | None = None  # that it waits for; None: not tried yet
+    loads: list[CachedPage] | None = None  # that it waits for; None: none was begun
 
 
 @dataclass(slots=True)
@@ -88,27 +86,21 @@ class KVCacheManager:
         self.window = window
         self.index = PrefixIndex()
         self.tiers = LowerTiers(self.index, on_disk)
-        self._counts: Counter[str] = Counter()  # tokens looked up and hit, by where they were found
         self._held: dict[str, _Held] = {}
         self._waiting: dict[str, _Waiting] = {}
-        self._version = 0  # of all that a hit depends on
-
-    @property
-    def num_blocks_used(self) -> int:
-        """Pages that requests hold."""
-        return self.pool.num_blocks - self.pool.num_free
+        self._hits: dict[str, PrefixHit] = {}  # of lookups since anything changed that a hit depends on
 
     @property
     def stats(self) -> Counter[str]:
         """Gauges and counters, named as in `ipc.EngineStats`."""
         tiers = self.tiers
         return Counter(
+            kv_blocks_used=self.pool.num_blocks - self.pool.num_free,
             kv_blocks_cached=len(self.pool.cached),
             host_blocks_used=tiers.num_slots - len(tiers.free_slots),
             host_blocks_total=tiers.num_slots,
             disk_blocks=len(tiers.disk),
             **tiers.counts,
-            **self._counts,
         )
 
     def block_ids(self, request: Request) -> list[int]:
@@ -121,35 +113,49 @@ class KVCacheManager:
 
     def lookup(self, request: Request) -> PrefixHit:
         """What admission would find now. At least one token stays to be computed, if it was not swapped out."""
+        if (known := self._hits.get(request.request_id)) is not None:
+            return known
         waiting = self._waiting.setdefault(request.request_id, _Waiting())
-        version = (self._version, request.num_tokens)
-        if waiting.hit is not None and waiting.hit.version == version:
-            return waiting.hit
         chain, limit = self._match(request, waiting), self._limit(request)
-        pages = self._resume(waiting, chain) if waiting.resume_at else None
-        resumed = pages is not None
+        pages = self._resume(waiting, chain)
+        resumed = bool(pages)
         num_tokens = waiting.resume_at if resumed else self._reach(chain[:limit])
         chain, num_holes = chain[: num_tokens // self.block_size], self._first_seen(num_tokens)
-        if pages is None:
-            pages = chain[num_holes:]
+        pages = pages or chain[num_holes:]
         if waiting.loads is not None:
             loading = any(page.loading for page in waiting.loads)
         else:
             loading = not resumed and len(chain) < limit and request.page_hashes[len(chain)] in self.tiers.disk
         num_held = sum(page.block is not None and page.block.ref_count > 0 for page in pages)
-        hit = PrefixHit(num_tokens, loading, resumed, pages, num_holes, num_held, chain, self.block_size, version)
-        waiting.hit = hit
+        hit = PrefixHit(num_tokens, loading, resumed, pages, num_holes, num_held, chain, self.block_size)
+        self._hits[request.request_id] = hit
         return hit
 
     def begin_loads(self, request: Request) -> bool:
         """Whether pages of the request's prefix are being read from disk; begins that, once for each admission.
 
-        The request is best passed over until they are there: then they are hit in host memory.
+        As many as host memory has room for beside the hit. The request is best passed over until they are there.
         """
         hit, waiting = self.lookup(request), self._waiting[request.request_id]
-        if hit.loading and waiting.loads is None:
-            waiting.loads = self._start_loads(request, hit)
-        return self.lookup(request).loading
+        if not hit.loading or waiting.loads is not None:
+            return hit.loading
+        beside = [page for page in hit.chain if page.slot is not None]
+        self.tiers.pin(beside)
+        loads = waiting.loads = []
+        previous = hit.chain[-1] if hit.chain else self.index.root(request.salt)
+        for index in range(len(hit.chain), self._limit(request)):
+            name = request.page_hashes[index]
+            known = name in self.index.pages or name in self.tiers.disk
+            child = self.index.child(previous, name, self._page_tokens(request, index)) if known else None
+            if child is None or not (child.is_here or child.loading or self.tiers.load(child)):
+                break
+            if child.loading:
+                loads.append(child)
+            previous = child
+        self.tiers.unpin(reversed(beside))
+        self.index.prune(previous)
+        self._hits.clear()
+        return bool(loads)
 
     def admit(self, request: Request, hit: PrefixHit, num_new_tokens: int) -> bool:
         """Gives a waiting request what it has hit, and room for `num_new_tokens` more; sets what it has computed.
@@ -174,8 +180,7 @@ class KVCacheManager:
     def allocate_slots(self, request: Request, num_new_tokens: int) -> list[int] | None:
         """Makes room for the next `num_new_tokens` tokens after those computed, and registers the pages they complete.
 
-        Returns the numbers of the pages added (none if the last page has room), or None, and takes nothing, if the pool
-        is out of pages.
+        Returns the numbers of the pages added, or None, and takes nothing, if the pool is out of pages.
         """
         held, end = self._held[request.request_id], request.num_computed_tokens + num_new_tokens
         self._leave_window(held, request.num_computed_tokens)
@@ -188,10 +193,8 @@ class KVCacheManager:
         return [block.block_id for block in added]
 
     def cache_pages(self, request: Request) -> None:
-        """Registers the full pages of tokens that are known by now. Cheap if no page border was crossed."""
-        held = self._held[request.request_id]
-        if request.num_computed_tokens // self.block_size > held.num_named:
-            self._register(request, held, request.num_computed_tokens)
+        """Registers the full pages of tokens that are known by now."""
+        self._register(request, self._held[request.request_id], request.num_computed_tokens)
 
     def free(self, request: Request) -> None:
         """Gives back all that the request has, the tail of the sequence first. Nothing to do if it has nothing."""
@@ -203,7 +206,7 @@ class KVCacheManager:
             if held.last is not None:
                 held.last.refs -= 1
                 self.index.prune(held.last)
-        self._version += 1
+        self._hits.clear()
 
     def swap_out(self, request: Request) -> bool:
         """Gives back the request's pages so that `admit` can bring those that it alone held back later.
@@ -240,7 +243,7 @@ class KVCacheManager:
                 page.block = None
             self.tiers.drop_slot(page)
             self.index.prune(page)
-        self._version += 1
+        self._hits.clear()
 
     def take_moves(self, output: SchedulerOutput) -> None:
         """Ends a schedule: what it moves goes with `output`, see `LowerTiers`."""
@@ -249,7 +252,7 @@ class KVCacheManager:
     def handle(self, event: PageEvent) -> None:
         """Takes in what the worker did beside the steps."""
         self.tiers.handle(event)
-        self._version += 1
+        self._hits.clear()
 
     def cached_pages(self) -> list[tuple[Literal["device", "host"], int, PageKey]]:
         """What is cached but not on disk, the most recently used first: tier, page or slot, and content."""
@@ -283,13 +286,13 @@ class KVCacheManager:
     def _page_tokens(self, request: Request, index: int) -> bytes:
         return page_hash.pack(request.token_ids[index * self.block_size : (index + 1) * self.block_size])
 
-    def _resume(self, waiting: _Waiting, chain: list[CachedPage]) -> list[CachedPage] | None:
-        """The table, behind its holes, of a swapped-out request, if all of it is here."""
+    def _resume(self, waiting: _Waiting, chain: list[CachedPage]) -> list[CachedPage]:
+        """The table, behind its holes, of a swapped-out request, if all of it is here; else nothing."""
         pages: list[CachedPage] = []
         for index in range(self._first_seen(waiting.resume_at), -(-waiting.resume_at // self.block_size)):
             page = waiting.swapped.get(index) or (chain[index] if index < len(chain) else None)
             if page is None or not page.is_here:
-                return None
+                return []
             pages.append(page)
         return pages
 
@@ -306,31 +309,11 @@ class KVCacheManager:
                 first_here = count
         return reach * self.block_size
 
-    def _start_loads(self, request: Request, hit: PrefixHit) -> list[CachedPage]:
-        """Begins to load what follows the hit, as far as it is on disk and host memory has room beside the hit."""
-        beside = [page for page in hit.chain if page.slot is not None]
-        self.tiers.pin(beside)
-        loads: list[CachedPage] = []
-        previous = hit.chain[-1] if hit.chain else self.index.root(request.salt)
-        for index in range(len(hit.chain), self._limit(request)):
-            name = request.page_hashes[index]
-            known = name in self.index.pages or name in self.tiers.disk
-            child = self.index.child(previous, name, self._page_tokens(request, index)) if known else None
-            if child is None or not (child.is_here or child.loading or self.tiers.load(child)):
-                break
-            if child.loading:
-                loads.append(child)
-            previous = child
-        self.tiers.unpin(reversed(beside))
-        self.index.prune(previous)
-        self._version += 1
-        return loads
-
     def _take(self, count: int) -> list[KVBlock]:
         blocks = self.pool.allocate(count)
         for block in blocks:
             self.tiers.take_block(block)
-        self._version += 1
+        self._hits.clear()
         return blocks
 
     def _fill_table(self, hit: PrefixHit, num_tokens: int) -> list[KVBlock | None]:
@@ -353,7 +336,7 @@ class KVCacheManager:
         disk = self.block_size * sum(page.from_disk for page in lower)
         host = self.block_size * len(lower) - disk
         request.num_cached_tokens, request.num_external_tokens = hit.num_tokens, host + disk
-        self._counts.update(
+        self.tiers.counts.update(
             prefix_queries=request.num_prompt_tokens,
             prefix_hits=hit.num_tokens - host - disk,
             prefix_hits_host=host,
@@ -380,7 +363,7 @@ class KVCacheManager:
             held.last.refs -= 1
             self.index.prune(held.last)
             held.last = page
-            self._version += 1
+            self._hits.clear()
 
     def _leave_window(self, held: _Held, position: int) -> None:
         first = min(self._first_seen(position), len(held.blocks))
@@ -388,4 +371,4 @@ class KVCacheManager:
             self.pool.free(block for block in held.blocks[held.num_holes : first] if block is not None)
             held.blocks[held.num_holes : first] = [None] * (first - held.num_holes)
             held.num_holes = first
-            self._version += 1
+            self._hits.clear()

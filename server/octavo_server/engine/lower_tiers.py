@@ -34,7 +34,7 @@ class LowerTiers:
         self.free_slots: list[int] = []
         self.cached: OrderedDict[int, CachedPage] = OrderedDict()  # by slot; may be evicted, least recently used first
         self.schedule = 0
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # named as in `ipc.EngineStats`
         self._outs: dict[int, int] = {}  # slot → page; by target, so that a later move to it replaces the former
         self._ins: dict[int, int] = {}  # page → slot, which is free when the schedule is over
         self._stores: list[tuple[int, PageKey]] = []
