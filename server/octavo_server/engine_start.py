@@ -26,7 +26,6 @@ from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
@@ -104,9 +103,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         BlockPool(bill.num_blocks),
         bill.block_size,
         prefix_caching=config.enable_prefix_caching,
-        host=None if runner.swapper is None else HostPool(),
-        on_disk=runner.disk_pages(),
-        use_disk=runner.disk is not None,
+        on_disk=None if runner.disk is None else runner.disk_pages(),
         window=_window(model),
     )
     return EngineCore(Scheduler(scheduler_limits, kv_cache), runner, overlap=overlap)

@@ -71,26 +71,29 @@ class Pages(RuleBasedStateMachine):
     def allocate(self, tokens: int) -> None:
         request = Request(f"r{self.serial}", [0] * tokens, SamplingParams(), 1000)
         self.serial += 1
-        if self._grow(request, tokens):
-            self.requests.append(request)
+        missing = -(-tokens // BLOCK_SIZE)
+        if not self.manager.admit(request, self.manager.lookup(request), tokens):
+            assert missing > len(self.free_order)
+            return
+        self.requests.append(request)
+        self.tables[request.request_id] = self.free_order[:missing]
+        del self.free_order[:missing]
+        request.num_computed_tokens = tokens
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), tokens=st.integers(1, 9))
     def append(self, data: st.DataObject, tokens: int) -> None:
-        self._grow(data.draw(st.sampled_from(self.requests)), tokens)
-
-    def _grow(self, request: Request, tokens: int) -> bool:
-        table = self.tables.get(request.request_id, [])
+        request = data.draw(st.sampled_from(self.requests))
+        table = self.tables[request.request_id]
         missing = -(-(request.num_computed_tokens + tokens) // BLOCK_SIZE) - len(table)
         added = self.manager.allocate_slots(request, tokens)
         if missing > len(self.free_order):
             assert added is None
-            return False
+            return
         assert added == self.free_order[: max(missing, 0)]
         del self.free_order[: len(added)]
         self.tables[request.request_id] = table + added
         request.num_computed_tokens += tokens
-        return True
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -124,7 +127,7 @@ class Pages(RuleBasedStateMachine):
         for block in self.pool.blocks:
             assert block.ref_count == self.holders(block.block_id)
         assert self.pool.num_free == len(self.free_order)
-        assert self.manager.num_blocks_used == sum(block.ref_count > 0 for block in self.pool.blocks)
+        assert self.manager.stats["kv_blocks_used"] == sum(block.ref_count > 0 for block in self.pool.blocks)
 
     @invariant()
     def tables_are_what_was_handed_out_and_cover_the_tokens(self) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.request import Request
+from octavo_server.engine.step import PageEvent
 from octavo_server.ipc import SamplingParams
+from page_machine import take_moves
 
 PAGE = 512
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data" / "traces"
@@ -63,7 +64,8 @@ def lru_hit_rate(prompts: list[list[int]], capacity: int) -> float:
 
 def cache_hit_rate(prompts: list[list[int]], num_blocks: int, num_slots: int) -> tuple[float, KVCacheManager]:
     """The same through the manager, one request at a time. The token behind the pages is there to be computed."""
-    cache = KVCacheManager(BlockPool(num_blocks), PAGE, host=HostPool(num_slots))
+    cache = KVCacheManager(BlockPool(num_blocks), PAGE)
+    cache.handle(PageEvent("slots", count=num_slots))
     sampling = SamplingParams()
     for number, prompt in enumerate(prompts):
         tokens: list[int] = []
@@ -73,10 +75,10 @@ def cache_hit_rate(prompts: list[list[int]], num_blocks: int, num_slots: int) ->
         request = Request(str(number), [*tokens, 0], sampling, 1 << 20, page_hashes=names)
         hit = cache.lookup(request)
         assert cache.admit(request, hit, request.num_tokens - hit.num_tokens)
-        cache.take_moves()
+        take_moves(cache)
         cache.free(request)
     stats = cache.stats
-    return (stats.prefix_hits + stats.prefix_hits_host) / (PAGE * sum(map(len, prompts))), cache
+    return (stats["prefix_hits"] + stats["prefix_hits_host"]) / (PAGE * sum(map(len, prompts))), cache
 
 
 def test_the_device_alone_hits_what_an_lru_of_its_size_hits(trace: list[list[int]]) -> None:
@@ -90,5 +92,5 @@ def test_device_and_host_hit_what_an_lru_of_their_sum_hits(trace: list[list[int]
     found, cache = cache_hit_rate(trace, 5000, 15_000)
     assert found == pytest.approx(lru_hit_rate(trace, 20_000), abs=0.001)
     assert found > lru_hit_rate(trace, 5000) + 0.05, "the host tier brings nothing"
-    assert cache.stats.prefix_hits_host > 0
-    assert cache.num_blocks_used == 0
+    assert cache.stats["prefix_hits_host"] > 0
+    assert cache.stats["kv_blocks_used"] == 0

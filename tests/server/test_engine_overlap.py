@@ -36,7 +36,7 @@ def test_an_end_that_is_found_late_costs_a_step_and_counts_nowhere(way: dict[str
     assert (stats.prompt_tokens, stats.generation_tokens) == (11, end + 1 + 30)
     rows = sum(output.num_scheduled_tokens.get("a", 0) for output in engine.runner.steps)
     assert rows == 5 + end + bool(way)  # one too many with overlap
-    assert engine.kv_cache.num_blocks_used == 0
+    assert engine.kv_cache.stats["kv_blocks_used"] == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -85,7 +85,7 @@ def test_abort_at_every_stage_frees_the_pages_once_the_step_under_way_is_over(wa
     engine.step()
     engine.step()
     held = set(engine.kv_cache.block_ids(engine.scheduler.requests["other"]))
-    assert engine.kv_cache.num_blocks_used == len(held)
+    assert engine.kv_cache.stats["kv_blocks_used"] == len(held)
     engine.run()
     assert len(engine.outputs["gone"]) == got  # nothing came after it
     assert engine.outputs["other"] == alone(prompt(4), 30)
@@ -99,11 +99,11 @@ def test_pages_of_an_aborted_request_wait_for_the_step_under_way(way: dict[str, 
     engine.add("a", prompt(9), max_tokens=20)
     engine.add("b", prompt(2, 1), max_tokens=20)
     engine.step()
-    used = engine.kv_cache.num_blocks_used
+    used = engine.kv_cache.stats["kv_blocks_used"]
     engine.abort("a")
-    assert engine.kv_cache.num_blocks_used == (used if way else used - 3)
+    assert engine.kv_cache.stats["kv_blocks_used"] == (used if way else used - 3)
     engine.step()
-    assert engine.kv_cache.num_blocks_used == used - 3
+    assert engine.kv_cache.stats["kv_blocks_used"] == used - 3
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -117,7 +117,7 @@ def test_an_id_that_was_aborted_comes_back_while_its_last_step_is_under_way(way:
     engine.add("a", prompt(7, 5), max_tokens=6)
     engine.run()
     assert engine.outputs["a"] == alone(prompt(7, 5), 6)
-    assert engine.kv_cache.num_blocks_used == 0
+    assert engine.kv_cache.stats["kv_blocks_used"] == 0
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_step_that_breaks_ends_who_was_in_it_or_behind_it_and_no_others(
     if not way:
         assert engine.outputs["behind it"] == alone(prompt(10, 1), 20)
     assert engine.runner.recovered == 1
-    assert engine.kv_cache.num_blocks_used == 0
+    assert engine.kv_cache.stats["kv_blocks_used"] == 0
     assert not engine.runner.states.keys() & ended
 
 
@@ -254,7 +254,7 @@ def test_at_an_orderly_end_cached_pages_go_to_disk() -> None:
     engine.step()
     engine.core.close(10.0)
     assert engine.runner.closed and len(engine.runner.disk) == 4 + 5
-    assert engine.kv_cache.num_blocks_used == 0
+    assert engine.kv_cache.stats["kv_blocks_used"] == 0
 
 
 def test_speeds_are_measured_for_prefill_and_decode_apart() -> None:

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from octavo_server import page_hash
 from octavo_server.engine.request import Request
-from page_machine import PageMachine, Sizes
+from page_machine import PageMachine, Sizes, drop_cached
 
 SALTS = (b"", b"", b"", b"another tenant")
 
@@ -125,7 +125,7 @@ class Pages(RuleBasedStateMachine):
 
     def forget(self, on: int, _amount: int) -> None:
         if on % 8 == 0:
-            self.machine.cache.drop_cached()
+            drop_cached(self.machine.cache)
 
     def pin_slots(self, _on: int, amount: int) -> None:
         if self.machine.host.num_slots < 16:

@@ -13,7 +13,6 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
@@ -258,8 +257,7 @@ class FakeEngine:
             self.pool,
             block_size,
             prefix_caching=prefix_caching,
-            host=HostPool() if host_slots else None,
-            use_disk=disk,
+            on_disk=() if disk else None,
         )
         self.scheduler = Scheduler(limits, self.kv_cache)
         self.runner = FakeRunner(num_blocks, block_size, compute=compute, copies=copies, host_slots=host_slots)

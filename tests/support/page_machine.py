@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage
 from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.request import Request
-from octavo_server.engine.step import PageEvent, PageKey
+from octavo_server.engine.step import PageEvent, PageKey, SchedulerOutput
 from octavo_server.ipc import SamplingParams
 
 HASH = page_hash.HASH_BYTES
@@ -27,6 +26,22 @@ def make_request(
     sampling = SamplingParams(prompt_logprobs=0 if whole else None)
     hashes = [names[start : start + HASH] for start in range(0, len(names), HASH)]
     return Request(request_id, tokens, sampling, 1 << 20, salt=salt, page_hashes=hashes)
+
+
+def take_moves(cache: KVCacheManager) -> SchedulerOutput:
+    """Ends a schedule; an output with nothing but its moves."""
+    output = SchedulerOutput(0)
+    cache.take_moves(output)
+    return output
+
+
+def drop_cached(cache: KVCacheManager) -> None:
+    """Nothing is hit any more of what no request holds or wants back: as if a step had failed that computed it."""
+    for page in cache.index.pages.values():
+        if page.pins == 0 and (page.block is None or page.block.ref_count == 0):
+            page.writer, page.born = "dropped", cache.tiers.schedule
+    cache.forget_step([make_request("dropped", [0], 1)])
+    cache.tiers.disk.clear()
 
 
 @dataclass
@@ -52,18 +67,16 @@ class PageMachine:
     def __post_init__(self) -> None:
         sizes = self.sizes
         self.pool = BlockPool(sizes.num_blocks)
-        self.host = HostPool(sizes.num_slots)
         self.cache = KVCacheManager(
             self.pool,
             sizes.page_size,
             prefix_caching=sizes.prefix_caching,
-            host=self.host,
-            on_disk=list(self.on_disk),
-            use_disk=sizes.use_disk,
+            on_disk=list(self.on_disk) if sizes.use_disk else None,
             window=sizes.window,
         )
+        self.host = self.cache.tiers
         self.device = [[GARBAGE] * sizes.page_size for _ in range(sizes.num_blocks)]
-        self.memory = {slot: [GARBAGE] * sizes.page_size for slot in range(sizes.num_slots)}
+        self.memory: dict[int, list[int]] = {}
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.step: dict[str, int] = {}  # tokens that this schedule computes
@@ -72,6 +85,7 @@ class PageMachine:
         self.events: list[PageEvent] = []
         self.counts: Counter[str] = Counter()
         self.serial = 0
+        self.pin_slots(sizes.num_slots)
 
     # What a scheduler does
 
@@ -188,7 +202,7 @@ class PageMachine:
         self.counts["failed"] += 1
 
     def _move(self) -> None:
-        moves = self.cache.take_moves()
+        moves = take_moves(self.cache)
         left = {slot for slot, _ in moves.swap_in}
         assert not left & {slot for _, slot in moves.disk_loads}, "a slot is written again in the step that reads it"
         for slot, key in moves.disk_stores:
@@ -298,7 +312,7 @@ class PageMachine:
             assert (block.block_id in self.pool.empty) == (block.ref_count == 0 and block.page is None)
             assert (block.block_id in self.pool.cached) == (block.ref_count == 0 and block.page is not None)
             assert block.page is None or block.page.block is block
-        assert self.cache.num_blocks_used == len(holders)
+        assert self.cache.stats["kv_blocks_used"] == len(holders)
         for request in self.running:
             table = self.cache.block_ids(request)
             assert len(table) * self.sizes.page_size >= request.num_computed_tokens + self.step.get(
@@ -309,16 +323,16 @@ class PageMachine:
 
     def _check_slots(self) -> None:
         pages = [page for page in self.cache.index.pages.values() if page.slot is not None]
-        swapped = [state.swapped for state in self.cache._waiting.values() if state.swapped is not None]
-        own = [slot for pages_out in swapped for slot in pages_out.slots.values()]
-        used = [page.slot for page in pages] + own + list(self.host.leaving) + self.host.free
+        swapped = [page for state in self.cache._waiting.values() for page in state.swapped.values()]
+        own = [page.slot for page in swapped if page.parent is None]
+        used = [page.slot for page in pages] + own + list(self.host._ins.values()) + self.host.free_slots
         assert sorted(slot for slot in used if slot is not None) == list(range(self.host.num_slots))
         for page in pages:
             assert page.slot is not None
             assert (self.host.cached.get(page.slot) is page) == (page.pins == 0)
             assert page.block is None or page.loading
         assert len(self.host.cached) == sum(page.pins == 0 for page in pages)
-        pins = Counter(id(page) for pages_out in swapped for page in pages_out.pinned)
+        pins = Counter(id(page) for page in swapped if page.parent is not None)
         pins.update(id(page) for page in pages if page.loading)
         for page in self.cache.index.pages.values():
             assert page.pins == pins[id(page)]
@@ -351,10 +365,10 @@ class PageMachine:
             self.run_step()
             self.deliver(len(self.events))
         self.check()
-        assert self.cache.num_blocks_used == 0
-        self.cache.drop_cached()
+        assert self.cache.stats["kv_blocks_used"] == 0
+        drop_cached(self.cache)
         self.check()
         assert not self.cache.index.pages
         assert not self.cache.index.roots
         assert not self.cache._waiting
-        assert len(self.host.free) == self.host.num_slots
+        assert len(self.host.free_slots) == self.host.num_slots

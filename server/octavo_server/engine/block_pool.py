@@ -14,7 +14,7 @@ class CachedPage:
 
     On the device (`block`), in host memory (`slot`; still being read from disk if `loading`), or nowhere: it then only
     stands for its place in the sequence, as long as something refers to it. A salt's root has no parent, and the salt
-    as its tokens.
+    as its tokens; a page that a swapped-out request shares with nobody has neither parent, name nor tokens.
     """
 
     page_hash: bytes
@@ -28,7 +28,7 @@ class CachedPage:
     pins: int = 0  # swapped-out requests that want it back, and a load under way: host memory keeps it
     writer: str = ""  # the request that computes it, and …
     born: int = 0  # … the schedule in which that was decided
-    digest: bytes = b""  # see `digest_to_end`
+    digest: bytes = b""  # of salt and tokens up to the end of this page, once `key` has needed it
 
     @property
     def is_here(self) -> bool:
@@ -37,20 +37,16 @@ class CachedPage:
 
     @property
     def key(self) -> PageKey:
-        """What stands for it on disk."""
-        return PageKey(self.page_hash, b"" if self.parent is None else self.parent.digest_to_end(), self.tokens)
-
-    def digest_to_end(self) -> bytes:
-        """Of salt and tokens up to the end of this page. Worked out when it is first asked for."""
+        """What stands for it on disk. Digests are worked out when they are first asked for."""
         path: list[CachedPage] = []
-        page: CachedPage | None = self
+        page = self.parent
         while page is not None and not page.digest:
             path.append(page)
             page = page.parent
         digest = b"" if page is None else page.digest
         for page in reversed(path):
             digest = page.digest = page_hash.extend_digest(digest, page.tokens)
-        return digest
+        return PageKey(self.page_hash, digest, self.tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -73,14 +69,10 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks is {num_blocks}; a pool has at least one page")
+        self.num_blocks = num_blocks
         self.blocks = [KVBlock(block_id) for block_id in range(num_blocks)]
         self.empty = OrderedDict((block.block_id, block) for block in self.blocks)
         self.cached: OrderedDict[int, KVBlock] = OrderedDict()
-
-    @property
-    def num_blocks(self) -> int:
-        """Pages in all."""
-        return len(self.blocks)
 
     @property
     def num_free(self) -> int:

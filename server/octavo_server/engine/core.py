@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -148,7 +148,6 @@ class EngineCore:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             waiting_prompt_tokens=scheduler.num_waiting_tokens,
-            kv_blocks_used=kv_cache.num_blocks_used,
             kv_blocks_total=kv_cache.pool.num_blocks,
             block_size=kv_cache.block_size,
             preemptions=scheduler.num_preemptions,
@@ -161,7 +160,7 @@ class EngineCore:
             schedule_seconds=self._schedule_seconds,
             prefill_tokens_per_second=self._prefill_speed.value,
             decode_tokens_per_second=self._decode_speed.value,
-            **asdict(kv_cache.stats),
+            **kv_cache.stats,
         )
 
     def close(self, seconds: float) -> None:

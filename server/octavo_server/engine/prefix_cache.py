@@ -20,10 +20,9 @@ class PrefixIndex:
 
     def root(self, salt: bytes) -> CachedPage:
         """Where the sequences of this salt begin."""
-        root = self.roots.get(salt)
-        if root is None:
-            root = self.roots[salt] = CachedPage(page_hash.root(salt), None, salt)
-        return root
+        if salt not in self.roots:
+            self.roots[salt] = CachedPage(page_hash.root(salt), None, salt)
+        return self.roots[salt]
 
     def match(self, salt: bytes, names: Iterable[bytes]) -> list[CachedPage]:
         """The known pages of these names from a salt's root on. Their tokens are left to compare, all at once."""

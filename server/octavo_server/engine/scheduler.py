@@ -196,11 +196,7 @@ class Scheduler:
         for request in batch.unserved:  # what prefills left, as long as nobody has to give way for it
             if batch.budget > 0 and request.status is RequestStatus.RUNNING:
                 self._put_with_pages(request, 1, batch, preempt=False)
-        moves = self.kv_cache.take_moves()
-        output.swap_out.extend(moves.swap_out)
-        output.swap_in.extend(moves.swap_in)
-        output.disk_stores.extend(moves.disk_stores)
-        output.disk_loads.extend(moves.disk_loads)
+        self.kv_cache.take_moves(output)
         if not output.is_empty:
             self.num_steps += 1
             self._launched[self.num_steps] = batch.requests
