@@ -8,7 +8,7 @@ from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.request import Request
-from octavo_server.engine.step import PageEvent
+from octavo_server.step import PageEvent
 from page_machine import make_request
 
 SIZE = 4

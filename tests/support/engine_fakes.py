@@ -15,8 +15,8 @@ from octavo_server.engine.core import EngineCore
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.lower_tiers import HostPool
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
-from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
+from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 
 VOCAB = 1000
 When = Literal["early", "late"]

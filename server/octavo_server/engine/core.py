@@ -16,12 +16,10 @@ import torch
 
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler
-from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.ipc import AddRequest, EngineStats, RequestOutput
 from octavo_server.page_hash import HASH_BYTES
+from octavo_server.step import Runner, SampledRow, SchedulerOutput, StepHandle
 from octavo_server.step_ring import StepRing
-from octavo_server.worker.model_runner import ModelRunner
-from octavo_server.worker.step_handle import StepHandle
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ class EngineCore:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: ModelRunner,
+        runner: Runner,
         *,
         overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,

@@ -19,8 +19,8 @@ import msgspec
 
 from octavo_server.engine.kv_cache_manager import KVCacheManager, PrefixHit
 from octavo_server.engine.request import Request, RequestStatus
-from octavo_server.engine.step import NewRequest, SampledRow, SchedulerOutput
 from octavo_server.ipc import ErrorKind, RequestOutput
+from octavo_server.step import NewRequest, SampledRow, SchedulerOutput
 
 SCAN: Final = 32  # waiting requests that are looked at in a step at most
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew

@@ -17,8 +17,8 @@ import torch
 from octavo_common.memory import human_bytes
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import pick_ops
-from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.errors import ConfigError, EngineError
+from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
 from octavo_server.worker.logits_processors import SamplingRow
