@@ -141,6 +141,10 @@ class Runner(Protocol):
         """Hands a step over. One that is computed before this returns tells of its parts by `on_progress`."""
         ...
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether a step that raised this broke for want of memory."""
+        ...
+
     def recover(self) -> None:
         """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
         ...

@@ -150,6 +150,9 @@ class FakeRunner:
     def execute(self, output: SchedulerOutput) -> list[SampledRow]:
         return self.launch(output).wait() or []
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
+
     def recover(self) -> None:
         for job in list(self.jobs):
             self.compute_until(job.handle)

@@ -175,6 +175,10 @@ class ModelRunner:
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """CUDA's allocator has an exception of its own, the CPU's has not."""
+        return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
     def recover(self) -> None:
         """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
         for handle in self._under_way:
