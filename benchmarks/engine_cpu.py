@@ -23,9 +23,9 @@ from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
-from octavo_server.engine.step import SampledRow
 from octavo_server.engine_process import GC_THRESHOLDS
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import SampledRow
 
 BLOCK = 16
 VOCAB = 128_000

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server")]
 
 import torch  # noqa: E402
 
-from octavo_server.engine.step import SchedulerOutput  # noqa: E402
+from octavo_server.step import SchedulerOutput  # noqa: E402
 from octavo_server.worker.models.interface import KVCacheSpec  # noqa: E402
 from octavo_server.worker.swapper import Swapper  # noqa: E402
 

@@ -119,7 +119,7 @@ class EngineLoop:
         """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
-            steps, messages = self.core.num_steps, self.channel.receive(self._patience())
+            steps, messages = self.core.meter.num_steps, self.channel.receive(self._patience())
             for message in messages:
                 outputs += self._handle(message)
             if self.core.has_work and not self.stopping:
@@ -129,7 +129,7 @@ class EngineLoop:
                 gc.collect()
                 self._to_collect = False
             self._idle_work()
-            if outputs or self.core.num_steps != steps:  # each step is told of, for the metrics
+            if outputs or self.core.meter.num_steps != steps:  # each step is told of, for the metrics
                 self._send(outputs)
             self._beat()
 

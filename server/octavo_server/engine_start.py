@@ -182,7 +182,7 @@ def _warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
     length = min(64, scheduler.limits.max_model_len - 1)
     sampling = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=2, ignore_eos=True, logprobs=1)
     scheduler.add(Request("warm up", [0] * length, sampling, scheduler.limits.max_model_len))
-    while scheduler.has_work:
+    while scheduler.requests:
         output = scheduler.schedule()
         for result in scheduler.update(output, runner.execute(output)):
             if result.error is not None:

@@ -5,8 +5,11 @@ there after a SIGKILL, and costs a step a microsecond. The API process reads it 
 """
 
 import mmap
+import time
 from pathlib import Path
 from typing import Final
+
+from octavo_server.step import SchedulerOutput
 
 NUM_RECORDS: Final = 100
 RECORD_BYTES: Final = 256
@@ -17,11 +20,25 @@ def steps_path(socket: str) -> Path:
     return Path(f"{socket}.steps")
 
 
+def describe(output: SchedulerOutput, num_prefill_tokens: int, running: int, waiting: int, num_free: int) -> str:
+    """What a record says of a step, all but what became of it: requests, tokens, free pages and moves of pages."""
+    moves = (output.swap_out, output.swap_in, output.disk_stores, output.disk_loads)
+    return (
+        f"{time.time():.3f} {running} running, {waiting} waiting, "
+        f"{output.total_tokens} tokens ({num_prefill_tokens} of prefill), "
+        f"{num_free} pages free, {len(output.preempted_ids)} preempted, "
+        f"moves {'/'.join(str(len(each)) for each in moves)}"
+    )
+
+
 class StepRing:
     """Writes the ring. A record is one line of text behind the number of its step."""
 
-    def __init__(self, path: Path) -> None:
-        """Begins an empty ring. Raises OSError."""
+    def __init__(self, path: Path | None = None) -> None:
+        """Begins an empty ring; without a path it is in memory alone. Raises OSError."""
+        if path is None:
+            self._map = mmap.mmap(-1, NUM_RECORDS * RECORD_BYTES)
+            return
         with path.open("w+b") as file:
             file.truncate(NUM_RECORDS * RECORD_BYTES)
             self._map = mmap.mmap(file.fileno(), NUM_RECORDS * RECORD_BYTES)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo_server.engine.step import PageEvent, PageKey
+from octavo_server.step import PageEvent, PageKey
 from octavo_server.worker import page_file
 from octavo_server.worker.disk_store import DiskStore
 
@@ -368,7 +368,7 @@ def test_processes_that_write_and_evict_at_once_never_read_a_wrong_page(open_sto
 WRITER = """
 import sys
 from pathlib import Path
-from octavo_server.engine.step import PageKey
+from octavo_server.step import PageKey
 from octavo_server.worker.disk_store import DiskStore
 store = DiskStore(Path(sys.argv[1]), 2**30, "a" * 32, 2**21)
 for number in range(10**6):

@@ -7,7 +7,7 @@ import pytest
 
 from engine_fakes import VOCAB, FakeEngine, alone
 from octavo_server.engine.core import OUT_OF_MEMORY, STEP_FAILED
-from octavo_server.engine.step import SchedulerOutput
+from octavo_server.step import SchedulerOutput
 from octavo_server.step_ring import NUM_RECORDS, RECORD_BYTES, StepRing, read_steps, steps_path
 
 WAYS = [

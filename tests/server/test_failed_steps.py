@@ -12,11 +12,11 @@ from typing import Any, Final
 import httpx
 import pytest
 import torch
+from octavo_server.engine.step import SchedulerOutput
 
 import serving
 import tiny_tokenizers
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.step import SchedulerOutput
 from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.errors import EngineError
 from octavo_server.ipc import RequestOutput, SamplingParams

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo_server.engine.step import NewRequest, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import NewRequest, SchedulerOutput
 from octavo_server.worker.input_batch import InputBatch
 
 CPU = torch.device("cpu")

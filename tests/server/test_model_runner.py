@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from octavo_common.model_config import parse_model_config
-from octavo_server.engine.step import NewRequest, SampledRow, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import NewRequest, SampledRow, SchedulerOutput
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.step_handle import StepBehindFailed, StepHandle
 from tiny_models import config_json, random_decoder

@@ -7,7 +7,7 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
-from octavo_server.engine.step import PageEvent
+from octavo_server.step import PageEvent
 from page_machine import drop_cached, make_request, take_moves
 
 SIZE = 4

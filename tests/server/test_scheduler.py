@@ -8,8 +8,8 @@ from engine_fakes import VOCAB, FakeEngine, alone
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
-from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.ipc import TokenLogprobs
+from octavo_server.step import SampledRow, SchedulerOutput
 
 
 def prompt(length: int, salt: int = 0) -> list[int]:

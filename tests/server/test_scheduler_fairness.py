@@ -8,8 +8,8 @@ from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import AGING_SECONDS, Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits, _Batch
-from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import SampledRow, SchedulerOutput
 
 LONG = 100_000
 

@@ -14,8 +14,8 @@ from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
-from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
+from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 
 VOCAB = 1000
 When = Literal["early", "late"]
@@ -148,6 +148,9 @@ class FakeRunner:
 
     def execute(self, output: SchedulerOutput) -> list[SampledRow]:
         return self.launch(output).wait() or []
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
 
     def recover(self) -> None:
         for job in list(self.jobs):

@@ -11,8 +11,8 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
-from octavo_server.engine.step import PageEvent, PageKey, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 
 HASH = page_hash.HASH_BYTES
 GARBAGE = -1

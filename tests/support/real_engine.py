@@ -10,10 +10,10 @@ import torch
 from octavo_server import page_hash
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.step import SchedulerOutput
 from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
+from octavo_server.step import SchedulerOutput
 
 Asked = tuple[list[int], SamplingParams]
 Answer = list[tuple[int, TokenLogprobs]]

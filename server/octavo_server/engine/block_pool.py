@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from octavo_server import page_hash
-from octavo_server.engine.step import PageKey
+from octavo_server.step import PageKey
 
 
 @dataclass(slots=True, eq=False)

@@ -12,24 +12,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler
-from octavo_server.engine.step import SampledRow, SchedulerOutput
 from octavo_server.errors import EngineError
 from octavo_server.ipc import AddRequest, EngineStats, RequestOutput
 from octavo_server.page_hash import HASH_BYTES
-from octavo_server.step_ring import StepRing
-from octavo_server.worker.model_runner import ModelRunner
-from octavo_server.worker.step_handle import StepHandle
+from octavo_server.step import Runner, SampledRow, SchedulerOutput, StepHandle
+from octavo_server.step_meter import StepMeter
+from octavo_server.step_ring import StepRing, describe
 
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY: Final = "the engine ran out of memory in the step that this request was part of"
 STEP_FAILED: Final = "the engine failed in the step that this request was part of"
 _WAIT_SECONDS: Final = 0.1  # after which a step that runs is asked whether it gets on
-_WEIGHT: Final = 0.05  # of the last step in the measured speeds
 
 
 @dataclass(slots=True)
@@ -43,35 +39,17 @@ class _Flight:
     record: str
 
 
-class _Speed:
-    """Tokens per second over the last steps, the newer the more."""
-
-    def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-
-    @property
-    def value(self) -> float:
-        """0 as long as nothing was measured."""
-        return self._tokens / self._seconds if self._seconds > 0 else 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """Takes in a step, if it had such tokens."""
-        if tokens > 0:
-            self._tokens += _WEIGHT * (tokens - self._tokens)
-            self._seconds += _WEIGHT * (seconds - self._seconds)
-
-
 class EngineCore:
     """Owns the requests from their arrival to their last token. Not thread-safe: one loop calls it.
 
     `overlap`: at most one step is under way while the next is scheduled. `clock`: seconds of CLOCK_MONOTONIC, in which
-    deadlines are given. `ring`, if set, tells of each step.
+    deadlines are given. `meter` and `ring` measure and tell of each step.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: ModelRunner,
+        runner: Runner,
         *,
         overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -79,21 +57,17 @@ class EngineCore:
         self.scheduler = scheduler
         self.runner = runner
         self.overlap = overlap
-        self.ring: StepRing | None = None
+        self.meter = StepMeter()
+        self.ring = StepRing()
         self.is_stalled = False  # all requests wait for something beside the steps, as the disk
         self._clock = clock
         self._flights: deque[_Flight] = deque()
-        self._landed = 0.0  # when the last step was through
-        self._step_seconds = self._schedule_seconds = 0.0
-        self._step_tokens = 0
-        self.num_steps = 0  # that were computed
-        self._prefill_speed, self._decode_speed = _Speed(), _Speed()
         scheduler.rates.bytes_per_page = runner.bytes_per_page
 
     @property
     def has_work(self) -> bool:
         """Whether there is a request, or a step under way."""
-        return self.scheduler.has_work or bool(self._flights)
+        return bool(self.scheduler.requests or self._flights)
 
     def add(self, message: AddRequest) -> list[RequestOutput]:
         """Takes a request in; the result is its refusal, if it cannot be served. Raises ValueError for an id in use."""
@@ -128,7 +102,7 @@ class EngineCore:
         for joined in output.new_requests:
             request = self.scheduler.requests[joined.request_id]
             request.first_scheduled = request.first_scheduled or started
-        self._schedule_seconds = self._clock() - started
+        self.meter.schedule_seconds = self._clock() - started
         if not output.is_empty:
             self._launch(output, on_progress)
         self.is_stalled = output.is_empty and not self._flights
@@ -154,12 +128,7 @@ class EngineCore:
             preemptions_by_swap=scheduler.num_swap_preemptions,
             prompt_tokens=scheduler.num_prompt_tokens,
             generation_tokens=scheduler.num_generation_tokens,
-            steps=self.num_steps,
-            step_seconds=self._step_seconds,
-            step_tokens=self._step_tokens,
-            schedule_seconds=self._schedule_seconds,
-            prefill_tokens_per_second=self._prefill_speed.value,
-            decode_tokens_per_second=self._decode_speed.value,
+            **self.meter.stats(),
             **kv_cache.stats,
         )
 
@@ -192,11 +161,12 @@ class EngineCore:
             self.scheduler.kv_cache.handle(event)
 
     def _launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> None:
-        launched = self._clock()
-        record = self._describe(output)
-        self._record(output.step, record, "scheduled")
+        scheduler, launched = self.scheduler, self._clock()
+        running, waiting, num_free = scheduler.running, scheduler.waiting, scheduler.kv_cache.pool.num_free
+        record = describe(output, scheduler.num_prefill_tokens, len(running), len(waiting), num_free)
+        self.ring.write(output.step, f"{record}: scheduled")
         handle = self.runner.launch(output, on_progress)
-        self._flights.append(_Flight(output, handle, launched, self.scheduler.num_prefill_tokens, record))
+        self._flights.append(_Flight(output, handle, launched, scheduler.num_prefill_tokens, record))
 
     def _land(self, on_progress: Callable[[], None]) -> list[RequestOutput]:
         """Takes in the oldest step under way; one that breaks ends the requests in it and behind it, and no others.
@@ -211,10 +181,12 @@ class EngineCore:
         except Exception as error:
             return self._fail(flight, error)
         now = self._clock()
-        self._measure(flight, now)
+        self.meter.add(flight.launched, now, flight.output.total_tokens, flight.num_prefill_tokens)
+        self.scheduler.rates.prefill_tokens_per_second = self.meter.prefill.value
+        self.scheduler.rates.copy_bytes_per_second = self.runner.copy_bytes_per_second
         results = self.scheduler.update(flight.output, rows)
-        self._schedule_seconds += self._clock() - now
-        self._record(flight.output.step, flight.record, f"done in {self._step_seconds:.4f} s")
+        self.meter.schedule_seconds += self._clock() - now
+        self.ring.write(flight.output.step, f"{flight.record}: done in {self.meter.step_seconds:.4f} s")
         return results
 
     def _wait(self, handle: StepHandle, on_progress: Callable[[], None]) -> list[SampledRow]:
@@ -229,42 +201,11 @@ class EngineCore:
         flights = [flight, *self._flights]
         self._flights.clear()
         for each in flights:
-            self._record(each.output.step, each.record, f"failed: {type(error).__name__}")
+            self.ring.write(each.output.step, f"{each.record}: failed: {type(error).__name__}")
         log.error("step %d failed, with %d behind it", flight.output.step, len(flights) - 1, exc_info=error)
-        if self.ring is not None:
-            log.error("the last steps:\n%s", "\n".join(self.ring.read()[-10:]))
+        log.error("the last steps:\n%s", "\n".join(self.ring.read()[-10:]))
         self.runner.recover()
         outputs = [each.output for each in flights]
-        if _is_out_of_memory(error):
+        if self.runner.is_out_of_memory(error):
             return self.scheduler.fail(outputs, OUT_OF_MEMORY, "out_of_memory")
         return self.scheduler.fail(outputs, STEP_FAILED, "internal")
-
-    def _measure(self, flight: _Flight, now: float) -> None:
-        seconds, tokens = now - max(flight.launched, self._landed), flight.output.total_tokens
-        self._landed = now
-        self.num_steps += 1
-        self._step_seconds, self._step_tokens = now - flight.launched, tokens
-        self._prefill_speed.add(flight.num_prefill_tokens, seconds)
-        self._decode_speed.add(tokens - flight.num_prefill_tokens, seconds)
-        rates = self.scheduler.rates
-        rates.prefill_tokens_per_second = self._prefill_speed.value
-        rates.copy_bytes_per_second = self.runner.copy_bytes_per_second
-
-    def _describe(self, output: SchedulerOutput) -> str:
-        scheduler = self.scheduler
-        moves = (output.swap_out, output.swap_in, output.disk_stores, output.disk_loads)
-        return (
-            f"{time.time():.3f} {len(scheduler.running)} running, {len(scheduler.waiting)} waiting, "
-            f"{output.total_tokens} tokens ({scheduler.num_prefill_tokens} of prefill), "
-            f"{scheduler.kv_cache.pool.num_free} pages free, {len(output.preempted_ids)} preempted, "
-            f"moves {'/'.join(str(len(each)) for each in moves)}"
-        )
-
-    def _record(self, step: int, record: str, state: str) -> None:
-        if self.ring is not None:
-            self.ring.write(step, f"{record}: {state}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA's allocator has an exception of its own, the CPU's has not."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

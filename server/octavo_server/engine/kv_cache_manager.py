@@ -15,7 +15,7 @@ from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
 from octavo_server.engine.lower_tiers import SCHEDULES_IN_FLIGHT, LowerTiers
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
-from octavo_server.engine.step import PageEvent, PageKey, SchedulerOutput
+from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 
 
 @dataclass(frozen=True, slots=True)

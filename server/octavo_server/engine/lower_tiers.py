@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from octavo_server.engine.block_pool import CachedPage, KVBlock
 from octavo_server.engine.prefix_cache import PrefixIndex
-from octavo_server.engine.step import PageEvent, PageKey, SchedulerOutput
+from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 
 SCHEDULES_IN_FLIGHT = 3  # what was decided longer ago than so many schedules has been computed
 

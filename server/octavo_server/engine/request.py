@@ -1,7 +1,7 @@
 """A request, as the engine sees it: tokens, how many of them are computed, and its place in the order."""
 
 import enum
-from collections.abc import Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Final
 
 from octavo_server.ipc import SamplingParams, TokenLogprobs
@@ -17,6 +17,7 @@ class RequestStatus(enum.Enum):
     FINISHED = "finished"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
     """Tokens of one request and its progress through them.
 
@@ -30,80 +31,45 @@ class Request:
     `page_hashes`: the names of its full pages, see `page_hash.py`; the cache goes on with those that are generated.
     """
 
-    __slots__ = (
-        "arrival",
-        "deadline",
-        "first_scheduled",
-        "key",
-        "max_tokens_in_all",
-        "num_cached_tokens",
-        "num_computed_tokens",
-        "num_external_tokens",
-        "num_in_flight",
-        "num_pending_tokens",
-        "num_preemptions",
-        "num_prefill_tokens",
-        "num_prompt_tokens",
-        "page_hashes",
-        "priority",
-        "prompt_logprobs",
-        "request_id",
-        "salt",
-        "sampling",
-        "skip_prefix",
-        "status",
-        "stop_ids",
-        "token_ids",
-        "tokens_passed_by",
-    )
+    request_id: str
+    token_ids: list[int]  # at first the prompt's
+    sampling: SamplingParams
+    max_model_len: InitVar[int]
+    _: KW_ONLY
+    arrival: float = 0.0
+    priority: int = 0
+    deadline: float | None = None
+    page_hashes: list[bytes] = field(default_factory=list)
+    salt: bytes = b""
+    # Its state:
+    key: tuple[float, int] = field(init=False)  # the scheduler numbers them, so that no two are equal
+    status: RequestStatus = RequestStatus.WAITING
+    num_prompt_tokens: int = field(init=False)
+    max_tokens_in_all: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_in_flight: int = 0  # launched steps that it is part of and whose results are not in
+    num_prefill_tokens: int = field(init=False)  # those it had when it last joined; then one at a time
+    num_cached_tokens: int = 0  # of the prompt, found in the cache when it joined first
+    num_external_tokens: int = 0  # of these, in host memory or on disk
+    first_scheduled: float | None = None  # when, by the core's clock
+    num_preemptions: int = 0
+    tokens_passed_by: int = 0  # of requests behind it that joined before it: it did not fit
+    stop_ids: frozenset[int] = frozenset()  # end it; the scheduler knows the model's
+    skip_prefix: bool = field(init=False)  # all of its prompt is to be computed
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # of the prefill's chunks
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt_token_ids: Sequence[int],
-        sampling: SamplingParams,
-        max_model_len: int,
-        *,
-        arrival: float = 0.0,
-        priority: int = 0,
-        deadline: float | None = None,
-        page_hashes: Sequence[bytes] = (),
-        salt: bytes = b"",
-    ) -> None:
-        self.request_id = request_id
-        self.sampling = sampling
-        self.token_ids = list(prompt_token_ids)
-        self.page_hashes = list(page_hashes)
-        self.salt = salt
-        self.num_prompt_tokens = len(self.token_ids)
-        self.max_tokens_in_all = min(self.num_prompt_tokens + sampling.max_tokens, max_model_len)
-        self.arrival = arrival
-        self.priority = priority
-        self.deadline = deadline
-        self.key = (arrival + priority * AGING_SECONDS, 0)  # the scheduler numbers them, so that no two are equal
-        self.status = RequestStatus.WAITING
-        self.num_computed_tokens = 0
-        self.num_pending_tokens = 0
-        self.num_in_flight = 0  # launched steps that it is part of and whose results are not in
-        self.num_prefill_tokens = self.num_prompt_tokens  # those it had when it last joined; then one at a time
-        self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when it joined first
-        self.num_external_tokens = 0  # of these, in host memory or on disk
-        self.first_scheduled: float | None = None  # when, by the core's clock
-        self.num_preemptions = 0
-        self.tokens_passed_by = 0  # of requests behind it that joined before it, as it did not fit
-        self.stop_ids: frozenset[int] = frozenset()  # tokens that end it; the scheduler knows the model's
-        self.skip_prefix = sampling.prompt_logprobs is not None  # all of its prompt is to be computed
-        self.prompt_logprobs: list[TokenLogprobs | None] = []  # collected over the chunks of the prefill
+    def __post_init__(self, max_model_len: int) -> None:
+        self.token_ids, self.page_hashes = list(self.token_ids), list(self.page_hashes)  # its own, as they grow
+        self.key = (self.arrival + self.priority * AGING_SECONDS, 0)
+        self.num_prompt_tokens = self.num_prefill_tokens = len(self.token_ids)
+        self.max_tokens_in_all = min(self.num_prompt_tokens + self.sampling.max_tokens, max_model_len)
+        self.skip_prefix = self.sampling.prompt_logprobs is not None
 
     @property
     def num_tokens(self) -> int:
         """Prompt and generated tokens that are known."""
         return len(self.token_ids)
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Generated tokens that are known."""
-        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_tokens_to_compute(self) -> int:

@@ -19,8 +19,9 @@ import msgspec
 
 from octavo_server.engine.kv_cache_manager import KVCacheManager, PrefixHit
 from octavo_server.engine.request import Request, RequestStatus
-from octavo_server.engine.step import NewRequest, SampledRow, SchedulerOutput
-from octavo_server.ipc import ErrorKind, RequestOutput
+from octavo_server.ipc import ErrorKind, RequestOutput, TokenLogprobs
+from octavo_server.step import NewRequest, SampledRow, SchedulerOutput
+from octavo_server.step_meter import Rates
 
 SCAN: Final = 32  # waiting requests that are looked at in a step at most
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
@@ -41,15 +42,6 @@ class SchedulerLimits:
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
     preemption_mode: Literal["auto", "swap", "recompute"] = "auto"
-
-
-@dataclass(slots=True)
-class Rates:
-    """What the choice between swap and recompute is estimated from; 0: not known. Measured, and set, by the core."""
-
-    prefill_tokens_per_second: float = 0.0
-    copy_bytes_per_second: float = 0.0
-    bytes_per_page: int = 0
 
 
 @dataclass(slots=True)
@@ -82,15 +74,6 @@ class _Batch:
         del self.output.num_scheduled_tokens[request.request_id], self.requests[request.request_id]
         self.output.new_block_ids.pop(request.request_id, None)
         self.budget += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """A prefill that wants a part of the step: a running one, or one that waits and could join."""
-
-    remaining: int
-    request: Request
-    joins: bool = False
 
 
 class Scheduler:
@@ -126,14 +109,8 @@ class Scheduler:
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
         self._finished_ids: list[str] = []  # that the worker has not been told of yet
-        self._any_finished = False  # since `running` was last cleared of them
         self._deadlines: list[tuple[float, str, tuple[float, int]]] = []  # a heap; of requests that may be gone
         self._last_turn = (0.0, 0)  # key of the last decode that was served when there was not a token for each
-
-    @property
-    def has_work(self) -> bool:
-        """Whether there is a request."""
-        return bool(self.requests)
 
     def add(self, request: Request) -> RequestOutput | None:
         """Puts a request into the queue, or returns the error with which it is refused.
@@ -163,10 +140,7 @@ class Scheduler:
         Their pages are free at once, or after the step under way that they are part of.
         """
         found = [self.requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
-        for request in found:
-            self._finish(request)
-        self._drop_finished()
-        return [RequestOutput(request.request_id, [], finish_reason="abort") for request in found]
+        return [self._end(request, "abort") for request in found]
 
     def expire(self, now: float) -> list[RequestOutput]:
         """Ends the requests whose deadline has come, at whatever stage they are."""
@@ -175,8 +149,7 @@ class Scheduler:
             _, request_id, key = heapq.heappop(self._deadlines)
             request = self.requests.get(request_id)
             if request is not None and request.key == key:
-                results.append(self._end_with_error(request, TIMED_OUT, "timeout"))
-        self._drop_finished()
+                results.append(self._end(request, "error", TIMED_OUT, "timeout"))
         return results
 
     def schedule(self) -> SchedulerOutput:
@@ -211,9 +184,12 @@ class Scheduler:
             if request.status is RequestStatus.FINISHED:
                 continue
             if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
-                results.append(self._next_token(request, row.token_id, row))
-            elif (result := self._update_prompt(request, row)) is not None:
-                results.append(result)
+                results.append(self._next_token(request, row.token_id, row.logprobs))
+            elif row.error is not None:
+                self.kv_cache.forget_step([request])
+                results.append(self._end(request, "error", row.error))
+            else:
+                results += self._update_prompt(request, row)
         self._land(requests)
         return results
 
@@ -228,7 +204,7 @@ class Scheduler:
             self.kv_cache.forget_step(requests.values())
             for request in requests.values():
                 if request.status is not RequestStatus.FINISHED:
-                    results.append(self._end_with_error(request, error, kind))
+                    results.append(self._end(request, "error", error, kind))
             self._land(requests)
             # The worker may have broken before it came to these. Forgetting twice does no harm.
             self._finished_ids += (*output.finished_ids, *output.preempted_ids)
@@ -294,54 +270,46 @@ class Scheduler:
         self.running.remove(victim)
         # The prompt's log-probabilities come from one pass through all of it.
         in_one_pass = victim.skip_prefix and victim.num_pending_tokens == 0
-        if not in_one_pass and self._swap_is_faster(victim) and self.kv_cache.swap_out(victim):
+        mode, tokens = self.limits.preemption_mode, victim.num_computed_tokens
+        swap = mode == "swap" or (mode == "auto" and self.rates.swap_is_faster(tokens, self.kv_cache.block_size))
+        if swap and not in_one_pass and self.kv_cache.swap_out(victim):
             self.num_swap_preemptions += 1
         else:
-            self._forget_computed(victim)
+            self.kv_cache.free(victim)
+            victim.num_computed_tokens = 0
+            if victim.num_pending_tokens == 0:
+                victim.prompt_logprobs.clear()  # not sent yet; they come again
         victim.num_preemptions += 1
         self.num_preemptions += 1
         batch.output.preempted_ids.append(victim.request_id)
         self._enqueue(victim)
 
-    def _forget_computed(self, request: Request) -> None:
-        self.kv_cache.free(request)
-        request.num_computed_tokens = 0
-        if request.num_pending_tokens == 0:
-            request.prompt_logprobs.clear()  # not sent yet; they come again
-
-    def _swap_is_faster(self, request: Request) -> bool:
-        """Estimated: copying its pages out and in again, against computing its tokens again."""
-        if self.limits.preemption_mode != "auto":
-            return self.limits.preemption_mode == "swap"
-        rates, tokens = self.rates, request.num_computed_tokens
-        if not (rates.prefill_tokens_per_second and rates.copy_bytes_per_second):
-            return True
-        num_bytes = 2 * rates.bytes_per_page * -(-tokens // self.kv_cache.block_size)
-        return num_bytes / rates.copy_bytes_per_second <= tokens / rates.prefill_tokens_per_second
-
     def _schedule_prefills(self, batch: _Batch) -> None:
         """Shares what is left of the budget between the prefills under way and the requests that can join."""
-        claims = [_Claim(r.num_tokens_to_compute, r) for r in batch.prefills if r.status is RequestStatus.RUNNING]
+        claims = [(r, r.num_tokens_to_compute) for r in batch.prefills if r.status is RequestStatus.RUNNING]
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
             claims += self._candidates(batch)
-        claims.sort(key=attrgetter("request.key"))
-        shares = _fair_shares([claim.remaining for claim in claims], batch.budget)
-        for claim, share in zip(claims, shares, strict=True):
-            if share and not claim.joins and claim.request.status is RequestStatus.RUNNING:
-                self._put_with_pages(claim.request, share, batch)
+        shares = _fair_shares(claims, batch.budget)
+        for request, share in shares:
+            if request.status is RequestStatus.RUNNING:
+                self._put_with_pages(request, share, batch)
         coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
-        for claim, share in zip(claims, shares, strict=True):
-            if share and claim.joins and not batch.output.preempted_ids:
-                self._join(claim.request, share, coming, batch)
+        for request, share in shares:
+            if request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
+                self._join(request, share, coming, batch)
 
-    def _candidates(self, batch: _Batch) -> list[_Claim]:
-        """Waiting requests that could join, in their order, judged by what was last known of their prefix.
+    def _candidates(self, batch: _Batch) -> list[tuple[Request, int]]:
+        """Waiting requests that could join, and the tokens of each that are to be computed, by what was last known.
 
         One for which the pages do not suffice is passed over, so that short ones get on; but once those that passed it
         are together as long as it is, it is not passed any more: what becomes free is kept for it.
         """
-        found: list[_Claim] = []
-        batch.room = self.kv_cache.pool.num_free - self._reserved_blocks(batch.prefills)
+        found: list[tuple[Request, int]] = []
+        # What the prompts under way need stays free, and a page for the next token of each decode.
+        to_come = sum(self.kv_cache.blocks_needed(request, request.num_tokens + 1) for request in batch.prefills)
+        watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
+        kept = to_come + max(watermark, len(self.running) - len(batch.prefills))
+        batch.room = self.kv_cache.pool.num_free - kept
         if batch.room <= 0 and self.running:
             return found
         coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
@@ -358,7 +326,7 @@ class Scheduler:
                 if request.tokens_passed_by >= request.num_tokens:
                     break
                 continue
-            found.append(_Claim(request.num_tokens - hit.num_tokens, request, joins=True))
+            found.append((request, request.num_tokens - hit.num_tokens))
             coming.add(self._next_page(request, hit.num_tokens))
         return found
 
@@ -368,12 +336,6 @@ class Scheduler:
             return True
         name = self._next_page(request, hit.num_tokens)
         return name is not None and name in coming
-
-    def _reserved_blocks(self, prefills: list[Request]) -> int:
-        """Pages to stay free when somebody joins: for the prompts under way, and the next token of each decode."""
-        to_come = sum(self.kv_cache.blocks_needed(request, request.num_tokens + 1) for request in prefills)
-        watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
-        return to_come + max(watermark, len(self.running) - len(prefills))
 
     def _next_page(self, request: Request, num_tokens: int) -> bytes | None:
         """The name of the page that follows `num_tokens` computed ones, if it is a full one and others could use it."""
@@ -422,36 +384,30 @@ class Scheduler:
         batch.put(request, count)
         coming.add(self._next_page(request, request.num_computed_tokens))
 
-    def _update_prompt(self, request: Request, row: SampledRow) -> RequestOutput | None:
-        """An error, a part of the prompt's log-probabilities, or the first token."""
-        if row.error is not None:
-            self.kv_cache.forget_step([request])
-            return self._end_with_error(request, row.error, "internal")
+    def _update_prompt(self, request: Request, row: SampledRow) -> list[RequestOutput]:
+        """Once the prompt is through, the answer to it begins with what was found out about it; nothing until then."""
         if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
-        return None if row.token_id is None else self._first_token(request, row.token_id, row)
-
-    def _first_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
-        """The prompt is through: the answer to it begins with what was found out about it."""
+        if row.token_id is None:
+            return []
         self.num_prompt_tokens += request.num_prompt_tokens
         request.skip_prefix = False
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
             request.num_pending_tokens -= 1
-            self._finish(request)
-            output = RequestOutput(request.request_id, [], "length")
+            output = self._end(request, "length")
         else:
-            output = self._next_token(request, token_id, row)
-        prompt_logprobs = None if request.sampling.prompt_logprobs is None else request.prompt_logprobs
-        request.prompt_logprobs = []
-        return msgspec.structs.replace(
+            output = self._next_token(request, row.token_id, row.logprobs)
+        output = msgspec.structs.replace(
             output,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=None if request.sampling.prompt_logprobs is None else request.prompt_logprobs,
             num_cached_tokens=request.num_cached_tokens,
             num_external_tokens=request.num_external_tokens,
             first_scheduled=request.first_scheduled,
         )
+        request.prompt_logprobs = []
+        return [output]
 
-    def _next_token(self, request: Request, token_id: int, row: SampledRow) -> RequestOutput:
+    def _next_token(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestOutput:
         tokens = request.token_ids
         tokens.append(token_id)
         request.num_pending_tokens -= 1
@@ -460,7 +416,6 @@ class Scheduler:
             self.num_waiting_tokens += 1  # it gave way while this was computed
         elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
-        logprobs = None if row.logprobs is None else [row.logprobs]
         reason, stop_id = None, None
         if token_id in request.stop_ids:
             # The model's own ends are not named, unless the request does not ask for them as such.
@@ -470,8 +425,9 @@ class Scheduler:
             reason = "length"
         if reason is not None:
             self._finish(request)
+        found = None if logprobs is None else [logprobs]
         return RequestOutput(
-            request.request_id, [token_id], reason, stop_id, logprobs, num_preemptions=request.num_preemptions
+            request.request_id, [token_id], reason, stop_id, found, num_preemptions=request.num_preemptions
         )
 
     def _reason_to_refuse(self, request: Request) -> str | None:
@@ -498,16 +454,18 @@ class Scheduler:
         self._hits.pop(request.request_id, None)
         self.num_waiting_tokens -= request.num_tokens
 
-    def _end_with_error(self, request: Request, error: str, kind: ErrorKind) -> RequestOutput:
+    def _end(
+        self, request: Request, reason: str, error: str | None = None, kind: ErrorKind = "internal"
+    ) -> RequestOutput:
         self._finish(request)
-        return RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind=kind)
+        return RequestOutput(request.request_id, [], reason, error=error, error_kind=kind)
 
     def _finish(self, request: Request) -> None:
-        """Lets a request go, but for its place in `running`, which `_drop_finished` clears for all at once."""
         if request.status is RequestStatus.WAITING:
             self._dequeue(request)
+        else:
+            del self.running[bisect_left(self.running, request.key, key=_by_key)]
         request.status = RequestStatus.FINISHED
-        self._any_finished = True
         del self.requests[request.request_id]
         self._finished_ids.append(request.request_id)
         if request.num_in_flight:
@@ -522,27 +480,21 @@ class Scheduler:
             if request.num_in_flight == 0 and self._ending.get(request.request_id) is request:
                 del self._ending[request.request_id]
                 self.kv_cache.free(request)
-        self._drop_finished()
-
-    def _drop_finished(self) -> None:
-        if self._any_finished:
-            self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
-            self._any_finished = False
 
 
-def _fair_shares(remaining: list[int], budget: int) -> list[int]:
-    """How many tokens of each prefill are computed; the first one is the oldest.
+def _fair_shares(claims: list[tuple[Request, int]], budget: int) -> list[tuple[Request, int]]:
+    """Of prefills and how many tokens they lack: those that get some now, the oldest first, and how many.
 
     The oldest has a quarter of the budget, so that none waits forever; the rest goes to the shortest first, equal ones
     by age, so that a short prompt does not wait for long ones.
     """
-    if not remaining:
-        return []
-    shares = [0] * len(remaining)
-    shares[0] = min(remaining[0], -(-budget // 4))
-    budget -= shares[0]
-    for length, index in sorted((length, index) for index, length in enumerate(remaining)):
-        more = min(length - shares[index], budget)
-        shares[index] += more
+    claims = sorted(claims, key=lambda claim: claim[0].key)
+    shares = {request: 0 for request, _ in claims}
+    for request, length in claims[:1]:
+        shares[request] = min(length, -(-budget // 4))
+        budget -= shares[request]
+    for request, length in sorted(claims, key=lambda claim: claim[1]):
+        more = min(length - shares[request], budget)
+        shares[request] += more
         budget -= more
-    return shares
+    return [(request, share) for request, share in shares.items() if share]

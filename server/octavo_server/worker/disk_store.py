@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from octavo_server.engine.step import PageEvent, PageKey
+from octavo_server.step import PageEvent, PageKey
 from octavo_server.worker.page_directory import PageDirectory
 
 _log = logging.getLogger(__name__)

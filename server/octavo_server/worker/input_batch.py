@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from octavo_server.engine.step import NewRequest, SchedulerOutput
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import NewRequest, SchedulerOutput
 from octavo_server.worker.logits_processors import History, needs_history
 from octavo_server.worker.models.interface import ForwardBatch
 from octavo_server.worker.transfer import upload_together

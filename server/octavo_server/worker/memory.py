@@ -12,8 +12,8 @@ import torch
 
 from octavo_common.memory import CUDA_CONTEXT_BYTES, MeasuredMemory, MemoryBill, human_bytes
 from octavo_common.model_config import ModelConfig
-from octavo_server.engine.step import NewRequest
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import NewRequest
 from octavo_server.worker import swapper
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.model_runner import ModelRunner

@@ -17,8 +17,8 @@ import torch
 from octavo_common.memory import human_bytes
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import pick_ops
-from octavo_server.engine.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.errors import ConfigError, EngineError
+from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
 from octavo_server.worker.logits_processors import SamplingRow
@@ -174,6 +174,10 @@ class ModelRunner:
         handle, inputs = StepHandle(None), self.batch.build(rows)
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """CUDA's allocator has an exception of its own, the CPU's has not."""
+        return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
     def recover(self) -> None:
         """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from octavo_server.engine.step import PageEvent, PageKey
+from octavo_server.step import PageEvent, PageKey
 from octavo_server.worker import page_file
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from octavo_server.engine.step import PageKey
+from octavo_server.step import PageKey
 
 SUFFIX: Final = ".page"
 TEMPORARY: Final = ".tmp"

@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from octavo_server.engine.step import SampledRow
 from octavo_server.errors import EngineError
 from octavo_server.ipc import TokenLogprobs
+from octavo_server.step import SampledRow
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.logprobs import LogprobTensors
 from octavo_server.worker.sampler import SampledTensors

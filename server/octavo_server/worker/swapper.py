@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import torch
 
-from octavo_server.engine.step import PageEvent, PageKey, SchedulerOutput
+from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 from octavo_server.worker import page_file
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.host_memory import HostMemory

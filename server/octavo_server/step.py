@@ -1,11 +1,14 @@
-"""What crosses between the scheduler and the worker in one step: plain integers and `ipc` structs, no tensor.
+"""The border between engine and worker: what crosses it in one step, and what the engine needs of the device.
+
+Across it go plain integers and `ipc` structs, no tensor.
 
 The worker keeps a copy of every request it was told of, so that a step carries what is new and nothing else. Sampled
 tokens are appended by both sides: none is sent back to the worker.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from octavo_server.ipc import SamplingParams, TokenLogprobs
 
@@ -109,3 +112,55 @@ class SampledRow:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: str | None = None
+
+
+class StepHandle(Protocol):
+    """A step under way."""
+
+    progress: int  # grows as parts of the step get done
+
+    def wait(self, timeout: float | None = None) -> list[SampledRow] | None:
+        """The step's rows, or None if it is not through within `timeout` seconds. Raises what the step raised."""
+        ...
+
+
+class Runner(Protocol):
+    """What the engine needs of the device; see `worker.model_runner.ModelRunner`."""
+
+    @property
+    def bytes_per_page(self) -> int:
+        """K and V of a page in all layers."""
+        ...
+
+    @property
+    def copy_bytes_per_second(self) -> float:
+        """Measured between device and host memory, one way; 0: not known."""
+        ...
+
+    def launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> StepHandle:
+        """Hands a step over. One that is computed before this returns tells of its parts by `on_progress`."""
+        ...
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether a step that raised this broke for want of memory."""
+        ...
+
+    def recover(self) -> None:
+        """After a step that broke, and those behind it. Raises EngineError if the device can run no further one."""
+        ...
+
+    def poll_events(self) -> list[PageEvent]:
+        """What was done beside the steps since the last call."""
+        ...
+
+    def idle(self) -> bool:
+        """Does some of the work that is left for idle moments; whether there is more."""
+        ...
+
+    def flush(self, pages: list[tuple[Literal["device", "host"], int, PageKey]], seconds: float) -> int:
+        """Writes cached pages to disk, if there is such a tier; how many."""
+        ...
+
+    def close(self) -> None:
+        """Ends what runs beside the steps."""
+        ...

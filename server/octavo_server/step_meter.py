@@ -1,0 +1,74 @@
+"""How long steps take, how many tokens a second come of it, and what is estimated from that."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+_WEIGHT: Final = 0.05  # of the last step in the measured speeds
+
+
+class Speed:
+    """Tokens per second over the last steps, the newer the more."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def value(self) -> float:
+        """0 as long as nothing was measured."""
+        return self._tokens / self._seconds if self._seconds > 0 else 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Takes in a step, if it had such tokens."""
+        if tokens > 0:
+            self._tokens += _WEIGHT * (tokens - self._tokens)
+            self._seconds += _WEIGHT * (seconds - self._seconds)
+
+
+class StepMeter:
+    """Of the last step: `step_seconds` from its launch to its results, `step_tokens`, and `schedule_seconds`.
+
+    `num_steps` counts those that were computed. The two speeds are those of steps behind each other: a step that was
+    launched while another ran is counted from when that one was through.
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = self.step_tokens = 0
+        self.step_seconds = self.schedule_seconds = 0.0
+        self.prefill, self.decode = Speed(), Speed()
+        self._last = 0.0  # when the last step was through
+
+    def add(self, launched: float, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
+        """Takes in a step that is through `now`; seconds of one clock."""
+        seconds = now - max(launched, self._last)
+        self._last = now
+        self.num_steps += 1
+        self.step_seconds, self.step_tokens = now - launched, num_tokens
+        self.prefill.add(num_prefill_tokens, seconds)
+        self.decode.add(num_tokens - num_prefill_tokens, seconds)
+
+    def stats(self) -> dict[str, Any]:
+        """What it measured, as `ipc.EngineStats` names it."""
+        return {
+            "steps": self.num_steps,
+            "step_seconds": self.step_seconds,
+            "step_tokens": self.step_tokens,
+            "schedule_seconds": self.schedule_seconds,
+            "prefill_tokens_per_second": self.prefill.value,
+            "decode_tokens_per_second": self.decode.value,
+        }
+
+
+@dataclass(slots=True)
+class Rates:
+    """What the choice between swap and recompute is estimated from; 0: not known."""
+
+    prefill_tokens_per_second: float = 0.0
+    copy_bytes_per_second: float = 0.0
+    bytes_per_page: int = 0
+
+    def swap_is_faster(self, num_tokens: int, page_size: int) -> bool:
+        """Copying the pages of so many tokens out and in again, against computing them again; also if unknown."""
+        if not (self.prefill_tokens_per_second and self.copy_bytes_per_second):
+            return True
+        num_bytes = 2 * self.bytes_per_page * -(-num_tokens // page_size)
+        return num_bytes / self.copy_bytes_per_second <= num_tokens / self.prefill_tokens_per_second
