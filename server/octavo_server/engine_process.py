@@ -117,6 +117,7 @@ class EngineLoop:
 
     def run(self) -> None:
         """Until it is told to stop, or stdin ends. Raises EngineError if the device is of no use any more."""
+        self._idle_work()  # the first host memory: the first request could find its prefix on disk
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
             steps, messages = self.core.meter.num_steps, self.channel.receive(self._patience())

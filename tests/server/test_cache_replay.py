@@ -11,12 +11,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
-from octavo_server.engine.step import PageEvent
 
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.ipc import SamplingParams
+from octavo_server.step import PageEvent
 from page_machine import take_moves
 
 PAGE = 512

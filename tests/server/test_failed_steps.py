@@ -12,7 +12,6 @@ from typing import Any, Final
 import httpx
 import pytest
 import torch
-from octavo_server.engine.step import SchedulerOutput
 
 import serving
 import tiny_tokenizers
@@ -20,6 +19,7 @@ from octavo_server.engine.core import EngineCore
 from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.errors import EngineError
 from octavo_server.ipc import RequestOutput, SamplingParams
+from octavo_server.step import SchedulerOutput
 from octavo_server.step_ring import StepRing
 from real_engine import Answer, Asked, add, answers, assert_nothing_is_held, start
 from tiny_models import config_json, write_checkpoint

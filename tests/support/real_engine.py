@@ -56,11 +56,11 @@ def finish(
 def assert_nothing_is_held(core: EngineCore) -> None:
     """No page by a request, no slot of host memory, and every page is in one place."""
     kv_cache = core.scheduler.kv_cache
-    host = kv_cache.tiers.host
+    tiers = kv_cache.tiers
     assert core.stats().kv_blocks_used == 0
     assert all(block.ref_count == 0 for block in kv_cache.pool.blocks)
     loading = sum(page.loading for page in kv_cache.index.pages.values())
-    assert (host.num_pinned, len(host.free) + len(host.cached) + loading) == (loading, host.num_slots)
+    assert (tiers.num_pinned, len(tiers.free_slots) + len(tiers.cached) + loading) == (loading, tiers.num_slots)
     assert len(core.runner.batch.states) <= len(core.scheduler._finished_ids)
 
 
