@@ -12,6 +12,15 @@ import httpx
 import pytest
 
 import serving
+from octavo_server import ipc
+from octavo_server.config import ServerConfig
+from octavo_server.errors import EngineError
+from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.generation import Caller
+from octavo_server.frontend.model import load_model
+from octavo_server.frontend.openai import CompletionRequest
+from octavo_server.frontend.output_stream import Choice
+from octavo_server.frontend.state import ServerState
 from octavo_server.ipc import ErrorKind
 
 HELLO = {"role": "user", "content": "hello"}
@@ -65,6 +74,34 @@ def test_each_prompt_gets_its_choices_behind_each_other(http: httpx.Client) -> N
     expected = [[10, 11], [11, 12], [12, 10], [20, 21], [21, 22], [22, 20]]
     assert [choice["token_ids"] for choice in body["choices"]] == expected
     assert [choice["prompt_token_ids"][0] for choice in body["choices"]] == [10, 10, 10, 20, 20, 20]
+
+
+async def test_a_prompt_crosses_to_the_engine_once_for_all_of_its_choices(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ServerState(ServerConfig(model=model, served_model_name=("tiny",)))
+    state.model = load_model(model)
+    state.client.ready = ipc.Ready(1, 1, max_model_len=5000, block_size=16, num_blocks=64, phases={})
+    state.client._last_heard = float("inf")
+    request = CompletionRequest.model_validate({"model": "tiny", "prompt": [[7] * 4000, [8]], "n": 100})
+    caller = Caller(0.0, b"", state.admission.place())
+    choices: list[Choice] = []
+
+    def submit(asked: list[Choice], *, whole: bool) -> None:
+        choices.extend(asked)
+        raise EngineError("it is no engine")
+
+    monkeypatch.setattr(state.client, "submit", submit)
+    job = await Completions.prepare(state, request, caller)
+    with pytest.raises(EngineError):
+        await job.answer()
+    state.close()
+    frames = [choice.frame for choice in choices if choice.frame is not None]
+    asked = [one for frame in frames for one in ipc.requests_of(ipc.frontend_decoder.decode(frame))]
+    assert [one.request_id for one in asked] == [choice.request_id for choice in choices]
+    assert [one.sampling.choice for one in asked] == [*range(100)] * 2
+    assert [one.prompt_token_ids for one in asked] == [[7] * 4000] * 100 + [[8]] * 100
+    assert sum(map(len, frames)) < 100_000
 
 
 def test_usage_counts_a_prompt_once_and_all_of_its_answers(http: httpx.Client) -> None:
