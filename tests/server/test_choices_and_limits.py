@@ -27,6 +27,7 @@ HELLO = {"role": "user", "content": "hello"}
 PAGE = list(range(5, 21))  # one page of prompt, and a token more
 ENDLESS: dict[str, Any] = {"model": "tiny", "prompt": [5], "max_tokens": 500_000, "ignore_eos": True}
 LONG = 1_000_000
+MISS = {"prompt_tokens_details": {"cached_tokens": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ async def test_a_prompt_crosses_to_the_engine_once_for_all_of_its_choices(
 
 def test_usage_counts_a_prompt_once_and_all_of_its_answers(http: httpx.Client) -> None:
     body = complete(http, [[10, 11, 12], [20, 21]], n=4, max_tokens=2)
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 16, "total_tokens": 21}
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 16, "total_tokens": 21} | MISS
 
 
 def test_the_choices_of_a_stream_come_interleaved_with_their_index_and_are_the_whole_ones(http: httpx.Client) -> None:
@@ -169,7 +170,7 @@ def test_best_of_is_refused(http: httpx.Client) -> None:
 
 def cached(http: httpx.Client, **fields: Any) -> int:
     usage = complete(http, PAGE + PAGE, max_tokens=1, **fields)["usage"]
-    return int(usage.get("prompt_tokens_details", {"cached_tokens": 0})["cached_tokens"])
+    return int(usage["prompt_tokens_details"]["cached_tokens"])
 
 
 def test_pages_are_shared_within_a_salt_and_not_beyond(model: Path) -> None:
@@ -178,7 +179,7 @@ def test_pages_are_shared_within_a_salt_and_not_beyond(model: Path) -> None:
         found = [cached(http), cached(http), cached(http, cache_salt="a"), cached(http, cache_salt="a")]
         assert found == [0, 31, 0, 31]  # two pages, but a token stays to be computed
         assert [cached(http, cache_salt="b"), cached(http, cache_salt="key:a"), cached(http)] == [0, 0, 31]
-        assert complete(http, [9] * 17, n=4, max_tokens=1)["usage"].get("prompt_tokens_details") is None
+        assert complete(http, [9] * 17, n=4, max_tokens=1)["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
         assert complete(http, [9] * 17, n=4, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"] == 16
 
 
@@ -345,6 +346,22 @@ def test_a_request_wider_than_the_bound_is_told_so(model: Path) -> None:
         answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "n": 4})
         assert "4 answers" in error_of(answer, 400)["message"]
         assert len(complete(http, "a", n=3)["choices"]) == 3
+
+
+def test_a_request_wider_than_the_bound_is_told_so_by_a_full_server_too(model: Path, tmp_path: Path) -> None:
+    with full(model, tmp_path / "hold") as (_, http):
+        for fields in ({"n": 4}, {"n": 2, "prompt": ["a", "b"]}):
+            answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "a", **fields})
+            assert error_of(answer, 400)["code"] == "too_many_choices"
+        answer = http.post("/v1/chat/completions", json={"model": "tiny", "messages": [HELLO], "n": 4})
+        assert error_of(answer, 400)["code"] == "too_many_choices"
+
+
+def test_a_full_server_does_not_read_a_large_body(model: Path, tmp_path: Path) -> None:
+    with full(model, tmp_path / "hold") as (_, http):
+        # Were it read first, it would be refused for what it is.
+        answer = http.post("/v1/completions", content=b"{" * 100_000, headers={"content-type": "application/json"})
+        assert error_of(answer, 429)["code"] == "queue_full"
 
 
 def test_the_place_of_a_request_that_is_refused_or_leaves_is_free_again(model: Path) -> None:

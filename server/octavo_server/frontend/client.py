@@ -24,7 +24,7 @@ from octavo_server.frontend.output_stream import Choice, OutputStream
 
 log = logging.getLogger(__name__)
 
-HANG_SECONDS: Final = 30.0
+HANG_SECONDS: Final = 25.0  # and at most two looks of the supervisor more: an engine that hangs is killed within 30 s
 LAST_WORDS_SECONDS: Final = 0.3
 
 

@@ -119,10 +119,7 @@ class Generation:
         completion = sum(answer.num_tokens for answer in self.answers)
         groups = [self.answers[at : at + n] for at in range(0, len(self.answers), n)]
         cached = sum(min(answer.num_cached_tokens for answer in group) for group in groups)
-        usage = Usage(prompt, completion, prompt + completion)
-        if cached:
-            usage.prompt_tokens_details = PromptTokensDetails(cached)
-        return usage
+        return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
     def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
         max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
