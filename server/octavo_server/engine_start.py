@@ -32,7 +32,7 @@ from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
-from octavo_server.worker.fingerprint import fingerprint
+from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.memory import StepBounds, measure, reserve
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.swapper import slots_within
@@ -128,8 +128,8 @@ def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill
     disk = None
     if config.disk_cache_dir is not None:
         # Whatever shows in the bits of K and V: a page from disk must be the one that would be computed here.
-        facts = (runner.dtype, bill.block_size, runner.device.type, torch.__version__, torch.get_num_threads())
-        name = fingerprint(config.model, *facts, config.batch_invariant, __version__)
+        facts = (runner.dtype, bill.block_size, *device_facts(runner.device), torch.get_num_threads())
+        name = fingerprint(config.model, *facts, config.batch_invariant, torch.__version__, __version__)
         size = int(config.disk_cache_size * 2**30)
         disk = DiskStore(config.disk_cache_dir, size, name, bill.page_bytes)
     runner.add_lower_tiers(slots_within(bill.swap_bytes, bill.page_bytes, disk=disk is not None), disk)

@@ -20,6 +20,7 @@ class CachedPage:
     page_hash: bytes
     parent: "CachedPage | None" = field(repr=False)
     tokens: bytes  # as `page_hash.pack` packs them
+    depth: int = 0  # pages from the root to this one
     block: "KVBlock | None" = field(default=None, repr=False)
     slot: int | None = None
     loading: bool = False
@@ -46,7 +47,7 @@ class CachedPage:
         digest = b"" if page is None else page.digest
         for page in reversed(path):
             digest = page.digest = page_hash.extend_digest(digest, page.tokens)
-        return PageKey(self.page_hash, digest, self.tokens)
+        return PageKey(self.page_hash, digest, self.tokens, b"" if self.parent is None else self.parent.page_hash)
 
 
 @dataclass(slots=True, eq=False)

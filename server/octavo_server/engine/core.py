@@ -63,6 +63,7 @@ class EngineCore:
         self._clock = clock
         self._flights: deque[_Flight] = deque()
         scheduler.rates.bytes_per_page = runner.bytes_per_page
+        scheduler.kv_cache.tiers.in_flight = int(overlap)
 
     @property
     def has_work(self) -> bool:

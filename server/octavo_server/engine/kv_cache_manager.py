@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
-from octavo_server.engine.lower_tiers import SCHEDULES_IN_FLIGHT, LowerTiers
+from octavo_server.engine.lower_tiers import LowerTiers
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
@@ -248,7 +248,7 @@ class KVCacheManager:
         To be called before they are freed. Takes time in proportion to all cached pages.
         """
         writers = {request.request_id for request in requests}
-        since = self.tiers.schedule - SCHEDULES_IN_FLIGHT
+        since = self.tiers.schedule - self.tiers.in_flight - 2
         for page in [page for page in self.index.pages.values() if page.born >= since and page.writer in writers]:
             if page.block is not None:
                 self.pool.forget(page.block)
