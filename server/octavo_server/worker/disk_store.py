@@ -127,7 +127,8 @@ class DiskStore:
         while (job := self._reads.get()) is not None:
             name = job.key.page_hash
             with self._changed:
-                self._changed.wait_for(lambda name=name: self._closing or not self._is_storing(name))
+                while not self._closing and self._is_storing(name):
+                    self._changed.wait()
             if not self._closing:
                 self._files.events.append(PageEvent("loaded" if self._read(job) else "missed", name))
 
