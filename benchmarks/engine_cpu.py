@@ -214,7 +214,7 @@ def main() -> None:
                 f"{found['median_us'] / running:>7.2f} {lists:>12} {aim:>7}"
             )
     print("free seats, no pages:")
-    for running in (1, 64, 256):
+    for running in (1, 64):
         for matched in (False, True):
             for waiting in (0, 32, 1000, WAITING):
                 found = measure_crowded(running, waiting, matched, min(arguments.steps, 300))
