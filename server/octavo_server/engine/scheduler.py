@@ -85,11 +85,6 @@ class Scheduler:
     """
 
     def __init__(self, limits: SchedulerLimits, kv_cache: KVCacheManager) -> None:
-        if limits.max_model_len > kv_cache.num_tokens_total:
-            raise ValueError(
-                f"max_model_len is {limits.max_model_len}, the pages hold {kv_cache.num_tokens_total} tokens: "
-                "a request could grow too long to ever finish"
-            )
         self.limits = limits
         self.kv_cache = kv_cache
         self.rates = Rates()
@@ -186,7 +181,7 @@ class Scheduler:
             if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
                 results.append(self._next_token(request, row.token_id, row.logprobs))
             elif row.error is not None:
-                self.kv_cache.forget_step([request])
+                self.kv_cache.forget_step([request], all_steps=True)
                 results.append(self._end(request, "error", row.error))
             else:
                 results += self._update_prompt(request, row)
@@ -286,25 +281,39 @@ class Scheduler:
 
     def _schedule_prefills(self, batch: _Batch) -> None:
         """Shares what is left of the budget between the prefills under way and the requests that can join."""
-        claims = [(r, r.num_tokens_to_compute) for r in batch.prefills if r.status is RequestStatus.RUNNING]
+        claims = {r: r.num_tokens_to_compute for r in batch.prefills if r.status is RequestStatus.RUNNING}
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
-            claims += self._candidates(batch)
-        shares = _fair_shares(claims, batch.budget)
-        for request, share in shares:
+            claims |= self._candidates(batch)
+        wanted = _fair_shares(claims, batch.budget)
+        followers = self._followers(wanted, claims)
+        shares = _fair_shares({r: count for r, count in claims.items() if r not in followers}, batch.budget)
+        for request, share in shares.items():
             if request.status is RequestStatus.RUNNING:
                 self._put_with_pages(request, share, batch)
-        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
-        for request, share in shares:
-            if request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
+        leaders = [r for r in batch.prefills if r.request_id in batch.requests]
+        coming = {self._next_page(r, r.num_computed_tokens): r.key for r in reversed(leaders)}
+        for request in (*shares, *followers):
+            share = min(shares.get(request) or wanted[request], batch.budget)
+            if share and request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
                 self._join(request, share, coming, batch)
 
-    def _candidates(self, batch: _Batch) -> list[tuple[Request, int]]:
+    def _followers(self, shares: dict[Request, int], claims: dict[Request, int]) -> list[Request]:
+        """Waiting requests whose next page one before them computes now: if they give it their share, they hit it."""
+        coming, found = set(), []
+        for request in shares:
+            name = self._next_page(request, request.num_tokens - claims[request])
+            if name and name in coming and request.status is RequestStatus.WAITING:
+                found.append(request)
+            coming.add(name)
+        return found
+
+    def _candidates(self, batch: _Batch) -> dict[Request, int]:
         """Waiting requests that could join, and the tokens of each that are to be computed, by what was last known.
 
         One for which the pages do not suffice is passed over, so that short ones get on; but once those that passed it
         are together as long as it is, it is not passed any more: what becomes free is kept for it.
         """
-        found: list[tuple[Request, int]] = []
+        found: dict[Request, int] = {}
         # What the prompts under way need stays free, and a page for the next token of each decode.
         to_come = sum(self.kv_cache.blocks_needed(request, request.num_tokens + 1) for request in batch.prefills)
         watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
@@ -312,30 +321,25 @@ class Scheduler:
         batch.room = self.kv_cache.pool.num_free - kept
         if batch.room <= 0 and self.running:
             return found
-        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
         for request in islice(self.waiting, SCAN):
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
             hit = self._hits.get(request.request_id)
             if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
-            if self._must_wait(request, hit, coming):
+            if self._must_wait(request, hit):
                 continue
             if not self._fits(request, hit, batch):
                 batch.blocked.append(request)
                 if request.tokens_passed_by >= request.num_tokens:
                     break
                 continue
-            found.append((request, request.num_tokens - hit.num_tokens))
-            coming.add(self._next_page(request, hit.num_tokens))
+            found[request] = request.num_tokens - hit.num_tokens
         return found
 
-    def _must_wait(self, request: Request, hit: PrefixHit, coming: set[bytes | None]) -> bool:
-        """For its own last token, just after it gave way; for the disk; or for somebody who computes its next page."""
-        if request.num_in_flight or (hit.loading and self.kv_cache.begin_loads(request)):
-            return True
-        name = self._next_page(request, hit.num_tokens)
-        return name is not None and name in coming
+    def _must_wait(self, request: Request, hit: PrefixHit) -> bool:
+        """For its own last token, just after it gave way, or for the disk."""
+        return request.num_in_flight > 0 or (hit.loading and self.kv_cache.begin_loads(request))
 
     def _next_page(self, request: Request, num_tokens: int) -> bytes | None:
         """The name of the page that follows `num_tokens` computed ones, if it is a full one and others could use it."""
@@ -350,12 +354,15 @@ class Scheduler:
         needed = hit.blocks_needed(request.num_tokens + 1)
         return needed <= (batch.room if self.running else self.kv_cache.pool.num_free)
 
-    def _join(self, request: Request, share: int, coming: set[bytes | None], batch: _Batch) -> None:
-        hit = self.kv_cache.lookup(request)
+    def _join(self, request: Request, share: int, coming: dict[bytes | None, tuple[float, int]], batch: _Batch) -> None:
+        """Lets a waiting request run, unless one before it is just about to compute its next page."""
+        hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
+        name = self._next_page(request, hit.num_tokens)
         passed = [blocked for blocked in batch.blocked if blocked.key < request.key]
         if (
             any(blocked.tokens_passed_by >= blocked.num_tokens for blocked in passed)
-            or self._must_wait(request, hit, coming)
+            or (name and coming.get(name, request.key) < request.key)
+            or self._must_wait(request, hit)
             or not self._fits(request, hit, batch)
         ):
             return
@@ -382,7 +389,7 @@ class Scheduler:
             )
         )
         batch.put(request, count)
-        coming.add(self._next_page(request, request.num_computed_tokens))
+        coming.setdefault(self._next_page(request, request.num_computed_tokens), request.key)
 
     def _update_prompt(self, request: Request, row: SampledRow) -> list[RequestOutput]:
         """Once the prompt is through, the answer to it begins with what was found out about it; nothing until then."""
@@ -482,19 +489,18 @@ class Scheduler:
                 self.kv_cache.free(request)
 
 
-def _fair_shares(claims: list[tuple[Request, int]], budget: int) -> list[tuple[Request, int]]:
+def _fair_shares(claims: dict[Request, int], budget: int) -> dict[Request, int]:
     """Of prefills and how many tokens they lack: those that get some now, the oldest first, and how many.
 
     The oldest has a quarter of the budget, so that none waits forever; the rest goes to the shortest first, equal ones
     by age, so that a short prompt does not wait for long ones.
     """
-    claims = sorted(claims, key=lambda claim: claim[0].key)
-    shares = {request: 0 for request, _ in claims}
-    for request, length in claims[:1]:
-        shares[request] = min(length, -(-budget // 4))
+    shares = dict.fromkeys(sorted(claims, key=_by_key), 0)
+    for request in islice(shares, 1):
+        shares[request] = min(claims[request], -(-budget // 4))
         budget -= shares[request]
-    for request, length in sorted(claims, key=lambda claim: claim[1]):
-        more = min(length - shares[request], budget)
+    for request in sorted(shares, key=claims.__getitem__):
+        more = min(claims[request] - shares[request], budget)
         shares[request] += more
         budget -= more
-    return [(request, share) for request, share in shares.items() if share]
+    return {request: share for request, share in shares.items() if share}
