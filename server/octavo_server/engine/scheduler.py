@@ -234,13 +234,13 @@ class Scheduler:
                 self._put_with_pages(request, 1, batch)
 
     def _budget_of_decodes(self) -> int:
-        """All of it, but for a quarter if the decodes could leave nothing to prefills."""
+        """All of it, but for a quarter if the decodes could leave nothing to prefills; a token at least."""
         budget = self.limits.max_num_batched_tokens
-        quarter = -(-budget // 4)
-        if len(self.running) <= budget - quarter:
+        decodes = max(1, budget * 3 // 4)
+        if len(self.running) <= decodes:
             return budget
         prefilling = (request.num_computed_tokens < request.num_prefill_tokens for request in self.running)
-        return budget - quarter if self.waiting or any(prefilling) else budget
+        return decodes if self.waiting or any(prefilling) else budget
 
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
         """Schedules tokens if there are pages for them, taken from the last running request if need be.
