@@ -245,6 +245,18 @@ def test_a_deadline_that_was_met_ends_nothing_even_if_the_id_comes_back() -> Non
     assert engine.results["a"].finish_reason == "length"
 
 
+def test_the_deadlines_of_requests_that_have_ended_are_not_kept() -> None:
+    engine = FakeEngine()
+    for index in range(50):
+        engine.add(f"r{index}", prompt(4, index), max_tokens=1 + index % 3, deadline=1000.0 - index % 7)
+        if index % 4 == 0:
+            engine.step()
+            engine.abort(f"r{index}")
+    assert len(engine.scheduler._deadlines) == len(engine.scheduler.requests) > 0
+    engine.run()
+    assert engine.scheduler._deadlines == []
+
+
 def test_pages_stay_free_for_running_requests_so_that_they_do_not_take_each_others_back_and_forth() -> None:
     """A crowd, each growing from two pages to ten: 39 preemptions, and 74 if no page were kept for next tokens."""
     engine = FakeEngine(num_blocks=60, block_size=4, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=40)

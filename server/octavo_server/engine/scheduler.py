@@ -7,7 +7,6 @@ Pure: no clock, no randomness, no tensor; the same calls give the same decisions
 hands out as computed, so that a next step can be scheduled before the tokens of this one are known.
 """
 
-import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ class Scheduler:
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
         self._finished_ids: list[str] = []  # that the worker has not been told of yet
-        self._deadlines: list[tuple[float, str, tuple[float, int]]] = []  # a heap; of requests that may be gone
+        self._deadlines: list[tuple[float, tuple[float, int], str]] = []  # of `requests`, in their order
         self._last_turn = (0.0, 0)  # key of the last decode that was served when there was not a token for each
 
     def add(self, request: Request) -> RequestOutput | None:
@@ -125,7 +124,7 @@ class Scheduler:
         request.stop_ids = stop_ids.union(request.sampling.stop_token_ids)
         self.requests[request.request_id] = request
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.request_id, request.key))
+            insort(self._deadlines, (request.deadline, request.key, request.request_id))
         self._enqueue(request)
         return None
 
@@ -141,10 +140,7 @@ class Scheduler:
         """Ends the requests whose deadline has come, at whatever stage they are."""
         results = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id, key = heapq.heappop(self._deadlines)
-            request = self.requests.get(request_id)
-            if request is not None and request.key == key:
-                results.append(self._end(request, "error", TIMED_OUT, "timeout"))
+            results.append(self._end(self.requests[self._deadlines[0][2]], "error", TIMED_OUT, "timeout"))
         return results
 
     def schedule(self) -> SchedulerOutput:
@@ -474,6 +470,8 @@ class Scheduler:
             del self.running[bisect_left(self.running, request.key, key=_by_key)]
         request.status = RequestStatus.FINISHED
         del self.requests[request.request_id]
+        if request.deadline is not None:
+            del self._deadlines[bisect_left(self._deadlines, (request.deadline, request.key, request.request_id))]
         self._finished_ids.append(request.request_id)
         if request.num_in_flight:
             self._ending[request.request_id] = request
