@@ -26,8 +26,6 @@ SCAN: Final = 32  # waiting requests that are looked at in a step at most
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
 
-TIMED_OUT: Final = "the request's time was up before it was through"
-
 _by_key = attrgetter("key")
 
 
@@ -98,7 +96,6 @@ class Scheduler:
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
         self._num_added = 0
-        self._num_schedules = 0  # steps, and those that came to nothing
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
@@ -129,10 +126,7 @@ class Scheduler:
         return None
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests at whatever stage they are. Unknown ids are ignored.
-
-        Their pages are free at once, or after the step under way that they are part of.
-        """
+        """Ends requests at whatever stage they are; ids that are not here are ignored."""
         found = [self.requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
         return [self._end(request, "abort") for request in found]
 
@@ -140,7 +134,8 @@ class Scheduler:
         """Ends the requests whose deadline has come, at whatever stage they are."""
         results = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            results.append(self._end(self.requests[self._deadlines[0][2]], "error", TIMED_OUT, "timeout"))
+            late, why = self.requests[self._deadlines[0][2]], "the request's time was up before it was through"
+            results.append(self._end(late, "error", why, "timeout"))
         return results
 
     def schedule(self) -> SchedulerOutput:
@@ -148,7 +143,6 @@ class Scheduler:
 
         An output that `is_empty` is no step.
         """
-        self._num_schedules += 1
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
         batch = _Batch(output, self.limits.max_num_batched_tokens)
@@ -321,7 +315,7 @@ class Scheduler:
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
             hit = self._hits.get(request.request_id)
-            if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
+            if hit is None or (self.kv_cache.tiers.schedule + request.key[1]) % LOOK_EVERY == 0:
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
             if self._must_wait(request, hit):
                 continue
