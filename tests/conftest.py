@@ -26,7 +26,7 @@ PLANES = pytest.StashKey[dict[Kind, ControlPlane]]()
 SKIPPED = pytest.StashKey[list[str]]()
 USED = pytest.StashKey[list[str]]()
 
-# Whose tests run in one worker, which starts the control plane: it takes seconds and a fifth of a core.
+# Whose tests run in one worker, which starts the control plane: its start takes seconds.
 ON_A_CLUSTER = ("tests/chart/", "tests/kubernetes_fixture/", "tests/operator/")
 # Begun first, so that no worker has them before it when the others are done.
 LONG = (*ON_A_CLUSTER, "tests/e2e/test_up", "tests/kernels/test_triton", "tests/server/test_server_under_load")
