@@ -68,8 +68,6 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int) -> None:
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks is {num_blocks}; a pool has at least one page")
         self.num_blocks = num_blocks
         self.blocks = [KVBlock(block_id) for block_id in range(num_blocks)]
         self.empty = OrderedDict((block.block_id, block) for block in self.blocks)

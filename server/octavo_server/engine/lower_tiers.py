@@ -44,8 +44,8 @@ class LowerTiers:
         output.swap_out.extend((block_id, slot) for slot, block_id in self._outs.items())
         output.swap_in.extend((slot, block_id) for block_id, slot in self._ins.items())
         for page in list(self._unsaved):
-            if page.slot is not None and self.schedule - page.born <= self.in_flight:
-                continue  # a step that fails may yet make it worthless
+            if page.slot is not None and (page.pins or self.schedule - page.born <= self.in_flight):
+                continue  # its request or a step may yet fail, and make it worthless
             del self._unsaved[page]
             if page.slot is not None and not page.loading:
                 output.disk_stores.append((page.slot, page.key))
