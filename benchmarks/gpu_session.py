@@ -1,25 +1,28 @@
 """Checks the engine on a GPU and times it, in one call of a few minutes.
 
-    python benchmarks/gpu_session.py [--json FILE] [--demo-only]
+    python benchmarks/gpu_session.py [--json FILE] [--only SECTION ...] [--seconds SECONDS]
 
 Needs torch with CUDA, transformers (the independent truth) and the packages of the `server` extra, but no installation
-of octavo: it finds the source roots beside itself. Exit status 1 if a check fails; then nothing is timed.
+of octavo: it finds the source roots beside itself. Each section is guarded: what breaks in one hides no other. Exit
+status 1 if a check failed or a section broke.
 """
 
 import argparse
 import gc
 import json
-import statistics
+import logging
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support")]
+sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
 
+import decode_steps  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -169,62 +172,84 @@ def check_memory() -> dict[str, int]:
     return found
 
 
-def median_ms(run: Callable[[], object], repeat: int = 20) -> float:
-    times = []
-    for _ in range(repeat):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) * 1000)
-    return statistics.median(times)
+def parity() -> dict[str, Any]:
+    """The four architectures at real widths against transformers."""
+    report: dict[str, Any] = {"failures": []}
+    for architecture in MODEL_TYPES:
+        with tempfile.TemporaryDirectory() as directory:
+            errors = report[architecture] = check_parity(architecture, Path(directory))
+        if not errors["fp32"] <= FP32_TOLERANCE or not errors["bf16"] <= BF16_RATIO * errors["bf16 of transformers"]:
+            report["failures"].append(f"{architecture}: {errors}")
+    return report
 
 
-def time_demo() -> dict[str, float]:
-    """Milliseconds of a whole engine step of the demo model, all requests in decode."""
-    figures = {}
-    for batch in (1, 64):
-        engine = demo_engine("cuda", "bfloat16")
-        sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
-        for index in range(batch):
-            engine.add(AddRequest(0, str(index), demo_prompts()[0], sampling, 0.0))
-        for _ in range(10):
-            engine.step()
-        figures[f"demo-decode-step-{batch}"] = median_ms(engine.step)
-    return figures
+def demo() -> dict[str, Any]:
+    found = check_demo()
+    return {**found, "failures": ["answers differ"] if found["answers that differ"] else []}
+
+
+def overlap() -> dict[str, Any]:
+    found = check_overlap()
+    failures = [] if found["pages swapped in"] else ["no page was swapped in"]
+    return {**found, "failures": failures + (["answers differ"] if found["answers that differ"] else [])}
+
+
+def memory() -> dict[str, Any]:
+    found = check_memory()
+    too_much = max(found.values()) > found["planned"]
+    return {**found, "failures": ["more memory is taken than was planned with"] if too_much else []}
+
+
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "parity": parity,
+    "demo": demo,
+    "overlap": overlap,
+    "memory": memory,
+    "graphs": lambda: decode_steps.check_graphs(demo_prompts()),
+    "invariant": lambda: decode_steps.check_invariant(demo_prompts()),
+    "synchronisation": lambda: decode_steps.check_synchronisation(demo_prompts()),
+    "steps-demo": lambda: decode_steps.time_steps("demo"),
+    "steps-0.6b": lambda: decode_steps.time_steps("0.6b"),
+    "steps-8b": lambda: decode_steps.time_steps("8b"),
+}
+
+
+def guarded(name: str, section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the section found, or what broke it."""
+    begin = time.perf_counter()
+    try:
+        found = section()
+    except Exception:
+        traceback.print_exc()
+        found = {"failures": [traceback.format_exc(limit=-3)]}
+    free_memory()
+    found["seconds"] = round(time.perf_counter() - begin, 1)
+    print(f"== {name}: {found}", flush=True)
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--demo-only", action="store_true", help="leave out the parity checks at real widths")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no section begins later than that")
     arguments = parser.parse_args()
+    logging.basicConfig(format="   %(message)s")
+    logging.getLogger("octavo_server.worker.memory").setLevel(logging.INFO)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "parity": {}}
-    failed = False
-    for architecture in [] if arguments.demo_only else MODEL_TYPES:
-        with tempfile.TemporaryDirectory() as directory:
-            errors = check_parity(architecture, Path(directory))
-        report["parity"][architecture] = errors
-        failed |= errors["fp32"] > FP32_TOLERANCE or errors["bf16"] > BF16_RATIO * errors["bf16 of transformers"]
-        print(architecture, errors, flush=True)
-    report["demo"] = check_demo()
-    failed |= report["demo"]["answers that differ"] > 0
-    print("demo model, CPU against GPU:", report["demo"], flush=True)
-    report["overlap"] = check_overlap()
-    failed |= report["overlap"]["answers that differ"] > 0 or report["overlap"]["pages swapped in"] == 0
-    print("overlap and swapping on the GPU:", report["overlap"], flush=True)
-    report["memory"] = check_memory()
-    failed |= max(report["memory"].values()) > report["memory"]["planned"]
-    print("GPU memory in bytes:", report["memory"], flush=True)
-    if not failed:
-        report["milliseconds"] = time_demo()
-        print("milliseconds:", report["milliseconds"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print("a check FAILED" if failed else "all checks passed")
-    return int(failed)
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    begin = time.perf_counter()
+    for name in arguments.only:
+        if time.perf_counter() - begin > arguments.seconds:
+            report[name] = {"failures": ["left out: no time"]}
+            continue
+        report[name] = guarded(name, SECTIONS[name])
+        if arguments.json:  # after each: a run that is cut off leaves what it has
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    failures = {name: report[name]["failures"] for name in arguments.only if report[name].get("failures")}
+    print("FAILED: " + json.dumps(failures, indent=1) if failures else "all checks passed")
+    return int(bool(failures))
 
 
 if __name__ == "__main__":
