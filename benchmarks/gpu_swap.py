@@ -36,15 +36,15 @@ MOVED: Final = 256  # pages moved at once where copies are timed
 
 
 def layer_first(spec: KVCacheSpec) -> Views:
-    """As the server has it: a tensor a layer, heads before tokens."""
-    return spec.allocate()
+    """A tensor a layer, heads before tokens."""
+    shape = (2, spec.num_blocks, spec.num_kv_heads, spec.block_size, spec.head_dim)
+    layers = [torch.zeros(shape, dtype=spec.dtype, device=spec.device) for _ in range(spec.num_layers)]
+    return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in layers]
 
 
 def page_first(spec: KVCacheSpec) -> Views:
-    """One tensor in which a page is one stretch over all layers."""
-    shape = (spec.num_blocks, spec.num_layers, 2, spec.num_kv_heads, spec.block_size, spec.head_dim)
-    cache = torch.zeros(shape, dtype=spec.dtype, device=spec.device)
-    return [(cache[:, i, 0].transpose(1, 2), cache[:, i, 1].transpose(1, 2)) for i in range(spec.num_layers)]
+    """As the server has it: one tensor in which a page is one stretch over all layers."""
+    return spec.allocate()
 
 
 def tokens_first(spec: KVCacheSpec) -> Views:

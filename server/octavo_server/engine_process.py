@@ -1,4 +1,4 @@
-"""The engine as a process: its start, its socket, its loop and its end.
+"""The engine as a process, `python -m octavo_server.engine_process`: its start, its socket, its loop and its end.
 
 Imports nothing heavy until it has said that it starts.
 """
@@ -280,3 +280,7 @@ def _die_with_parent() -> None:
     prctl: Callable[[int, int], int] = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         log.warning("the kernel refuses to end this process with its parent; the end of stdin will, if later")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

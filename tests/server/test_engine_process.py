@@ -292,7 +292,9 @@ def test_a_start_that_fails_says_why_in_one_line(model: Path) -> None:
 
 
 def test_without_a_start_message_it_says_who_starts_it() -> None:
-    result = subprocess.run([sys.executable, "-m", "octavo_server.engine"], input=b"hello\n", capture_output=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "octavo_server.engine_process"], input=b"hello\n", capture_output=True
+    )
     assert result.returncode == 1
     assert b"is started by octavo serve" in result.stderr
 

@@ -5,9 +5,9 @@ import pytest
 from engine_fakes import FakeEngine, alone
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
-from octavo_server.engine.kv_cache_manager import KVCacheManager
+from octavo_server.engine.kv_cache_manager import LOAD_PATIENCE, KVCacheManager
 from octavo_server.engine.request import Request
-from octavo_server.step import PageEvent
+from octavo_server.step import PageEvent, SampledRow
 from page_machine import drop_cached, make_request, take_moves
 
 SIZE = 4
@@ -120,12 +120,16 @@ def test_answers_are_right_even_where_names_collide(names: int, overlap: bool, m
     monkeypatch.setattr(page_hash, "extend", lambda parent, tokens: bytes([extend(parent, tokens)[0] % names]) * 16)
     engine = FakeEngine(num_blocks=24, prefix_caching=True, host_slots=8, preemption_mode="swap", overlap=overlap)
     prompts = {f"r{index}": [*PROMPT[: index % 14], 100 + index // 7, *PROMPT[:6]] for index in range(40)}
-    prompts |= {f"again {name}": prompt for name, prompt in prompts.items()}
     for name, prompt in prompts.items():
         engine.add(name, prompt)
     engine.run()
+    for name, prompt in list(prompts.items()):  # one by one: some of them begin with what a name stands for
+        prompts[f"again {name}"] = prompt
+        engine.add(f"again {name}", prompt)
+        engine.run()
     assert engine.outputs == {name: alone(prompt, 8) for name, prompt in prompts.items()}
-    assert engine.kv_cache.stats["prefix_hits"] > 0
+    stats = engine.kv_cache.stats
+    assert stats["prefix_hits"] + stats["prefix_hits_host"] > 0
     assert engine.scheduler.num_preemptions > 0
     assert engine.kv_cache.stats["kv_blocks_used"] == 0
 
@@ -361,6 +365,45 @@ def test_a_page_that_cannot_be_read_is_computed_and_not_tried_again() -> None:
     assert not cache.begin_loads(request)
     assert admit(cache, request) == 4
     assert cache.lookup(make_request("s", PROMPT, SIZE)).num_tokens == 12
+
+
+def test_prefixes_are_read_for_one_request_a_schedule() -> None:
+    cache = manager(num_slots=8, on_disk=())
+    first, second = on_disk(cache, PROMPT), make_request("s", [7, *PROMPT], SIZE)
+    cache.tiers.disk.update(second.page_hashes)
+    assert cache.begin_loads(first) and cache.begin_loads(second)
+    assert [key.page_hash for key, _ in take_moves(cache).disk_loads] == first.page_hashes
+    assert cache.begin_loads(second)
+    assert [key.page_hash for key, _ in take_moves(cache).disk_loads] == second.page_hashes
+
+
+def test_a_request_does_not_wait_for_ever_for_a_disk_that_hangs() -> None:
+    cache = manager(num_slots=8, on_disk=())
+    request = on_disk(cache, PROMPT)
+    schedules = 0
+    while cache.begin_loads(request):
+        take_moves(cache)
+        schedules += 1
+    assert schedules == LOAD_PATIENCE
+    assert admit(cache, request) == 0
+    for name in request.page_hashes:  # the disk comes back
+        cache.handle(PageEvent("loaded", name))
+    cache.free(request)
+    assert cache.lookup(make_request("s", PROMPT, SIZE)).num_tokens == 12
+
+
+def test_what_a_request_computed_that_came_to_nothing_is_not_hit() -> None:
+    engine = FakeEngine(num_blocks=64, prefix_caching=True, max_num_batched_tokens=2, max_model_len=100)
+    engine.add("bad", PROMPT)
+    for _ in range(7):  # two tokens each: the first pages were computed long before the last
+        output = engine.scheduler.schedule()
+        rows = engine.runner.execute(output)
+        engine.scheduler.update(output, [SampledRow(row.request_id, error="no distribution") for row in rows])
+    assert not engine.scheduler.requests
+    engine.add("good", PROMPT)
+    engine.run()
+    assert engine.outputs["good"] == alone(PROMPT, 8)
+    assert engine.core.stats().prefix_hits == 0
 
 
 def test_a_load_whose_request_is_aborted_ends_in_the_cache() -> None:

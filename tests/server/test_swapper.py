@@ -26,12 +26,12 @@ def spec(dtype: torch.dtype = torch.float32) -> KVCacheSpec:
 
 
 def layer_first(dtype: torch.dtype) -> Views:
-    return spec(dtype).allocate()
+    layers = [torch.zeros(2, PAGES, HEADS, BLOCK, DIM, dtype=dtype) for _ in range(LAYERS)]
+    return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in layers]
 
 
 def page_first(dtype: torch.dtype) -> Views:
-    cache = torch.zeros(PAGES, LAYERS, 2, HEADS, BLOCK, DIM, dtype=dtype)
-    return [(cache[:, i, 0].transpose(1, 2), cache[:, i, 1].transpose(1, 2)) for i in range(LAYERS)]
+    return spec(dtype).allocate()
 
 
 def one_tensor_layer_first(dtype: torch.dtype) -> Views:

@@ -48,7 +48,7 @@ class EngineProcess:
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(f"ipc://{self.path}")
-        how = ["-m", "octavo_server.engine"] if prelude is None else ["-c", _LAUNCH.format(prelude=prelude)]
+        how = ["-m", "octavo_server.engine_process"] if prelude is None else ["-c", _LAUNCH.format(prelude=prelude)]
         self._pid_file = Path(self._folder.name) / "pid"
         how = ["-c", _BETWEEN, str(self._pid_file), *how] if between else how
         self.log = Path(self._folder.name) / "stderr"

@@ -134,27 +134,20 @@ class EngineCore:
 
     def close(self, seconds: float) -> None:
         """Ends all requests and waits for the step under way; then as many cached pages go to disk as time allows."""
-        deadline = time.monotonic() + seconds
-        self.scheduler.abort(list(self.scheduler.requests))
-        if self._drain(deadline):
-            pages = self.scheduler.kv_cache.cached_pages()
-            if stored := self.runner.flush(pages, max(0.0, deadline - time.monotonic())):
-                log.info("wrote %d cached pages to disk", stored)
+        scheduler, deadline = self.scheduler, time.monotonic() + seconds
+        scheduler.abort(list(scheduler.requests))
+        try:
+            while self._flights:
+                rows = self._flights[0].handle.wait(max(0.0, deadline - time.monotonic()))
+                if rows is None:
+                    break
+                scheduler.update(self._flights.popleft().output, rows)
+        except Exception:
+            log.exception("the last step failed")
+        pages = [] if self._flights else scheduler.kv_cache.cached_pages()  # of no use if a step did not end well
+        if stored := self.runner.flush(pages, max(0.0, deadline - time.monotonic())):
+            log.info("wrote %d cached pages to disk", stored)
         self.runner.close()
-
-    def _drain(self, deadline: float) -> bool:
-        """Takes in the steps under way; False if one breaks or is not through in time."""
-        while self._flights:
-            flight = self._flights.popleft()
-            try:
-                rows = flight.handle.wait(max(0.0, deadline - time.monotonic()))
-            except Exception:
-                log.exception("step %d failed", flight.output.step)
-                return False
-            if rows is None:
-                return False
-            self.scheduler.update(flight.output, rows)
-        return True
 
     def _take_events(self) -> None:
         for event in self.runner.poll_events():

@@ -8,7 +8,7 @@ same step. A step that fails takes that back (`forget_step`).
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
@@ -16,6 +16,8 @@ from octavo_server.engine.lower_tiers import SCHEDULES_IN_FLIGHT, LowerTiers
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
+
+LOAD_PATIENCE: Final = 5000  # schedules; seconds if all wait, minutes beside long steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class _Waiting:
     swapped: dict[int, CachedPage] = field(default_factory=dict)  # pinned for it, by their place in its table
     packed: bytes = b""  # its tokens, as far as they had to be compared
     loads: list[CachedPage] | None = None  # that it waits for; None: none was begun
+    loads_since: int = 0  # the schedule
 
 
 @dataclass(slots=True)
@@ -81,7 +84,6 @@ class KVCacheManager:
     ) -> None:
         self.pool = pool
         self.block_size = block_size
-        self.num_tokens_total = pool.num_blocks * block_size
         self.prefix_caching = prefix_caching
         self.window = window
         self.index = PrefixIndex()
@@ -89,6 +91,7 @@ class KVCacheManager:
         self._held: dict[str, _Held] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._hits: dict[str, PrefixHit] = {}  # of lookups since anything changed that a hit depends on
+        self._last_loads = -1  # the schedule that last began any
 
     @property
     def stats(self) -> Counter[str]:
@@ -134,11 +137,19 @@ class KVCacheManager:
     def begin_loads(self, request: Request) -> bool:
         """Whether pages of the request's prefix are being read from disk; begins that, once for each admission.
 
-        As many as host memory has room for beside the hit. The request is best passed over until they are there.
+        As many as host memory has room for beside the hit. The request is best passed over until they are there, or
+        for so many schedules that the disk must be stuck.
         """
+        waiting = self._waiting.get(request.request_id)
+        if waiting is not None and waiting.loads is not None:
+            is_patient = self.tiers.schedule - waiting.loads_since < LOAD_PATIENCE
+            return is_patient and any(page.loading for page in waiting.loads)
+        if self._last_loads == self.tiers.schedule:
+            return True  # one request a schedule: thousands of pages take a while
         hit, waiting = self.lookup(request), self._waiting[request.request_id]
-        if not hit.loading or waiting.loads is not None:
-            return hit.loading
+        if not hit.loading:
+            return False
+        waiting.loads_since = self._last_loads = self.tiers.schedule
         beside = [page for page in hit.chain if page.slot is not None]
         self.tiers.pin(beside)
         loads = waiting.loads = []
@@ -230,13 +241,14 @@ class KVCacheManager:
         self._waiting[request.request_id] = waiting
         return True
 
-    def forget_step(self, requests: Iterable[Request]) -> None:
+    def forget_step(self, requests: Iterable[Request], *, all_steps: bool = False) -> None:
         """A step has failed: what these requests registered for it, or for one launched behind it, is not hit any more.
 
-        To be called before they are freed. Takes time in proportion to all cached pages.
+        `all_steps`: nor what they registered ever, because it came to nothing. To be called before they are freed.
+        Takes time in proportion to all cached pages.
         """
         writers = {request.request_id for request in requests}
-        since = self.tiers.schedule - SCHEDULES_IN_FLIGHT
+        since = 0 if all_steps else self.tiers.schedule - SCHEDULES_IN_FLIGHT
         for page in [page for page in self.index.pages.values() if page.born >= since and page.writer in writers]:
             if page.block is not None:
                 self.pool.forget(page.block)

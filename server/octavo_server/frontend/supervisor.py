@@ -1,6 +1,6 @@
 """Starts the engine process, watches it, and starts it again when it dies. One that hangs is killed.
 
-The engine is `python -m octavo_server.engine`. Its start message is one line of JSON on stdin, `{"config":
+The engine is `python -m octavo_server.engine_process`. Its start message is one line of JSON on stdin, `{"config":
 EngineConfig, "socket": path, "epoch": integer, "log_level": text}`; it connects to the socket, which is bound before
 it is started. It runs in a session of its own, so that Ctrl-C reaches the API process alone, which then ends it in
 order; should the API process be killed, the kernel and the engine's own look at its parent end it.
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 RESTARTS: Final = 3
 RESTARTS_WITHIN_SECONDS: Final = 300.0
 LOOK_SECONDS: Final = 1.0
-ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine")
+ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine_process")
 
 
 class Supervisor:

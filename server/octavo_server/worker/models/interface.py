@@ -27,13 +27,14 @@ class KVCacheSpec:
         return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim * element
 
     def allocate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The (K, V) views of each layer. Layer first: one contiguous tensor a layer.
+        """The (K, V) views of each layer. Page first: a page is one stretch of memory over all layers, K and V.
 
-        Within a page heads come before tokens, so that a page's tokens of one head are one stretch of memory.
+        So a page moves between device and host as one piece; attention does not notice. Within an array of the page
+        heads come before tokens, so that the tokens of one head are one stretch.
         """
-        shape = (2, self.num_blocks, self.num_kv_heads, self.block_size, self.head_dim)
-        layers = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers))
-        return [(layer[0].transpose(1, 2), layer[1].transpose(1, 2)) for layer in layers]
+        shape = (self.num_blocks, self.num_layers, 2, self.num_kv_heads, self.block_size, self.head_dim)
+        pages = torch.zeros(shape, dtype=self.dtype, device=self.device).transpose(3, 4)
+        return [(pages[:, layer, 0], pages[:, layer, 1]) for layer in range(self.num_layers)]
 
 
 @dataclass(frozen=True, slots=True)
