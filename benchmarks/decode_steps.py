@@ -9,28 +9,33 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from kernel_checks import TOLERANCE, Case, poisoned
 from kernel_models import MODELS, random_weights
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, SamplingParams, TokenLogprobs
+from octavo_server.worker import memory
 from octavo_server.worker.models import decoder as decoders
 
 DEMO: Final = Path(__file__).resolve().parent.parent / "server/octavo_server/demo_model"
 CONTEXT: Final = 1024
+BOUND: Final = 16_384  # tokens, of the contexts that a graph of the shapes with random weights is made for
 TIMED, SETTLING = 12, 4  # steps
 SIZES: Final = {"demo": (64, 8, 1), "0.6b": (256, 64, 8, 1), "8b": (256, 64, 8, 1)}
-# Written down before the first run on a GPU, ms of a whole engine step with graphs.
+# Written down before the second run on a GPU, ms of a whole engine step with graphs.
 PREDICTIONS: Final = {
-    "demo 1": 0.6, "demo 8": 0.65, "demo 64": 0.9,
-    "0.6b 1": 1.35, "0.6b 8": 1.85, "0.6b 64": 4.2, "0.6b 256": 12.2,
-    "8b 1": 5.9, "8b 8": 6.8, "8b 64": 9.6, "8b 256": 19.9,
+    "demo 1": 0.40, "demo 8": 0.48, "demo 64": 0.81,
+    "0.6b 1": 1.16, "0.6b 8": 1.68, "0.6b 64": 3.96, "0.6b 256": 11.4,
+    "8b 1": 5.67, "8b 8": 6.53, "8b 64": 9.42, "8b 256": 19.1,
 }  # fmt: skip
 Answers = dict[str, list[tuple[int, TokenLogprobs]]]
 
@@ -165,14 +170,57 @@ def watching(found: dict[str, int]) -> Iterator[None]:
                     found[place] = found.get(place, 0) + 1
 
 
-def time_steps(model: str, device: str = "cuda", sizes: tuple[int, ...] | None = None) -> dict[str, Any]:
+def check_bounds() -> dict[str, Any]:
+    """Decode attention with room for contexts of 16,384 against room for those there are: the same bits, and the time.
+
+    Shape of the 8B model, bf16; freed memory and what must not be read are NaN.
+    """
+    report: dict[str, Any] = {"failures": []}
+    for contexts in ([1, 64, 1000, 65, 2000], [1024], [1024] * 8, [700 + 9 * index for index in range(64)]):
+        name = f"{len(contexts)} x {max(contexts)}"
+        case = Case([(1, context) for context in contexts])
+        tight, truth = case.metadata, case.expected()
+        tables = torch.full((len(contexts), BOUND // 16), 2**30, dtype=torch.int32, device="cuda")
+        tables[:, : tight.block_tables.shape[1]] = tight.block_tables
+        wide = replace(tight, block_tables=tables, max_context_len=BOUND)
+        for invariant in (False, True):
+            found = []
+            for bound, metadata in (("tight", tight), ("wide", wide)):
+                case.metadata = metadata
+                found.append(poisoned(partial(case.run, invariant=invariant)))
+                error = ((found[-1].double() - truth).norm() / truth.norm()).item()
+                if not error <= TOLERANCE[torch.bfloat16]:
+                    report["failures"].append(f"{name}, {bound}, invariant {invariant}: {error:.1e}")
+                key = f"{name}{', invariant' if invariant else ''}, {bound}, us"
+                report[key] = round(graph_ms(partial(case.run, invariant=invariant)) * 1000, 1)
+            report[f"{name}, invariant {invariant}: elements that differ"] = int((found[0] != found[1]).sum())
+            if invariant and not torch.equal(*found):
+                report["failures"].append(f"{name}: bits depend on the bound")
+    return report
+
+
+def graph_ms(run: Callable[[], object], often: int = 20) -> float:
+    """Of one of many runs in one graph."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(often):
+            run()
+    return event_ms(graph.replay) / often
+
+
+def time_steps(
+    model: str, device: str = "cuda", sizes: tuple[int, ...] | None = None, *, eager: bool = False
+) -> dict[str, Any]:
     """Milliseconds of whole engine steps at a context of about 1024, all rows in decode, greedy, in bf16.
 
-    The models other than "demo" are shapes with random weights. In the same engine and on the same requests the graphs
-    are taken away and put back.
+    The models other than "demo" are shapes with random weights. eager: in the same engine and on the same requests the
+    graphs are taken away for as many steps.
     """
     sizes = sizes or SIZES[model]
-    with tempfile.TemporaryDirectory() as folder:
+    worst: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, measured_worst_steps(worst):
         phases: list[tuple[str, float]] = []
         if model == "demo":
             context = 200
@@ -184,9 +232,9 @@ def time_steps(model: str, device: str = "cuda", sizes: tuple[int, ...] | None =
             )
     phases.append(("ready", time.perf_counter()))
     seconds = {name: round(after - before, 2) for (name, before), (_, after) in pairwise(phases)}
-    report: dict[str, Any] = {"start, s": seconds, **capture_rest(engine)}
+    report: dict[str, Any] = {"start, s": seconds, "worst steps, s": worst, **capture_rest(engine)}
     print(f"{model}: {report}", flush=True)
-    length = context - len(sizes) * (TIMED + SETTLING)  # as many steps before as after
+    length = context - len(sizes) * (1 + eager) * (TIMED + SETTLING) // 2  # as many steps before as after
     sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
     for index in range(sizes[0]):
         prompt = [(31 * index + 7 * position) % 1000 + 10 for position in range(length)]
@@ -195,21 +243,22 @@ def time_steps(model: str, device: str = "cuda", sizes: tuple[int, ...] | None =
     while len(begun) < sizes[0]:
         begun |= {output.request_id for output in engine.step() if output.token_ids}
     for size in sizes:
-        gone = [name for name in engine.scheduler.requests if int(name) >= size]
+        # Those that came last stay: they have decoded least while others' prompts were read.
+        gone = [name for name in engine.scheduler.requests if int(name) < sizes[0] - size]
         engine.abort(gone)
-        report[str(size)] = time_size(engine)
+        report[str(size)] = time_size(engine, eager)
         predicted = PREDICTIONS.get(f"{model} {size}", "-")
         print(f"{model} {size}: {report[str(size)]}; predicted with graphs {predicted}", flush=True)
     engine.close(1.0)
     return report
 
 
-def time_size(engine: EngineCore) -> dict[str, Any]:
+def time_size(engine: EngineCore, eager: bool) -> dict[str, Any]:
     """ms of a step with graphs and without; of its launch on the host; and of the graph alone, by device events."""
     graphs, runner = engine.runner.graphs, engine.runner  # type: ignore[attr-defined]
     lengths = [request.num_tokens for request in engine.scheduler.requests.values()]
-    found: dict[str, Any] = {"context": round(sum(lengths) / len(lengths)) + TIMED + SETTLING}
-    for name, used in (("graphs", graphs), ("eager", None)):
+    found: dict[str, Any] = {"context": round(sum(lengths) / len(lengths)) + SETTLING + TIMED // 2}
+    for name, used in (("graphs", graphs), ("eager", None))[: 1 + eager]:
         runner.graphs = used  # type: ignore[attr-defined]
         launch, seconds = runner.launch, list[float]()
         runner.launch = timed(launch, seconds)  # type: ignore[method-assign]
@@ -259,6 +308,23 @@ def capture_rest(engine: EngineCore) -> dict[str, Any]:
     graphs = engine.runner.graphs  # type: ignore[attr-defined]
     found["graphs"] = 0 if graphs is None else len(graphs._sizes)
     return found
+
+
+@contextmanager
+def measured_worst_steps(seconds: list[float]) -> Iterator[None]:
+    """How long the largest steps take which a start runs: to measure memory (kernels compile), and to reserve it."""
+    run = memory._run
+
+    def timed_run(runner: Any, steps: Any) -> None:
+        begin = time.perf_counter()
+        run(runner, steps)
+        seconds.append(round(time.perf_counter() - begin, 2))
+
+    memory._run = timed_run
+    try:
+        yield
+    finally:
+        memory._run = run
 
 
 def config_of(model: Path, device: str) -> EngineConfig:

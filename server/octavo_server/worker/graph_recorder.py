@@ -1,6 +1,7 @@
 """Records work on the device once, to be replayed as a whole by one launch from the host."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -30,7 +31,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _capture_stream(device)
 
     def forget(self) -> None:
         """See Recorder. A pool that no graph uses any more cannot be used again."""
@@ -49,6 +50,12 @@ class CudaRecorder:
                 graph.capture_end()
         graph.replay()  # the first one takes the graph to the device
         return graph.replay
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one on which all is captured: cuBLAS takes memory for each stream that it meets, and keeps it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def pick_recorder(device: torch.device, *, enforce_eager: bool) -> Recorder | None:

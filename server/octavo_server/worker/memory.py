@@ -21,7 +21,6 @@ from octavo_server.worker.model_runner import ModelRunner
 log = logging.getLogger(__name__)
 
 _CUDA_SEGMENT_BYTES: Final = 2 * 2**20  # what torch's allocator rounds large pieces up to
-_GRAPHS_TRIED: Final = 3  # beside the largest one
 _CPU_OPERATIONS: Final = 5e8  # some tenths of a second, whatever the CPU
 # All that a request can ask for at once. Its top-k keeps more than anybody asks for: a sort of the whole vocabulary.
 _FULL_SAMPLING: Final = SamplingParams(
@@ -66,7 +65,6 @@ def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | Non
         graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
         runner.drop_cache()
         torch.cuda.empty_cache()
-        log.info("decode graphs take %s", human_bytes(graphs))
         return MeasuredMemory(weights, workspace + swapping + graphs)
     runner.allocate_cache(1)
     tokens = min(bounds.max_num_batched_tokens, _tokens_for(_CPU_OPERATIONS, runner.config, bounds.max_model_len))
@@ -161,7 +159,8 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, first
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
     """What all decode graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
 
-    The largest one's pool serves the others too. What these add is seen on a few, and taken for what each adds.
+    The largest one's pool serves the others too. What these add is seen on those that a start waits for, and taken for
+    what each adds.
     """
     before = used_bytes()
     graphs = runner.make_graphs(max_model_len)
@@ -169,11 +168,16 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
         return 0
     graphs.capture_next()
     largest, others = used_bytes() - before, graphs.num_pending
-    tried = min(_GRAPHS_TRIED, others)
+    tried = graphs.num_first - 1
     for _ in range(tried):
         graphs.capture_next()
     added = max(0, used_bytes() - before - largest)
-    return largest + (-(-added * others // tried) if tried else 0)
+    total = largest + (-(-added * others // tried) if tried else 0)
+    log.info(
+        "decode graphs: %s (%s with the largest alone, %s by %d more)",
+        *(human_bytes(total), human_bytes(largest), human_bytes(added), tried),
+    )
+    return total
 
 
 def _driver_bytes(device: torch.device) -> int:

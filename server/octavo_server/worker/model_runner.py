@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,31 +25,11 @@ from octavo_server.worker.decode_graphs import MOST_ROWS, DecodeGraphs, DecodeIn
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
-from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.logprobs import launch_prompt_logprobs
-from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
-from octavo_server.worker.sampler import SampledTensors, Sampler
+from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
+from octavo_server.worker.next_tokens import NextTokens, rows_at_once
 from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.swapper import Swapper
-
-KVCache = list[tuple[torch.Tensor, torch.Tensor]]
-# Logits of rows that sample are made and worked on in chunks of this size: 256 MiB, whatever --max-num-seqs says.
-_SAMPLED_LOGITS_BYTES: Final = 2**28
-
-
-class Decoder(Protocol):
-    """What the runner needs of a model."""
-
-    def forward(self, batch: ForwardBatch, kv_cache: KVCache, on_progress: Callable[[], None]) -> torch.Tensor:
-        """[T, hidden]: the last hidden states; stores K and V of the batch's tokens in their slots.
-
-        Calls `on_progress` whenever a part of the work is done, some times in each layer.
-        """
-        ...
-
-    def logits(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """[n, vocab] float32 from [n, hidden], into `out` if it is given."""
-        ...
 
 
 class ModelRunner:
@@ -83,10 +63,8 @@ class ModelRunner:
         self.swapper: Swapper | None = None
         self.disk: DiskStore | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
-        self._sampler = Sampler(eos_token_ids)
-        self._graph_rows = min(max_num_seqs, MOST_ROWS, self._sampled_rows) if recorder is not None else 0
-        self._tokens = torch.zeros(num_slots + input_words(self._graph_rows), dtype=torch.int64, device=device)
-        self._last_tokens = self._tokens[:num_slots]
+        self._graph_rows = min(max_num_seqs, MOST_ROWS, rows_at_once(config.vocab_size)) if recorder is not None else 0
+        self._tokens = NextTokens(num_slots, input_words(self._graph_rows), eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
@@ -149,7 +127,7 @@ class ModelRunner:
         block_size, scratch_page = self.batch.block_size, self.kv_cache[0][0].shape[0] - 1
         width = -(-max_model_len // block_size)
         limits = GraphLimits(self._graph_rows, width, block_size, self.config.vocab_size, scratch_page)
-        self.graphs = DecodeGraphs(self._decode, self.recorder, limits, self._tokens, len(self._last_tokens))
+        self.graphs = DecodeGraphs(self._decode, self.recorder, limits, self._tokens.memory, len(self._tokens.last))
         return self.graphs
 
     def capture_first_graphs(self, max_model_len: int) -> None:
@@ -270,11 +248,6 @@ class ModelRunner:
             in_use[table] = True
         return {page for page in pages if in_use[page]}
 
-    @property
-    def _sampled_rows(self) -> int:
-        """Rows whose logits are there at a time."""
-        return max(1, _SAMPLED_LOGITS_BYTES // (4 * self.config.vocab_size))
-
     def _cache_spec(self, num_blocks: int) -> KVCacheSpec:
         return KVCacheSpec(
             num_layers=self.config.num_layers,
@@ -298,24 +271,31 @@ class ModelRunner:
     def _compute(
         self, inputs: StepInputs | DecodeInputs, handle: StepHandle, on_progress: Callable[[], None]
     ) -> Launched:
-        prompts = {}
+        decoder, vocab_size, prompts = self._decoder(), self.config.vocab_size, {}
         if isinstance(inputs, DecodeInputs):
-            rows, (logits, slot) = inputs.rows, self._replay(inputs)
+            rows, (found, slot) = inputs.rows, self._replay(inputs)
             on_progress()
-            sampled = self._sample(rows, slot, lambda part: logits[part], handle)
+
+            def logits(part: slice) -> torch.Tensor:
+                return found[part]
+
         else:
-            decoder, token_ids = self._decoder(), inputs.forward.token_ids
-            token_ids.index_copy_(0, inputs.pending_index, self._last_tokens[inputs.pending_slot])
+            token_ids, slot, last = inputs.forward.token_ids, inputs.slot, inputs.last_index
+            token_ids.index_copy_(0, inputs.pending_index, self._tokens.last[inputs.pending_slot])
             hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress)
             prompts = {
-                row.state.request_id: launch_prompt_logprobs(
-                    row, hidden, decoder.logits, self.config.vocab_size, on_progress
-                )
+                row.state.request_id: launch_prompt_logprobs(row, hidden, decoder.logits, vocab_size, on_progress)
                 for row in inputs.rows
                 if row.wants_prompt_logprobs
             }
-            rows, last = [row for row in inputs.rows if row.samples], inputs.last_index
-            sampled = self._sample(rows, inputs.slot, lambda part: decoder.logits(hidden[last[part]]), handle)
+            rows = [row for row in inputs.rows if row.samples]
+
+            def logits(part: slice) -> torch.Tensor:
+                return decoder.logits(hidden[last[part]])
+
+        if any(row.pending and row.state.history is not None for row in rows):
+            handle.settle_before()
+        sampled = self._tokens.draw(rows, slot, vocab_size, logits)
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -326,30 +306,6 @@ class ModelRunner:
         if self.graphs is None:
             raise RuntimeError("the cache that the step was made for is gone")
         return self.graphs.run(inputs)
-
-    def _sample(
-        self,
-        rows: list[ScheduledRow],
-        slot: torch.Tensor,
-        logits: Callable[[slice], torch.Tensor],
-        handle: StepHandle,
-    ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
-        """Draws the next token of each of the rows, into their slots, some rows at a time. logits: of some of them."""
-        if any(row.pending and row.state.history is not None for row in rows):
-            handle.settle_before()
-        found = []
-        for begin in range(0, len(rows), self._sampled_rows):
-            part = slice(begin, begin + self._sampled_rows)
-            sampled = self._sampler.launch(
-                logits(part),
-                [
-                    SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history)
-                    for row in rows[part]
-                ],
-            )
-            self._last_tokens.index_copy_(0, slot[part], sampled.tokens)
-            found.append((rows[part], sampled.to_host()))
-        return found
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
