@@ -233,6 +233,7 @@ def time_steps(
     phases.append(("ready", time.perf_counter()))
     seconds = {name: round(after - before, 2) for (name, before), (_, after) in pairwise(phases)}
     report: dict[str, Any] = {"start, s": seconds, "worst steps, s": worst, **capture_rest(engine)}
+    report["worst steps without prompt log-probabilities, s"] = time_worst_steps(engine)
     print(f"{model}: {report}", flush=True)
     length = context - len(sizes) * (1 + eager) * (TIMED + SETTLING) // 2  # as many steps before as after
     sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
@@ -308,6 +309,16 @@ def capture_rest(engine: EngineCore) -> dict[str, Any]:
     graphs = engine.runner.graphs  # type: ignore[attr-defined]
     found["graphs"] = 0 if graphs is None else len(graphs._sizes)
     return found
+
+
+def time_worst_steps(engine: EngineCore) -> float:
+    """Nobody's request may be there: the first page is written to."""
+    runner, limits = engine.runner, engine.scheduler.limits
+    bounds = memory.StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len)
+    begin = time.perf_counter()
+    for rows in memory.worst_steps(runner, bounds):  # type: ignore[arg-type]
+        runner.rehearse([replace(row, wants_prompt_logprobs=False) for row in rows])  # type: ignore[attr-defined]
+    return round(time.perf_counter() - begin, 2)
 
 
 @contextmanager
