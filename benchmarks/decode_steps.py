@@ -233,7 +233,8 @@ def time_steps(
     phases.append(("ready", time.perf_counter()))
     seconds = {name: round(after - before, 2) for (name, before), (_, after) in pairwise(phases)}
     report: dict[str, Any] = {"start, s": seconds, "worst steps, s": worst, **capture_rest(engine)}
-    report["worst steps without prompt log-probabilities, s"] = time_worst_steps(engine)
+    if torch.cuda.is_available():
+        report["worst steps without prompt log-probabilities, s"] = time_worst_steps(engine)
     print(f"{model}: {report}", flush=True)
     length = context - len(sizes) * (1 + eager) * (TIMED + SETTLING) // 2  # as many steps before as after
     sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
