@@ -33,6 +33,7 @@ from octavo_server.ipc import SamplingParams
 from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
+from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.memory import StepBounds, measure, reserve
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.swapper import slots_within
@@ -73,6 +74,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=sorted(eos_token_ids),
         threaded=overlap and device.type == "cpu",
+        recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
     )
     runner.load(config.model, batch_invariant=config.batch_invariant)
     begin_phase("allocate cache")
@@ -99,6 +101,9 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     _warm_up(Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size)), runner)
     if device.type == "cuda":
         reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len))
+    if runner.recorder is not None:
+        begin_phase("capture graphs")
+        runner.capture_first_graphs(bill.max_model_len)
     kv_cache = KVCacheManager(
         BlockPool(bill.num_blocks),
         bill.block_size,

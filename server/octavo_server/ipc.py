@@ -157,7 +157,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 
 
 class Starting(msgspec.Struct, frozen=True, tag=True):
-    """A phase of the start begins: "import", "load weights", "allocate cache", "warm up"."""
+    """A phase of the start begins: "import", "load weights", "allocate cache", "warm up", on a GPU "capture graphs"."""
 
     epoch: int
     phase: str
