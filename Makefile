@@ -46,8 +46,10 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
+# So many tests at a time, shared out by tests/conftest.py; WORKERS=0: in one process, one by one.
+WORKERS ?= 2
 unit: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS)
 
 MINUTES ?= 30
 soak: $(STAMP)

@@ -3,7 +3,8 @@
     python benchmarks/engine_cpu.py [--json FILE] [--steps N]
 
 A step is `schedule` and `update` of decodes, in steady state, with what they do at page borders; the rows that the
-worker would send back are made beforehand. Beside it, in the same run, the simplest loop over plain lists that could
+worker would send back are made beforehand. Once with all seats taken, so that the queue is not looked at, and once with
+free seats, but no pages for those that wait. Beside it, in the same run, the simplest loop over plain lists that could
 do the same bookkeeping: append a token, count, take a page when one is full. The rest: what 10,000 waiting requests
 add, a match of 32,768 tokens in the prefix cache, and what prefix caching costs where nothing is ever hit.
 """
@@ -79,6 +80,46 @@ def one_step(scheduler: Scheduler) -> float:
     resumed = time.thread_time()
     scheduler.update(output, rows)
     return middle - started + time.thread_time() - resumed
+
+
+def crowded(running: int, waiting: int, matched: bool, steps: int) -> Scheduler:
+    """A scheduler in mid-decode with free seats, but without pages for any of those that wait.
+
+    matched: all of them begin with the same cached pages.
+    """
+    pages = running * (-(-(PROMPT + steps + 64) // BLOCK) + 2) + 64
+    long = prompt(pages * BLOCK // 2, 1)
+    limits = SchedulerLimits(2 * running + 32, 2048, pages * BLOCK, VOCAB)
+    scheduler = Scheduler(limits, KVCacheManager(BlockPool(pages), BLOCK))
+    if matched:  # cached, and free: the pages that decodes take are others
+        scheduler.add(request("before", long[: 32 * BLOCK + 1], 1, True))
+        while scheduler.requests:
+            one_step(scheduler)
+    for index in range(running):
+        scheduler.add(request(f"request {index}", prompt(PROMPT + index % BLOCK, index + 2), steps + 64, True))
+    while len(scheduler.running) < running or scheduler.num_prefill_tokens:
+        one_step(scheduler)
+    # One list of tokens for all: ten thousand of them would not fit into memory.
+    length = min(scheduler.kv_cache.pool.num_free + 32, pages - 4) * BLOCK
+    tail = prompt(length, 10_000)
+    tokens = [*long[: 32 * BLOCK], *tail][:length] if matched else tail
+    names = request("", tokens, 8, True).page_hashes
+    for index in range(waiting):
+        sampling = SamplingParams(max_tokens=8)
+        scheduler.add(Request(f"waiting {index}", tokens, sampling, 65_536, page_hashes=names))
+    return scheduler
+
+
+def measure_crowded(running: int, waiting: int, matched: bool, steps: int) -> dict[str, float]:
+    """A step's cost where the queue is looked at in each, in vain."""
+    scheduler = crowded(running, waiting, matched, steps)
+    gc.collect()
+    gc.freeze()
+    found = summary([one_step(scheduler) for _ in range(steps)])
+    gc.unfreeze()
+    if (len(scheduler.running), len(scheduler.waiting)) != (running, waiting):
+        raise RuntimeError("a request has joined or ended: this measures something else")
+    return found
 
 
 def plain_steps(running: int) -> Iterator[float]:
@@ -172,6 +213,13 @@ def main() -> None:
                 f"{running:>8} {waiting:>8} {found['median_us']:>10} {found['p99_us']:>8} "
                 f"{found['median_us'] / running:>7.2f} {lists:>12} {aim:>7}"
             )
+    print("free seats, no pages:")
+    for running in (1, 64):
+        for matched in (False, True):
+            for waiting in (0, 32, 1000, WAITING):
+                found = measure_crowded(running, waiting, matched, min(arguments.steps, 300))
+                figures["step"][f"{running} running, {waiting} blocked, matched: {matched}"] = found
+                print(f"{running:>8} {waiting:>8} {found['median_us']:>10} {found['p99_us']:>8}  matched: {matched}")
     figures["prefix_match_32k"] = measure_match(32_768, 50)
     figures["prefix_caching_without_hits"] = {str(n): measure_caching(n, arguments.steps) for n in (64, 256)}
     print("prefix match of 32,768 tokens, µs:", figures["prefix_match_32k"])

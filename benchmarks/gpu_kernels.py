@@ -385,10 +385,11 @@ def time_models() -> dict[str, Any]:
 
 def time_demo() -> dict[str, Any]:
     """The demo model through the whole engine."""
+    import decode_steps
     import gpu_session
 
     with torch.inference_mode(False):
-        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo(), **gpu_session.time_demo()}
+        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo(), **decode_steps.time_steps("demo")}
     if report["CPU against GPU"]["answers that differ"]:
         report["failures"] = ["the demo model answers otherwise on the GPU"]
     print(report, "predicted", PREDICTIONS["demo-decode-step-1"], flush=True)

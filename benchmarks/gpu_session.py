@@ -1,25 +1,29 @@
 """Checks the engine on a GPU and times it, in one call of a few minutes.
 
-    python benchmarks/gpu_session.py [--json FILE] [--demo-only]
+    python benchmarks/gpu_session.py [--json FILE] [--only SECTION ...] [--seconds SECONDS]
 
 Needs torch with CUDA, transformers (the independent truth) and the packages of the `server` extra, but no installation
-of octavo: it finds the source roots beside itself. Exit status 1 if a check fails; then nothing is timed.
+of octavo: it finds the source roots beside itself. Each section is guarded: what breaks in one hides no other. Exit
+status 1 if a check failed or a section broke.
 """
 
 import argparse
 import gc
 import json
-import statistics
+import logging
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support")]
+sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
 
+import decode_steps  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -148,83 +152,125 @@ def free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def check_memory() -> dict[str, int]:
-    """Bytes of GPU memory that a server with default flags plans with, and has taken in the end."""
+def taken_bytes() -> int:
+    """Of the GPU's memory, by whomever."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def check_memory() -> dict[str, Any]:
+    """GPU memory that a server with default flags plans with, and has taken in the end, stage by stage.
+
+    In a process that has done nothing else on the GPU, the CUDA context is part of both; what engines before have left
+    behind would not be.
+    """
+    fresh = not torch.cuda.is_initialized()
     free_memory()
+    stages = {"context": taken_bytes()}
     torch.cuda.reset_peak_memory_stats()
-    before, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
-    engine = start_engine(EngineConfig(model=DEMO, device="cuda"), lambda _phase: None)
+    reserved = torch.cuda.memory_reserved()
+    engine = start_engine(
+        EngineConfig(model=DEMO, device="cuda"), lambda name: stages.update({f"before {name}": taken_bytes()})
+    )
+    stages["ready"] = taken_bytes()
+    graphs = []
+    while engine.idle():
+        graphs.append(taken_bytes())
+    stages["idle work done"] = taken_bytes()
     full = SamplingParams(
         temperature=1.0, top_p=0.9, presence_penalty=0.5, max_tokens=20, logprobs=20, prompt_logprobs=20
     )
     generate(engine, [prompt * 20 for prompt in demo_prompts() * 50], full)
+    stages["after requests"] = taken_bytes()
+    planned = engine.runner.planned_bytes  # type: ignore[attr-defined]
+    ours = stages["after requests"] - (0 if fresh else stages["context"])
     found = {
-        "planned": engine.runner.planned_bytes,  # type: ignore[attr-defined]
-        "taken from the driver": before - torch.cuda.mem_get_info()[0],
-        "reserved by torch": torch.cuda.max_memory_reserved() - reserved,
+        "planned, MiB": planned >> 20,
+        "taken, MiB": ours >> 20,
+        "reserved by torch at most, MiB": torch.cuda.max_memory_reserved() - reserved >> 20,
+        "fresh process": fresh,
+        "stages, MiB": {name: size >> 20 for name, size in stages.items()},
+        "added by pieces of idle work, KiB": [b - a >> 10 for a, b in pairwise(graphs)],
     }
     engine.close(5.0)
     del engine
     free_memory()
+    return {**found, "failures": [f"{ours - planned >> 20} MiB more than planned are taken"] if ours > planned else []}
+
+
+def parity() -> dict[str, Any]:
+    """The four architectures at real widths against transformers."""
+    report: dict[str, Any] = {"failures": []}
+    for architecture in MODEL_TYPES:
+        with tempfile.TemporaryDirectory() as directory:
+            errors = report[architecture] = check_parity(architecture, Path(directory))
+        if not errors["fp32"] <= FP32_TOLERANCE or not errors["bf16"] <= BF16_RATIO * errors["bf16 of transformers"]:
+            report["failures"].append(f"{architecture}: {errors}")
+    return report
+
+
+def demo() -> dict[str, Any]:
+    found = check_demo()
+    return {**found, "failures": ["answers differ"] if found["answers that differ"] else []}
+
+
+def overlap() -> dict[str, Any]:
+    found = check_overlap()
+    failures = [] if found["pages swapped in"] else ["no page was swapped in"]
+    return {**found, "failures": failures + (["answers differ"] if found["answers that differ"] else [])}
+
+
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "parity": parity,
+    "demo": demo,
+    "overlap": overlap,
+    "memory": check_memory,
+    "graphs": lambda: decode_steps.check_graphs(demo_prompts()),
+    "invariant": lambda: decode_steps.check_invariant(demo_prompts()),
+    "synchronisation": lambda: decode_steps.check_synchronisation(demo_prompts()),
+    "bounds": decode_steps.check_bounds,
+    "steps-demo": lambda: decode_steps.time_steps("demo", eager=True),
+    "steps-0.6b": lambda: decode_steps.time_steps("0.6b"),
+    "steps-8b": lambda: decode_steps.time_steps("8b"),
+}
+
+
+def guarded(name: str, section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the section found, or what broke it."""
+    begin = time.perf_counter()
+    try:
+        found = section()
+    except Exception:
+        traceback.print_exc()
+        found = {"failures": [traceback.format_exc(limit=-3)]}
+    free_memory()
+    found["seconds"] = round(time.perf_counter() - begin, 1)
+    print(f"== {name}: {found}", flush=True)
     return found
-
-
-def median_ms(run: Callable[[], object], repeat: int = 20) -> float:
-    times = []
-    for _ in range(repeat):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) * 1000)
-    return statistics.median(times)
-
-
-def time_demo() -> dict[str, float]:
-    """Milliseconds of a whole engine step of the demo model, all requests in decode."""
-    figures = {}
-    for batch in (1, 64):
-        engine = demo_engine("cuda", "bfloat16")
-        sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
-        for index in range(batch):
-            engine.add(AddRequest(0, str(index), demo_prompts()[0], sampling, 0.0))
-        for _ in range(10):
-            engine.step()
-        figures[f"demo-decode-step-{batch}"] = median_ms(engine.step)
-    return figures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--demo-only", action="store_true", help="leave out the parity checks at real widths")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no section begins later than that")
     arguments = parser.parse_args()
+    logging.basicConfig(format="   %(message)s")
+    logging.getLogger("octavo_server.worker.memory").setLevel(logging.INFO)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "parity": {}}
-    failed = False
-    for architecture in [] if arguments.demo_only else MODEL_TYPES:
-        with tempfile.TemporaryDirectory() as directory:
-            errors = check_parity(architecture, Path(directory))
-        report["parity"][architecture] = errors
-        failed |= errors["fp32"] > FP32_TOLERANCE or errors["bf16"] > BF16_RATIO * errors["bf16 of transformers"]
-        print(architecture, errors, flush=True)
-    report["demo"] = check_demo()
-    failed |= report["demo"]["answers that differ"] > 0
-    print("demo model, CPU against GPU:", report["demo"], flush=True)
-    report["overlap"] = check_overlap()
-    failed |= report["overlap"]["answers that differ"] > 0 or report["overlap"]["pages swapped in"] == 0
-    print("overlap and swapping on the GPU:", report["overlap"], flush=True)
-    report["memory"] = check_memory()
-    failed |= max(report["memory"].values()) > report["memory"]["planned"]
-    print("GPU memory in bytes:", report["memory"], flush=True)
-    if not failed:
-        report["milliseconds"] = time_demo()
-        print("milliseconds:", report["milliseconds"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print("a check FAILED" if failed else "all checks passed")
-    return int(failed)
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    begin = time.perf_counter()
+    for name in arguments.only:
+        if time.perf_counter() - begin > arguments.seconds:
+            report[name] = {"failures": ["left out: no time"]}
+            continue
+        report[name] = guarded(name, SECTIONS[name])
+        if arguments.json:  # after each: a run that is cut off leaves what it has
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    failures = {name: report[name]["failures"] for name in arguments.only if report[name].get("failures")}
+    print("FAILED: " + json.dumps(failures, indent=1) if failures else "all checks passed")
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

@@ -89,10 +89,14 @@ def sdpa_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: 
 
 
 def random_decoder(config: ModelConfig, invariant: bool) -> Decoder:
-    decoder = Decoder(config, torch.bfloat16, torch.device("cuda"), triton_ops(batch_invariant=invariant))
+    return random_weights(Decoder(config, torch.bfloat16, torch.device("cuda"), triton_ops(batch_invariant=invariant)))
+
+
+def random_weights(decoder: Decoder) -> Decoder:
+    """Fills it, and returns it."""
     for place in weight_places(decoder).values():
         place.normal_(std=0.02)
-    if config.tie_word_embeddings:
+    if decoder.config.tie_word_embeddings:
         decoder.head.weight = decoder.embedding
     return decoder
 

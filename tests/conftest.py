@@ -1,4 +1,4 @@
-"""The control plane that tests run on, and which one it was.
+"""The control plane that tests run on, and which one it was; and how tests are shared out where several run at once.
 
 `control_plane` is started once a session, of each kind that is needed; `namespace` is each test's own.
 """
@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,19 @@ ABSENT = f"needs a real Kubernetes: etcd and kube-apiserver in KUBEBUILDER_ASSET
 
 PLANES = pytest.StashKey[dict[Kind, ControlPlane]]()
 SKIPPED = pytest.StashKey[list[str]]()
+USED = pytest.StashKey[list[str]]()
+
+# Whose tests run in one worker, which starts the control plane: its start takes seconds.
+ON_A_CLUSTER = ("tests/chart/", "tests/kubernetes_fixture/", "tests/operator/")
+# Begun first, so that no worker has them before it when the others are done.
+LONG = (*ON_A_CLUSTER, "tests/e2e/test_up", "tests/kernels/test_triton", "tests/server/test_server_under_load")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_control_plane: runs on the emulator and on real binaries, if any")
     config.stash[PLANES] = {}
     config.stash[SKIPPED] = []
+    config.stash[USED] = []
     try:
         kinds_to_run()
     except ValueError as error:
@@ -53,17 +61,51 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `real` that bring their own control plane are skipped here."""
+    """Tests marked `real` that bring their own control plane are skipped here. Workers begin with what takes long."""
     for item in items:
         if item.get_closest_marker("real") and kinds_to_run() == ["emulator"]:
             config.stash[SKIPPED].append(item.nodeid)
             item.add_marker(pytest.mark.skip(reason=ABSENT))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one worker, with what they share; so do all that use the control plane.
+
+    By path, as the `xdist_group` marker has no effect with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneForTheCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith(ON_A_CLUSTER) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return OneForTheCluster(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a worker used it tells to the process that sums up."""
+    config = session.config
+    config.stash[USED] += map(str, config.stash[PLANES].values())
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["kubernetes"] = (config.stash[USED], config.stash[SKIPPED])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collects all tests, so that all say the same of those that were skipped."""
+    used, skipped = getattr(node, "workeroutput", {}).get("kubernetes", ([], []))
+    node.config.stash[USED] += used
+    node.config.stash[SKIPPED][:] = skipped
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    used, skipped = config.stash[PLANES].values(), len(config.stash[SKIPPED])
+    used, skipped = config.stash[USED], len(config.stash[SKIPPED])
     if used or skipped:
-        said = "; ".join(map(str, used)) or "none was needed"
+        said = "; ".join(used) or "none was needed"
         missed = f"; {skipped} tests marked real were skipped" if skipped else ""
         terminalreporter.write_line(f"kubernetes: {said}{missed}")
 

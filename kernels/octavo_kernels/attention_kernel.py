@@ -45,6 +45,7 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
+    LEAST: tl.constexpr,  # tiles of a split, where SPLIT is 0
     GATHERED: tl.constexpr,  # K and V are no pages, but one stretch; stride_kp is the rows of a request there
     DECODE: tl.constexpr,
     PARTIAL: tl.constexpr,
@@ -115,9 +116,11 @@ def attention_kernel(
             begin = tl.maximum(first_tile, split * (SPLIT // BLOCK_N))
             end = tl.minimum(end_tile, (split + 1) * (SPLIT // BLOCK_N))
         else:
-            share = (end_tile - first_tile + tl.num_programs(2) - 1) // tl.num_programs(2)
+            share = _share(end_tile - first_tile, tl.num_programs(2), LEAST)
             begin = first_tile + split * share
             end = tl.minimum(end_tile, begin + share)
+        if begin >= end:  # there are as many programs as the longest context has splits
+            return
         m, total, acc = _attend(
             q, k_head_ptr, v_head_ptr, table_ptr, first_key, row_position, position, last, begin, end, scale,
             stride_kp, stride_kt, stride_vp, stride_vt,
@@ -263,6 +266,12 @@ def _pages(table_ptr, first, n, shown, whole: tl.constexpr, PAGE_SIZE: tl.conste
 
 
 @triton.jit
+def _share(tiles, splits, LEAST: tl.constexpr):
+    """Tiles of each split, if a context's are divided evenly among at most `splits`; the last one may have fewer."""
+    return tl.maximum(LEAST, (tiles + splits - 1) // splits)
+
+
+@triton.jit
 def _weights(m, m_next):
     """The maximum of both, and the factors that bring sums under m and under m_next to it."""
     m_new = tl.maximum(m, m_next)
@@ -270,30 +279,48 @@ def _weights(m, m_next):
     return m_new, tl.exp2(m - finite), tl.exp2(m_next - finite)
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["query_start_ptr"])
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["query_start_ptr", "context_lens_ptr"])
 def merge_kernel(
     mix_ptr,
     stats_ptr,
     out_ptr,
     query_start_ptr,
+    context_lens_ptr,
     splits,
     stride_ot,
     stride_oh,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    LEAST: tl.constexpr,
 ):
-    """Grid: (requests, heads). Merges a row's splits from the first to the last."""
+    """Grid: (requests, heads). Merges a row's splits from the first to the last of those that have keys."""
     request = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.load(query_start_ptr + request)
     if tl.load(query_start_ptr + request + 1) - token != 1:
         return
+    context = tl.load(context_lens_ptr + request)
+    first_tile = 0
+    if WINDOW > 0:
+        first_tile = tl.maximum(0, context - WINDOW) // BLOCK_N
+    end_tile = (context - 1) // BLOCK_N + 1
+    if SPLIT > 0:
+        TILES: tl.constexpr = SPLIT // BLOCK_N
+        first_split = first_tile // TILES
+        end_split = (end_tile + TILES - 1) // TILES
+    else:
+        share = _share(end_tile - first_tile, splits, LEAST)
+        first_split = 0
+        end_split = (end_tile - first_tile + share - 1) // share
     d = tl.arange(0, BLOCK_D)
     index = (request * tl.num_programs(1) + head).to(tl.int64) * splits
     m = tl.full([1], float("-inf"), tl.float32)
     total = tl.full([1], 0.0, tl.float32)
     acc = tl.full([BLOCK_D], 0.0, tl.float32)
-    for split in range(splits):
+    for split in range(first_split, end_split):
         at = index + split
         m_split = tl.load(stats_ptr + at * 2)
         sum_split = tl.load(stats_ptr + at * 2 + 1)

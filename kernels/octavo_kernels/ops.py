@@ -15,7 +15,7 @@ from octavo_kernels import reference
 from octavo_kernels.metadata import AttentionMetadata, Workspace
 from octavo_kernels.reference_attention import paged_attention
 
-__all__ = ["REFERENCE", "AttentionMetadata", "Ops", "Workspace", "pick_ops", "triton_ops"]
+__all__ = ["REFERENCE", "AttentionMetadata", "Ops", "Workspace", "has_triton", "pick_ops", "triton_ops"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -101,17 +101,20 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
     )
 
 
+def has_triton(device: torch.device) -> bool:
+    """Whether the kernels can be used: they run on CUDA, where Triton is installed."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
 def pick_ops(device: torch.device, *, batch_invariant: bool = False) -> Ops:
     """Triton on CUDA, where it is installed, else the definitions; these are batch-invariant on a CPU by themselves.
 
     Raises:
         RuntimeError: batch invariance is asked for on CUDA, and Triton is not installed.
     """
-    if device.type != "cuda":
-        return REFERENCE
-    if importlib.util.find_spec("triton") is not None:
+    if has_triton(device):
         return triton_ops(batch_invariant=batch_invariant)
-    if batch_invariant:
+    if batch_invariant and device.type == "cuda":
         raise RuntimeError(
             "batch invariance on CUDA needs Triton, which is not installed: pip install 'octavo[server]'"
         )

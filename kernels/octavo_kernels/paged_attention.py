@@ -11,7 +11,7 @@ sum l and mix acc (Milakov and Gimelshein, "Online normalizer calculation for so
 - **Decode**: requests with one token. Their rows are few and their keys many, so the keys are split over programs,
   which leave (m, total, acc) behind; a second kernel merges these ("Flash-Decoding", Dao et al., 2023). The grid is
   made from sizes that the host knows, so that a CUDA graph can replay it while contexts grow; a split without keys
-  leaves at once.
+  leaves at once, and what is not there is not merged.
 - **Chunks**: requests with more tokens, cut into tiles of positions. A tile's program finds its request by bisection.
 
 Both kernels are launched over the whole batch and each leaves the other's requests alone, so the order of requests does
@@ -191,11 +191,16 @@ class Launch:
                 stats,
                 self.out,
                 self.metadata.query_start,
+                self.metadata.context_lens,
                 splits,
                 self.out.stride(0),
                 self.out.stride(1),
                 HEAD_DIM=self.q.shape[2],
                 BLOCK_D=self.block_d,
+                WINDOW=self.window,
+                BLOCK_N=config.block_keys,
+                SPLIT=config.split,
+                LEAST=_least_tiles(config),
                 num_warps=1,
                 enable_fp_fusion=not exact,
             )
@@ -256,11 +261,17 @@ class Launch:
             "BLOCK_M": config.block_rows,
             "BLOCK_N": config.block_keys,
             "SPLIT": config.split,
+            "LEAST": _least_tiles(config),
             "GATHERED": False,
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
             "enable_fp_fusion": not exact,
         }
+
+
+def _least_tiles(config: AttentionConfig) -> int:
+    """Of a split, however long contexts can be: so a graph made for long ones divides short ones as if it were not."""
+    return max(1, config.min_split // config.block_keys)
 
 
 def num_splits(config: AttentionConfig, programs: int, most_keys: int) -> int:

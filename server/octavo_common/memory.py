@@ -17,6 +17,7 @@ _LOGPROB_CHUNK_BYTES: Final = (
 )  # the sampler's and log-probabilities' chunk of 64 MiB, with what is made of it
 _KIB, _GIB = 2**10, 2**30
 _SPARE_BYTES: Final = 128 * 2**20
+_SPARES_AT_MOST: Final = 64
 
 
 class DoesNotFit(ValueError):
@@ -210,9 +211,12 @@ def workspace_estimate(model: ModelConfig, limits: MemoryLimits) -> int:
     return activations + logits + _LOGPROB_CHUNK_BYTES + context
 
 
-def spare_slots(page_bytes: int, num_slots: int, queue_size: int = 64) -> int:
-    """Pages of host memory that a disk cache needs besides `num_slots`, for what is on its way to the disk."""
-    return min(queue_size, max(2, min(num_slots // 8, _SPARE_BYTES // page_bytes)))
+def spare_slots(page_bytes: int, num_slots: int) -> int:
+    """Pages of host memory that a disk cache needs besides `num_slots`, for what is on its way to the disk.
+
+    At least two: one that is being written, and one for the next.
+    """
+    return min(_SPARES_AT_MOST, max(2, min(num_slots // 8, _SPARE_BYTES // page_bytes)))
 
 
 def slots_within(host_bytes: int, page_bytes: int, *, disk: bool) -> int:

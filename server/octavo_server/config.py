@@ -71,6 +71,9 @@ class EngineConfig(BaseModel):
     batch_invariant: bool = Field(
         False, description="a request's tokens depend on it alone, not on its batch (always so on the CPU)"
     )
+    enforce_eager: bool = Field(
+        False, description="no CUDA graphs: a decode step launches each kernel by itself (always so on the CPU)"
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 
     # What would be ignored is refused. Where that depends on the device that is found, `memory_bill` does it.

@@ -53,6 +53,9 @@ class EngineFamilies:
             "direction",
             ("swap_in", "swap_out", "disk_load", "disk_store"),
         )
+        self._disk_dropped = counter(
+            "octavo:disk_pages_dropped", "Pages that host memory let go before they were written to disk."
+        )
         self._step_tokens = families.histogram("vllm:iteration_tokens_total", "Tokens of a step.", STEP_TOKEN_BUCKETS)
         self._step_seconds = families.histogram(
             "octavo:step_seconds", "A step, from its launch to its tokens.", STEP_BUCKETS
@@ -115,6 +118,7 @@ class EngineFamilies:
         self._moved["swap_out"].inc(now.swapped_out - last.swapped_out)
         self._moved["disk_load"].inc(now.loaded - last.loaded)
         self._moved["disk_store"].inc(now.stored - last.stored)
+        self._disk_dropped.inc(now.dropped - last.dropped)
         if now.steps > last.steps:
             self._steps.inc(now.steps - last.steps)
             self._step_seconds.observe(now.step_seconds)

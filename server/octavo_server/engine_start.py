@@ -32,7 +32,8 @@ from octavo_server.errors import ConfigError, ModelError
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
-from octavo_server.worker.fingerprint import fingerprint
+from octavo_server.worker.fingerprint import device_facts, fingerprint
+from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.memory import StepBounds, measure, reserve
 from octavo_server.worker.model_runner import ModelRunner
 
@@ -72,6 +73,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=sorted(eos_token_ids),
         threaded=overlap and device.type == "cpu",
+        recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
     )
     runner.load(config.model, batch_invariant=config.batch_invariant)
     begin_phase("allocate cache")
@@ -98,6 +100,9 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     _warm_up(Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size)), runner)
     if device.type == "cuda":
         reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len))
+    if runner.recorder is not None:
+        begin_phase("capture graphs")
+        runner.capture_first_graphs(bill.max_model_len)
     kv_cache = KVCacheManager(
         BlockPool(bill.num_blocks),
         bill.block_size,
@@ -127,8 +132,8 @@ def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill
     disk = None
     if config.disk_cache_dir is not None:
         # Whatever shows in the bits of K and V: a page from disk must be the one that would be computed here.
-        facts = (runner.dtype, bill.block_size, runner.device.type, torch.__version__, torch.get_num_threads())
-        name = fingerprint(config.model, *facts, config.batch_invariant, __version__)
+        facts = (runner.dtype, bill.block_size, *device_facts(runner.device), torch.get_num_threads())
+        name = fingerprint(config.model, *facts, config.batch_invariant, torch.__version__, __version__)
         size = int((config.disk_cache_size or DISK_CACHE_GIB) * 2**30)
         disk = DiskStore(config.disk_cache_dir, size, name, bill.page_bytes)
     runner.add_lower_tiers(bill.num_host_blocks, disk)

@@ -146,6 +146,7 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     swapped_out: int = 0
     loaded: int = 0  # pages read from disk
     stored: int = 0  # pages written to disk
+    dropped: int = 0  # pages that left host memory, or found no place there, before they were written to disk
     prefix_queries: int = 0  # prompt tokens looked up
     prefix_hits: int = 0  # of these, found on the device …
     prefix_hits_host: int = 0  # … in host memory
@@ -168,7 +169,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 
 
 class Starting(msgspec.Struct, frozen=True, tag=True):
-    """A phase of the start begins: "import", "load weights", "allocate cache", "warm up"."""
+    """A phase of the start begins: "import", "load weights", "allocate cache", "warm up", on a GPU "capture graphs"."""
 
     epoch: int
     phase: str

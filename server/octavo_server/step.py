@@ -36,12 +36,14 @@ class PageKey:
     """A page on disk: its name, and what must stand in the file, so that no collision of names gives wrong tokens.
 
     `page_hash`: 16 bytes, see `page_hash.py`. `parent`: as long a digest of all that stands before it, by a function of
-    its own (`page_hash.extend_digest`). `tokens`: its token ids, as `page_hash.pack` packs them.
+    its own (`page_hash.extend_digest`). `tokens`: its token ids, as `page_hash.pack` packs them. `previous`: the name
+    of the page before it, or what stands there; no part of the file.
     """
 
     page_hash: bytes
     parent: bytes
     tokens: bytes
+    previous: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,15 @@ class PageEvent:
     """What the worker has to say of the lower tiers, from work beside the steps.
 
     "loaded": the page of `page_hash` is in its host slot. "missed": it could not be read, and its file is gone.
-    "stored": it is on disk now. "evicted": it is not any more, to keep the disk within its bound.
-    "slots": `count` more host slots are pinned and can be used.
+    "stored": it is on disk now. "evicted": it is not any more, to keep the disk within its bound. "dropped": it was to
+    be stored, and was not. "slots": `count` more host slots are pinned and can be used.
 
-    Each of `disk_stores` ends in one "stored" or, where it was dropped, "evicted"; each of `disk_loads` in one "loaded"
-    or "missed", and its slot is left alone until then. "stored" and "evicted" also tell of pages that nobody here
-    asked for: another process that shares the directory wrote or removed them.
+    Each of `disk_stores` ends in one "stored" or "dropped", two of one page that meet in one together; each of
+    `disk_loads` in one "loaded" or "missed", and its slot is left alone until then. "stored" and "evicted" also tell of
+    pages that nobody here asked for: another process that shares the directory wrote or removed them.
     """
 
-    kind: Literal["loaded", "missed", "stored", "evicted", "slots"]
+    kind: Literal["loaded", "missed", "stored", "evicted", "dropped", "slots"]
     page_hash: bytes = b""
     count: int = 0
 
@@ -70,9 +72,10 @@ class SchedulerOutput:
     `new_block_ids` has entries only for requests that the worker knows and that got pages. `finished_ids` and
     `preempted_ids` are to be forgotten before anything else is done; ids that are not known there are ignored.
 
-    Pages move before the step computes, in this order: `disk_stores` (host slot → disk), `swap_out` (page → host slot),
-    `swap_in` (host slot → page), then `disk_loads` (disk → host slot) are begun. A slot or page that one of these
-    leaves may be taken by a later one of them, and by the step; no slot of `swap_in` is written again in the same step.
+    Pages move before the step computes, in this order: `swap_out` (page → host slot), `swap_in` (host slot → page);
+    then `disk_stores` (host slot → disk) and `disk_loads` (disk → host slot) are begun. A page that one leaves may be
+    taken by a later one of them, and by the step; no slot of `swap_in` or `disk_stores` is written again in the same
+    step, but one of `disk_stores` may be in the next one, whether it is on disk by then or not.
     """
 
     step: int

@@ -24,13 +24,15 @@ BREAKS = {
         "server/octavo_server/frontend/sse.py",
         "octavo_server.engine.request",
     ),
-    "The server's layers: the engine over its device, both over the border": (
-        "server/octavo_server/ipc.py",
-        "octavo_server.worker.sampler",
+    "The server's layers: engine and worker know nothing of each other and meet at their border, as processes do at "
+    "theirs": ("server/octavo_server/ipc.py", "octavo_server.worker.sampler"),
+    "The worker imports nothing of the engine's package": (
+        "server/octavo_server/worker/sampler.py",
+        "octavo_server.engine.request",
     ),
     "The engine's layers": ("server/octavo_server/engine/block_pool.py", "octavo_server.engine.scheduler"),
     "The device's layers": ("server/octavo_server/worker/models/decoder.py", "octavo_server.worker.model_runner"),
-    "The engine decides on plain integers: neither torch nor triton, but for the core, which holds the runner": (
+    "The engine decides on plain integers: neither torch nor triton": (
         "server/octavo_server/engine/scheduler.py",
         "torch",
     ),

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import site
 import subprocess
 import sys
 import zipfile
@@ -156,7 +155,7 @@ def test_the_wheel_serves_the_demo_model_away_from_the_repository(base_install: 
     """The rest of the server's requirements come from here, behind the wheel on the path."""
     (packages,) = (base_install.parents[1] / "lib").glob("python*/site-packages")
     link = packages / "rest.pth"
-    link.write_text("\n".join(site.getsitepackages()))
+    link.write_text("\n".join(path for path in sys.path if Path(path).name == "site-packages"))
     try:
         manifest = str(REPOSITORY / "examples" / "llmdeployment.yaml")
         told = run(base_install, "up", "-f", manifest, "--once", "Tell me a joke", "--port", "0", cwd=tmp_path)

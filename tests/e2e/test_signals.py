@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +14,15 @@ def never() -> None:
     raise AssertionError("nobody was in a hurry")
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """As at a terminal: whoever runs the tests with `nohup` has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", ENDING)
 async def test_a_signal_cancels_the_work_which_may_clean_up(number: signal.Signals) -> None:
     cleaned = False
@@ -28,6 +38,18 @@ async def test_a_signal_cancels_the_work_which_may_clean_up(number: signal.Signa
 
     assert await run_until_signal(work(), never) == number
     assert cleaned
+
+
+@pytest.mark.usefixtures("terminal")
+async def test_under_nohup_the_end_of_the_terminal_cancels_nothing() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async def work() -> None:
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    assert await run_until_signal(work(), never) is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 async def test_the_second_signal_hurries_the_clean_up() -> None:

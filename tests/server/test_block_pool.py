@@ -42,11 +42,6 @@ def test_a_free_page_can_be_taken_back_while_its_content_stands() -> None:
     assert [block.block_id for block in pool.allocate(2)] == [0, 2]
 
 
-def test_a_pool_without_pages_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_blocks is 0"):
-        BlockPool(0)
-
-
 BLOCK_SIZE = 4
 
 

@@ -41,8 +41,8 @@ def folder(tmp_path: Path) -> Path:
 def open_store(folder: Path) -> Iterator[Open]:
     opened: list[DiskStore] = []
 
-    def make(pages: int = 100, model: str = MODEL, directory: Path = folder, queue_size: int = 64) -> DiskStore:
-        opened.append(DiskStore(directory, pages * FILE_BYTES, model, PAGE_BYTES, queue_size=queue_size))
+    def make(pages: int = 100, model: str = MODEL, directory: Path = folder) -> DiskStore:
+        opened.append(DiskStore(directory, pages * FILE_BYTES, model, PAGE_BYTES))
         return opened[-1]
 
     yield make
@@ -87,7 +87,7 @@ def test_a_stored_page_is_read_again_after_a_restart(open_store: Open) -> None:
     store = open_store()
     for number in range(5):
         assert store.store(key_of(number), payload_of(number))
-    assert events_of(store, 5) == [PageEvent("stored", key_of(number).page_hash) for number in range(5)]
+        assert events_of(store, 1) == [PageEvent("stored", key_of(number).page_hash)]
     store.close()
     again = open_store()
     assert numbers(again) == [0, 1, 2, 3, 4]
@@ -236,23 +236,56 @@ def test_files_of_strangers_are_left_alone(open_store: Open, folder: Path) -> No
 def test_a_page_larger_than_the_bound_is_not_stored(open_store: Open) -> None:
     store = open_store(pages=0)
     assert store.store(key_of(1), payload_of(1))
-    assert events_of(store, 1) == [PageEvent("evicted", key_of(1).page_hash)]
+    assert events_of(store, 1) == [PageEvent("dropped", key_of(1).page_hash)]
 
 
-def test_a_full_queue_drops_writes_and_every_accepted_one_ends_in_an_event(open_store: Open) -> None:
-    store, gate, done = open_store(queue_size=2), threading.Event(), []
+def test_the_newest_write_goes_first_and_one_that_waits_can_be_withdrawn(open_store: Open) -> None:
+    store, gate, begun = open_store(), threading.Event(), threading.Event()
 
-    def accepted(number: int) -> bool:
-        return store.store(key_of(number), payload_of(number), gate.wait, lambda: done.append(number))
+    def wait() -> None:
+        begun.set()
+        gate.wait()
 
-    results = [accepted(number) for number in range(10)]
-    assert results.count(True) in (2, 3)  # the thread may have one in hand
-    assert done == [] == store.poll()
+    jobs = [store.store(key_of(0), payload_of(0), wait)]
+    assert begun.wait(30)
+    jobs += [store.store(key_of(number), payload_of(number)) for number in range(1, 6)]
+    assert not store.withdraw(key_of(0).page_hash), "it has begun"
+    assert store.withdraw(key_of(3).page_hash) and not store.withdraw(key_of(3).page_hash)
+    assert [job is not None and job.pending for job in jobs] == [True, True, True, False, True, True]
+    assert [store.is_storing(key_of(number).page_hash) for number in (0, 2, 3, 6)] == [True, True, False, False]
+    assert store.poll() == []
     gate.set()
-    kept = [number for number in range(10) if results[number]]
-    assert events_of(store, len(kept)) == [PageEvent("stored", key_of(number).page_hash) for number in kept]
+    assert events_of(store, 5) == [PageEvent("stored", key_of(number).page_hash) for number in (0, 5, 4, 2, 1)]
     store.close()
-    assert done == kept
+    assert not any(job is not None and job.pending for job in jobs)
+
+
+def chain(length: int) -> list[PageKey]:
+    """Pages one behind the other."""
+    names = [bytes(16), *(key_of(number).page_hash for number in range(length))]
+    keys = [key_of(number) for number in range(length)]
+    return [PageKey(key.page_hash, key.parent, key.tokens, names[number]) for number, key in enumerate(keys)]
+
+
+@pytest.mark.parametrize("way", ["written", "read", "known from its files"])
+def test_of_a_sequence_that_is_longer_than_the_bound_the_beginning_stays(open_store: Open, way: str) -> None:
+    keys = chain(8)
+    if way == "written":
+        store = open_store(pages=5)
+        for number, key in enumerate(keys):
+            store.write(key, payload_of(number))
+        assert sorted(numbers(store)) == [0, 1, 2, 3, 7], "what is written last is there in any case"
+        return
+    store = open_store(pages=8)
+    for number, key in enumerate(keys):
+        store.write(key, payload_of(number), modified=1000.0)
+    for key in keys:
+        assert load(store, key) is not None
+    if way == "known from its files":
+        store = open_store(pages=8)
+    for number in range(100, 103):
+        store.write(key_of(number), payload_of(number))
+    assert sorted(numbers(store)) == [0, 1, 2, 3, 4, 100, 101, 102]
 
 
 def test_a_load_waits_for_the_store_of_the_same_page(open_store: Open) -> None:
@@ -306,7 +339,7 @@ def test_a_disk_that_is_full_ends_in_an_event_and_leaves_no_half_page(
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES // 2, before[1]))
     try:
         assert store.store(key_of(2), payload_of(2))
-        assert events_of(store, 1) == [PageEvent("evicted", key_of(2).page_hash)]
+        assert events_of(store, 1) == [PageEvent("dropped", key_of(2).page_hash)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert files(folder) == {file_of(folder, 1)}
@@ -424,7 +457,7 @@ def test_a_thread_survives_what_goes_wrong_in_a_job(open_store: Open, caplog: py
 
     store.store(key_of(1), payload_of(1), fail)
     store.load(key_of(2), memoryview(bytearray(PAGE_BYTES)), fail)
-    assert {event.kind for event in events_of(store, 2)} == {"evicted", "missed"}
+    assert {event.kind for event in events_of(store, 2)} == {"dropped", "missed"}
     assert "the device is gone" in caplog.text
     store.store(key_of(1), payload_of(1))
     assert events_of(store, 1)[0].kind == "stored"

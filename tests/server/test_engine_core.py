@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from octavo_server.config import EngineConfig
+from octavo_server.engine import core as core_module
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError, ModelError
@@ -344,3 +345,9 @@ def test_a_gpu_that_others_use_is_refused_with_the_numbers(llama: Path, monkeypa
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2 * 2**30, 80 * 2**30))
     with pytest.raises(ConfigError, match=r"72\.0 GiB of GPU memory .* only 2\.0 GiB are free: lower --gpu-memory"):
         start(llama, device="cuda")
+
+
+def test_the_engines_state_and_step_can_be_read_in_one_sitting() -> None:
+    files = list(Path(core_module.__file__).parent.glob("*.py"))
+    assert len(files) > 5
+    assert sum(len(path.read_text().splitlines()) for path in files) < 1500

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from engine_fakes import VOCAB, FakeEngine, alone
-from octavo_server.engine.core import OUT_OF_MEMORY, STEP_FAILED
 from octavo_server.step import SchedulerOutput
 from octavo_server.step_ring import NUM_RECORDS, RECORD_BYTES, StepRing, read_steps, steps_path
 
@@ -122,7 +121,10 @@ def test_an_id_that_was_aborted_comes_back_while_its_last_step_is_under_way(way:
 
 @pytest.mark.parametrize(
     ("failure", "message", "kind"),
-    [(MemoryError("secret"), OUT_OF_MEMORY, "out_of_memory"), (ValueError("secret"), STEP_FAILED, "internal")],
+    [
+        (MemoryError("secret"), "the engine ran out of memory in the step", "out_of_memory"),
+        (ValueError("secret"), "the engine failed in the step", "internal"),
+    ],
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_that_breaks_ends_who_was_in_it_or_behind_it_and_no_others(
@@ -141,7 +143,8 @@ def test_a_step_that_breaks_ends_who_was_in_it_or_behind_it_and_no_others(
     ended = {"in it", "behind it"} if way else {"in it"}
     for name in ended:
         last = engine.results[name]
-        assert (last.finish_reason, last.error, last.error_kind) == ("error", message, kind)
+        assert (last.finish_reason, last.error_kind) == ("error", kind)
+        assert last.error == f"{message} that this request was part of"
     assert engine.outputs["later"] == alone(prompt(12), 20)
     if not way:
         assert engine.outputs["behind it"] == alone(prompt(10, 1), 20)

@@ -92,7 +92,7 @@ def test_prompt_logprobs_are_made_in_chunks_that_do_not_grow_with_the_prompt(mon
     logits = made.decoder.logits
     monkeypatch.setattr(made.decoder, "logits", lambda rows: seen.append(len(rows)) or logits(rows))
     monkeypatch.setattr("octavo_server.worker.logprobs.CHUNK_BYTES", 10 * 8 * 4096)
-    monkeypatch.setattr("octavo_server.worker.model_runner._SAMPLED_LOGITS_BYTES", 4 * 4 * 4096)
+    monkeypatch.setattr("octavo_server.worker.next_tokens._SAMPLED_LOGITS_BYTES", 4 * 4 * 4096)
     for rows in worst_steps(made, StepBounds(max_num_seqs=11, max_num_batched_tokens=64, max_model_len=64)):
         made.rehearse(rows)
     assert max(seen) == 10 and sum(seen) >= 63 + 11

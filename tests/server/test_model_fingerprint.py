@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo_server.errors import ModelError
-from octavo_server.worker.fingerprint import fingerprint
+from octavo_server.worker.fingerprint import cpu_model, device_facts, fingerprint
 
 FACTS = (torch.bfloat16, 16, "cpu")
 
@@ -43,6 +43,32 @@ def test_a_copy_of_the_model_has_the_same_name(model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("facts", [(torch.float16, 16, "cpu"), (torch.bfloat16, 32, "cpu"), (torch.bfloat16, 16)])
 def test_other_facts_make_another_name(model: Path, facts: tuple[object, ...]) -> None:
     assert fingerprint(model, *facts) != fingerprint(model, *FACTS)
+
+
+def test_another_cpu_makes_another_name(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, cpu = device_facts(torch.device("cpu")), torch.device("cpu")
+    assert device_facts(cpu) == here
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    other_instructions = device_facts(cpu)
+    monkeypatch.undo()
+    monkeypatch.setattr("octavo_server.worker.fingerprint.cpu_model", lambda: "another")
+    other_model = device_facts(cpu)
+    names = {fingerprint(model, *facts) for facts in (here, other_instructions, other_model)}
+    assert len(names) == 3
+    core = "processor\t: {}\nmodel name\t: {}\ncpu MHz\t: {}\n"
+    file = tmp_path / "cpuinfo"
+    file.write_text(core.format(0, "Big", 2000.5) + core.format(1, "Big", 2100.1) + core.format(2, "Little", 900))
+    assert cpu_model(file) == "model name : Big; model name : Little", "not how fast they run just now"
+    assert cpu_model(tmp_path / "none") == cpu_model(tmp_path / "no other")
+
+
+def test_another_gpu_makes_another_name(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for name, capability in (("H100", (9, 0)), ("H200", (9, 0)), ("H100", (9, 1))):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device, name=name: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, capability=capability: capability)
+        names.add(fingerprint(model, *device_facts(torch.device("cuda"))))
+    assert len(names) == 3
 
 
 def test_another_config_makes_another_name(model: Path) -> None:

@@ -4,6 +4,7 @@ On the real engine, on a tiny model and on the demo model, each time with the co
 """
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +197,50 @@ def test_hit_on_disk_and_after_a_restart_from_it(
     after = _again(core, alone)
     assert after.prefix_hits_disk == after.loaded == 0
     core.close(10.0)
+
+
+@pytest.mark.parametrize("slots", [12, 30])
+def test_a_host_pool_smaller_than_what_a_step_displaces_leaves_whole_prefixes_on_disk(
+    slots: int, tiny: Path, tmp_path: Path
+) -> None:
+    """Prompts of 24 pages, displaced by steps of 16; what lies on disk afterwards is hit from the first page on."""
+    core = start(
+        tiny,
+        num_gpu_blocks_override=34,
+        max_num_batched_tokens=128,
+        swap_space=(slots + 3.5) * page_bytes(tiny) / 2**30,
+        disk_cache_dir=tmp_path,
+    )
+    assert slots - 2 <= core.scheduler.kv_cache.tiers.num_slots <= slots + 1
+    prompts = {f"r{index}": tokens(8 * 24 + 1, 50 + index) for index in range(6)}
+    for name, prompt in prompts.items():
+        add(core, name, prompt, sampling(1))
+        finish(core, lambda: wait_until_stored(core))
+    stats, tiers = core.stats(), core.scheduler.kv_cache.tiers
+    least = min(tiers.num_slots, 24)
+    for name, prompt in list(prompts.items())[:4]:
+        hashes = page_hash.hash_pages(prompt, 8, b"")
+        pages = [hashes[at : at + 16] in tiers.disk for at in range(0, len(hashes), 16)]
+        whole = [*pages, False].index(False)
+        assert whole >= least, f"{name}: {pages}"
+    assert stats.dropped == 0 if slots > 24 else stats.dropped > 0
+    core.close(10.0)
+    core = start(tiny, swap_space=0.05, disk_cache_dir=tmp_path)
+    for name, prompt in list(prompts.items())[:4]:
+        add(core, name, prompt, sampling(1))
+        ((_, last),) = finish(core).values()
+        assert last.num_cached_tokens >= 8 * least
+    core.close(1.0)
+
+
+def wait_until_stored(core: EngineCore) -> None:
+    """Until the disk's thread has nothing to do: as it would be after a longer step."""
+    deadline = time.monotonic() + 30
+    disk = core.runner.disk
+    while disk._writes or disk._writing is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    core.idle()
 
 
 def page_bytes(model: Path) -> int:

@@ -5,9 +5,6 @@ import random
 import pytest
 
 from engine_fakes import VOCAB, FakeEngine, alone
-from octavo_server.engine.block_pool import BlockPool
-from octavo_server.engine.kv_cache_manager import KVCacheManager
-from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.ipc import TokenLogprobs
 from octavo_server.step import SampledRow, SchedulerOutput
 
@@ -189,11 +186,6 @@ def test_a_request_id_in_use_is_refused_loudly() -> None:
     engine.add("a", prompt(4))
     with pytest.raises(ValueError, match="'a' is already in use"):
         engine.add("a", prompt(5))
-
-
-def test_a_scheduler_whose_longest_request_can_outgrow_the_pool_is_not_built() -> None:
-    with pytest.raises(ValueError, match="the pages hold 32 tokens"):
-        Scheduler(SchedulerLimits(1, 8, 33, VOCAB), KVCacheManager(BlockPool(8), 4))
 
 
 def test_the_longest_possible_request_runs_through_a_pool_that_just_holds_it() -> None:

@@ -81,6 +81,41 @@ def test_a_short_prompt_behind_four_of_100_000_tokens_gets_its_first_token_withi
     assert all(f"decode {index}" in output.num_scheduled_tokens for index in range(decodes))
 
 
+@pytest.mark.parametrize("started", [0, 5])
+@pytest.mark.parametrize("shared_with", [0, 1, 2, 3])
+@pytest.mark.parametrize("budget", [512, 2048])
+def test_a_short_prompt_does_not_wait_for_a_long_one_with_the_same_beginning_that_does_not_get_on(
+    budget: int, shared_with: int, started: int
+) -> None:
+    engine = CountingEngine(budget, 4 * 6300, prefix_caching=True)
+    longs = [prompt(LONG, index) for index in range(4)]
+    for index, tokens in enumerate(longs):
+        engine.add(f"long {index}", tokens)
+    for _ in range(started):
+        engine.step()
+    engine.add("short", [*longs[shared_with][:80], *[5] * 20])
+    arrived = engine.scheduler.num_steps
+    for _ in range(3):
+        engine.step()
+    assert engine.first_token["short"] <= arrived + 3
+    assert engine.computed["long 0"] >= (started + 3) * (budget - 100)
+
+
+def test_an_urgent_request_does_not_wait_for_one_of_worse_priority_that_computes_what_it_needs() -> None:
+    engine = CountingEngine(64, 4000, prefix_caching=True)
+    shared = prompt(4000)
+    engine.add("old", prompt(8000, 1), priority=-900)
+    engine.add("slow", shared, priority=1000)
+    engine.step()
+    for index in range(30):
+        engine.add(f"short {index}", prompt(50, 2 + index), max_tokens=1)
+        if index == 5:
+            engine.add("urgent", [*shared[:200], 1], priority=-1000)
+        engine.step()
+    # A quarter of each step, and what the short ones leave, is the urgent one's.
+    assert engine.first_token["urgent"] <= 6 + 201 // 16 + 1
+
+
 def test_short_prompts_without_end_do_not_keep_a_long_one_from_getting_on() -> None:
     engine = CountingEngine(64, 2000)
     engine.add("long", prompt(3000))
@@ -116,6 +151,23 @@ def test_with_a_budget_below_the_number_running_decodes_take_turns(overlap: bool
     assert sum(served.values()) == 48 and set(served.values()) == {6}
     engine.run()
     assert engine.outputs == {f"r{index}": alone(prompt(1, index), 30) for index in range(8)}
+
+
+@pytest.mark.parametrize(("block_size", "num_blocks"), [(1, 6), (2, 4), (2, 6), (16, 8)])
+def test_with_a_budget_of_one_token_all_get_on_even_without_a_free_page(block_size: int, num_blocks: int) -> None:
+    length = block_size * num_blocks
+    engine = FakeEngine(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_num_seqs=4,
+        max_num_batched_tokens=1,
+        max_model_len=length,
+    )
+    for index in range(6):
+        engine.add(f"r{index}", prompt(block_size, index), max_tokens=length)
+    engine.run()
+    count = length - block_size
+    assert engine.outputs == {f"r{index}": alone(prompt(block_size, index), count) for index in range(6)}
 
 
 def test_decodes_that_could_take_the_whole_budget_leave_a_quarter_to_prefills() -> None:
@@ -191,6 +243,18 @@ def test_a_deadline_that_was_met_ends_nothing_even_if_the_id_comes_back() -> Non
     engine.clock.now = 6.0
     engine.run()
     assert engine.results["a"].finish_reason == "length"
+
+
+def test_the_deadlines_of_requests_that_have_ended_are_not_kept() -> None:
+    engine = FakeEngine()
+    for index in range(50):
+        engine.add(f"r{index}", prompt(4, index), max_tokens=1 + index % 3, deadline=1000.0 - index % 7)
+        if index % 4 == 0:
+            engine.step()
+            engine.abort(f"r{index}")
+    assert len(engine.scheduler._deadlines) == len(engine.scheduler.requests) > 0
+    engine.run()
+    assert engine.scheduler._deadlines == []
 
 
 def test_pages_stay_free_for_running_requests_so_that_they_do_not_take_each_others_back_and_forth() -> None:

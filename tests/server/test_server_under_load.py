@@ -22,6 +22,7 @@ from octavo_server.frontend.start_watch import activity_of
 
 DEMO = Path(octavo_server.__file__).parent / "demo_model"
 SATURATED_SECONDS = 60.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # saturated all the same, and the other tests have a core
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,9 @@ def test_sigterm_lets_all_choices_and_those_that_wait_finish(model: Path) -> Non
 
 def test_a_minute_of_saturation_causes_no_restart() -> None:
     with (
-        serving.serve(DEMO, fake=False, max_num_seqs=16, max_queued_requests=16, max_model_len=512) as server,
+        serving.serve(
+            DEMO, fake=False, env=ONE_THREAD, max_num_seqs=16, max_queued_requests=16, max_model_len=512
+        ) as server,
         httpx.Client(base_url=server.url, timeout=300) as http,
     ):
         server.wait_until_ready()

@@ -1,6 +1,7 @@
 """Pages that move between cache, host slots and disk, held against a dictionary of arrays."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,8 +121,8 @@ def wait_for(swapper: Swapper, done: Callable[[list[PageEvent]], bool]) -> list[
 def open_disk(tmp_path: Path) -> Iterator[Callable[..., DiskStore]]:
     opened: list[DiskStore] = []
 
-    def make(page_bytes: int, queue_size: int = 64) -> DiskStore:
-        opened.append(DiskStore(tmp_path / "pages", 2**24, "0" * 32, page_bytes, queue_size=queue_size))
+    def make(page_bytes: int) -> DiskStore:
+        opened.append(DiskStore(tmp_path / "pages", 2**24, "0" * 32, page_bytes))
         return opened[-1]
 
     yield make
@@ -302,11 +303,12 @@ class Model:
         self.draw = random.Random(seed)
         self.pages = {page: torch.zeros(0) for page in range(PAGES)}
         self.slots: dict[int, torch.Tensor] = {}
+        self.named: set[int] = set()  # slots that were stored, or loaded
         self.loading: dict[int, tuple[int, int]] = {}  # number of the key → slot, and 1 if it must be found
         self.free = set(range(num_slots))
         self.on_disk: dict[int, torch.Tensor] = {}
         self.next_key = 0
-        self.counts = {"stored": 0, "evicted": 0, "loaded": 0, "missed": 0}
+        self.counts = {"stored": 0, "dropped": 0, "loaded": 0, "missed": 0}
 
     def some(self, values: list[int], at_most: int) -> list[int]:
         return self.draw.sample(values, self.draw.randint(0, min(at_most, len(values))))
@@ -314,21 +316,25 @@ class Model:
     def step(self, number: int) -> SchedulerOutput:
         stores, outs, ins, loads = [], [], [], []
         for slot in self.some(sorted(self.slots), 2):
-            stores.append((slot, key_of(self.next_key)))
-            self.on_disk[self.next_key] = self.slots.pop(slot)
-            self.next_key += 1
+            self.slots.pop(slot)
             self.free.add(slot)
         for page in self.some(list(range(PAGES)), 3):
             if self.free:
                 slot = self.draw.choice(sorted(self.free))
                 self.free.remove(slot)
                 self.slots[slot] = self.pages[page]
+                self.named.discard(slot)
                 outs.append((page, slot))
         targets, left = self.some(list(range(PAGES)), 3), []
         for page, slot in zip(targets, self.draw.sample(sorted(self.slots), min(3, len(self.slots))), strict=False):
             self.pages[page] = self.slots.pop(slot)
             left.append(slot)
             ins.append((slot, page))
+        for slot in self.some(sorted(self.slots.keys() - self.named), 4):
+            self.named.add(slot)  # what a slot holds has one name
+            stores.append((slot, key_of(self.next_key)))
+            self.on_disk[self.next_key] = self.slots[slot]
+            self.next_key += 1
         for name in self.some(sorted(self.on_disk.keys() - self.loading.keys()), 2):
             if self.free:
                 slot = self.draw.choice(sorted(self.free))
@@ -341,7 +347,7 @@ class Model:
     def handle(self, event: PageEvent) -> None:
         name = int.from_bytes(event.page_hash, "little")
         self.counts[event.kind] += 1
-        if event.kind == "evicted":
+        if event.kind == "dropped":
             content = self.on_disk.pop(name)
             if name in self.loading:  # its load is under way, and must miss
                 self.on_disk[name] = content
@@ -351,6 +357,7 @@ class Model:
             assert (event.kind == "loaded") == bool(to_be_found)
             if event.kind == "loaded":
                 self.slots[slot] = self.on_disk[name]
+                self.named.add(slot)
             else:
                 del self.on_disk[name]
                 self.free.add(slot)
@@ -362,7 +369,7 @@ def test_any_legal_sequence_of_moves_leaves_what_the_model_says(
     seed: int, layout: Callable[[torch.dtype], Views], open_disk: Callable[..., DiskStore]
 ) -> None:
     cache = layout(torch.float32)
-    swapper = all_slots(Swapper(cache, spec(), num_slots=7, disk=open_disk(spec().bytes_per_block, queue_size=2)))
+    swapper = all_slots(Swapper(cache, spec(), num_slots=7, disk=open_disk(spec().bytes_per_block)))
     swapper.poll()
     model = Model(seed, num_slots=7)
     for page in range(PAGES):
@@ -385,9 +392,8 @@ def test_a_page_on_its_way_to_disk_can_be_read_and_its_slot_reused_at_once(open_
     first, second = fill(cache, 0, 1), fill(cache, 1, 2)
     swapper = all_slots(Swapper(cache, spec(), num_slots=2, disk=open_disk(spec().bytes_per_block)))
     swapper.poll()
-    swapper.launch(SchedulerOutput(0, swap_out=[(0, 0)]), set())
-    output = SchedulerOutput(1, disk_stores=[(0, key_of(1))], swap_out=[(1, 0)], disk_loads=[(key_of(1), 1)])
-    swapper.launch(output, set())
+    swapper.launch(SchedulerOutput(0, swap_out=[(0, 0)], disk_stores=[(0, key_of(1))]), set())
+    swapper.launch(SchedulerOutput(1, swap_out=[(1, 0)], disk_loads=[(key_of(1), 1)]), set())
     kinds = [event.kind for event in wait_for(swapper, lambda found: len(found) == 2)]
     assert kinds == ["stored", "loaded"]
     swapper.launch(SchedulerOutput(2, swap_in=[(0, 5), (1, 6)]), set())
@@ -395,19 +401,74 @@ def test_a_page_on_its_way_to_disk_can_be_read_and_its_slot_reused_at_once(open_
     assert torch.equal(page_of(cache, 6), first)
 
 
-def test_without_a_spare_slot_the_disk_does_without_a_page(open_disk: Callable[..., DiskStore]) -> None:
-    cache, disk = layer_first(torch.float32), open_disk(spec().bytes_per_block, queue_size=1)
-    swapper = all_slots(Swapper(cache, spec(), num_slots=6, disk=disk))
-    assert [event.count for event in swapper.poll()] == [6]
-    swapper.launch(SchedulerOutput(0, swap_out=[(page, page) for page in range(6)]), set())
-    contents = [page_of(cache, page) for page in range(6)]
-    swapper.launch(SchedulerOutput(1, disk_stores=[(slot, key_of(slot)) for slot in range(6)]), set())
+class SlowDisk:
+    """Holds every write back until it is told to go on."""
+
+    def __init__(self, disk: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate, self.begun = threading.Event(), threading.Event()
+        write = disk.write
+
+        def wait(key: PageKey, payload: memoryview) -> bool:
+            self.begun.set()
+            self.gate.wait(30)
+            return write(key, payload)
+
+        monkeypatch.setattr(disk, "write", wait)
+
+
+def test_no_step_waits_for_a_slow_disk_and_what_it_does_without_is_what_waited_longest(
+    open_disk: Callable[..., DiskStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, disk = layer_first(torch.float32), open_disk(spec().bytes_per_block)
+    slow = SlowDisk(disk, monkeypatch)
+    swapper = all_slots(Swapper(cache, spec(), num_slots=4, disk=disk))
+    assert swapper.host_bytes == (4 + 2) * spec().bytes_per_block
+    swapper.poll()
+    contents = {}
+    for number in range(12):  # the slots are used in turns, as the scheduler does
+        contents[number] = fill(cache, number % PAGES, number)
+        moves = SchedulerOutput(
+            number, swap_out=[(number % PAGES, number % 4)], disk_stores=[(number % 4, key_of(number))]
+        )
+        swapper.launch(moves, set())
+        assert slow.begun.wait(30)
+    assert [event.kind for event in swapper.poll()] == ["dropped"] * 6
+    slow.gate.set()
     events = wait_for(swapper, lambda found: len(found) == 6)
-    dropped = [int.from_bytes(event.page_hash, "little") for event in events if event.kind == "evicted"]
-    assert dropped
-    assert sorted(event.page_hash for event in events if event.kind == "stored") == sorted(disk.pages())
-    swapper.launch(SchedulerOutput(2, swap_in=[(slot, slot) for slot in dropped]), set())
-    assert all(torch.equal(page_of(cache, slot), contents[slot]) for slot in dropped)
+    order = [int.from_bytes(event.page_hash, "little") for event in events if event.kind == "stored"]
+    assert order == [0, 11, 10, 9, 8, 7], "the one under way, four slots, and a spare place"
+    swapper.launch(SchedulerOutput(12, disk_loads=[(key_of(7), 0), (key_of(0), 1)]), set())
+    wait_for(swapper, lambda found: len(found) == 2)
+    swapper.launch(SchedulerOutput(13, swap_in=[(0, 0), (1, 1), (2, 2), (3, 3)]), set())
+    for page, number in ((0, 7), (1, 0), (2, 10), (3, 11)):
+        assert torch.equal(page_of(cache, page), contents[number])
+
+
+def test_a_page_that_comes_and_goes_while_the_disk_is_slow_is_written_once_and_takes_one_place(
+    open_disk: Callable[..., DiskStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, disk = layer_first(torch.float32), open_disk(spec().bytes_per_block)
+    slow = SlowDisk(disk, monkeypatch)
+    swapper = all_slots(Swapper(cache, spec(), num_slots=4, disk=disk))
+    swapper.poll()
+    swapper.launch(SchedulerOutput(0, swap_out=[(0, 0)], disk_stores=[(0, key_of(0))]), set())
+    assert slow.begun.wait(30)
+    content = fill(cache, 5, 5)
+    for step in range(1, 9):
+        slot = step % 4
+        moves = SchedulerOutput(step, swap_out=[(5, slot)], disk_stores=[(slot, key_of(5))])
+        swapper.launch(moves, set())
+        swapper.launch(SchedulerOutput(step, swap_in=[(slot, 5)]), set())
+    slow.gate.set()
+    events = wait_for(swapper, lambda found: len(found) == 2)
+    assert {event.page_hash: event.kind for event in events} == {
+        key_of(0).page_hash: "stored",
+        key_of(5).page_hash: "stored",
+    }
+    swapper.launch(SchedulerOutput(9, disk_loads=[(key_of(5), 2)]), set())
+    wait_for(swapper, lambda found: len(found) == 1)
+    swapper.launch(SchedulerOutput(10, swap_in=[(2, 7)]), set())
+    assert torch.equal(page_of(cache, 7), content)
 
 
 def test_a_flush_writes_the_most_wanted_first_and_the_next_start_keeps_those(

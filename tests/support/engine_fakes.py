@@ -175,9 +175,9 @@ class FakeRunner:
 
     def _moves(self, output: SchedulerOutput) -> list[tuple[str, Any, Any]]:
         return [
-            *(("store", slot, key) for slot, key in output.disk_stores),
             *(("out", block, slot) for block, slot in output.swap_out),
             *(("in", slot, block) for slot, block in output.swap_in),
+            *(("store", slot, key) for slot, key in output.disk_stores),
             *(("load", key, slot) for key, slot in output.disk_loads),
         ]
 

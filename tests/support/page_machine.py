@@ -205,12 +205,12 @@ class PageMachine:
         moves = take_moves(self.cache)
         left = {slot for slot, _ in moves.swap_in}
         assert not left & {slot for _, slot in moves.disk_loads}, "a slot is written again in the step that reads it"
-        for slot, key in moves.disk_stores:
-            self._store(key, list(self.memory[slot]))
         for block, slot in moves.swap_out:
             self.memory[slot] = list(self.device[block])
         for slot, block in moves.swap_in:
             self.device[block] = list(self.memory[slot])
+        for slot, key in moves.disk_stores:
+            self._store(key, list(self.memory[slot]))
         for key, slot in moves.disk_loads:
             self.memory[slot] = [GARBAGE] * self.sizes.page_size
             self._load(key, slot)

@@ -20,6 +20,7 @@ class CachedPage:
     page_hash: bytes
     parent: "CachedPage | None" = field(repr=False)
     tokens: bytes  # as `page_hash.pack` packs them
+    depth: int = 0  # pages from the root to this one
     block: "KVBlock | None" = field(default=None, repr=False)
     slot: int | None = None
     loading: bool = False
@@ -46,7 +47,7 @@ class CachedPage:
         digest = b"" if page is None else page.digest
         for page in reversed(path):
             digest = page.digest = page_hash.extend_digest(digest, page.tokens)
-        return PageKey(self.page_hash, digest, self.tokens)
+        return PageKey(self.page_hash, digest, self.tokens, b"" if self.parent is None else self.parent.page_hash)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,8 +68,6 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int) -> None:
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks is {num_blocks}; a pool has at least one page")
         self.num_blocks = num_blocks
         self.blocks = [KVBlock(block_id) for block_id in range(num_blocks)]
         self.empty = OrderedDict((block.block_id, block) for block in self.blocks)

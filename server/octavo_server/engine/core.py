@@ -23,8 +23,7 @@ from octavo_server.step_ring import StepRing, describe
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY: Final = "the engine ran out of memory in the step that this request was part of"
-STEP_FAILED: Final = "the engine failed in the step that this request was part of"
+_WHERE: Final = "in the step that this request was part of"
 _WAIT_SECONDS: Final = 0.1  # after which a step that runs is asked whether it gets on
 
 
@@ -63,6 +62,7 @@ class EngineCore:
         self._clock = clock
         self._flights: deque[_Flight] = deque()
         scheduler.rates.bytes_per_page = runner.bytes_per_page
+        scheduler.kv_cache.tiers.in_flight = int(overlap)
 
     @property
     def has_work(self) -> bool:
@@ -199,5 +199,5 @@ class EngineCore:
         self.runner.recover()
         outputs = [each.output for each in flights]
         if self.runner.is_out_of_memory(error):
-            return self.scheduler.fail(outputs, OUT_OF_MEMORY, "out_of_memory")
-        return self.scheduler.fail(outputs, STEP_FAILED, "internal")
+            return self.scheduler.fail(outputs, f"the engine ran out of memory {_WHERE}", "out_of_memory")
+        return self.scheduler.fail(outputs, f"the engine failed {_WHERE}", "internal")

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
-from octavo_server.engine.lower_tiers import SCHEDULES_IN_FLIGHT, LowerTiers
+from octavo_server.engine.lower_tiers import LowerTiers
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
@@ -84,7 +84,6 @@ class KVCacheManager:
     ) -> None:
         self.pool = pool
         self.block_size = block_size
-        self.num_tokens_total = pool.num_blocks * block_size
         self.prefix_caching = prefix_caching
         self.window = window
         self.index = PrefixIndex()
@@ -242,13 +241,14 @@ class KVCacheManager:
         self._waiting[request.request_id] = waiting
         return True
 
-    def forget_step(self, requests: Iterable[Request]) -> None:
+    def forget_step(self, requests: Iterable[Request], *, all_steps: bool = False) -> None:
         """A step has failed: what these requests registered for it, or for one launched behind it, is not hit any more.
 
-        To be called before they are freed. Takes time in proportion to all cached pages.
+        `all_steps`: nor what they registered ever, because it came to nothing. To be called before they are freed.
+        Takes time in proportion to all cached pages.
         """
         writers = {request.request_id for request in requests}
-        since = self.tiers.schedule - SCHEDULES_IN_FLIGHT
+        since = 0 if all_steps else self.tiers.schedule - self.tiers.in_flight - 2
         for page in [page for page in self.index.pages.values() if page.born >= since and page.writer in writers]:
             if page.block is not None:
                 self.pool.forget(page.block)

@@ -1,11 +1,11 @@
 """Where pages go that leave the device: host memory, and from there to disk. Decisions only; the worker copies.
 
 A page is in one tier at a time, so that device and host together hold what one LRU of their summed capacity would. Disk
-is beside them: a file stays where it is when its page comes back, and the page needs no second store later.
+is beside them: what comes to host memory is stored once it is known to be right, and its file stays when it goes.
 
-The worker carries out the moves of one schedule in the order stores, outs, ins, loads. So a slot that a page leaves for
+The worker carries out the moves of one schedule in the order outs, ins, stores, loads. So a slot that a page leaves for
 the device is taken by nothing else until the schedule is over; a page that comes to the device and leaves it within one
-schedule keeps its slot; one that goes to a slot and must give way there within one schedule is lost, not stored.
+schedule keeps its slot; if more leave it than there are slots, the ends of sequences are lost, not their beginnings.
 """
 
 from collections import Counter, OrderedDict
@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from octavo_server.engine.block_pool import CachedPage, KVBlock
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
-
-SCHEDULES_IN_FLIGHT = 3  # what was decided longer ago than so many schedules has been computed
 
 
 class LowerTiers:
@@ -34,22 +32,29 @@ class LowerTiers:
         self.free_slots: list[int] = []
         self.cached: OrderedDict[int, CachedPage] = OrderedDict()  # by slot; may be evicted, least recently used first
         self.schedule = 0
+        self.in_flight = 1  # steps that may be under way at a schedule
         self.counts: Counter[str] = Counter()  # named as in `ipc.EngineStats`
         self._outs: dict[int, int] = {}  # slot → page; by target, so that a later move to it replaces the former
         self._ins: dict[int, int] = {}  # page → slot, which is free when the schedule is over
-        self._stores: list[tuple[int, PageKey]] = []
+        self._unsaved: dict[CachedPage, None] = {}  # pushed out, and not stored yet; the end of a sequence first
         self._loads: list[tuple[PageKey, int]] = []
 
     def take_moves(self, output: SchedulerOutput) -> None:
         """Ends a schedule. The worker must carry its moves out even if the step of `output` fails."""
         output.swap_out.extend((block_id, slot) for slot, block_id in self._outs.items())
         output.swap_in.extend((slot, block_id) for block_id, slot in self._ins.items())
-        output.disk_stores.extend(self._stores)
-        output.disk_loads.extend(self._loads)
+        for page in list(self._unsaved):
+            if page.slot is not None and (page.pins or self.schedule - page.born <= self.in_flight):
+                continue  # its request or a step may yet fail, and make it worthless
+            del self._unsaved[page]
+            if page.slot is not None and not page.loading:
+                output.disk_stores.append((page.slot, page.key))
+            self.counts["dropped"] += page.slot is None and page.block is None
+        output.disk_loads.extend(reversed(self._loads))  # so that the end of a sequence goes first
         self.schedule += 1
         self.counts.update(swapped_out=len(self._outs), swapped_in=len(self._ins))
         self.free_slots.extend(self._ins.values())
-        self._outs, self._ins, self._stores, self._loads = {}, {}, [], []
+        self._outs, self._ins, self._loads = {}, {}, []
 
     def take_block(self, block: KVBlock) -> None:
         """A page of the device gets new content: what it held is demoted."""
@@ -59,16 +64,18 @@ class LowerTiers:
                 self.free_slots.append(slot)
             return
         if page.slot is None:  # else it is being read from disk too
-            page.slot = self.push_out(block.block_id)  # before it leaves its block: making room must not prune it
+            if self.use_disk and page.page_hash not in self.disk:
+                self._unsaved[page] = None
+            page.slot = self.push_out(block.block_id, 0 if page.pins else page.depth)  # its block keeps it from `prune`
             if page.slot is not None and page.pins == 0:
                 self.cached[page.slot] = page
         page.block = block.page = None
         self.index.prune(page)
 
-    def push_out(self, block_id: int) -> int | None:
+    def push_out(self, block_id: int, depth: int = 0) -> int | None:
         """Moves a page of the device to a slot; None if there is none."""
         slot = self._ins.pop(block_id, None)  # if it has not left yet
-        if slot is None and (slot := self._take_slot()) is not None:
+        if slot is None and (slot := self._take_slot(depth)) is not None:
             self._outs[slot] = block_id
         return slot
 
@@ -126,37 +133,28 @@ class LowerTiers:
 
     def handle(self, event: PageEvent) -> None:
         """Takes in what the worker did beside the steps."""
+        if event.kind in ("stored", "dropped", "loaded"):
+            self.counts[event.kind] += 1
+        if event.kind in ("evicted", "dropped", "missed"):
+            self.disk.discard(event.page_hash)
         match event.kind:
             case "slots":
                 self.free_slots.extend(range(self.num_slots + event.count - 1, self.num_slots - 1, -1))
                 self.num_slots += event.count
             case "stored":
-                self.counts["stored"] += 1
                 self.disk.add(event.page_hash)
-            case "evicted":
-                self.disk.discard(event.page_hash)
             case "loaded" | "missed":
                 page, loaded = self.index.pages[event.page_hash], event.kind == "loaded"
                 page.loading, page.from_disk = False, loaded
-                if loaded:
-                    self.counts["loaded"] += 1
-                else:
-                    self.disk.discard(event.page_hash)
                 if not loaded or page.block is not None:  # it has been computed meanwhile
                     self.drop_slot(page)
                 self.unpin([page])
 
-    def _take_slot(self) -> int | None:
-        """An empty slot, that of the least recently used page if need be."""
-        if self.free_slots:
-            return self.free_slots.pop()
-        if not self.cached:
-            return None
-        slot, page = self.cached.popitem(last=False)
-        page.slot = None
-        is_there = self._outs.pop(slot, None) is None
-        is_settled = self.schedule - page.born > SCHEDULES_IN_FLIGHT  # no step that fails makes it worthless now
-        if self.use_disk and is_there and is_settled and page.page_hash not in self.disk:
-            self._stores.append((slot, page.key))
-        self.index.prune(page)
-        return slot
+    def _take_slot(self, depth: int = 0) -> int | None:
+        """An empty slot, or the least recently used page's, unless that came just now and its depth is no greater."""
+        if not self.free_slots and self.cached:
+            slot, page = next(iter(self.cached.items()))
+            if slot not in self._outs or page.depth > depth:
+                self.drop_slot(page)
+                self.index.prune(page)
+        return self.free_slots.pop() if self.free_slots else None

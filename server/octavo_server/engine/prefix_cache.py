@@ -39,7 +39,7 @@ class PrefixIndex:
         """The page with these tokens behind `parent`, a new one if need be; None if the name stands for another."""
         page = self.pages.get(name)
         if page is None:
-            page = self.pages[name] = CachedPage(name, parent, tokens)
+            page = self.pages[name] = CachedPage(name, parent, tokens, parent.depth + 1)
             parent.refs += 1
         return page if page.parent is parent and page.tokens == tokens else None
 

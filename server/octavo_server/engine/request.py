@@ -75,6 +75,3 @@ class Request:
     def num_tokens_to_compute(self) -> int:
         """Tokens without K and V: 1 in decode, more in prefill."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
-
-    def __repr__(self) -> str:
-        return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens} tokens, {self.status.value})"

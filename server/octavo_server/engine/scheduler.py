@@ -7,7 +7,6 @@ Pure: no clock, no randomness, no tensor; the same calls give the same decisions
 hands out as computed, so that a next step can be scheduled before the tokens of this one are known.
 """
 
-import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,8 +25,6 @@ from octavo_server.step_meter import Rates
 SCAN: Final = 32  # waiting requests that are looked at in a step at most
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
-
-TIMED_OUT: Final = "the request's time was up before it was through"
 
 _by_key = attrgetter("key")
 
@@ -85,11 +82,6 @@ class Scheduler:
     """
 
     def __init__(self, limits: SchedulerLimits, kv_cache: KVCacheManager) -> None:
-        if limits.max_model_len > kv_cache.num_tokens_total:
-            raise ValueError(
-                f"max_model_len is {limits.max_model_len}, the pages hold {kv_cache.num_tokens_total} tokens: "
-                "a request could grow too long to ever finish"
-            )
         self.limits = limits
         self.kv_cache = kv_cache
         self.rates = Rates()
@@ -104,12 +96,11 @@ class Scheduler:
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
         self._num_added = 0
-        self._num_schedules = 0  # steps, and those that came to nothing
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
         self._finished_ids: list[str] = []  # that the worker has not been told of yet
-        self._deadlines: list[tuple[float, str, tuple[float, int]]] = []  # a heap; of requests that may be gone
+        self._deadlines: list[tuple[float, tuple[float, int], str]] = []  # of `requests`, in their order
         self._last_turn = (0.0, 0)  # key of the last decode that was served when there was not a token for each
 
     def add(self, request: Request) -> RequestOutput | None:
@@ -130,15 +121,12 @@ class Scheduler:
         request.stop_ids = stop_ids.union(request.sampling.stop_token_ids)
         self.requests[request.request_id] = request
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.request_id, request.key))
+            insort(self._deadlines, (request.deadline, request.key, request.request_id))
         self._enqueue(request)
         return None
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests at whatever stage they are. Unknown ids are ignored.
-
-        Their pages are free at once, or after the step under way that they are part of.
-        """
+        """Ends requests at whatever stage they are; ids that are not here are ignored."""
         found = [self.requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
         return [self._end(request, "abort") for request in found]
 
@@ -146,10 +134,8 @@ class Scheduler:
         """Ends the requests whose deadline has come, at whatever stage they are."""
         results = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id, key = heapq.heappop(self._deadlines)
-            request = self.requests.get(request_id)
-            if request is not None and request.key == key:
-                results.append(self._end(request, "error", TIMED_OUT, "timeout"))
+            late, why = self.requests[self._deadlines[0][2]], "the request's time was up before it was through"
+            results.append(self._end(late, "error", why, "timeout"))
         return results
 
     def schedule(self) -> SchedulerOutput:
@@ -157,7 +143,6 @@ class Scheduler:
 
         An output that `is_empty` is no step.
         """
-        self._num_schedules += 1
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
         batch = _Batch(output, self.limits.max_num_batched_tokens)
@@ -186,7 +171,7 @@ class Scheduler:
             if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
                 results.append(self._next_token(request, row.token_id, row.logprobs))
             elif row.error is not None:
-                self.kv_cache.forget_step([request])
+                self.kv_cache.forget_step([request], all_steps=True)
                 results.append(self._end(request, "error", row.error))
             else:
                 results += self._update_prompt(request, row)
@@ -286,25 +271,39 @@ class Scheduler:
 
     def _schedule_prefills(self, batch: _Batch) -> None:
         """Shares what is left of the budget between the prefills under way and the requests that can join."""
-        claims = [(r, r.num_tokens_to_compute) for r in batch.prefills if r.status is RequestStatus.RUNNING]
+        claims = {r: r.num_tokens_to_compute for r in batch.prefills if r.status is RequestStatus.RUNNING}
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
-            claims += self._candidates(batch)
-        shares = _fair_shares(claims, batch.budget)
-        for request, share in shares:
+            claims |= self._candidates(batch)
+        wanted = _fair_shares(claims, batch.budget)
+        followers = self._followers(wanted, claims)
+        shares = _fair_shares({r: count for r, count in claims.items() if r not in followers}, batch.budget)
+        for request, share in shares.items():
             if request.status is RequestStatus.RUNNING:
                 self._put_with_pages(request, share, batch)
-        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
-        for request, share in shares:
-            if request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
+        leaders = [r for r in batch.prefills if r.request_id in batch.requests]
+        coming = {self._next_page(r, r.num_computed_tokens): r.key for r in reversed(leaders)}
+        for request in (*shares, *followers):
+            share = min(shares.get(request) or wanted[request], batch.budget)
+            if share and request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
                 self._join(request, share, coming, batch)
 
-    def _candidates(self, batch: _Batch) -> list[tuple[Request, int]]:
+    def _followers(self, shares: dict[Request, int], claims: dict[Request, int]) -> list[Request]:
+        """Waiting requests whose next page one before them computes now: if they give it their share, they hit it."""
+        coming, found = set(), []
+        for request in shares:
+            name = self._next_page(request, request.num_tokens - claims[request])
+            if name and name in coming and request.status is RequestStatus.WAITING:
+                found.append(request)
+            coming.add(name)
+        return found
+
+    def _candidates(self, batch: _Batch) -> dict[Request, int]:
         """Waiting requests that could join, and the tokens of each that are to be computed, by what was last known.
 
         One for which the pages do not suffice is passed over, so that short ones get on; but once those that passed it
         are together as long as it is, it is not passed any more: what becomes free is kept for it.
         """
-        found: list[tuple[Request, int]] = []
+        found: dict[Request, int] = {}
         # What the prompts under way need stays free, and a page for the next token of each decode.
         to_come = sum(self.kv_cache.blocks_needed(request, request.num_tokens + 1) for request in batch.prefills)
         watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
@@ -312,30 +311,25 @@ class Scheduler:
         batch.room = self.kv_cache.pool.num_free - kept
         if batch.room <= 0 and self.running:
             return found
-        coming = {self._next_page(request, request.num_computed_tokens) for request in batch.prefills}
         for request in islice(self.waiting, SCAN):
             if len(found) == self.limits.max_num_seqs - len(self.running):
                 break
             hit = self._hits.get(request.request_id)
-            if hit is None or (self._num_schedules + request.key[1]) % LOOK_EVERY == 0:
+            if hit is None or (self.kv_cache.tiers.schedule + request.key[1]) % LOOK_EVERY == 0:
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
-            if self._must_wait(request, hit, coming):
+            if self._must_wait(request, hit):
                 continue
             if not self._fits(request, hit, batch):
                 batch.blocked.append(request)
                 if request.tokens_passed_by >= request.num_tokens:
                     break
                 continue
-            found.append((request, request.num_tokens - hit.num_tokens))
-            coming.add(self._next_page(request, hit.num_tokens))
+            found[request] = request.num_tokens - hit.num_tokens
         return found
 
-    def _must_wait(self, request: Request, hit: PrefixHit, coming: set[bytes | None]) -> bool:
-        """For its own last token, just after it gave way; for the disk; or for somebody who computes its next page."""
-        if request.num_in_flight or (hit.loading and self.kv_cache.begin_loads(request)):
-            return True
-        name = self._next_page(request, hit.num_tokens)
-        return name is not None and name in coming
+    def _must_wait(self, request: Request, hit: PrefixHit) -> bool:
+        """For its own last token, just after it gave way, or for the disk."""
+        return request.num_in_flight > 0 or (hit.loading and self.kv_cache.begin_loads(request))
 
     def _next_page(self, request: Request, num_tokens: int) -> bytes | None:
         """The name of the page that follows `num_tokens` computed ones, if it is a full one and others could use it."""
@@ -350,12 +344,15 @@ class Scheduler:
         needed = hit.blocks_needed(request.num_tokens + 1)
         return needed <= (batch.room if self.running else self.kv_cache.pool.num_free)
 
-    def _join(self, request: Request, share: int, coming: set[bytes | None], batch: _Batch) -> None:
-        hit = self.kv_cache.lookup(request)
+    def _join(self, request: Request, share: int, coming: dict[bytes | None, tuple[float, int]], batch: _Batch) -> None:
+        """Lets a waiting request run, unless one before it is just about to compute its next page."""
+        hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
+        name = self._next_page(request, hit.num_tokens)
         passed = [blocked for blocked in batch.blocked if blocked.key < request.key]
         if (
             any(blocked.tokens_passed_by >= blocked.num_tokens for blocked in passed)
-            or self._must_wait(request, hit, coming)
+            or (name and coming.get(name, request.key) < request.key)
+            or self._must_wait(request, hit)
             or not self._fits(request, hit, batch)
         ):
             return
@@ -382,7 +379,7 @@ class Scheduler:
             )
         )
         batch.put(request, count)
-        coming.add(self._next_page(request, request.num_computed_tokens))
+        coming.setdefault(self._next_page(request, request.num_computed_tokens), request.key)
 
     def _update_prompt(self, request: Request, row: SampledRow) -> list[RequestOutput]:
         """Once the prompt is through, the answer to it begins with what was found out about it; nothing until then."""
@@ -467,6 +464,8 @@ class Scheduler:
             del self.running[bisect_left(self.running, request.key, key=_by_key)]
         request.status = RequestStatus.FINISHED
         del self.requests[request.request_id]
+        if request.deadline is not None:
+            del self._deadlines[bisect_left(self._deadlines, (request.deadline, request.key, request.request_id))]
         self._finished_ids.append(request.request_id)
         if request.num_in_flight:
             self._ending[request.request_id] = request
@@ -482,19 +481,18 @@ class Scheduler:
                 self.kv_cache.free(request)
 
 
-def _fair_shares(claims: list[tuple[Request, int]], budget: int) -> list[tuple[Request, int]]:
+def _fair_shares(claims: dict[Request, int], budget: int) -> dict[Request, int]:
     """Of prefills and how many tokens they lack: those that get some now, the oldest first, and how many.
 
     The oldest has a quarter of the budget, so that none waits forever; the rest goes to the shortest first, equal ones
     by age, so that a short prompt does not wait for long ones.
     """
-    claims = sorted(claims, key=lambda claim: claim[0].key)
-    shares = {request: 0 for request, _ in claims}
-    for request, length in claims[:1]:
-        shares[request] = min(length, -(-budget // 4))
+    shares = dict.fromkeys(sorted(claims, key=_by_key), 0)
+    for request in islice(shares, 1):
+        shares[request] = min(claims[request], -(-budget // 4))
         budget -= shares[request]
-    for request, length in sorted(claims, key=lambda claim: claim[1]):
-        more = min(length - shares[request], budget)
+    for request in sorted(shares, key=claims.__getitem__):
+        more = min(claims[request] - shares[request], budget)
         shares[request] += more
         budget -= more
-    return [(request, share) for request, share in shares.items() if share]
+    return {request: share for request, share in shares.items() if share}

@@ -1,13 +1,16 @@
 """The tier below host memory: pages in files, which survive a restart.
 
 Files are written and read by a thread each (see `page_directory.py` for where they lie, and how many). It is a cache:
-whatever goes wrong is a miss. A write that finds the queue full is dropped; on a full or broken disk the tier falls
-silent for a while and says so once.
+whatever goes wrong is a miss. On a full or broken disk the tier falls silent for a while and says so once.
+
+The newest write goes first. Sequences leave the device from their end; so if the disk is slower than what comes, it
+gets their beginnings, and what is withdrawn, the oldest, are ends: no page on disk is of use without those before it.
 """
 
 import logging
 import queue
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,71 +27,71 @@ def _nothing() -> None:
     return
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A page to be written or read. `ready` waits until its memory may be touched, `done` is called once at the end."""
+@dataclass(slots=True, eq=False)
+class Job:
+    """A page to be written or read. `ready` waits until its memory may be touched; it is needed while `pending`."""
 
     key: PageKey
     memory: memoryview
     ready: Callable[[], None]
-    done: Callable[[], None] = _nothing
+    pending: bool = True
 
 
 class DiskStore:
     """Keeps pages of `page_bytes` in files, `size_bytes` of them at most; see `PageDirectory` for the arguments.
 
-    queue_size: writes that may wait.
-
-    Every `store` that returned True ends in one event "stored" or "evicted", every `load` in one "loaded" or "missed".
-    Besides, "evicted" and "stored" tell what other processes and the bound did to pages.
+    Every `store` that is not refused or withdrawn ends in one event "stored" or "dropped", every `load` in one "loaded"
+    or "missed". Besides, "evicted" and "stored" tell what other processes and the bound did to pages.
     """
 
-    def __init__(
-        self, directory: Path, size_bytes: int, fingerprint: str, page_bytes: int, *, queue_size: int = 64
-    ) -> None:
+    def __init__(self, directory: Path, size_bytes: int, fingerprint: str, page_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.page_bytes = page_bytes
-        self.queue_size = queue_size
         self._files = PageDirectory(directory, size_bytes, fingerprint)
         self.pages, self.holds = self._files.pages, self._files.holds
         self.write, self.rescan = self._files.write, self._files.rescan
-        self._writing: set[bytes] = set()
-        self._written = threading.Condition()  # of `_writing`
         self._closing = False
-        # No bound of their own: `store` counts the one, and in the other each read holds a host slot.
-        self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # Neither has a bound of its own: each job holds a place in host memory.
+        self._writes: OrderedDict[bytes, Job] = OrderedDict()  # that wait; by name, the newest last
+        self._writing: bytes | None = None  # the page that the thread is at
+        self._changed = threading.Condition()  # of the two above
+        self._reads: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._work, args=(jobs, act), name=name, daemon=True)
-            for name, jobs, act in (
-                ("disk write", self._writes, self._write_job),
-                ("disk read", self._reads, self._read_job),
-            )
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("disk write", self._write_all), ("disk read", self._read_all))
         ]
         for thread in self._threads:
             thread.start()
 
-    def store(
-        self,
-        key: PageKey,
-        memory: memoryview,
-        ready: Callable[[], None] = _nothing,
-        done: Callable[[], None] = _nothing,
-    ) -> bool:
-        """Begins to write a page; False if it is dropped, and then nothing is called. From one thread only.
+    def store(self, key: PageKey, memory: memoryview, ready: Callable[[], None] = _nothing) -> Job | None:
+        """Begins to write a page, unless `is_storing`; None if that is refused.
 
-        ready: waits, in the writing thread, until `memory` has its content. done: called when it is needed no more.
+        ready: waits, in the writing thread, until `memory` has its content.
         """
-        if self._closing or self._files.is_silent or self._writes.qsize() >= self.queue_size:
-            return False
-        with self._written:
-            self._writing.add(key.page_hash)
-        self._writes.put(_Job(key, memory, ready, done))
-        return True
+        if self._closing or self._files.is_silent:
+            return None
+        job = Job(key, memory, ready)
+        with self._changed:
+            self._writes[key.page_hash] = job
+            self._changed.notify_all()
+        return job
+
+    def is_storing(self, page_hash: bytes) -> bool:
+        """Whether a page waits to be written, or is being written."""
+        with self._changed:
+            return self._is_storing(page_hash)
+
+    def withdraw(self, page_hash: bytes) -> bool:
+        """Takes back a write that has not begun; False if there is none. No event tells of it."""
+        with self._changed:
+            if (job := self._writes.pop(page_hash, None)) is not None:
+                job.pending = False
+                self._changed.notify_all()
+            return job is not None
 
     def load(self, key: PageKey, into: memoryview, ready: Callable[[], None] = _nothing) -> None:
         """Begins to read a page. ready: waits, in the reading thread, until `into` may be overwritten."""
-        self._reads.put(_Job(key, into, ready))
+        self._reads.put(Job(key, into, ready))
 
     def poll(self) -> list[PageEvent]:
         """What happened since the last call, in order."""
@@ -96,39 +99,51 @@ class DiskStore:
 
     def close(self) -> None:
         """Ends the threads after what they are at; what still waits is dropped."""
-        self._closing = True
-        with self._written:
-            self._written.notify_all()
-        for jobs in (self._writes, self._reads):
-            jobs.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._reads.put(None)
         for thread in self._threads:
             thread.join(_SECONDS_TO_END)
 
-    def _work(self, jobs: "queue.SimpleQueue[_Job | None]", act: Callable[[_Job], None]) -> None:
-        while (job := jobs.get()) is not None:
+    def _is_storing(self, page_hash: bytes) -> bool:
+        return page_hash == self._writing or page_hash in self._writes
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._writes)
+                if self._closing:
+                    return
+                self._writing, job = self._writes.popitem()
+            stored = self._write(job)
+            job.pending = False
+            self._files.events.append(PageEvent("stored" if stored else "dropped", job.key.page_hash))
+            with self._changed:
+                self._writing = None
+                self._changed.notify_all()
+
+    def _read_all(self) -> None:
+        while (job := self._reads.get()) is not None:
+            name = job.key.page_hash
+            with self._changed:
+                while not self._closing and self._is_storing(name):
+                    self._changed.wait()
             if not self._closing:
-                act(job)
-            job.done()
+                self._files.events.append(PageEvent("loaded" if self._read(job) else "missed", name))
 
-    def _write_job(self, job: _Job) -> None:
+    def _write(self, job: Job) -> bool:
         try:
             job.ready()
-            stored = self.write(job.key, job.memory)
-        except Exception:  # the thread must live on: without it no slot comes back
+            return self.write(job.key, job.memory)
+        except Exception:  # the thread must live on: without it no place comes back
             _log.exception("writing a page to the disk cache failed")
-            stored = False
-        self._files.events.append(PageEvent("stored" if stored else "evicted", job.key.page_hash))
-        with self._written:
-            self._writing.discard(job.key.page_hash)
-            self._written.notify_all()
+            return False
 
-    def _read_job(self, job: _Job) -> None:
-        with self._written:
-            self._written.wait_for(lambda: self._closing or job.key.page_hash not in self._writing)
+    def _read(self, job: Job) -> bool:
         try:
             job.ready()
-            loaded = self._files.read(job.key, job.memory)
+            return self._files.read(job.key, job.memory)
         except Exception:
             _log.exception("reading a page from the disk cache failed")
-            loaded = False
-        self._files.events.append(PageEvent("loaded" if loaded else "missed", job.key.page_hash))
+            return False

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import torch
 
 from octavo_server.errors import ModelError
 from octavo_server.model_files import weight_files
@@ -34,6 +37,27 @@ def fingerprint(directory: Path, *facts: object) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def device_facts(device: torch.device) -> tuple[object, ...]:
+    """What tells machines apart whose kernels may add in another order, or use other instructions.
+
+    By the CPU's model, libraries choose kernels and sizes of blocks; torch by the instructions it may use.
+    """
+    if device.type == "cuda":
+        return device.type, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return device.type, platform.machine(), torch.backends.cpu.get_cpu_capability(), cpu_model()
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """As Linux names it; elsewhere as Python does."""
+    fields = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU variant", "CPU part")
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    # Each model once: some machines have cores of two.
+    return "; ".join(sorted({" ".join(line.split()) for line in lines if line.split(":")[0].strip() in fields}))
 
 
 def _samples(path: Path) -> Iterator[bytes]:

@@ -152,7 +152,7 @@ class InputBatch:
         np.cumsum(ends - starts, out=query_start[1:])
         row_of_token = np.repeat(np.arange(len(rows)), ends - starts)
         positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
-        tables = _block_tables(rows)
+        tables = block_tables(rows)
         pages = tables[row_of_token, positions // self.block_size].astype(np.int64)
         pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
         token_ids, positions_there, slot_mapping, starts_there, context_lens, tables_there, *indices = upload_together(
@@ -183,7 +183,8 @@ class InputBatch:
         return StepInputs(rows, forward, tables, *indices)
 
 
-def _block_tables(rows: list[ScheduledRow]) -> np.ndarray:
+def block_tables(rows: list[ScheduledRow]) -> np.ndarray:
+    """[R, B] int32: the pages of each row's request, one row or more, padded with 0."""
     tables = np.zeros((len(rows), max(row.state.num_blocks for row in rows)), dtype=np.int32)
     for table, row in zip(tables, rows, strict=True):
         table[: row.state.num_blocks] = row.state.block_ids[: row.state.num_blocks]

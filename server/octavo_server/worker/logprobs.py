@@ -3,12 +3,13 @@
 In two halves: `launch_logprobs` enqueues the work and waits for nothing, `LogprobTensors.results` reads the outcome.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from octavo_server.ipc import TokenLogprobs
+from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.transfer import download, upload
 
 # What one chunk of rows may take at 8 bytes a vocabulary entry, whatever a request asks for.
@@ -63,6 +64,32 @@ def launch_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, counts: Seque
 def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
     """Both halves at once, for tokens that are known on the host; see `launch_logprobs`."""
     return launch_logprobs(logits, upload(token_ids, torch.int64, logits.device), counts).results()
+
+
+def launch_prompt_logprobs(
+    row: ScheduledRow,
+    hidden: torch.Tensor,
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    vocab_size: int,
+    on_progress: Callable[[], None],
+) -> list[LogprobTensors]:
+    """Of the prompt tokens that this step's tokens predict, in host memory.
+
+    hidden: [T, hidden] of the step's tokens. logits: makes those of some rows of it, some rows at a time: those of a
+    long prompt would take gigabytes.
+    """
+    state, count = row.state, row.state.sampling.prompt_logprobs or 0
+    end = min(row.end, state.num_prompt - 1)
+    step = rows_per_chunk(vocab_size)
+    found = []
+    for begin in range(row.start, end, step):
+        stop = min(begin + step, end)
+        offset = row.offset - row.start
+        part = logits(hidden[begin + offset : stop + offset])
+        targets = upload(state.token_ids[begin + 1 : stop + 1], torch.int64, hidden.device)
+        found.append(launch_logprobs(part, targets, [count] * (stop - begin)).to_host())
+        on_progress()
+    return found
 
 
 def _chunk(logits: torch.Tensor, token_ids: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -61,12 +61,16 @@ def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | Non
     if runner.device.type == "cuda":
         swapping = swapper.workspace_bytes(plan.page_bytes, plan.num_host_blocks, runner.device)
         workspace = _cuda_workspace(runner, bounds, weights, first_free_bytes or 0)
-        return MeasuredMemory(weights, workspace + swapping)
+        runner.allocate_cache(1)
+        graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
+        runner.drop_cache()
+        torch.cuda.empty_cache()
+        return MeasuredMemory(weights, workspace + swapping + graphs)
     runner.allocate_cache(1)
     tokens = min(bounds.max_num_batched_tokens, _tokens_for(_CPU_OPERATIONS, runner.config, bounds.max_model_len))
     steps = worst_steps(runner, dataclasses.replace(bounds, max_num_batched_tokens=tokens))
     grown = _resident_growth(lambda: _run(runner, steps))
-    runner.kv_cache = []
+    runner.drop_cache()
     if grown is not None and tokens == bounds.max_num_batched_tokens:
         return MeasuredMemory(weights, grown)
     told = "" if grown is None else f"; a step of {tokens} tokens took {human_bytes(grown)}"
@@ -145,11 +149,43 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, first
     torch.cuda.synchronize(device)
     peak, reserved = torch.cuda.max_memory_reserved(device), torch.cuda.memory_reserved(device)
     outside = free - torch.cuda.mem_get_info(device)[0] - (reserved - loaded)
-    runner.kv_cache = []
+    runner.drop_cache()
     torch.cuda.empty_cache()
     context = min(CUDA_CONTEXT_BYTES, max(0, total - first_free_bytes))
     rounding = max(0, loaded - weights) + runner.config.num_layers * _CUDA_SEGMENT_BYTES
     return peak - loaded + max(0, outside) + context + rounding
+
+
+def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
+    """What all decode graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
+
+    The largest one's pool serves the others too. What these add is seen on those that a start waits for, and taken for
+    what each adds.
+    """
+    before = used_bytes()
+    graphs = runner.make_graphs(max_model_len)
+    if graphs is None:
+        return 0
+    graphs.capture_next()
+    largest, others = used_bytes() - before, graphs.num_pending
+    tried = graphs.num_first - 1
+    for _ in range(tried):
+        graphs.capture_next()
+    added = max(0, used_bytes() - before - largest)
+    total = largest + (-(-added * others // tried) if tried else 0)
+    log.info(
+        "decode graphs: %s (%s with the largest alone, %s by %d more)",
+        *(human_bytes(total), human_bytes(largest), human_bytes(added), tried),
+    )
+    return total
+
+
+def _driver_bytes(device: torch.device) -> int:
+    """What is taken of the device's memory by whomever, torch's free pieces given back before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def _resident_growth(run: Callable[[], None]) -> int | None:

@@ -2,14 +2,16 @@
 
 `launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
 while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
-last stay on the device for the next step to take, and go down beside. There is one exception, rows whose sampling
+last stay on the device for the next step to take, and go down beside. A step that only decodes is one launch of a graph
+(`decode_graphs`). There is one exception, rows whose sampling
 looks at their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,34 +21,15 @@ from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import pick_ops
 from octavo_server.errors import ConfigError, EngineError
 from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
+from octavo_server.worker.decode_graphs import MOST_ROWS, DecodeGraphs, DecodeInputs, GraphLimits, input_words
 from octavo_server.worker.disk_store import DiskStore
+from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
-from octavo_server.worker.logits_processors import SamplingRow
-from octavo_server.worker.logprobs import LogprobTensors, launch_logprobs, rows_per_chunk
-from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
-from octavo_server.worker.sampler import SampledTensors, Sampler
+from octavo_server.worker.logprobs import launch_prompt_logprobs
+from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
+from octavo_server.worker.next_tokens import NextTokens, rows_at_once
 from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.swapper import Swapper
-from octavo_server.worker.transfer import upload
-
-KVCache = list[tuple[torch.Tensor, torch.Tensor]]
-# Logits of rows that sample are made and worked on in chunks of this size: 256 MiB, whatever --max-num-seqs says.
-_SAMPLED_LOGITS_BYTES: Final = 2**28
-
-
-class Decoder(Protocol):
-    """What the runner needs of a model."""
-
-    def forward(self, batch: ForwardBatch, kv_cache: KVCache, on_progress: Callable[[], None]) -> torch.Tensor:
-        """[T, hidden]: the last hidden states; stores K and V of the batch's tokens in their slots.
-
-        Calls `on_progress` whenever a part of the work is done, some times in each layer.
-        """
-        ...
-
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[n, vocab] float32 from [n, hidden]."""
-        ...
 
 
 class ModelRunner:
@@ -62,8 +45,12 @@ class ModelRunner:
         max_num_seqs: int,
         eos_token_ids: Sequence[int] = (),
         threaded: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
-        """threaded: steps are computed on a thread of their own, in order. Of use on the CPU; CUDA has a stream."""
+        """threaded: steps are computed on a thread of their own, in order. Of use on the CPU; CUDA has a stream.
+
+        recorder: makes graphs of decode steps; None launches their kernels one by one.
+        """
         self.config = config
         self.device = device
         self.dtype = dtype
@@ -71,11 +58,14 @@ class ModelRunner:
         self.batch = InputBatch(block_size, device, num_slots)
         self.kv_cache: KVCache = []
         self.decoder: Decoder | None = None
+        self.recorder = recorder
+        self.graphs: DecodeGraphs | None = None
         self.swapper: Swapper | None = None
         self.disk: DiskStore | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
-        self._sampler = Sampler(eos_token_ids)
-        self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._graph_rows = min(max_num_seqs, MOST_ROWS, rows_at_once(config.vocab_size)) if recorder is not None else 0
+        self._tokens = NextTokens(num_slots, input_words(self._graph_rows), eos_token_ids, device)
+        self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
@@ -104,7 +94,8 @@ class ModelRunner:
 
     def allocate_cache(self, num_blocks: int) -> None:
         """Reserves the pages of all layers. Raises ConfigError if the device has not that much memory."""
-        spec = self._cache_spec(num_blocks)
+        spec = self._cache_spec(num_blocks + (self.recorder is not None))  # and a page for the rows that fill up
+        self.drop_cache()
         try:
             self.kv_cache = spec.allocate()
         except RuntimeError as error:  # the CPU's allocator knows no other, CUDA's is a subclass
@@ -113,11 +104,39 @@ class ModelRunner:
                 "lower --num-gpu-blocks-override, --kv-cache-memory-bytes or --gpu-memory-utilization"
             ) from error
 
+    def drop_cache(self) -> None:
+        """Forgets the pages, and the graphs that work on them."""
+        self.kv_cache, self.graphs = [], None
+        if self.recorder is not None:
+            self.recorder.forget()
+
     def add_lower_tiers(self, num_host_slots: int, disk: DiskStore | None) -> None:
         """Adds pages in host memory, reserved as `idle` is called, and perhaps on disk, to a cache that is there."""
         spec = self._cache_spec(self.kv_cache[0][0].shape[0])
         self.swapper = Swapper(self.kv_cache, spec, num_slots=num_host_slots, disk=disk)
+        self._idle_work.append(self.swapper.grow)
         self.disk = disk
+
+    def make_graphs(self, max_model_len: int) -> DecodeGraphs | None:
+        """Makes room for graphs of decode steps over the cache that is there, of which none is captured yet.
+
+        None if there is to be none.
+        """
+        if self.recorder is None:
+            return None
+        block_size, scratch_page = self.batch.block_size, self.kv_cache[0][0].shape[0] - 1
+        width = -(-max_model_len // block_size)
+        limits = GraphLimits(self._graph_rows, width, block_size, self.config.vocab_size, scratch_page)
+        self.graphs = DecodeGraphs(self._decode, self.recorder, limits, self._tokens.memory, len(self._tokens.last))
+        return self.graphs
+
+    def capture_first_graphs(self, max_model_len: int) -> None:
+        """The graphs that the first requests find; `idle` captures the others."""
+        graphs = self.make_graphs(max_model_len)
+        if graphs is not None:
+            for _ in range(graphs.num_first):
+                graphs.capture_next()
+            self._idle_work.append(graphs.capture_rest)
 
     def disk_pages(self) -> list[bytes]:
         """Names of the pages on disk, the least recently used first."""
@@ -136,7 +155,7 @@ class ModelRunner:
         try:
             self.batch.apply(output)
             rows = self.batch.advance(output.num_scheduled_tokens)
-            inputs = self.batch.build(rows) if rows else None
+            inputs = self._build(rows) if rows else None
             handle.tables = None if inputs is None else inputs.tables
         except Exception as error:
             failure = error
@@ -197,10 +216,12 @@ class ModelRunner:
         return [] if self.swapper is None else self.swapper.poll()
 
     def idle(self) -> bool:
-        """Reserves the next piece of host memory for pages, after the steps under way; True if there is more to do."""
-        if self.swapper is None:
-            return False
-        return self.swapper.grow() if self._thread is None else self._thread.submit(self.swapper.grow).result()
+        """Reserves a piece of host memory for pages or captures a graph, in turns; True if there is more to do."""
+        if self._idle_work:
+            work = self._idle_work.popleft()
+            if work() if self._thread is None else self._thread.submit(work).result():
+                self._idle_work.append(work)
+        return bool(self._idle_work)
 
     def flush(self, pages: list[tuple[Literal["device", "host"], int, PageKey]], seconds: float) -> int:
         """Writes cached pages to disk, most wanted first, as far as the time allows; how many. No step is under way."""
@@ -238,66 +259,53 @@ class ModelRunner:
             device=self.device,
         )
 
-    @torch.inference_mode()
-    def _compute(self, inputs: StepInputs, handle: StepHandle, on_progress: Callable[[], None]) -> Launched:
+    def _build(self, rows: list[ScheduledRow]) -> StepInputs | DecodeInputs:
+        return (None if self.graphs is None else self.graphs.build(rows)) or self.batch.build(rows)
+
+    def _decode(self, batch: ForwardBatch, logits: torch.Tensor) -> None:
+        """What a graph is made of."""
         decoder = self._decoder()
-        token_ids = inputs.forward.token_ids
-        token_ids.index_copy_(0, inputs.pending_index, self._last_tokens[inputs.pending_slot])
-        hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress)
-        prompts = {
-            row.state.request_id: self._prompt_logprobs(row, hidden, on_progress)
-            for row in inputs.rows
-            if row.wants_prompt_logprobs
-        }
-        sampled = self._sample(inputs, hidden, handle)
+        decoder.logits(decoder.forward(batch, self.kv_cache, lambda: None), logits)
+
+    @torch.inference_mode()
+    def _compute(
+        self, inputs: StepInputs | DecodeInputs, handle: StepHandle, on_progress: Callable[[], None]
+    ) -> Launched:
+        decoder, vocab_size, prompts = self._decoder(), self.config.vocab_size, {}
+        if isinstance(inputs, DecodeInputs):
+            rows, (found, slot) = inputs.rows, self._replay(inputs)
+            on_progress()
+
+            def logits(part: slice) -> torch.Tensor:
+                return found[part]
+
+        else:
+            token_ids, slot, last = inputs.forward.token_ids, inputs.slot, inputs.last_index
+            token_ids.index_copy_(0, inputs.pending_index, self._tokens.last[inputs.pending_slot])
+            hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress)
+            prompts = {
+                row.state.request_id: launch_prompt_logprobs(row, hidden, decoder.logits, vocab_size, on_progress)
+                for row in inputs.rows
+                if row.wants_prompt_logprobs
+            }
+            rows = [row for row in inputs.rows if row.samples]
+
+            def logits(part: slice) -> torch.Tensor:
+                return decoder.logits(hidden[last[part]])
+
+        if any(row.pending and row.state.history is not None for row in rows):
+            handle.settle_before()
+        sampled = self._tokens.draw(rows, slot, vocab_size, logits)
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record()
         return Launched(inputs.rows, sampled, prompts, event)
 
-    def _sample(
-        self, inputs: StepInputs, hidden: torch.Tensor, handle: StepHandle
-    ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
-        """Draws the next token of each row that samples, some rows at a time."""
-        rows = [row for row in inputs.rows if row.samples]
-        if any(row.pending and row.state.history is not None for row in rows):
-            handle.settle_before()
-        step = max(1, _SAMPLED_LOGITS_BYTES // (4 * self.config.vocab_size))
-        found = []
-        for begin in range(0, len(rows), step):
-            part = slice(begin, begin + step)
-            logits = self._decoder().logits(hidden[inputs.last_index[part]])
-            sampled = self._sampler.launch(
-                logits,
-                [
-                    SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history)
-                    for row in rows[part]
-                ],
-            )
-            self._last_tokens.index_copy_(0, inputs.slot[part], sampled.tokens)
-            found.append((rows[part], sampled.to_host()))
-        return found
-
-    def _prompt_logprobs(
-        self, row: ScheduledRow, hidden: torch.Tensor, on_progress: Callable[[], None]
-    ) -> list[LogprobTensors]:
-        """Of the prompt tokens that this step's tokens predict.
-
-        Logits are made for some rows at a time: those of a long prompt would take gigabytes.
-        """
-        state, count = row.state, row.state.sampling.prompt_logprobs or 0
-        end = min(row.end, state.num_prompt - 1)
-        step = rows_per_chunk(self.config.vocab_size)
-        found = []
-        for begin in range(row.start, end, step):
-            stop = min(begin + step, end)
-            offset = row.offset - row.start
-            logits = self._decoder().logits(hidden[begin + offset : stop + offset])
-            targets = upload(state.token_ids[begin + 1 : stop + 1], torch.int64, self.device)
-            found.append(launch_logprobs(logits, targets, [count] * (stop - begin)).to_host())
-            on_progress()
-        return found
+    def _replay(self, inputs: DecodeInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.graphs is None:
+            raise RuntimeError("the cache that the step was made for is gone")
+        return self.graphs.run(inputs)
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:

@@ -4,7 +4,9 @@
 whole, by a rename, and one that has vanished is a miss. Each process keeps the bound over all that lies there, other
 models' pages too, as of its last look; it looks again each minute and each time it wrote an eighth of the bound. So n
 processes may together exceed it by n eighths, for a minute at most. The least recently used page goes first, whoever
-wrote it; a file's time of modification says when it was last stored or loaded.
+wrote it; a file's time of modification says when it was last stored or loaded. A page passes for a little older than
+the one before it if that was wanted just now too: so the ends of sequences go first, without which the rest is still
+of use.
 
 The content is users' data: files have mode 0600, the directories that are made here 0700.
 """
@@ -14,19 +16,22 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from octavo_server.step import PageEvent, PageKey
 from octavo_server.worker import page_file
+from octavo_server.worker.file_order import FileOrder
 
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SCANS: Final = 60.0
 _SCAN_SHARE: Final = 0.05  # of the time, at most, goes into scans: on a slow volume there are fewer
 _SECONDS_SILENT: Final = 60.0
+_TOGETHER: Final = 60.0  # seconds between a page and the one before it, if they were wanted at the same time
+_STEP: Final = 1e-5  # seconds by which the former then passes for older
 _NAME: Final = re.compile(r"[0-9a-f]{32}")
 _FILE: Final = re.compile(r"[0-9a-f]{32}" + re.escape(page_file.SUFFIX))
 
@@ -46,10 +51,8 @@ class PageDirectory:
         self.size_bytes = size_bytes
         self.events: deque[PageEvent] = deque()
         self._fingerprint = fingerprint
-        # Path below the directory → bytes, the least recently used first.
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._total = 0
-        self._lock = threading.Lock()  # of the two above; never held while the disk is waited for
+        self._files = FileOrder()  # by path below the directory
+        self._lock = threading.Lock()  # of it; never held while the disk is waited for
         self._next_scan, self._bytes_until_scan = 0.0, 0
         self._silent_until = 0.0
         self._complaints: set[str] = set()
@@ -65,12 +68,12 @@ class PageDirectory:
     def pages(self) -> list[bytes]:
         """Names of the pages that are there, the least recently used first."""
         with self._lock:
-            return [name for path in self._files if (name := self._own(path)) is not None]
+            return [name for path in self._files.paths() if (name := self._own(path)) is not None]
 
     def holds(self, page_hash: bytes) -> bool:
         """Whether a page of this name was there at the last look."""
         with self._lock:
-            return self._path(page_hash) in self._files
+            return self._files.size(self._path(page_hash)) is not None
 
     def write(self, key: PageKey, payload: memoryview, *, modified: float | None = None) -> bool:
         """Writes a page that is not there yet, at once, in the caller's thread; False if that failed.
@@ -80,8 +83,8 @@ class PageDirectory:
         size = page_file.file_bytes(key, len(payload))
         if size > self.size_bytes:
             return False
-        path = self._path(key.page_hash)
-        if self._touch(path, modified):
+        path, when = self._path(key.page_hash), self._when(key) if modified is None else modified
+        if self._touch(path, when):
             return True
         try:
             if time.monotonic() >= self._next_scan or self._bytes_until_scan <= 0:
@@ -89,7 +92,7 @@ class PageDirectory:
             self._make_room(size)
             target = self.directory / path
             self._make_folder(target.parent)
-            page_file.write(target, key, payload, modified=modified)
+            page_file.write(target, key, payload, modified=when)
         except FileNotFoundError:  # another process tidied up between two of our steps
             return False
         except OSError as error:
@@ -97,8 +100,7 @@ class PageDirectory:
             self._complain("writing", f"the disk cache in {self.directory} cannot be written ({error.strerror})")
             return False
         with self._lock:
-            self._total += size - self._files.pop(path, 0)
-            self._files[path] = size
+            self._files.put(path, size, when)
         self._bytes_until_scan -= size
         return True
 
@@ -106,21 +108,23 @@ class PageDirectory:
         """Reads a page; False, and its file is gone, if there is none that is exactly this one's."""
         path = self._path(key.page_hash)
         if self._read(path, key, into):
-            self._touch(path, None)
+            self._touch(path, self._when(key))
             return True
         with self._lock:
-            self._total -= self._files.pop(path, 0)
+            self._files.drop(path)
         self._unlink(path)
         return False
 
     def rescan(self) -> None:
         """Looks what lies in the directory, which other processes may share; removes what dead ones left half done."""
         begin = time.monotonic()
-        found = OrderedDict((path, size) for _, path, size in sorted(self._scan()))
+        found = FileOrder()
+        for when, path, size in self._scan():
+            found.put(path, size, when)
         with self._lock:
-            before = self._files
-            self._files, self._total = found, sum(found.values())
-        for kind, paths in (("evicted", before.keys() - found.keys()), ("stored", found.keys() - before.keys())):
+            before, self._files = set(self._files.paths()), found
+        after = set(found.paths())
+        for kind, paths in (("evicted", before - after), ("stored", after - before)):
             for path in paths:
                 if (name := self._own(path)) is not None:
                     self.events.append(PageEvent("stored" if kind == "stored" else "evicted", name))
@@ -139,14 +143,21 @@ class PageDirectory:
             self._complain("reading", f"the disk cache in {self.directory} cannot be read ({error.strerror})")
         return False
 
-    def _touch(self, path: str, modified: float | None) -> bool:
+    def _when(self, key: PageKey) -> float:
+        """The time to note for a page that is wanted now."""
+        now = time.time()
+        with self._lock:
+            before = self._files.when(self._path(key.previous))
+        return now if before is None or before < now - _TOGETHER else min(now, before - _STEP)
+
+    def _touch(self, path: str, when: float) -> bool:
         """Notes that a page was wanted; False if it is not there."""
         with self._lock:
-            if path not in self._files:
+            if (size := self._files.size(path)) is None:
                 return False
-            self._files.move_to_end(path)
+            self._files.put(path, size, when)
         try:
-            page_file.touch(self.directory / path, modified)
+            page_file.touch(self.directory / path, when)
         except FileNotFoundError:
             return False
         except OSError:  # a volume that is read-only serves what it has
@@ -157,9 +168,7 @@ class PageDirectory:
         """Removes pages until `size` bytes more are within the bound."""
         victims = []
         with self._lock:
-            while self._files and self._total + size > self.size_bytes:
-                path, freed = self._files.popitem(last=False)
-                self._total -= freed
+            while self._files.total + size > self.size_bytes and (path := self._files.pop_oldest()) is not None:
                 victims.append(path)
         for path in victims:
             self._unlink(path)
@@ -174,7 +183,7 @@ class PageDirectory:
         except OSError as error:
             self._complain("removing", f"the disk cache in {self.directory} cannot remove a page ({error.strerror})")
 
-    def _scan(self) -> Iterator[tuple[int, str, int]]:
+    def _scan(self) -> Iterator[tuple[float, str, int]]:
         """(time of modification, path below the directory, bytes) of each page, of all models. Strangers are left."""
         try:
             self._make_folder(self.directory / self._fingerprint)
@@ -188,7 +197,7 @@ class PageDirectory:
                 if entry.name.endswith(page_file.TEMPORARY):
                     page_file.remove_leftover(Path(entry.path))
                 elif _FILE.fullmatch(entry.name) and (status := _status(entry)) is not None:
-                    yield status.st_mtime_ns, f"{folder}/{entry.name}", status.st_size
+                    yield status.st_mtime, f"{folder}/{entry.name}", status.st_size
 
     def _make_folder(self, folder: Path) -> None:
         """Makes a folder of one model; what is made new is the owner's alone."""

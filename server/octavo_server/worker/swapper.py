@@ -1,6 +1,5 @@
 """Moves pages between the device, host memory and disk, as the scheduler says and in its order."""
 
-import queue
 import time
 from collections import deque
 from collections.abc import Collection
@@ -11,7 +10,7 @@ import torch
 from octavo_common.memory import spare_slots
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 from octavo_server.worker import page_file
-from octavo_server.worker.disk_store import DiskStore
+from octavo_server.worker.disk_store import DiskStore, Job
 from octavo_server.worker.host_memory import HostMemory
 from octavo_server.worker.models.interface import KVCacheSpec
 from octavo_server.worker.page_copies import PageCopies, PlainCopies, StreamCopies, staging_pages
@@ -28,11 +27,12 @@ def workspace_bytes(page_bytes: int, num_slots: int, device: torch.device) -> in
 class Swapper:
     """The lower tiers of the KV cache.
 
-    A slot holds one page over all layers. What the scheduler calls slot s lies at `_place[s]`: a page that is to be
-    written to disk leaves with its place, and the slot gets a spare one, so that nothing waits for the disk and
-    nothing is copied; if there is no spare, the disk does without that page.
+    A slot holds one page over all layers. What the scheduler calls slot s lies at `_place[s]`. A page that is to be
+    written to disk stays where it is; if its slot is wanted before that is done, it keeps the place and the slot gets
+    a spare one, so that nothing waits for the disk and nothing is copied. If there is no spare, the disk does without
+    the page that has kept its place longest.
 
-    Every entry of `disk_stores` ends in one event "stored" or "evicted", every one of `disk_loads` in one "loaded" or
+    Every page of `disk_stores` ends in an event "stored" or "dropped", every one of `disk_loads` in one "loaded" or
     "missed" (a load waits for the store of the same page). All methods are for one thread at a time, but `poll`.
     """
 
@@ -50,7 +50,7 @@ class Swapper:
             raise ValueError(f"the disk store's pages have {disk.page_bytes} bytes, the cache's {views.page_bytes}")
         self.bytes_per_page = views.page_bytes
         self._disk = disk
-        num_spares = spare_slots(views.page_bytes, num_slots, disk.queue_size) if disk is not None and num_slots else 0
+        num_spares = spare_slots(views.page_bytes, num_slots) if disk is not None and num_slots else 0
         self._host = HostMemory(num_slots + num_spares, views.page_bytes, views.word, spec.device)
         self._copies: PageCopies = (
             StreamCopies(views, self._host, spec.device, staging_pages(views.page_bytes, num_slots))
@@ -58,8 +58,10 @@ class Swapper:
             else PlainCopies(views, self._host)
         )
         self._num_spares = num_spares
-        self._spares: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._spares: list[int] = []
         self._place: list[int] = []
+        self._writes: dict[int, Job] = {}  # by place; done or not
+        self._kept: dict[int, Job] = {}  # the same of places that are no slot's, the longest kept first
         self._events: deque[PageEvent] = deque()
 
     @property
@@ -83,8 +85,8 @@ class Swapper:
 
         in_flight_pages: pages that launched steps read or write whose results are not in yet.
         """
-        for slot, key in output.disk_stores:
-            self._store(slot, key)
+        for slot in (*(slot for _, slot in output.swap_out), *(slot for _, slot in output.disk_loads)):
+            self._clear(slot)
         if output.swap_out or output.swap_in:
             # Where a slot or page is named twice, the last one counts.
             outs = {slot: page for page, slot in output.swap_out}
@@ -94,6 +96,8 @@ class Swapper:
                 [(self._place[slot], page) for page, slot in ins.items()],
                 in_flight_pages,
             )
+        for slot, key in output.disk_stores:
+            self._store(slot, key)
         for key, slot in output.disk_loads:
             self._disk_or_error().load(key, self._host.buffer(self._place[slot]), self._copies.done())
 
@@ -116,8 +120,7 @@ class Swapper:
             self._copies.measure(added)
         # The first slots of all are the spare ones.
         places = range(first, first + added)
-        for place in places[: max(0, self._num_spares - first)]:
-            self._spares.put(place)
+        self._spares += places[: max(0, self._num_spares - first)]
         usable = places[max(0, self._num_spares - first) :]
         self._place += usable
         if usable:
@@ -134,20 +137,20 @@ class Swapper:
         if self._disk is None or not self._num_spares:
             return 0
         now, deadline = time.time(), time.monotonic() + seconds
-        while self._spares.empty() and self.grow():
+        while self._host.ready < self._num_spares and self.grow():
             continue
+        if self._host.ready < min(2, self._num_spares):
+            return 0
         stored, room = 0, self._disk.size_bytes
         for index, (tier, number, key) in enumerate(pages):
             room -= page_file.file_bytes(key, self.bytes_per_page)
             if room < 0 or time.monotonic() >= deadline:
                 break
-            place = self._place[number] if tier == "host" else self._fetch(number, deadline)
-            if place is None:
-                break
+            place = self._place[number] if tier == "host" else self._fetch(number)
             self._copies.done()()
             stored += self._disk.write(key, self._host.buffer(place), modified=now - index * _WANTED_STEP)
             if tier == "device":
-                self._spares.put(place)
+                self._spares.append(place)
         return stored
 
     def close(self) -> None:
@@ -158,28 +161,40 @@ class Swapper:
         self._host.close()
 
     def _store(self, slot: int, key: PageKey) -> None:
-        disk, place = self._disk_or_error(), self._place[slot]
-        if disk.holds(key.page_hash):
-            self._events.append(PageEvent("stored", key.page_hash))
-            return
-        try:
-            spare = self._spares.get_nowait()
-        except queue.Empty:
-            self._events.append(PageEvent("evicted", key.page_hash))
-            return
-        buffer = self._host.buffer(place)
-        if disk.store(key, buffer, ready=self._copies.done(), done=lambda: self._spares.put(place)):
-            self._place[slot] = spare
-        else:
-            self._spares.put(spare)
-            self._events.append(PageEvent("evicted", key.page_hash))
+        disk, place, name = self._disk_or_error(), self._place[slot], key.page_hash
+        if disk.holds(name):
+            self._events.append(PageEvent("stored", name))
+        elif disk.withdraw(name) or not disk.is_storing(name):  # else it is being written from another place
+            if (job := disk.store(key, self._host.buffer(place), self._copies.done())) is not None:
+                self._writes[place] = job
+            else:
+                self._events.append(PageEvent("dropped", name))
 
-    def _fetch(self, page: int, deadline: float) -> int | None:
-        """Copies a page to a spare place; None if none is free in time."""
-        try:
-            place = self._spares.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            return None
+    def _clear(self, slot: int) -> None:
+        """Sees to it that the slot's place may be overwritten."""
+        place = self._place[slot]
+        job = self._writes.pop(place, None)
+        if job is not None and job.pending:
+            self._kept[place] = job
+            self._place[slot] = self._take_spare()
+
+    def _take_spare(self) -> int:
+        """A place that is no slot's. What has kept one longest is withdrawn if need be.
+
+        There are two at least, and of all jobs the disk is at one at most.
+        """
+        while not self._spares:
+            for place, job in list(self._kept.items()):
+                if job.pending and not self._spares and self._disk_or_error().withdraw(job.key.page_hash):
+                    self._events.append(PageEvent("dropped", job.key.page_hash))
+                if not job.pending:
+                    del self._kept[place]
+                    self._spares.append(place)
+        return self._spares.pop()
+
+    def _fetch(self, page: int) -> int:
+        """Copies a page to a spare place."""
+        place = self._take_spare()
         self._copies.move([(page, place)], [], {page})
         return place
 

@@ -72,6 +72,27 @@ def test_keys_are_split_over_programs_only_where_there_are_too_few() -> None:
     assert num_splits(config, programs=264, most_keys=8192) == 1
 
 
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_room_for_longer_contexts_than_there_are_changes_no_bit(
+    invariant: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph is made for the longest context: programs without keys write nothing, and nothing of theirs is merged."""
+    monkeypatch.setattr("octavo_kernels.paged_attention.INVARIANT_SPLIT", 32)
+    case = make_case([(1, 1), (0, 9), (1, 110)], heads=2)
+    config = replace(SMALL, programs=640)
+    attend = paged_attention_invariant if invariant else partial(paged_attention, configs=(config, config))
+    assert (num_splits(config, 6, 112), num_splits(config, 6, 512)) == (4, 16)
+    found = []
+    for most in (112, 512):
+        tables = torch.full((3, most // 16), 2**30, dtype=torch.int32)
+        tables[:, :7] = case.metadata.block_tables[:, :7]
+        case.metadata = replace(case.metadata, block_tables=tables, max_query_len=1, max_context_len=most)
+        found.append(poisoned(partial(case.run, window, attend)))
+        check(case, window, found[-1])
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(("page_size", "window", "head_dim"), [(8, None, 16), (16, 40, 24), (64, None, 128)])
 def test_attention_over_gathered_keys(page_size: int, window: int | None, head_dim: int) -> None:
     case = make_case(RAGGED, page_size=page_size, head_dim=head_dim)

@@ -98,9 +98,10 @@ class Decoder:
         return x
 
     @torch.inference_mode()
-    def logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
-        """[n, hidden] → [n, vocab] float32."""
-        return self.head(self.ops, hidden_rows).float()
+    def logits(self, hidden_rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[n, hidden] → [n, vocab] float32, into `out` if it is given."""
+        found = self.head(self.ops, hidden_rows)
+        return found.float() if out is None else out.copy_(found)
 
     def pack(self) -> None:
         """Makes the weights ready for use, once they are read."""

@@ -1,8 +1,12 @@
 """What the runner hands to a model and gets back. T tokens in the step, R requests, B pages in the longest table."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+KVCache = list[tuple[torch.Tensor, torch.Tensor]]  # K and V of each layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,18 @@ class ForwardBatch:
     block_tables: torch.Tensor
     max_query_len: int | None = None
     max_context_len: int | None = None
+
+
+class Decoder(Protocol):
+    """What the runner needs of a model."""
+
+    def forward(self, batch: ForwardBatch, kv_cache: KVCache, on_progress: Callable[[], None]) -> torch.Tensor:
+        """[T, hidden]: the last hidden states; stores K and V of the batch's tokens in their slots.
+
+        Calls `on_progress` whenever a part of the work is done, some times in each layer.
+        """
+        ...
+
+    def logits(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[n, vocab] float32 from [n, hidden], into `out` if it is given."""
+        ...
