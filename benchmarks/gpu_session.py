@@ -164,7 +164,7 @@ def check_memory() -> dict[str, Any]:
     In a process that has done nothing else on the GPU, the CUDA context is part of both; what engines before have left
     behind would not be.
     """
-    fresh = not torch.cuda.is_initialized()
+    fresh = torch.cuda.max_memory_reserved() == 0
     free_memory()
     stages = {"context": taken_bytes()}
     torch.cuda.reset_peak_memory_stats()

@@ -78,7 +78,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     runner.load(config.model, batch_invariant=config.batch_invariant)
     begin_phase("allocate cache")
     bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
-    bill = _bill(model, limits, measure(runner, bounds, free_bytes, plan))
+    bill = _bill(model, limits, measure(runner, bounds, plan))
     if free_bytes is not None:
         _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
     for warning in bill.warnings:

@@ -69,7 +69,7 @@ def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_
 ) -> None:
     run_the_largest_step_greedily(monkeypatch)
     made, bounds = runner(WIDEST), StepBounds(max_num_seqs=512, max_num_batched_tokens=512, max_model_len=64)
-    found = measure(made, bounds, None, plan(WIDEST))
+    found = measure(made, bounds, plan(WIDEST))
     assert found.how == "measured"
     assert found.weights_bytes == weights_bytes(made.decoder)
     assert LOGITS < found.workspace_bytes < 20 * LOGITS
@@ -79,7 +79,7 @@ def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_
 def test_a_step_too_long_for_a_cpu_is_made_smaller_and_the_bill_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CPU_OPERATIONS", 1e7)
     bounds = StepBounds(max_num_seqs=64, max_num_batched_tokens=512, max_model_len=128)
-    found = measure(runner(WIDE), bounds, None, plan(WIDE))
+    found = measure(runner(WIDE), bounds, plan(WIDE))
     assert re.fullmatch(r"estimate; a step of \d+ tokens took .*", found.how)
     assert found.workspace_bytes >= plan(WIDE).workspace_bytes
 

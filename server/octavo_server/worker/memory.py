@@ -50,17 +50,17 @@ def weights_bytes(decoder: object) -> int:
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-def measure(runner: ModelRunner, bounds: StepBounds, first_free_bytes: int | None, plan: MemoryBill) -> MeasuredMemory:
+def measure(runner: ModelRunner, bounds: StepBounds, plan: MemoryBill) -> MeasuredMemory:
     """Runs worst steps and sees what they take. The runner has its weights, and no KV cache yet.
 
-    first_free_bytes: of the GPU, before anything was loaded. plan: from estimates; that of the workspace is reported
+    plan: from estimates; that of the workspace is reported
     where the steps would take too long, as on the CPU, on which nothing is decided by it: there a smaller step is run,
     and what that took is told.
     """
     weights = weights_bytes(runner.decoder)
     if runner.device.type == "cuda":
         swapping = swapper.workspace_bytes(plan.page_bytes, plan.num_host_blocks, runner.device)
-        workspace = _cuda_workspace(runner, bounds, weights, first_free_bytes or 0)
+        workspace = _cuda_workspace(runner, bounds, weights)
         runner.allocate_cache(1)
         graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
         runner.drop_cache()
@@ -131,12 +131,13 @@ def _tokens_for(operations: float, config: ModelConfig, context: int) -> int:
     return max(1, int(operations / (2 * config.num_parameters + attention)))
 
 
-def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, first_free_bytes: int) -> int:
+def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int) -> int:
     """By how much torch's reserve grows at most, and all that is neither that nor weights nor pages.
 
     The reserve and not what is in use of it: the gaps between pieces are gone for others, too. Outside of it are
-    libraries, loaded kernels and CUDA's context. That is there before anything can be asked, together with what other
-    processes take; so it is the lesser of these and of what contexts are known to take.
+    libraries, loaded kernels and CUDA's context. That is there before anything can be asked, grows while weights are
+    loaded, and is seen together with what other processes take; so it is the lesser of these and of what contexts are
+    known to take.
     """
     device = runner.device
     torch.cuda.synchronize(device)
@@ -151,7 +152,7 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, first
     outside = free - torch.cuda.mem_get_info(device)[0] - (reserved - loaded)
     runner.drop_cache()
     torch.cuda.empty_cache()
-    context = min(CUDA_CONTEXT_BYTES, max(0, total - first_free_bytes))
+    context = min(CUDA_CONTEXT_BYTES, max(0, total - free - loaded))
     rounding = max(0, loaded - weights) + runner.config.num_layers * _CUDA_SEGMENT_BYTES
     return peak - loaded + max(0, outside) + context + rounding
 
