@@ -15,9 +15,9 @@ up and down by more than a leak of an hour, and a mean over time tells how busy 
 so it lifts the floor. The growth is the slope (Theil and Sen: the median of those of all pairs) of the floors, the
 least values of each of 24 equal parts of the time after the first fifth. That leaves a minute out, whatever it did.
 
-Two caches of the API process have bounds that half an hour does not reach by itself, and would pass for leaks of 1 to
-2 MiB an hour: the `tokenizers` library keeps how it cut 10,000 words (0.3 KiB each), and the server the bytes of each
-token. They are filled before the load begins. Nothing else is exempt.
+Two caches of the API process have bounds that the warm-up may not reach by itself: the `tokenizers` library keeps, in
+each thread, how it cut some words, and the server the bytes of each token. They are filled before the load begins.
+Nothing else is exempt.
 
 A run of less than 20 minutes cannot tell a MiB an hour: there, only growth by 8 MiB in all fails.
 Exit status 1 if something does not hold.
@@ -32,11 +32,13 @@ import os
 import random
 import re
 import statistics
+import string
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +62,7 @@ TELLING_MINUTES: Final = 20.0
 SHORT_GROWTH: Final = 8.0  # MiB
 PARTS: Final = 24  # of the time after the warm-up, each with its floor
 SAMPLE_SECONDS: Final = 0.5
-CACHED_WORDS: Final = 10_000  # that the tokenizer's library remembers; it offers no way to ask
+CACHED_WORDS: Final = 1_000  # in each thread; see the server's tokenizer
 QUESTIONS: Final = ("Tell me a joke", "What is 17 + 25?", "Spell the word banana.", "What is a KV cache?", "Hello 🙂")
 SYSTEMS: Final = tuple(f"You are helper number {n}. " + "Be brief, be kind, be right. " * 6 for n in range(6))
 
@@ -244,20 +246,25 @@ def _anonymous(pid: int) -> float:
 
 
 def fill_caches(url: str) -> None:
-    """Shows the server all tokens, and more words than the tokenizer's library remembers."""
-    draw = random.Random(0)
-    with httpx.Client(base_url=url, timeout=300.0) as client:
-        for first in range(0, CACHED_WORDS * 5 // 4, 500):
-            words = "".join(f" {''.join(draw.choices('abcdefghijklmnopqrstuvwxyz', k=6))}" for _ in range(500))
-            refused = client.post("/v1/completions", json={"model": "demo", "prompt": words, "max_tokens": 1})
-            if refused.status_code != 400:  # it is too long, which shows once it is cut into tokens
-                raise SystemExit(f"500 words after {first} others were answered with {refused.status_code}")
-        size = FLAGS["max-model-len"] // 2
-        for first in itertools.count(0, size):
-            prompt = list(range(first, first + size))
-            body = {"model": "demo", "prompt": prompt, "max_tokens": 1, "prompt_logprobs": 0}
-            if client.post("/v1/completions", json=body).status_code == 400:  # beyond the vocabulary
-                return
+    """Shows the server all tokens, and each of its threads more words than it remembers."""
+
+    def ask(**body: Any) -> int:
+        return httpx.post(
+            f"{url}/v1/completions", json={"model": "demo", "max_tokens": 1, **body}, timeout=300
+        ).status_code
+
+    def show_words(seed: int) -> None:
+        draw = random.Random(seed)
+        words = "".join(f" {''.join(draw.choices(string.ascii_lowercase, k=6))}" for _ in range(CACHED_WORDS))
+        if (status := ask(prompt=words)) != 400:  # it is too long, which shows once it is cut into tokens
+            raise SystemExit(f"a prompt of {CACHED_WORDS} words was answered with {status}")
+
+    with ThreadPoolExecutor(16) as threads:  # together, so that no thread of the server is left out
+        list(threads.map(show_words, range(64)))
+    size = FLAGS["max-model-len"] // 8
+    first = 0
+    while ask(prompt=list(range(first, first + size)), prompt_logprobs=0) == 200:  # until beyond the vocabulary
+        first += size
 
 
 def floors(times: Sequence[float], values: Sequence[float], parts: int = PARTS) -> tuple[list[float], list[float]]:

@@ -170,6 +170,10 @@ def main(kind: str, values: str) -> int:
         client.HANG_SECONDS = float(limit)  # type: ignore[misc]  # so that no test waits for the real one
     if limit := os.environ.get("START_HANG_SECONDS"):
         start_watch.START_HANG_SECONDS = float(limit)  # type: ignore[misc]
+    if directory := os.environ.get("BLOCK_COUNTS"):
+        import block_counts
+
+        block_counts.install(Path(directory))
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
     if prelude := os.environ["ENGINE_PRELUDE"]:
         start = "import sys\nfrom octavo_server.engine_process import main\nsys.exit(main())"
