@@ -225,8 +225,8 @@ def test_the_steps_before_a_kill_can_be_read(model: Path) -> None:
 # Prompts with token 13 or 14 break the step that they are in, those with 15 get logits that are no numbers.
 BROKEN = """
 import torch
-from octavo_server.worker import model_runner
 from octavo_server.worker.input_batch import InputBatch
+from octavo_server.worker.next_tokens import NextTokens
 build = InputBatch.build
 def prompt(row):  # of none but these requests: the start rehearses steps with any tokens
     mine = row.state.request_id.startswith(("culprit", "second"))
@@ -237,13 +237,14 @@ def broken_build(self, rows):
     if any(14 in prompt(row) for row in rows):
         raise ValueError("secret /path")
     return build(self, rows)
-def broken_sample(self, inputs, hidden, handle):
-    for row in inputs.rows:
-        if 15 in prompt(row):
-            hidden[row.last_index] = torch.nan
-    return healthy(self, inputs, hidden, handle)
+def broken_draw(self, rows, slot, vocab_size, logits):
+    def spoiled(part):
+        found = logits(part)
+        found[torch.tensor([15 in prompt(row) for row in rows[part]])] = torch.nan
+        return found
+    return healthy(self, rows, slot, vocab_size, spoiled)
 InputBatch.build = broken_build
-healthy, model_runner.ModelRunner._sample = model_runner.ModelRunner._sample, broken_sample
+healthy, NextTokens.draw = NextTokens.draw, broken_draw
 """
 
 
