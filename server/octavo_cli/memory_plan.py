@@ -139,6 +139,7 @@ def _limits(
         swap_space=config.swap_space,
         host_bytes=container_bytes,
         disk_cache=config.disk_cache_dir is not None,
+        preemption_mode=config.preemption_mode,
     )
 
 

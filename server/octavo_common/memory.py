@@ -16,6 +16,8 @@ _LOGPROB_CHUNK_BYTES: Final = (
     4 * 64 * 2**20
 )  # the sampler's and log-probabilities' chunk of 64 MiB, with what is made of it
 _KIB, _GIB = 2**10, 2**30
+_SPARE_BYTES: Final = 128 * 2**20
+_SPARES_AT_MOST: Final = 64
 
 
 class DoesNotFit(ValueError):
@@ -43,6 +45,7 @@ class MemoryLimits:
     swap_space: float | None = None
     host_bytes: int | None = None
     disk_cache: bool = False  # whether --disk-cache-dir is given
+    preemption_mode: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,8 @@ class MemoryBill:
     """The bill. `num_blocks` pages of `block_size` tokens are the KV cache; `warnings` are sentences for people.
 
     `workspace_bytes` is what a step takes at most, and on a GPU CUDA's context with its libraries; `workspace_is` says
-    how it is known. `swap_bytes` of host memory take `num_host_blocks` pages that leave the device.
+    how it is known. `swap_bytes` of host memory take `num_host_blocks` pages that leave the device and, with a disk
+    cache behind it, `num_spare_blocks` more that are on their way to the disk.
     """
 
     device: str
@@ -74,6 +78,7 @@ class MemoryBill:
     warnings: tuple[str, ...] = ()
     workspace_is: str = "estimate"
     swap_bytes: int = 0
+    disk_cache: bool = False
 
     @property
     def page_bytes(self) -> int:
@@ -82,8 +87,13 @@ class MemoryBill:
 
     @property
     def num_host_blocks(self) -> int:
-        """Pages that fit into the swap space."""
-        return self.swap_bytes // self.page_bytes
+        """Pages that the swap space keeps."""
+        return slots_within(self.swap_bytes, self.page_bytes, disk=self.disk_cache)
+
+    @property
+    def num_spare_blocks(self) -> int:
+        """Pages in the swap space besides, which only pass through it to the disk."""
+        return self.swap_bytes // self.page_bytes - self.num_host_blocks
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -122,6 +132,7 @@ class MemoryBill:
             ("requests of that length that fit", f"{self.full_length_requests:,.1f}"),
             ("swap space on the host", human_bytes(self.swap_bytes)),
             ("pages in swap space", f"{self.num_host_blocks:,}"),
+            *([("pages on their way to the disk", f"{self.num_spare_blocks:,} more")] if self.disk_cache else []),
         ]
 
     def table(self) -> str:
@@ -168,6 +179,7 @@ def memory_bill(model: ModelConfig, limits: MemoryLimits, measured: MeasuredMemo
         warnings=tuple(_warnings(longest, fits, weights + workspace + num_blocks * page, budget)),
         workspace_is=known.how,
         swap_bytes=_swap_bytes(limits, page),
+        disk_cache=limits.disk_cache,
     )
 
 
@@ -197,6 +209,20 @@ def workspace_estimate(model: ModelConfig, limits: MemoryLimits) -> int:
     logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
     context = CUDA_CONTEXT_BYTES if limits.device == "cuda" else 0
     return activations + logits + _LOGPROB_CHUNK_BYTES + context
+
+
+def spare_slots(page_bytes: int, num_slots: int) -> int:
+    """Pages of host memory that a disk cache needs besides `num_slots`, for what is on its way to the disk.
+
+    At least two: one that is being written, and one for the next.
+    """
+    return min(_SPARES_AT_MOST, max(2, min(num_slots // 8, _SPARE_BYTES // page_bytes)))
+
+
+def slots_within(host_bytes: int, page_bytes: int, *, disk: bool) -> int:
+    """Pages that so much host memory keeps, with the spare ones for a disk cache beside them."""
+    total = host_bytes // page_bytes
+    return max(0, total - spare_slots(page_bytes, total)) if disk else total
 
 
 def default_batched_tokens(device: str) -> int:
@@ -244,13 +270,21 @@ def _swap_bytes(limits: MemoryLimits, page: int) -> int:
                 f"--swap-space {limits.swap_space:g}: a page takes {human_bytes(page)}: give {page / _GIB:.6f} or "
                 "more, or 0"
             )
-    if limits.disk_cache and swap < page:
-        raise DoesNotFit("--disk-cache-dir: pages come to the disk from host memory: give --swap-space above 0")
+    if limits.preemption_mode == "swap" and swap < page:
+        raise DoesNotFit("--preemption-mode swap: pages are swapped to host memory: give --swap-space above 0")
+    if limits.disk_cache and slots_within(swap, page, disk=True) == 0:
+        least = (1 + spare_slots(page, 1)) * page
+        raise DoesNotFit(
+            "--disk-cache-dir: pages come to the disk from host memory, which takes at least "
+            f"{human_bytes(least)}: give --swap-space above 0, {least / _GIB:.6f} or more"
+        )
     return swap
 
 
 def _too_small(longest: int, num_blocks: int, page: int, limits: MemoryLimits) -> str:
     fits, pages = num_blocks * limits.block_size, -(-longest // limits.block_size)
+    if limits.max_model_len is None:  # it would be lowered to what fits: a page is all that is needed
+        longest, pages = limits.block_size, 1
     if limits.num_gpu_blocks_override is not None:
         raising = f"raise --num-gpu-blocks-override to {pages} or more"
     elif limits.kv_cache_memory_bytes is not None or limits.device == "cpu":
@@ -259,10 +293,12 @@ def _too_small(longest: int, num_blocks: int, page: int, limits: MemoryLimits) -
         raising = "raise --gpu-memory-utilization, lower --max-num-batched-tokens, or take a GPU with more memory"
     lowering = f"lower --max-model-len to {fits} or less, or " if fits > 1 else ""
     asked = (
-        f"--max-model-len {longest}" if limits.max_model_len is not None else f"the model's length of {longest} tokens"
+        f"--max-model-len {longest}: a request of that length"
+        if limits.max_model_len is not None
+        else f"a page of {longest} tokens, the least there must be,"
     )
     return (
-        f"{asked}: a request of that length takes {human_bytes(pages * page)} of KV cache, and there is room for "
+        f"{asked} takes {human_bytes(pages * page)} of KV cache, and there is room for "
         f"{human_bytes(num_blocks * page)} ({fits} tokens): {lowering}{raising}"
     )
 

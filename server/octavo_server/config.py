@@ -5,13 +5,14 @@ has the flag.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
+DISK_CACHE_GIB: Final = 16.0
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -61,7 +62,9 @@ class EngineConfig(BaseModel):
     disk_cache_dir: Path | None = Field(
         None, description="directory for cached pages that leave host memory; needs --swap-space above 0"
     )
-    disk_cache_size: float = Field(16.0, gt=0.0, le=1_048_576.0, description="GiB that --disk-cache-dir may take")
+    disk_cache_size: float | None = Field(
+        None, gt=0.0, le=1_048_576.0, description=f"GiB that --disk-cache-dir may take [default: {DISK_CACHE_GIB:g}]"
+    )
     async_scheduling: bool | None = Field(
         None, description="decide the next step while one runs [default: on a GPU, where it hides the host's work]"
     )
@@ -73,16 +76,47 @@ class EngineConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 
+    # What would be ignored is refused. Where that depends on the device that is found, `memory_bill` does it.
+
+    @field_validator("kv_cache_memory_bytes")
+    @classmethod
+    def _one_size_of_the_cache(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("num_gpu_blocks_override") is not None:
+            raise PydanticCustomError("kv_cache", "--num-gpu-blocks-override says the same in pages: give one of them")
+        return value
+
+    @field_validator("preemption_mode")
+    @classmethod
+    def _swap_needs_host_memory(cls, value: str, info: ValidationInfo) -> str:
+        if value == "swap" and _without_host_memory(info):
+            raise PydanticCustomError("preemption_mode", "Pages are swapped to host memory: give --swap-space above 0")
+        return value
+
     @field_validator("disk_cache_dir")
     @classmethod
     def _disk_needs_host_memory(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        swap_space = info.data.get("swap_space")
-        without = swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
-        if value is not None and "swap_space" in info.data and without:
+        if value is not None and _without_host_memory(info):
             raise PydanticCustomError(
                 "disk_cache", "Pages come to the disk from host memory: give --swap-space above 0"
             )
+        if value is not None and not info.data.get("enable_prefix_caching", True):
+            raise PydanticCustomError(
+                "disk_cache", "No page on disk is ever looked up with --no-enable-prefix-caching: leave one of them out"
+            )
         return value
+
+    @field_validator("disk_cache_size")
+    @classmethod
+    def _size_needs_a_disk(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("disk_cache_dir", Path()) is None:
+            raise PydanticCustomError("disk_cache", "There is no disk cache without --disk-cache-dir: give both")
+        return value
+
+
+def _without_host_memory(info: ValidationInfo) -> bool:
+    """Whether the flags say that there is none, before the device is known."""
+    swap_space = info.data.get("swap_space", 1.0)  # not there: it is refused itself
+    return swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
 
 
 class ServerConfig(EngineConfig):

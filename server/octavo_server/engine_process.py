@@ -16,9 +16,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import zmq
 
 from octavo_server import ipc
+from octavo_server.engine_channel import Channel, Inbox
 from octavo_server.errors import OctavoError
 from octavo_server.step_ring import StepRing, steps_path
 
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 0.5
 STALL_SECONDS: Final = 0.002  # between two looks at the disk, when all requests wait for it
+MESSAGES_SECONDS: Final = 0.002  # for messages between two steps, and one message at least
 IDLE_WORK_SECONDS: Final = 1.0  # between two pieces of idle work while there are steps
 CLOSE_SECONDS: Final = 5.0  # for the step in flight and for writing cached pages to disk, at an orderly end
 # A full collection looks at every token of every request, for tens of milliseconds: it is left for idle moments.
 GC_THRESHOLDS: Final = (10_000, 20, 1_000)
-_LINGER_MS: Final = 1000  # for the last messages, if nobody reads them
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -49,52 +49,6 @@ class StartMessage(msgspec.Struct, frozen=True):
     log_level: str = "info"
 
 
-class Channel:
-    """The engine's end of the socket. Only messages of its epoch get through, and garbage does not."""
-
-    def __init__(self, path: str, epoch: int) -> None:
-        self.epoch = epoch
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow reader must not stop the step loop
-        self._socket.connect(f"ipc://{path}")
-        self._told_of_garbage = False
-
-    def send(self, message: ipc.EngineMessage) -> None:
-        """Queues a message; never blocks."""
-        self._socket.send(ipc.encoder.encode(message))
-
-    def receive(self, timeout: float) -> list[ipc.FrontendMessage]:
-        """All messages that are there, waiting up to `timeout` seconds for the first."""
-        if not self._socket.poll(int(timeout * 1000)):
-            return []
-        messages: list[ipc.FrontendMessage] = []
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return messages
-            if len(frames) == 1 and (message := self._decode(frames[0])) is not None:
-                messages.append(message)
-
-    def close(self) -> None:
-        """Gives queued messages a moment to go out."""
-        self._socket.close()
-        zmq.Context.instance().term()
-
-    def _decode(self, frame: bytes) -> ipc.FrontendMessage | None:
-        try:
-            message = ipc.frontend_decoder.decode(frame)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            if not self._told_of_garbage:
-                log.warning(
-                    "dropped a message of %d bytes that is none of ours; more of them will not be logged", len(frame)
-                )
-            self._told_of_garbage = True
-            return None
-        return message if message.epoch == self.epoch else None
-
-
 class EngineLoop:
     """Messages in, steps, results out; asleep when there is nothing to do, but for the heartbeat.
 
@@ -106,6 +60,7 @@ class EngineLoop:
         self.core = core
         self.channel = channel
         self.stopping = False
+        self._inbox = Inbox(channel)
         self._last_sent = 0.0
         self._more_idle_work = True
         self._last_idle_work = 0.0
@@ -120,13 +75,12 @@ class EngineLoop:
         self._idle_work()  # the first host memory: the first request could find its prefix on disk
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
-            steps, messages = self.core.meter.num_steps, self.channel.receive(self._patience())
-            for message in messages:
-                outputs += self._handle(message)
+            steps, heard = self.core.meter.num_steps, self._inbox.fill(self._patience())
+            self._take_in(outputs)
             if self.core.has_work and not self.stopping:
                 outputs += self.core.step(self._beat)
                 self._to_collect = True
-            elif self._to_collect and not messages:
+            elif self._to_collect and not heard:
                 gc.collect()
                 self._to_collect = False
             self._idle_work()
@@ -134,8 +88,18 @@ class EngineLoop:
                 self._send(outputs)
             self._beat()
 
+    def _take_in(self, outputs: list[ipc.RequestOutput]) -> None:
+        """Handle messages; while there are steps to take, for a moment only, however many and long they are."""
+        until = time.monotonic() + MESSAGES_SECONDS
+        for message in self._inbox.messages():
+            outputs += self._handle(message)
+            if self.core.has_work and time.monotonic() >= until:
+                return
+
     def _patience(self) -> float:
-        """Seconds for which a message is waited for: none while steps can go on."""
+        """Seconds for which a message is waited for: none while steps can go on, or there are messages."""
+        if not self._inbox.is_empty:
+            return 0.0
         if self.core.has_work:
             return STALL_SECONDS if self.core.is_stalled else 0.0
         return 0.0 if self._more_idle_work else HEARTBEAT_SECONDS
@@ -156,7 +120,7 @@ class EngineLoop:
         self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats()))
         self._last_sent = time.monotonic()
 
-    def _handle(self, message: ipc.FrontendMessage) -> list[ipc.RequestOutput]:
+    def _handle(self, message: ipc.AddRequest | ipc.Abort | ipc.Shutdown) -> list[ipc.RequestOutput]:
         match message:
             case ipc.AddRequest():
                 try:

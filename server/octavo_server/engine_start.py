@@ -22,7 +22,7 @@ from octavo_common.memory import (
 )
 from octavo_common.model_config import ModelConfig, read_model_config
 from octavo_common.version import __version__
-from octavo_server.config import EngineConfig
+from octavo_server.config import DISK_CACHE_GIB, EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.kv_cache_manager import KVCacheManager
@@ -36,7 +36,6 @@ from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.memory import StepBounds, measure, reserve
 from octavo_server.worker.model_runner import ModelRunner
-from octavo_server.worker.swapper import slots_within
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +134,9 @@ def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill
         # Whatever shows in the bits of K and V: a page from disk must be the one that would be computed here.
         facts = (runner.dtype, bill.block_size, *device_facts(runner.device), torch.get_num_threads())
         name = fingerprint(config.model, *facts, config.batch_invariant, torch.__version__, __version__)
-        size = int(config.disk_cache_size * 2**30)
+        size = int((config.disk_cache_size or DISK_CACHE_GIB) * 2**30)
         disk = DiskStore(config.disk_cache_dir, size, name, bill.page_bytes)
-    runner.add_lower_tiers(slots_within(bill.swap_bytes, bill.page_bytes, disk=disk is not None), disk)
+    runner.add_lower_tiers(bill.num_host_blocks, disk)
 
 
 def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:
@@ -155,6 +154,7 @@ def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtyp
         swap_space=config.swap_space,
         host_bytes=free_host_bytes(),
         disk_cache=config.disk_cache_dir is not None,
+        preemption_mode=config.preemption_mode,
     )
 
 

@@ -5,11 +5,12 @@ Every message carries the engine's `epoch` (drawn anew at each start of the engi
 The version is checked once, in `Hello`: both ends come from one installation.
 """
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,6 +59,17 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     salt: bytes = b""
     priority: int = 0
     deadline: float | None = None
+
+
+class AddChoices(msgspec.Struct, frozen=True, tag=True):
+    """Several requests that differ in nothing but id and sampling: the prompt, which may be long, travels once.
+
+    `request` is the first one whole; `others`: (request id, how its tokens are chosen) of the ones behind it.
+    """
+
+    epoch: int
+    request: AddRequest
+    others: list[tuple[str, SamplingParams]]
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -184,9 +196,26 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-FrontendMessage = AddRequest | Abort | Shutdown
+FrontendMessage = AddRequest | AddChoices | Abort | Shutdown
 EngineMessage = Outputs | Starting | Ready | Failed
 
 encoder: Final = msgspec.msgpack.Encoder()
 frontend_decoder: Final = msgspec.msgpack.Decoder(FrontendMessage)
 engine_decoder: Final = msgspec.msgpack.Decoder(EngineMessage)
+
+_TAGS: Final = tuple(encoder.encode({"type": kind.__name__})[1:] for kind in (AddRequest, AddChoices))
+
+
+def brings_requests(frame: bytes) -> bool:
+    """Whether a message is an `AddRequest` or `AddChoices`, by its first bytes: decoding it may take milliseconds."""
+    return frame.startswith(_TAGS, 1)  # behind the byte that says how many fields follow
+
+
+def requests_of(message: AddRequest | AddChoices) -> Iterator[AddRequest]:
+    """The requests that a message brings, one at a time; they share the prompt."""
+    if isinstance(message, AddRequest):
+        yield message
+        return
+    yield message.request
+    for request_id, sampling in message.others:
+        yield msgspec.structs.replace(message.request, request_id=request_id, sampling=sampling)

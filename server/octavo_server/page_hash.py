@@ -9,6 +9,7 @@ generates.
 import hashlib
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 HASH_BYTES: Final = 16
@@ -42,3 +43,9 @@ def hash_pages(token_ids: Sequence[int], page_size: int, salt: bytes) -> bytes:
         parent = extend(parent, packed[start : start + step])
         names.append(parent)
     return b"".join(names)
+
+
+@lru_cache(maxsize=1)
+def split_hashes(hashes: bytes) -> list[bytes]:
+    """The single names, not to be changed: the choices of a prompt, which come one after the other, share them."""
+    return [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]

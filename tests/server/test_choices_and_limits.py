@@ -12,12 +12,22 @@ import httpx
 import pytest
 
 import serving
+from octavo_server import ipc
+from octavo_server.config import ServerConfig
+from octavo_server.errors import EngineError
+from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.generation import Caller
+from octavo_server.frontend.model import load_model
+from octavo_server.frontend.openai import CompletionRequest
+from octavo_server.frontend.output_stream import Choice
+from octavo_server.frontend.state import ServerState
 from octavo_server.ipc import ErrorKind
 
 HELLO = {"role": "user", "content": "hello"}
 PAGE = list(range(5, 21))  # one page of prompt, and a token more
 ENDLESS: dict[str, Any] = {"model": "tiny", "prompt": [5], "max_tokens": 500_000, "ignore_eos": True}
 LONG = 1_000_000
+MISS = {"prompt_tokens_details": {"cached_tokens": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +77,37 @@ def test_each_prompt_gets_its_choices_behind_each_other(http: httpx.Client) -> N
     assert [choice["prompt_token_ids"][0] for choice in body["choices"]] == [10, 10, 10, 20, 20, 20]
 
 
+async def test_a_prompt_crosses_to_the_engine_once_for_all_of_its_choices(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ServerState(ServerConfig(model=model, served_model_name=("tiny",)))
+    state.model = load_model(model)
+    state.client.ready = ipc.Ready(1, 1, max_model_len=5000, block_size=16, num_blocks=64, phases={})
+    state.client._last_heard = float("inf")
+    request = CompletionRequest.model_validate({"model": "tiny", "prompt": [[7] * 4000, [8]], "n": 100})
+    caller = Caller(0.0, b"", state.admission.place())
+    choices: list[Choice] = []
+
+    def submit(asked: list[Choice], *, whole: bool) -> None:
+        choices.extend(asked)
+        raise EngineError("it is no engine")
+
+    monkeypatch.setattr(state.client, "submit", submit)
+    job = await Completions.prepare(state, request, caller)
+    with pytest.raises(EngineError):
+        await job.answer()
+    state.close()
+    frames = [choice.frame for choice in choices if choice.frame is not None]
+    asked = [one for frame in frames for one in ipc.requests_of(ipc.frontend_decoder.decode(frame))]
+    assert [one.request_id for one in asked] == [choice.request_id for choice in choices]
+    assert [one.sampling.choice for one in asked] == [*range(100)] * 2
+    assert [one.prompt_token_ids for one in asked] == [[7] * 4000] * 100 + [[8]] * 100
+    assert sum(map(len, frames)) < 100_000
+
+
 def test_usage_counts_a_prompt_once_and_all_of_its_answers(http: httpx.Client) -> None:
     body = complete(http, [[10, 11, 12], [20, 21]], n=4, max_tokens=2)
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 16, "total_tokens": 21}
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 16, "total_tokens": 21} | MISS
 
 
 def test_the_choices_of_a_stream_come_interleaved_with_their_index_and_are_the_whole_ones(http: httpx.Client) -> None:
@@ -132,7 +170,7 @@ def test_best_of_is_refused(http: httpx.Client) -> None:
 
 def cached(http: httpx.Client, **fields: Any) -> int:
     usage = complete(http, PAGE + PAGE, max_tokens=1, **fields)["usage"]
-    return int(usage.get("prompt_tokens_details", {"cached_tokens": 0})["cached_tokens"])
+    return int(usage["prompt_tokens_details"]["cached_tokens"])
 
 
 def test_pages_are_shared_within_a_salt_and_not_beyond(model: Path) -> None:
@@ -141,7 +179,7 @@ def test_pages_are_shared_within_a_salt_and_not_beyond(model: Path) -> None:
         found = [cached(http), cached(http), cached(http, cache_salt="a"), cached(http, cache_salt="a")]
         assert found == [0, 31, 0, 31]  # two pages, but a token stays to be computed
         assert [cached(http, cache_salt="b"), cached(http, cache_salt="key:a"), cached(http)] == [0, 0, 31]
-        assert complete(http, [9] * 17, n=4, max_tokens=1)["usage"].get("prompt_tokens_details") is None
+        assert complete(http, [9] * 17, n=4, max_tokens=1)["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
         assert complete(http, [9] * 17, n=4, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"] == 16
 
 
@@ -308,6 +346,22 @@ def test_a_request_wider_than_the_bound_is_told_so(model: Path) -> None:
         answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "n": 4})
         assert "4 answers" in error_of(answer, 400)["message"]
         assert len(complete(http, "a", n=3)["choices"]) == 3
+
+
+def test_a_request_wider_than_the_bound_is_told_so_by_a_full_server_too(model: Path, tmp_path: Path) -> None:
+    with full(model, tmp_path / "hold") as (_, http):
+        for fields in ({"n": 4}, {"n": 2, "prompt": ["a", "b"]}):
+            answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "a", **fields})
+            assert error_of(answer, 400)["code"] == "too_many_choices"
+        answer = http.post("/v1/chat/completions", json={"model": "tiny", "messages": [HELLO], "n": 4})
+        assert error_of(answer, 400)["code"] == "too_many_choices"
+
+
+def test_a_full_server_does_not_read_a_large_body(model: Path, tmp_path: Path) -> None:
+    with full(model, tmp_path / "hold") as (_, http):
+        # Were it read first, it would be refused for what it is.
+        answer = http.post("/v1/completions", content=b"{" * 100_000, headers={"content-type": "application/json"})
+        assert error_of(answer, 429)["code"] == "queue_full"
 
 
 def test_the_place_of_a_request_that_is_refused_or_leaves_is_free_again(model: Path) -> None:

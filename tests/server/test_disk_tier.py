@@ -47,7 +47,7 @@ class Life:
 
 def _cached(reply: dict[str, Any]) -> int:
     """The details are there if there is something to tell."""
-    return int(reply["usage"].get("prompt_tokens_details", {"cached_tokens": 0})["cached_tokens"])
+    return int(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """The API process's end of the socket: epochs, garbage, aborts, silence, with a peer that the test plays itself."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,13 @@ import zmq.asyncio
 
 import tiny_tokenizers
 from octavo_server import ipc
+from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend import client as client_module
 from octavo_server.frontend.answer import Answer
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.output_stream import Choice, OutputStream
+from octavo_server.frontend.supervisor import Supervisor
 from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.metrics import RequestMetrics, ServerMetrics
@@ -263,6 +267,38 @@ async def test_silence_is_noticed_and_forgotten_when_it_ends(
     monkeypatch.setattr(client_module, "HANG_SECONDS", 30.0)
     await peer.say(ipc.Outputs(EPOCH, [], IDLE))
     assert not client.hangs
+
+
+async def test_a_silent_engine_is_killed_within_thirty_seconds(
+    ends: tuple[EngineClient, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch itself, with its own numbers; only the time between two looks does not pass."""
+    client, _ = ends
+
+    class Process:
+        pid, now, killed_at = os.getpid(), 0.0, None
+
+        async def wait(self) -> int:
+            await asyncio.Event().wait()
+            return 0
+
+        def kill(self) -> None:
+            self.killed_at = self.now
+
+    process = Process()
+
+    async def look(tasks: set[Any], timeout: float) -> tuple[set[Any], set[Any]]:
+        process.now += timeout
+        return set(), tasks
+
+    supervisor = Supervisor(client, ServerConfig(model=Path("/nowhere")))
+    client._last_heard = 0.0
+    with monkeypatch.context() as patched:
+        patched.setattr(client_module, "time", SimpleNamespace(monotonic=lambda: process.now))
+        patched.setattr(asyncio, "wait", look)
+        ended = await supervisor._watch(process)  # type: ignore[arg-type]
+    assert "was killed" in ended
+    assert process.killed_at is not None and 20 < process.killed_at <= 29  # the look may have begun a second before
 
 
 async def test_an_engine_of_another_version_is_no_engine(tmp_path: Path) -> None:

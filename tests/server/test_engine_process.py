@@ -225,8 +225,8 @@ def test_the_steps_before_a_kill_can_be_read(model: Path) -> None:
 # Prompts with token 13 or 14 break the step that they are in, those with 15 get logits that are no numbers.
 BROKEN = """
 import torch
+from octavo_server.worker import next_tokens
 from octavo_server.worker.input_batch import InputBatch
-from octavo_server.worker.next_tokens import NextTokens
 build = InputBatch.build
 def prompt(row):  # of none but these requests: the start rehearses steps with any tokens
     mine = row.state.request_id.startswith(("culprit", "second"))
@@ -238,13 +238,15 @@ def broken_build(self, rows):
         raise ValueError("secret /path")
     return build(self, rows)
 def broken_draw(self, rows, slot, vocab_size, logits):
-    def spoiled(part):
+    def broken_logits(part):
         found = logits(part)
-        found[torch.tensor([15 in prompt(row) for row in rows[part]])] = torch.nan
+        for index, row in enumerate(rows[part]):
+            if 15 in prompt(row):
+                found[index] = torch.nan
         return found
-    return healthy(self, rows, slot, vocab_size, spoiled)
+    return healthy(self, rows, slot, vocab_size, broken_logits)
 InputBatch.build = broken_build
-healthy, NextTokens.draw = NextTokens.draw, broken_draw
+healthy, next_tokens.NextTokens.draw = next_tokens.NextTokens.draw, broken_draw
 """
 
 

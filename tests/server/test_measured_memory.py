@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from octavo_common.memory import MemoryBill, MemoryLimits, memory_bill
-from octavo_common.model_config import parse_model_config
+from octavo_common.model_config import parse_model_config, read_model_config
 from octavo_server.config import EngineConfig, ServerConfig
 from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError
@@ -115,6 +115,40 @@ def test_the_bill_is_printed_as_a_table_with_what_was_measured(
     assert rows["swap space on the host"] == "10.2 MiB"
     assert int(rows["pages in swap space"].replace(",", "")) == int(0.01 * 2**30) // core.runner.bytes_per_page
     core.close(1.0)
+
+
+def test_with_a_disk_the_bill_names_as_many_pages_as_host_memory_comes_to_have(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, WIDEST)
+    options: dict[str, Any] = {"device": "cpu", "swap_space": 0.01, "disk_cache_dir": tmp_path / "disk"}
+    core = start_engine(EngineConfig(model=tmp_path, **options), lambda _phase: None)
+    while core.idle():
+        pass
+    core.idle()  # hears of the last of it
+    model, dtype_limits = read_model_config(tmp_path), MemoryLimits("cpu", "float32", swap_space=0.01, disk_cache=True)
+    assert core.stats().host_blocks_total == memory_bill(model, dtype_limits).num_host_blocks > 0
+    core.close(1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"preemption_mode": "swap", "device": "cpu"}, "preemption_mode\n  Pages are swapped .* --swap-space above 0"),
+        ({"preemption_mode": "swap", "swap_space": 0}, "preemption_mode\n  Pages are swapped .* --swap-space above 0"),
+        ({"disk_cache_size": 16.0}, "disk_cache_size\n  There is no disk cache without --disk-cache-dir"),
+        ({"num_gpu_blocks_override": 9, "kv_cache_memory_bytes": 2**20}, "--num-gpu-blocks-override says the same"),
+        ({"disk_cache_dir": "/d", "swap_space": 1, "enable_prefix_caching": False}, "--no-enable-prefix-caching"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ServerConfig(model=Path("/nowhere"), **given)
+
+
+def test_flags_that_go_together_are_taken() -> None:
+    whole = {"preemption_mode": "swap", "swap_space": 1.0, "disk_cache_dir": "/d", "disk_cache_size": 3.0}
+    for given in (whole, {"preemption_mode": "swap"}, {"num_gpu_blocks_override": 9}, {"kv_cache_memory_bytes": 9}):
+        config = ServerConfig.model_validate({"model": Path("/nowhere"), **given})
+        assert EngineConfig.model_validate_json(config.engine().model_dump_json()) == config.engine()
 
 
 def test_a_disk_tier_without_host_memory_is_refused_at_once() -> None:

@@ -132,6 +132,13 @@ def test_the_swap_space_is_as_asked_or_4_gib_of_what_the_host_of_a_gpu_has(limit
         (replace(GPU, swap_space=8.0, host_bytes=5 * GIB), ["--swap-space 8", "5.0 GiB", "5.00 or less"]),
         (replace(GPU, swap_space=0.001), ["--swap-space 0.001", "2.0 MiB", "0.001953"]),
         (replace(GPU, swap_space=0.0, disk_cache=True), ["--disk-cache-dir", "--swap-space above 0"]),
+        (replace(GPU, swap_space=0.004, disk_cache=True), ["--disk-cache-dir", "6.0 MiB", "0.005859 or more"]),
+        (replace(CPU, preemption_mode="swap"), ["--preemption-mode swap", "--swap-space above 0"]),
+        (replace(GPU, swap_space=0.0, preemption_mode="swap"), ["--preemption-mode swap", "--swap-space above 0"]),
+        (
+            replace(CPU, kv_cache_memory_bytes=1000),
+            ["a page of 16 tokens", f"--kv-cache-memory-bytes to {4 * MIB} or more"],
+        ),
         (replace(CPU, disk_cache=True), ["--disk-cache-dir", "--swap-space above 0"]),
     ],
 )
@@ -145,6 +152,19 @@ def test_following_the_advice_of_a_refusal_works() -> None:
     memory_bill(LLAMA_8B, replace(CPU, max_model_len=8192, kv_cache_memory_bytes=2 * GIB))
     memory_bill(LLAMA_8B, replace(CPU, max_model_len=8192, num_gpu_blocks_override=512))
     memory_bill(LLAMA_8B, replace(CPU, max_model_len=4096))
+    assert memory_bill(LLAMA_8B, replace(CPU, kv_cache_memory_bytes=4 * MIB)).max_model_len == 16
+    with pytest.raises(DoesNotFit):
+        memory_bill(LLAMA_8B, replace(CPU, kv_cache_memory_bytes=4 * MIB - 1))
+    assert memory_bill(LLAMA_8B, replace(GPU, swap_space=0.00586, disk_cache=True)).num_host_blocks == 1
+
+
+def test_with_a_disk_the_pages_that_only_pass_through_host_memory_are_told_apart() -> None:
+    bill = memory_bill(LLAMA_8B, replace(GPU, swap_space=1.0, disk_cache=True))
+    assert bill.num_host_blocks + bill.num_spare_blocks == GIB // bill.page_bytes
+    rows = dict(bill.rows())
+    assert rows["pages in swap space"] == f"{bill.num_host_blocks:,}" != f"{GIB // bill.page_bytes:,}"
+    assert rows["pages on their way to the disk"] == f"{bill.num_spare_blocks:,} more"
+    assert "pages on their way to the disk" not in dict(memory_bill(LLAMA_8B, GPU).rows())
 
 
 def test_more_than_the_gpu_allows_is_served_as_asked_but_warned_of() -> None:

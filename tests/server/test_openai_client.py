@@ -98,6 +98,8 @@ def test_a_stream_put_together_is_the_whole_answer(client: openai.OpenAI) -> Non
     assert len([text for text in texts if text]) > 3  # in pieces, not at once
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
     assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None and whole.usage.prompt_tokens_details is not None
+    assert isinstance(whole.usage.prompt_tokens_details.cached_tokens, int)
 
 
 def test_sampling_with_a_seed_repeats_and_without_one_varies(client: openai.OpenAI) -> None:

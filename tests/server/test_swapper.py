@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from octavo_common.memory import slots_within, spare_slots
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 from octavo_server.worker import host_memory
 from octavo_server.worker.disk_store import DiskStore
@@ -16,7 +17,7 @@ from octavo_server.worker.host_memory import HostMemory
 from octavo_server.worker.models.interface import KVCacheSpec
 from octavo_server.worker.page_copies import Moves, split
 from octavo_server.worker.page_views import PageViews
-from octavo_server.worker.swapper import Swapper, slots_within, spare_slots
+from octavo_server.worker.swapper import Swapper
 
 Views = list[tuple[torch.Tensor, torch.Tensor]]
 LAYERS, PAGES, BLOCK, HEADS, DIM = 3, 10, 4, 2, 8

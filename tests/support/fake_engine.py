@@ -81,6 +81,9 @@ class FakeEngine:
                 if number("FAKE_CRASH_TOKEN") in message.prompt_token_ids:
                     os.kill(os.getpid(), signal.SIGKILL)
                 self.requests[message.request_id] = Request(message, cached=self.look_up(message))
+            case ipc.AddChoices():
+                for one in ipc.requests_of(message):
+                    self.take(one)
             case ipc.Abort():
                 for request_id in message.request_ids:
                     self.requests.pop(request_id, None)

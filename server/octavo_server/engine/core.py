@@ -16,7 +16,7 @@ from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler
 from octavo_server.errors import EngineError
 from octavo_server.ipc import AddRequest, EngineStats, RequestOutput
-from octavo_server.page_hash import HASH_BYTES
+from octavo_server.page_hash import split_hashes
 from octavo_server.step import Runner, SampledRow, SchedulerOutput, StepHandle
 from octavo_server.step_meter import StepMeter
 from octavo_server.step_ring import StepRing, describe
@@ -71,7 +71,6 @@ class EngineCore:
 
     def add(self, message: AddRequest) -> list[RequestOutput]:
         """Takes a request in; the result is its refusal, if it cannot be served. Raises ValueError for an id in use."""
-        hashes = message.page_hashes
         request = Request(
             message.request_id,
             message.prompt_token_ids,
@@ -80,7 +79,7 @@ class EngineCore:
             arrival=message.arrival,
             priority=message.priority,
             deadline=message.deadline,
-            page_hashes=[hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)],
+            page_hashes=split_hashes(message.page_hashes),
             salt=message.salt,
         )
         refusal = self.scheduler.add(request)

@@ -27,7 +27,8 @@ PARSE_HERE_BYTES: Final = 64 * 1024  # a millisecond or two at most
 def body_route(state: ServerState) -> type[APIRoute]:
     """Routes whose endpoint takes a `body` get it from here; FastAPI describes them as its own.
 
-    A full server refuses such a request before it looks at the body.
+    A full server refuses such a request before it looks at the body, if that is large or of unknown length. A small one
+    is looked at: whoever asks for what can never fit should not try again.
     """
 
     class BodyRoute(APIRoute):
@@ -38,7 +39,7 @@ def body_route(state: ServerState) -> type[APIRoute]:
             endpoint, model = self.endpoint, parameter.annotation
 
             async def handle(request: Request) -> Response:
-                if state.readiness().ready:  # else that is what is to be said
+                if state.readiness().ready and _may_be_large(request):  # not ready: that is what is to be said
                     state.admission.check()
                 try:
                     raw, content_type = await request.body(), request.headers.get("content-type", "")
@@ -54,6 +55,11 @@ def body_route(state: ServerState) -> type[APIRoute]:
             return handle
 
     return BodyRoute
+
+
+def _may_be_large(request: Request) -> bool:
+    declared = request.headers.get("content-length", "")
+    return not declared.isdecimal() or int(declared) > PARSE_HERE_BYTES
 
 
 def parse_body(model: type[M], raw: bytes, content_type: str) -> M:

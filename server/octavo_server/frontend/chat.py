@@ -53,9 +53,9 @@ class Chat:
         caller.place.take(request.num_choices)
         template = _template(model)
         text = await template.in_thread(_render, template, request.messages)
-        ids = await state.in_thread(model.tokenizer.encode, text, add_special_tokens=False)
+        prompts = await state.tokenize(model, [text], "messages", alone=False)
         lengths = Lengths(request.token_limit, default=None, param="messages")
-        return cls(state, request, await state.in_thread(Generation, state, request, [ids], lengths, caller))
+        return cls(state, request, await state.in_thread(Generation, state, request, prompts, lengths, caller))
 
     async def answer(self) -> bytes:
         """The whole answer, as JSON.

@@ -24,7 +24,7 @@ from octavo_server.frontend.output_stream import Choice, OutputStream
 
 log = logging.getLogger(__name__)
 
-HANG_SECONDS: Final = 30.0
+HANG_SECONDS: Final = 25.0  # and at most two looks of the supervisor more: an engine that hangs is killed within 30 s
 LAST_WORDS_SECONDS: Final = 0.3
 
 
@@ -120,9 +120,10 @@ class EngineClient:
         if any(choice.epoch != self.epoch for choice in choices):
             raise EngineError("the engine was started again before it got this request")
         stream = OutputStream(choices, self._give_up, whole=whole)
+        self._streams.update((choice.request_id, stream) for choice in choices)  # before the first can be answered
         for choice in choices:
-            self._streams[choice.request_id] = stream
-            self._link.send(choice.frame)
+            if choice.frame is not None:
+                self._link.send(choice.frame)
         return stream
 
     def shut_down(self) -> None:

@@ -44,7 +44,9 @@ class Completions:
         """
         model, _ = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
-        ids = await state.in_thread(_tokenize, model, request.prompts)
+        texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
+        tokenized = await state.tokenize(model, texts, "prompt", alone=True)
+        ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
         lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
         generation = await state.in_thread(Generation, state, request, ids, lengths, caller)
         echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
@@ -123,13 +125,6 @@ class Completions:
         elif self._request.include_usage:
             completion.usage = None
         return completion
-
-
-def _tokenize(model: ServedModel, prompts: list[str] | list[list[int]]) -> list[list[int]]:
-    return [
-        model.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
 
 
 def _texts(model: ServedModel, prompts: list[str] | list[list[int]]) -> list[str]:

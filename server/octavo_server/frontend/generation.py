@@ -119,10 +119,7 @@ class Generation:
         completion = sum(answer.num_tokens for answer in self.answers)
         groups = [self.answers[at : at + n] for at in range(0, len(self.answers), n)]
         cached = sum(min(answer.num_cached_tokens for answer in group) for group in groups)
-        usage = Usage(prompt, completion, prompt + completion)
-        if cached:
-            usage.prompt_tokens_details = PromptTokensDetails(cached)
-        return usage
+        return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
     def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
         max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
@@ -148,18 +145,18 @@ class Generation:
             priority=request.priority or 0,
             deadline=self._deadline(),
         )
-        shared = PromptMetrics(self._state.metrics, n)
-        for number in range(n):
-            index = prompt * n + number
-            one = msgspec.structs.replace(
-                asked,
-                request_id=f"{self.id}-{index}",
-                sampling=msgspec.structs.replace(
-                    sampling,
-                    choice=number,
-                    prompt_logprobs=sampling.prompt_logprobs if number == 0 or request.stream else None,
-                ),
+        numbered = [
+            msgspec.structs.replace(
+                sampling,
+                choice=number,
+                prompt_logprobs=sampling.prompt_logprobs if number == 0 or request.stream else None,
             )
+            for number in range(n)
+        ]
+        ids_of = [f"{self.id}-{prompt * n + number}" for number in range(n)]
+        frame = _frame(asked, list(zip(ids_of, numbered, strict=True)))
+        shared = PromptMetrics(self._state.metrics, n)
+        for number, request_id in enumerate(ids_of):
             metrics = RequestMetrics(
                 self._state.metrics,
                 self._caller.arrival,
@@ -167,8 +164,8 @@ class Generation:
                 max_tokens=sampling.max_tokens,
                 prompt=shared,
             )
-            answer = Answer(index, ids, self.model.tokenizer, text_options(request), metrics)
-            yield Choice(one.request_id, self._epoch, ipc.encoder.encode(one), answer)
+            answer = Answer(prompt * n + number, ids, self.model.tokenizer, text_options(request), metrics)
+            yield Choice(request_id, self._epoch, frame if number == 0 else None, answer)
 
     def _salt(self) -> bytes:
         """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
@@ -180,6 +177,13 @@ class Generation:
         limits = [self._request.timeout, self._state.config.request_timeout]
         seconds = min((limit for limit in limits if limit is not None), default=None)
         return None if seconds is None else self._caller.arrival + seconds
+
+
+def _frame(asked: ipc.AddRequest, choices: list[tuple[str, ipc.SamplingParams]]) -> bytes:
+    """The message that asks for a prompt's choices, encoded."""
+    (request_id, sampling), *others = choices
+    first = msgspec.structs.replace(asked, request_id=request_id, sampling=sampling)
+    return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others) if others else first)
 
 
 def _check_prompt(ids: list[int], model: ServedModel, lengths: Lengths, max_model_len: int) -> int:

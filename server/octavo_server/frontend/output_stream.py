@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer that is wanted. `frame` is the encoded `ipc.AddRequest`, for the engine of `epoch` alone.
+    """One answer that is wanted. `frame` is the encoded message that asks for it, for the engine of `epoch` alone.
 
-    `request_id` is unique among all open requests.
+    None where the frame of a choice before it asks for this one too. `request_id` is unique among all open requests.
     """
 
     request_id: str
     epoch: int
-    frame: bytes
+    frame: bytes | None
     answer: Answer
 
 

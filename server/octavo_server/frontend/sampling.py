@@ -8,6 +8,7 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.model import SamplingDefaults, ServedModel
 from octavo_server.frontend.openai import CompletionRequest, GenerationRequest
 from octavo_server.frontend.text.text_options import TextOptions
+from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import SamplingParams
 
 _SEED_RANGE: Final = 2**63
@@ -137,9 +138,24 @@ def answer_length(asked: int | None, *, prompt_tokens: int, max_model_len: int, 
     if room >= max(1, least):
         return room if asked is None else asked
     wanted = f" and {asked} tokens of answer are asked for" if asked is not None and room >= 1 else ""
-    raise RequestError(
+    raise _too_long(max_model_len, f"{prompt_tokens} tokens{wanted}", param)
+
+
+def check_text(text: str, tokenizer: TextTokenizer, *, max_model_len: int, param: str) -> None:
+    """Refuse a text that cannot fit whatever its tokens are, before it costs memory and seconds to find them.
+
+    Raises:
+        RequestError: it has more tokens than the model's context, at least so many are told.
+    """
+    length = tokenizer.token_length
+    if length is not None and (least := length.least_tokens(text)) >= max_model_len:
+        raise _too_long(max_model_len, f"{least} tokens or more", param)
+
+
+def _too_long(max_model_len: int, told: str, param: str) -> RequestError:
+    return RequestError(
         f"the model's context is {max_model_len} tokens, prompt and answer together, but the prompt has "
-        f"{prompt_tokens} tokens{wanted}; shorten the prompt or lower max_tokens",
+        f"{told}; shorten the prompt or lower max_tokens",
         param=param,
         code="context_length_exceeded",
     )

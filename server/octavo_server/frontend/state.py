@@ -1,11 +1,9 @@
 """What the routes share: configuration, model, engine, and whether new requests are taken."""
 
 import asyncio
-import os
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, ParamSpec, TypeVar
@@ -15,6 +13,8 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.model import ServedModel
+from octavo_server.frontend.sampling import check_text
+from octavo_server.frontend.text_threads import SHORT_TEXT, TextThreads
 from octavo_server.ipc import Ready
 from octavo_server.metrics import ServerMetrics
 
@@ -48,7 +48,7 @@ class ServerState:
         self._idle = asyncio.Event()
         self._idle.set()
         self._seeds = random.Random(config.seed)
-        self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="text")
+        self.text_threads = TextThreads()
 
     def readiness(self) -> Readiness:
         """As `/ready` tells it."""
@@ -100,7 +100,23 @@ class ServerState:
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run work on text beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return await self.text_threads.run(function, *args, **kwargs)
+
+    async def tokenize(self, model: ServedModel, texts: Sequence[str], param: str, *, alone: bool) -> list[list[int]]:
+        """Token ids of texts, made beside the event loop; `alone`: with the tokens that surround a text.
+
+        Raises:
+            RequestError: one is too long, however few tokens it may have; `param` is the field that it is of.
+        """
+        ready, threads, length = self.client.ready, self.text_threads, sum(map(len, texts))
+        if ready is not None and length > SHORT_TEXT:
+            for text in texts:
+                await threads.run(check_text, text, model.tokenizer, max_model_len=ready.max_model_len, param=param)
+
+        def encode() -> list[list[int]]:
+            return [model.tokenizer.encode(text, add_special_tokens=alone) for text in texts]
+
+        return await threads.run_on_text(length, encode)
 
     async def render(self, weight: int, function: Callable[[], R]) -> R:
         """Make an answer's bytes: beside the event loop if it is much work. `weight`: log-probabilities in it."""
@@ -123,7 +139,7 @@ class ServerState:
 
     def close(self) -> None:
         """Give threads and sockets back."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.text_threads.close()
         if self.model is not None and self.model.chat_template is not None:
             self.model.chat_template.close()
         self.client.terminate()

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 import torch
 
+from octavo_common.memory import spare_slots
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
 from octavo_server.worker import page_file
 from octavo_server.worker.disk_store import DiskStore, Job
@@ -15,23 +16,7 @@ from octavo_server.worker.models.interface import KVCacheSpec
 from octavo_server.worker.page_copies import PageCopies, PlainCopies, StreamCopies, staging_pages
 from octavo_server.worker.page_views import PageViews
 
-_SPARE_BYTES: Final = 128 * 2**20
-_SPARES_AT_MOST: Final = 64
 _WANTED_STEP: Final = 0.001  # seconds by which each page flushed passes for older than the one before
-
-
-def spare_slots(page_bytes: int, num_slots: int) -> int:
-    """Host slots that a swapper with a disk tier has besides `num_slots`, for pages on their way to the disk.
-
-    At least two: one that is being written, and one for the next.
-    """
-    return min(_SPARES_AT_MOST, max(2, min(num_slots // 8, _SPARE_BYTES // page_bytes)))
-
-
-def slots_within(host_bytes: int, page_bytes: int, *, disk: bool) -> int:
-    """Slots that fit into that much host memory, with the spare ones beside them."""
-    total = host_bytes // page_bytes
-    return max(0, total - spare_slots(page_bytes, total)) if disk else total
 
 
 def workspace_bytes(page_bytes: int, num_slots: int, device: torch.device) -> int:

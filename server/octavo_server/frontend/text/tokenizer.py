@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from octavo_common.json_fields import ModelConfigError, read_json_object
 from octavo_server.errors import ModelError
+from octavo_server.frontend.text.token_length import token_length
 from octavo_server.model_files import check_tokenizer_file
 
 NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -40,7 +41,9 @@ class TextTokenizer:
         self.config = read_tokenizer_config(directory)
         self.named_tokens = _named_tokens(directory, self.config)
         self._add_special_tokens()
-        self._decoder_types = _decoder_types(self._tokenizer)
+        spec = json.loads(self._tokenizer.to_str())
+        self._decoder_types = _decoder_types(spec["decoder"])
+        self.token_length = token_length(self._tokenizer, spec)
         self._added_ids = frozenset(self._tokenizer.get_added_tokens_decoder())
         self.special_ids = self._find_special_ids()
         self._context = None if "ByteLevel" in self._decoder_types else self._find_context()
@@ -177,9 +180,8 @@ def _named_tokens(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     return named
 
 
-def _decoder_types(tokenizer: Tokenizer) -> frozenset[str]:
+def _decoder_types(decoder: dict[str, Any] | None) -> frozenset[str]:
     """The kinds of decoder in use; all must map each token to its bytes whatever surrounds it (but for the first)."""
-    decoder = json.loads(tokenizer.to_str())["decoder"]
     parts = [decoder, *decoder.get("decoders", ())] if decoder is not None else []
     types = frozenset(str(part["type"]) for part in parts)
     trims_the_end = any(part["type"] == "Strip" and part.get("stop", 0) for part in parts)
