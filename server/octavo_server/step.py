@@ -59,7 +59,7 @@ class PageEvent:
     pages that nobody here asked for: another process that shares the directory wrote or removed them.
     """
 
-    kind: Literal["loaded", "missed", "stored", "evicted", "dropped", "slots"]
+    kind: Literal["loaded", "missed", "stored", "evicted", "dropped", "slots", "stuck", "back"]
     page_hash: bytes = b""
     count: int = 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from octavo_server.step import PageEvent, PageKey
-from octavo_server.worker import page_file
+from octavo_server.worker import disk_store, page_file
 from octavo_server.worker.disk_store import DiskStore
 
 PAGE_BYTES = 256
@@ -466,3 +466,23 @@ def test_a_thread_survives_what_goes_wrong_in_a_job(open_store: Open, caplog: py
 def test_a_fingerprint_must_be_one() -> None:
     with pytest.raises(ValueError, match="32 hex digits"):
         DiskStore(Path("unused"), 1, "../../etc", 1)
+
+
+def test_reads_that_do_not_come_back_are_told_of_and_their_end_too(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now, gate = open_store(), 0.0, threading.Event()
+    monkeypatch.setattr(disk_store.time, "monotonic", lambda: now)
+    store.load(key_of(1), memoryview(bytearray(PAGE_BYTES)), ready=lambda: gate.wait())
+    now = disk_store.STUCK_SECONDS
+    assert store.poll() == []
+    now += 0.1
+    assert store.poll() == [PageEvent("stuck")]
+    assert store.poll() == []
+    gate.set()
+    found: list[PageEvent] = []
+    while len(found) < 2:
+        found += store.poll()
+    assert found == [PageEvent("missed", key_of(1).page_hash), PageEvent("back")]
+    now += 1000
+    assert store.poll() == []

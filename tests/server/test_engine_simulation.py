@@ -120,7 +120,7 @@ class Simulation:
         scheduler = engine.scheduler
         assert engine.kv_cache.stats["kv_blocks_used"] == 0
         assert scheduler.num_waiting_tokens == 0 and not scheduler._ending and not scheduler._launched
-        assert scheduler.num_generation_tokens == sum(len(tokens) for tokens in engine.outputs.values())
+        assert scheduler.counts["generation_tokens"] == sum(len(tokens) for tokens in engine.outputs.values())
         assert not scheduler._hits
         assert engine.kv_cache.tiers.num_pinned == 0
 

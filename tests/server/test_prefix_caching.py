@@ -1,11 +1,13 @@
 """Which pages requests share, when they come back, and what each tier makes of them."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine_fakes import FakeEngine, alone
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
-from octavo_server.engine.kv_cache_manager import LOAD_PATIENCE, KVCacheManager
+from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.step import PageEvent, SampledRow
 from page_machine import drop_cached, make_request, take_moves
@@ -130,7 +132,7 @@ def test_answers_are_right_even_where_names_collide(names: int, overlap: bool, m
     assert engine.outputs == {name: alone(prompt, 8) for name, prompt in prompts.items()}
     stats = engine.kv_cache.stats
     assert stats["prefix_hits"] + stats["prefix_hits_host"] > 0
-    assert engine.scheduler.num_preemptions > 0
+    assert engine.scheduler.counts["preemptions"] > 0
     assert engine.kv_cache.stats["kv_blocks_used"] == 0
 
 
@@ -377,19 +379,37 @@ def test_prefixes_are_read_for_one_request_a_schedule() -> None:
     assert [key.page_hash for key, _ in take_moves(cache).disk_loads] == second.page_hashes[::-1]
 
 
-def test_a_request_does_not_wait_for_ever_for_a_disk_that_hangs() -> None:
+def test_nobody_waits_for_a_disk_that_hangs_until_it_is_back() -> None:
     cache = manager(num_slots=8, on_disk=())
-    request = on_disk(cache, PROMPT)
-    schedules = 0
-    while cache.begin_loads(request):
-        take_moves(cache)
-        schedules += 1
-    assert schedules == LOAD_PATIENCE
+    request, late = on_disk(cache, PROMPT), make_request("late", [7, *PROMPT], SIZE)
+    cache.tiers.disk.update(late.page_hashes)
+    assert cache.begin_loads(request)
+    take_moves(cache)
+    cache.handle(PageEvent("stuck"))
+    assert not cache.begin_loads(request) and not cache.begin_loads(late)
     assert admit(cache, request) == 0
-    for name in request.page_hashes:  # the disk comes back
+    for name in request.page_hashes:
         cache.handle(PageEvent("loaded", name))
+    cache.handle(PageEvent("back"))
+    assert cache.begin_loads(late)
     cache.free(request)
     assert cache.lookup(make_request("s", PROMPT, SIZE)).num_tokens == 12
+
+
+def test_many_that_wait_for_the_disk_do_not_hold_up_one_that_does_not() -> None:
+    engine = FakeEngine(num_blocks=400, prefix_caching=True, max_num_seqs=200, max_model_len=100)
+    engine.kv_cache.handle(PageEvent("slots", count=400))
+    prompts = [[index, *PROMPT] for index in range(100)]
+    for index, tokens in enumerate(prompts):
+        hashes = make_request("r", tokens, SIZE).page_hashes
+        engine.kv_cache.tiers.disk.update(hashes)
+        engine.add(f"r{index}", tokens)
+    engine.add("other", [900, *PROMPT])
+    for _ in range(3):  # none of the loads comes back
+        output = engine.scheduler.schedule()
+        engine.scheduler.update(output, engine.runner.execute(replace(output, disk_loads=[])))
+    assert engine.scheduler.requests["other"].num_tokens > 15
+    assert len(engine.scheduler.waiting) == 100
 
 
 def test_what_a_request_computed_that_came_to_nothing_is_not_hit() -> None:

@@ -74,7 +74,7 @@ def test_under_pressure_requests_are_preempted_and_all_outputs_stay_the_same() -
     for index in range(64):
         engine.add(f"r{index}", prompt(4 + index % 5, index), max_tokens=16)
     engine.run()
-    assert engine.scheduler.num_preemptions > 0
+    assert engine.scheduler.counts["preemptions"] > 0
     assert engine.outputs == {f"r{index}": alone(prompt(4 + index % 5, index), 16) for index in range(64)}
     assert engine.pool.num_free == 48
 
@@ -149,7 +149,7 @@ def test_a_prompt_joins_only_when_all_of_it_fits() -> None:
     assert engine.step().new_requests == []
     engine.run()
     assert engine.outputs["big"] == alone(prompt(17, 1), 1)
-    assert engine.scheduler.num_preemptions == 0
+    assert engine.scheduler.counts["preemptions"] == 0
 
 
 def test_a_newcomer_does_not_take_the_page_of_the_next_token_of_one_before_it() -> None:
@@ -157,7 +157,7 @@ def test_a_newcomer_does_not_take_the_page_of_the_next_token_of_one_before_it() 
     engine.add("first", prompt(8), max_tokens=3)  # fills 2 pages, and its first token begins a third
     engine.add("second", prompt(4, 1), max_tokens=3)  # needs 2 as well: both are free, but one is spoken for
     engine.run()
-    assert engine.scheduler.num_preemptions == 0
+    assert engine.scheduler.counts["preemptions"] == 0
     assert engine.outputs == {"first": alone(prompt(8), 3), "second": alone(prompt(4, 1), 3)}
 
 
@@ -264,7 +264,7 @@ def test_no_tokens_wanted_gives_none_and_says_length() -> None:
     engine.add("a", prompt(5), max_tokens=0)
     engine.run()
     assert (engine.outputs["a"], engine.results["a"].finish_reason) == ([], "length")
-    assert engine.scheduler.num_generation_tokens == 0
+    assert engine.scheduler.counts["generation_tokens"] == 0
 
 
 def test_a_row_that_failed_ends_its_request_alone() -> None:
@@ -311,8 +311,8 @@ def test_the_counters_count() -> None:
     assert engine.scheduler.num_waiting_tokens == 21
     engine.run()
     scheduler = engine.scheduler
-    assert (scheduler.num_prompt_tokens, scheduler.num_generation_tokens) == (21, 7)
-    assert (scheduler.num_waiting_tokens, scheduler.num_preemptions, scheduler.num_steps) == (0, 0, 4)
+    assert (scheduler.counts["prompt_tokens"], scheduler.counts["generation_tokens"]) == (21, 7)
+    assert (scheduler.num_waiting_tokens, scheduler.counts["preemptions"], scheduler.num_steps) == (0, 0, 4)
 
 
 def test_whatever_comes_and_goes_answers_pages_and_order_are_right() -> None:
@@ -343,7 +343,7 @@ def _come_and_go(rng: random.Random) -> int:
         got = engine.outputs.get(name, [])
         assert got == (answer[: len(got)] if name in aborted else answer)
     assert engine.pool.num_free == 12 and engine.scheduler.num_waiting_tokens == 0
-    return engine.scheduler.num_preemptions
+    return engine.scheduler.counts["preemptions"]
 
 
 def _check_invariants(engine: FakeEngine, arrivals: list[str]) -> None:

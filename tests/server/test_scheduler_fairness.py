@@ -264,7 +264,7 @@ def test_pages_stay_free_for_running_requests_so_that_they_do_not_take_each_othe
         engine.add(f"r{index}", prompt(8, index), max_tokens=30)
     engine.run()
     assert engine.outputs == {f"r{index}": alone(prompt(8, index), 30) for index in range(60)}
-    assert 0 < engine.scheduler.num_preemptions < 50
+    assert 0 < engine.scheduler.counts["preemptions"] < 50
 
 
 def test_a_request_that_gave_way_does_not_come_back_before_its_last_token_is_known() -> None:
@@ -305,6 +305,36 @@ def test_a_prompt_that_several_bring_at_once_is_computed_once(budget: int, overl
     assert engine.outputs == {name: alone(tokens, 4) for name, tokens in prompts.items()}
     stats = engine.core.stats()
     assert (stats.prefix_queries, stats.prefix_hits) == (80 + 3 * 41, 120)
+
+
+@pytest.mark.parametrize("budget", [64, 512])
+def test_while_some_wait_for_what_another_computes_no_part_of_a_step_is_left_unused(budget: int) -> None:
+    engine = CountingEngine(budget, 20_000, prefix_caching=True)
+    shared = prompt(3000)
+    for index in range(8):
+        engine.add(f"r{index}", [*shared[: 3000 - 7 * index], index], max_tokens=1)
+    while engine.scheduler.requests:
+        engine.step()
+    ideal = sum(engine.computed.values()) / budget
+    assert engine.scheduler.num_steps <= 1.25 * ideal + 2
+    assert sum(engine.computed.values()) <= 1.1 * 3000 + 8 * 16
+
+
+@pytest.mark.parametrize("budget", [512, 2048, 8192])
+def test_prompts_that_share_ever_more_of_a_short_one_hold_it_up_for_3_steps_at_most(budget: int) -> None:
+    engine = CountingEngine(budget, 4 * 6300, prefix_caching=True)
+    short = prompt(100)
+    for index in range(4):
+        engine.add(f"long {index}", [*short[: 16 * index], *prompt(LONG, 1 + index)])
+    for _ in range(3):
+        engine.step()
+    for pages in range(1, 6):
+        engine.add(f"other {pages}", [*short[: 16 * pages], *prompt(17 * pages, 40 + pages)])
+    engine.add("short", short)
+    arrived = engine.scheduler.num_steps
+    for _ in range(3):
+        engine.step()
+    assert engine.first_token["short"] <= arrived + 3
 
 
 def test_tenants_with_salts_of_their_own_share_nothing() -> None:

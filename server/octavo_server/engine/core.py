@@ -123,10 +123,7 @@ class EngineCore:
             waiting_prompt_tokens=scheduler.num_waiting_tokens,
             kv_blocks_total=kv_cache.pool.num_blocks,
             block_size=kv_cache.block_size,
-            preemptions=scheduler.num_preemptions,
-            preemptions_by_swap=scheduler.num_swap_preemptions,
-            prompt_tokens=scheduler.num_prompt_tokens,
-            generation_tokens=scheduler.num_generation_tokens,
+            **scheduler.counts,
             **self.meter.stats(),
             **kv_cache.stats,
         )

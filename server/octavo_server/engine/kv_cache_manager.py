@@ -6,9 +6,9 @@ same step. A step that fails takes that back (`forget_step`).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
@@ -16,8 +16,6 @@ from octavo_server.engine.lower_tiers import LowerTiers
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
 from octavo_server.step import PageEvent, PageKey, SchedulerOutput
-
-LOAD_PATIENCE: Final = 5000  # schedules; seconds if all wait, minutes beside long steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,6 @@ class _Waiting:
     swapped: dict[int, CachedPage] = field(default_factory=dict)  # pinned for it, by their place in its table
     packed: bytes = b""  # its tokens, as far as they had to be compared
     loads: list[CachedPage] | None = None  # that it waits for; None: none was begun
-    loads_since: int = 0  # the schedule
 
 
 @dataclass(slots=True)
@@ -137,19 +134,19 @@ class KVCacheManager:
     def begin_loads(self, request: Request) -> bool:
         """Whether pages of the request's prefix are being read from disk; begins that, once for each admission.
 
-        As many as host memory has room for beside the hit. The request is best passed over until they are there, or
-        for so many schedules that the disk must be stuck.
+        As many as host memory has room for beside the hit. The request is best passed over until they are there.
         """
         waiting = self._waiting.get(request.request_id)
+        if self.tiers.is_stuck:
+            return False
         if waiting is not None and waiting.loads is not None:
-            is_patient = self.tiers.schedule - waiting.loads_since < LOAD_PATIENCE
-            return is_patient and any(page.loading for page in waiting.loads)
+            return any(page.loading for page in waiting.loads)
         if self._last_loads == self.tiers.schedule:
             return True  # one request a schedule: thousands of pages take a while
         hit, waiting = self.lookup(request), self._waiting[request.request_id]
         if not hit.loading:
             return False
-        waiting.loads_since = self._last_loads = self.tiers.schedule
+        self._last_loads = self.tiers.schedule
         beside = [page for page in hit.chain if page.slot is not None]
         self.tiers.pin(beside)
         loads = waiting.loads = []
@@ -241,13 +238,15 @@ class KVCacheManager:
         self._waiting[request.request_id] = waiting
         return True
 
-    def forget_step(self, requests: Iterable[Request], *, all_steps: bool = False) -> None:
+    def forget_step(self, requests: Collection[Request], *, all_steps: bool = False) -> None:
         """A step has failed: what these requests registered for it, or for one launched behind it, is not hit any more.
 
         `all_steps`: nor what they registered ever, because it came to nothing. To be called before they are freed.
         Takes time in proportion to all cached pages.
         """
         writers = {request.request_id for request in requests}
+        if all_steps:
+            self.tiers.disk.difference_update(*(request.page_hashes for request in requests))
         since = 0 if all_steps else self.tiers.schedule - self.tiers.in_flight - 2
         for page in [page for page in self.index.pages.values() if page.born >= since and page.writer in writers]:
             if page.block is not None:

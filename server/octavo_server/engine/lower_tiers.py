@@ -32,6 +32,7 @@ class LowerTiers:
         self.free_slots: list[int] = []
         self.cached: OrderedDict[int, CachedPage] = OrderedDict()  # by slot; may be evicted, least recently used first
         self.schedule = 0
+        self.is_stuck = False  # reading from disk, says the worker
         self.in_flight = 1  # steps that may be under way at a schedule
         self.counts: Counter[str] = Counter()  # named as in `ipc.EngineStats`
         self._outs: dict[int, int] = {}  # slot → page; by target, so that a later move to it replaces the former
@@ -141,6 +142,8 @@ class LowerTiers:
             case "slots":
                 self.free_slots.extend(range(self.num_slots + event.count - 1, self.num_slots - 1, -1))
                 self.num_slots += event.count
+            case "stuck" | "back":
+                self.is_stuck = event.kind == "stuck"
             case "stored":
                 self.disk.add(event.page_hash)
             case "loaded" | "missed":

@@ -8,6 +8,7 @@ hands out as computed, so that a next step can be scheduled before the tokens of
 """
 
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +23,7 @@ from octavo_server.ipc import ErrorKind, RequestOutput, TokenLogprobs
 from octavo_server.step import NewRequest, SampledRow, SchedulerOutput
 from octavo_server.step_meter import Rates
 
-SCAN: Final = 32  # waiting requests that are looked at in a step at most
+SCAN: Final = 32  # waiting requests that are looked at in a step at most, beside those that wait for the disk
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
 
@@ -63,15 +64,6 @@ class _Batch:
         self.requests[request.request_id] = request
         self.budget -= count
 
-    def take_back(self, request: Request) -> None:
-        """Undoes `put` of a decode."""
-        request.num_computed_tokens -= 1
-        request.num_in_flight -= 1
-        request.num_pending_tokens -= 1
-        del self.output.num_scheduled_tokens[request.request_id], self.requests[request.request_id]
-        self.output.new_block_ids.pop(request.request_id, None)
-        self.budget += 1
-
 
 class Scheduler:
     """The queue, the running batch and the rules between them.
@@ -88,10 +80,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.requests: dict[str, Request] = {}  # running and waiting
-        self.num_preemptions = 0
-        self.num_swap_preemptions = 0
-        self.num_prompt_tokens = 0  # of requests whose prompt is through
-        self.num_generation_tokens = 0
+        self.counts = Counter(preemptions=0, prompt_tokens=0, generation_tokens=0)  # named as in `ipc.EngineStats`
         self.num_waiting_tokens = 0
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
@@ -250,22 +239,27 @@ class Scheduler:
         batch.put(request, count)
 
     def _preempt(self, victim: Request, batch: _Batch) -> None:
-        if victim.request_id in batch.requests:
-            batch.take_back(victim)
+        if batch.requests.pop(victim.request_id, None) is not None:  # a decode, one token
+            victim.num_computed_tokens -= 1
+            victim.num_in_flight -= 1
+            victim.num_pending_tokens -= 1
+            del batch.output.num_scheduled_tokens[victim.request_id]
+            batch.output.new_block_ids.pop(victim.request_id, None)
+            batch.budget += 1
         self.running.remove(victim)
         # The prompt's log-probabilities come from one pass through all of it.
         in_one_pass = victim.skip_prefix and victim.num_pending_tokens == 0
         mode, tokens = self.limits.preemption_mode, victim.num_computed_tokens
         swap = mode == "swap" or (mode == "auto" and self.rates.swap_is_faster(tokens, self.kv_cache.block_size))
         if swap and not in_one_pass and self.kv_cache.swap_out(victim):
-            self.num_swap_preemptions += 1
+            self.counts["preemptions_by_swap"] += 1
         else:
             self.kv_cache.free(victim)
             victim.num_computed_tokens = 0
             if victim.num_pending_tokens == 0:
                 victim.prompt_logprobs.clear()  # not sent yet; they come again
         victim.num_preemptions += 1
-        self.num_preemptions += 1
+        self.counts["preemptions"] += 1
         batch.output.preempted_ids.append(victim.request_id)
         self._enqueue(victim)
 
@@ -274,27 +268,34 @@ class Scheduler:
         claims = {r: r.num_tokens_to_compute for r in batch.prefills if r.status is RequestStatus.RUNNING}
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
             claims |= self._candidates(batch)
-        wanted = _fair_shares(claims, batch.budget)
-        followers = self._followers(wanted, claims)
-        shares = _fair_shares({r: count for r, count in claims.items() if r not in followers}, batch.budget)
+        shares, followers = _fair_shares(claims, batch.budget), dict[Request, int]()
+        while found := self._followers(shares, claims):  # who gets their shares may follow somebody, too
+            followers |= found
+            shares = _fair_shares({r: count for r, count in claims.items() if r not in followers}, batch.budget)
         for request, share in shares.items():
             if request.status is RequestStatus.RUNNING:
                 self._put_with_pages(request, share, batch)
         leaders = [r for r in batch.prefills if r.request_id in batch.requests]
         coming = {self._next_page(r, r.num_computed_tokens): r.key for r in reversed(leaders)}
         for request in (*shares, *followers):
-            share = min(shares.get(request) or wanted[request], batch.budget)
+            share = min(shares.get(request) or followers[request], batch.budget)
             if share and request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
                 self._join(request, share, coming, batch)
 
-    def _followers(self, shares: dict[Request, int], claims: dict[Request, int]) -> list[Request]:
-        """Waiting requests whose next page one before them computes now: if they give it their share, they hit it."""
-        coming, found = set(), []
-        for request in shares:
-            name = self._next_page(request, request.num_tokens - claims[request])
-            if name and name in coming and request.status is RequestStatus.WAITING:
-                found.append(request)
-            coming.add(name)
+    def _followers(self, shares: dict[Request, int], claims: dict[Request, int]) -> dict[Request, int]:
+        """Waiting requests that share what one before them computes next, and still would behind its share.
+
+        If they leave it theirs, they hit what it computes. They lose a few steps at most: besides the oldest only one
+        gets a part of what it lacks, and all that lack less than that one get it.
+        """
+        leaders, found = list[tuple[int, bytes]](), {}
+        for request, share in shares.items():
+            start = request.num_tokens - claims[request]
+            follows = (at >= start and self._next_page(request, at) == name for at, name in leaders)
+            if request.status is RequestStatus.WAITING and any(follows):
+                found[request] = share
+            elif name := self._next_page(request, start + share):
+                leaders.append((start + share, name))
         return found
 
     def _candidates(self, batch: _Batch) -> dict[Request, int]:
@@ -311,14 +312,17 @@ class Scheduler:
         batch.room = self.kv_cache.pool.num_free - kept
         if batch.room <= 0 and self.running:
             return found
-        for request in islice(self.waiting, SCAN):
-            if len(found) == self.limits.max_num_seqs - len(self.running):
+        looked_at, seats = 0, self.limits.max_num_seqs - len(self.running)
+        for request in islice(self.waiting, 8 * SCAN):
+            if looked_at == SCAN or len(found) == seats:
                 break
             hit = self._hits.get(request.request_id)
-            if hit is None or (self.kv_cache.tiers.schedule + request.key[1]) % LOOK_EVERY == 0:
+            is_due = (self.kv_cache.tiers.schedule + request.key[1]) % LOOK_EVERY == 0
+            if hit is None or (is_due and not hit.loading):
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
             if self._must_wait(request, hit):
                 continue
+            looked_at += 1
             if not self._fits(request, hit, batch):
                 batch.blocked.append(request)
                 if request.tokens_passed_by >= request.num_tokens:
@@ -387,7 +391,7 @@ class Scheduler:
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
         if row.token_id is None:
             return []
-        self.num_prompt_tokens += request.num_prompt_tokens
+        self.counts["prompt_tokens"] += request.num_prompt_tokens
         request.skip_prefix = False
         if request.sampling.max_tokens == 0:  # only the prompt was wanted
             request.num_pending_tokens -= 1
@@ -408,7 +412,7 @@ class Scheduler:
         tokens = request.token_ids
         tokens.append(token_id)
         request.num_pending_tokens -= 1
-        self.num_generation_tokens += 1
+        self.counts["generation_tokens"] += 1
         if request.status is RequestStatus.WAITING:
             self.num_waiting_tokens += 1  # it gave way while this was computed
         elif len(tokens) % self.kv_cache.block_size == 1:
@@ -435,9 +439,7 @@ class Scheduler:
                 f"the prompt has {request.num_prompt_tokens} tokens and leaves no room for an answer: "
                 f"prompt and answer together may have {self.limits.max_model_len}"
             )
-        low, high = min(request.token_ids), max(request.token_ids)
-        if low < 0 or high >= self.limits.vocab_size:
-            wrong = low if low < 0 else high
+        if not 0 <= (wrong := min(request.token_ids)) <= (wrong := max(request.token_ids)) < self.limits.vocab_size:
             return f"the prompt contains token id {wrong}; allowed are 0 to {self.limits.vocab_size - 1}"
         return None
 
@@ -451,11 +453,9 @@ class Scheduler:
         self._hits.pop(request.request_id, None)
         self.num_waiting_tokens -= request.num_tokens
 
-    def _end(
-        self, request: Request, reason: str, error: str | None = None, kind: ErrorKind = "internal"
-    ) -> RequestOutput:
+    def _end(self, request: Request, how: str, why: str | None = None, kind: ErrorKind = "internal") -> RequestOutput:
         self._finish(request)
-        return RequestOutput(request.request_id, [], reason, error=error, error_kind=kind)
+        return RequestOutput(request.request_id, [], how, error=why, error_kind=kind)
 
     def _finish(self, request: Request) -> None:
         if request.status is RequestStatus.WAITING:

@@ -10,6 +10,7 @@ gets their beginnings, and what is withdrawn, the oldest, are ends: no page on d
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from octavo_server.worker.page_directory import PageDirectory
 
 _log = logging.getLogger(__name__)
 _SECONDS_TO_END: Final = 10.0  # for a page that is being written or read
+STUCK_SECONDS: Final = 10.0  # without a page that was read, while some are asked for
 
 
 def _nothing() -> None:
@@ -56,6 +58,9 @@ class DiskStore:
         self._writing: bytes | None = None  # the page that the thread is at
         self._changed = threading.Condition()  # of the two above
         self._reads: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._num_reading = 0  # and the one that is under way; of the thread that polls, as the next two
+        self._last_read = 0.0  # when one came to an end, or the first was asked for
+        self._is_stuck = False
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
             for name, work in (("disk write", self._write_all), ("disk read", self._read_all))
@@ -91,11 +96,23 @@ class DiskStore:
 
     def load(self, key: PageKey, into: memoryview, ready: Callable[[], None] = _nothing) -> None:
         """Begins to read a page. ready: waits, in the reading thread, until `into` may be overwritten."""
+        self._last_read = self._last_read if self._num_reading else time.monotonic()
+        self._num_reading += 1
         self._reads.put(Job(key, into, ready))
 
     def poll(self) -> list[PageEvent]:
-        """What happened since the last call, in order."""
-        return [self._files.events.popleft() for _ in range(len(self._files.events))]
+        """What happened since the last call, in order. Says "stuck" if reads have not come back for `STUCK_SECONDS`."""
+        found = [self._files.events.popleft() for _ in range(len(self._files.events))]
+        if num_read := sum(event.kind in ("loaded", "missed") for event in found):
+            self._num_reading, self._last_read = self._num_reading - num_read, time.monotonic()
+        is_stuck = self._num_reading > 0 and time.monotonic() - self._last_read > STUCK_SECONDS
+        if is_stuck != self._is_stuck:
+            self._is_stuck = is_stuck
+            found.append(PageEvent("stuck" if is_stuck else "back"))
+            _log.warning(
+                "the disk cache %s", "does not answer: nobody waits for it any more" if is_stuck else "answers again"
+            )
+        return found
 
     def close(self) -> None:
         """Ends the threads after what they are at; what still waits is dropped."""
