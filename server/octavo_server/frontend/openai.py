@@ -1,7 +1,10 @@
 """What clients may send: the OpenAI API's request bodies, with vLLM's extensions, every field bounded.
 
 A field that is not here is refused by name. A field whose effect does not exist yet is accepted with the value that
-asks for nothing (`n: 1`, `logit_bias: {}`), because clients send those, and refused by name with any other.
+asks for nothing (`best_of: 1`, `tool_choice: "none"`), because clients send those, and refused by name with any other.
+
+pydantic collects an error for each entry that is wrong, and a body has room for a million. So lists and objects stop at
+the first one, and what has more fields than are known is refused before it is looked at.
 
 Longer than usual because it is one list: each line is a field and its bounds.
 """
@@ -19,9 +22,10 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    ValidatorFunctionWrapHandler,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 MAX_TEXT: Final = 16 * 2**20  # characters; the body's limit is lower where characters take several bytes
 MAX_TOKENS: Final = 2**31 - 1
@@ -34,6 +38,7 @@ MAX_MESSAGES: Final = 16_384
 MAX_STOPS: Final = 4
 MAX_LOGPROBS: Final = 20
 MAX_BIASES: Final = 1024
+MAX_METADATA: Final = 16
 MAX_BAD_WORDS: Final = 128
 MIN_REPETITION_PENALTY: Final = 0.01  # logits multiplied or divided by it stay far from what float32 holds
 MAX_REPETITION_PENALTY: Final = 100.0
@@ -59,6 +64,35 @@ class Only:
         allowed = " or ".join(json.dumps(neutral) for neutral in self._neutral)
         hint = f"leave it out or give {allowed}" if allowed else "leave it out"
         raise PydanticCustomError("not_supported", "this is not supported yet; {hint}", {"hint": hint})
+
+
+class Entries:
+    """Annotates an object of at most so many entries, which stops at the first wrong one.
+
+    pydantic checks all entries before it counts them, and has `fail_fast` for lists alone.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Of entries."""
+        self._most = most
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        inner = handler(source)
+        if inner["type"] != "dict":
+            raise TypeError(f"only objects have entries, not {source}")
+        inner["max_length"] = self._most  # so that it is described
+        return core_schema.no_info_wrap_validator_function(self._check, inner)
+
+    def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if not isinstance(value, dict):
+            return handler(value)
+        if len(value) > self._most:
+            sizes = {"field_type": "Dictionary", "max_length": self._most, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", sizes)
+        checked: dict[Any, Any] = {}
+        for key, entry in value.items():
+            checked |= handler({key: entry})
+        return checked
 
 
 def _kind(
@@ -95,6 +129,14 @@ class Body(BaseModel):
     """Strict: a number is a number and not a string of digits. Closed: what is not known is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_fields_than_are_known(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields):
+            unknown = next(name for name in value if name not in cls.model_fields)
+            raise field_error(unknown, "this field is not known")
+        return value
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -199,7 +241,7 @@ class GenerationRequest(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[TokenIdKey, Bias], Entries(MAX_BIASES)] | None = None
     bad_words: Annotated[list[BadWord], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
@@ -239,7 +281,7 @@ class GenerationRequest(Body):
     ) = None
     # Taken and of no effect.
     user: ShortText | None = None
-    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Entries(MAX_METADATA)] | None = None
     # Not supported yet: only the value that asks for nothing.
     length_penalty: Annotated[Any, Only(1, 1.0)] = None
     spaces_between_special_tokens: Annotated[Any, Only(True)] = None
