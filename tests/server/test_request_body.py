@@ -1,8 +1,10 @@
 """Bodies: where they are parsed, and what two parsers have in common."""
 
 import json
+import re
 import threading
-from collections.abc import AsyncIterator
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend import body as body_module
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
-from octavo_server.frontend.openai import CompletionRequest
+from octavo_server.frontend.openai import MAX_BIASES, MAX_MESSAGES, ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.state import ServerState
 
 
@@ -78,3 +81,86 @@ def test_the_quick_parser_says_what_pythons_says(value: Any) -> None:
 def test_what_is_no_json_is_refused_by_both(raw: bytes) -> None:
     with pytest.raises(RequestError, match="not valid JSON"):
         parse_body(CompletionRequest, raw, "application/json")
+
+
+MANY = 50_000
+
+
+def some(number: int, key: str = "x{}", value: Any = 0) -> dict[str, Any]:
+    return {key.format(index): value for index in range(number)}
+
+
+HOSTILE = {
+    "unknown fields": ({"prompt": "a", **some(MANY)}, "x0", "not known"),
+    "of stream_options": ({"prompt": "a", "stream": True, "stream_options": some(MANY)}, "stream_options.x0", "not kn"),
+    "metadata": ({"prompt": "a", "metadata": some(MANY)}, "metadata", f"at most 16 .* not {MANY}"),
+    "metadata within its size": ({"prompt": "a", "metadata": some(16)}, "metadata.x0", "valid string"),
+    "logit_bias": (
+        {"prompt": "a", "logit_bias": some(MANY, "{}")},
+        "logit_bias",
+        f"at most {MAX_BIASES} .* not {MANY}",
+    ),
+    "keys of logit_bias": ({"prompt": "a", "logit_bias": some(MAX_BIASES)}, "logit_bias.x0", "match pattern"),
+    "values of logit_bias": (
+        {"prompt": "a", "logit_bias": some(MAX_BIASES, "{}", "a")},
+        "logit_bias.0",
+        "valid number",
+    ),
+    "token ids": ({"prompt": [0] + ["a"] * MANY}, "prompt[1]", "valid integer"),
+    "messages": ({"messages": [{"role": "no"}] * MAX_MESSAGES}, "messages[0].role", "must be one of"),
+    "of a message": ({"messages": [{"role": "user", "content": "a", **some(MANY)}] * 2}, "messages[0].x0", "not known"),
+    "of a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", **some(MANY)}] * 2}]},
+        "messages[0].content[0].x0",
+        "not known",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_of_many_mistakes_the_first_is_told_and_no_others_are_collected(
+    client: httpx.AsyncClient, case: str
+) -> None:
+    body, param, message = HOSTILE[case]
+    model, path = (
+        (ChatCompletionRequest, "chat/completions") if "messages" in body else (CompletionRequest, "completions")
+    )
+    body = {"model": "m", **body}
+    with pytest.raises(RequestValidationError) as caught:
+        parse_body(model, json.dumps(body).encode(), "application/json")
+    assert isinstance(caught.value.__cause__, ValidationError)
+    assert caught.value.__cause__.error_count() == len(caught.value.errors()) == 1
+    error = (await client.post(f"/v1/{path}", json=body)).json()["error"]
+    assert error["param"] == param
+    assert re.search(message, error["message"])
+
+
+def test_a_body_that_is_refused_takes_hardly_more_memory_than_its_json() -> None:
+    raw = json.dumps({"model": "m", "prompt": "a", **some(MANY)}).encode()
+
+    def peak(use: Callable[[], object]) -> int:
+        tracemalloc.start()
+        use()
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    def refused() -> None:
+        with pytest.raises(RequestValidationError):
+            parse_body(CompletionRequest, raw, "application/json")
+
+    assert peak(refused) < 1.5 * peak(lambda: body_module._parse(raw))
+
+
+def test_the_largest_objects_are_taken_as_they_are() -> None:
+    biases = {str(index * 100): index % 200 - 100 for index in range(MAX_BIASES)}
+    metadata = some(16, "{}", "v" * 512)
+    prompt = list(range(300_000))
+    raw = json.dumps({"model": "m", "prompt": prompt, "logit_bias": biases, "metadata": metadata}).encode()
+    taken = parse_body(CompletionRequest, raw, "application/json")
+    assert (taken.prompt, taken.logit_bias, taken.metadata) == (prompt, biases, metadata)
+
+
+def test_every_field_there_is_may_be_given_at_once() -> None:
+    whole = dict.fromkeys(CompletionRequest.model_fields) | {"model": "m", "prompt": "a"}
+    assert parse_body(CompletionRequest, json.dumps(whole).encode(), "application/json").prompt == "a"
