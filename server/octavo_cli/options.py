@@ -54,6 +54,24 @@ def validated(model: type[M], values: Mapping[str, Any]) -> M:
         raise click.UsageError(f"{shown}{first['msg'][:1].lower()}{first['msg'][1:]}") from error
 
 
+class _WithOtherNames(click.Option):
+    """An option of several names. click takes the last value; this refuses names that say different things."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        for name in self.opts:
+            parser.add_option(obj=self, opts=[name], dest=name, action="store", nargs=self.nargs)
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        given = {name: opts[name] for name in self.opts if name in opts}
+        if len({self.type_cast_value(ctx, value) for value in given.values()}) > 1:
+            shown = " and ".join(f"{name} {value}" for name, value in given.items())
+            raise click.UsageError(f"{shown} are two names of one flag: give one of them", ctx)
+        known = {} if self.name is None or not given else {self.name: list(given.values())[-1]}
+        return super().handle_parse_result(ctx, known, args)
+
+
 def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]:
     kind, multiple = _kind(field.annotation)
     default = f"  [default: {field.default}]" if field.default is not None and not multiple else ""
@@ -64,6 +82,7 @@ def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]
     return click.option(
         *names,
         name,
+        cls=_WithOtherNames if len(names) > 1 else click.Option,
         type=kind,
         multiple=multiple,
         default=None,  # when it is not given: the default stands in the model alone

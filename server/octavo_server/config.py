@@ -60,7 +60,7 @@ class EngineConfig(BaseModel):
         "auto", description="what becomes of a preempted request's pages; auto: what is estimated to be faster"
     )
     disk_cache_dir: Path | None = Field(
-        None, description="directory for cached pages that leave host memory; needs --swap-space above 0"
+        None, description="directory for copies of the cached pages in host memory; needs --swap-space above 0"
     )
     disk_cache_size: float | None = Field(
         None, gt=0.0, le=1_048_576.0, description=f"GiB that --disk-cache-dir may take [default: {DISK_CACHE_GIB:g}]"

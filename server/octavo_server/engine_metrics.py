@@ -54,7 +54,8 @@ class EngineFamilies:
             ("swap_in", "swap_out", "disk_load", "disk_store"),
         )
         self._disk_dropped = counter(
-            "octavo:disk_pages_dropped", "Pages that host memory let go before they were written to disk."
+            "octavo:disk_pages_dropped",
+            "Pages that did not get to disk: host memory let them go before, or they had no place there, or writing failed.",
         )
         self._step_tokens = families.histogram("vllm:iteration_tokens_total", "Tokens of a step.", STEP_TOKEN_BUCKETS)
         self._step_seconds = families.histogram(

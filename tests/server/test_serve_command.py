@@ -56,6 +56,19 @@ def test_flags_reach_the_server_in_their_types(model: Path, started: list[Server
     assert config.max_num_seqs == ServerConfig(model=model).max_num_seqs
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--kv-offloading-size", "2"],
+        ["--swap-space=2", "--kv-offloading-size", "2.0"],
+        ["--swap-space", "1", "--swap-space", "2"],  # as with any flag the last one counts
+    ],
+)
+def test_another_name_of_a_flag_says_the_same(model: Path, started: list[ServerConfig], arguments: list[str]) -> None:
+    assert invoke(str(model), *arguments).exit_code == 0
+    assert started[0].swap_space == 2.0
+
+
 def test_the_flag_goes_before_the_environment(model: Path, started: list[ServerConfig]) -> None:
     invoke(str(model), "--api-key", "x", "--api-key", "y", env={"OCTAVO_API_KEY": "k"})
     assert started[0].api_key == ("x", "y")
@@ -76,6 +89,9 @@ def test_an_empty_key_in_the_environment_opens_nothing(model: Path, started: lis
         (["--dtype", "int4"], "bfloat16"),
         (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization nan"),
         (["--tensor-parallel-size", "2"], "--tensor-parallel-size"),
+        (["--swap-space", "1", "--kv-offloading-size", "2"], "--swap-space 1 and --kv-offloading-size 2 are two names"),
+        (["--swap-space", "1", "--kv-offloading-size", "x"], "'--kv-offloading-size': 'x' is not a valid float"),
+        (["--kv-offloading-size", "-1"], "--swap-space -1.0: input should be greater"),
         (["--api-key", "sesame", "--api-key", ""], "--api-key: string should have at least 1 character"),
     ],
 )

@@ -12,7 +12,7 @@ Longer than usual because it is one list: each line is a field and its bounds.
 import json
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -80,8 +80,8 @@ class Entries:
         inner = handler(source)
         if inner["type"] != "dict":
             raise TypeError(f"only objects have entries, not {source}")
-        inner["max_length"] = self._most  # so that it is described
-        return core_schema.no_info_wrap_validator_function(self._check, inner)
+        described = cast(CoreSchema, {**inner, "max_length": self._most})
+        return core_schema.no_info_wrap_validator_function(self._check, described)
 
     def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         if not isinstance(value, dict):
