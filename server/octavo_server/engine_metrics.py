@@ -55,7 +55,7 @@ class EngineFamilies:
         )
         self._disk_dropped = counter(
             "octavo:disk_pages_dropped",
-            "Pages that did not get to disk: host memory let them go before, or they had no place there, or writing failed.",
+            "Pages lost before they were on disk: host memory let them go or had no place there, or writing failed.",
         )
         self._step_tokens = families.histogram("vllm:iteration_tokens_total", "Tokens of a step.", STEP_TOKEN_BUCKETS)
         self._step_seconds = families.histogram(
