@@ -86,7 +86,7 @@ def check_parity(architecture: str, directory: Path) -> dict[str, float]:
 
 
 def demo_engine(device: str, dtype: str = "float32", **others: Any) -> EngineCore:
-    given = {"kv_cache_memory_bytes": 2**28, **others}
+    given = others if "num_gpu_blocks_override" in others else {"kv_cache_memory_bytes": 2**28, **others}
     engine = start_engine(EngineConfig(model=DEMO, device=device, dtype=dtype, **given), lambda _phase: None)  # type: ignore[arg-type]
     while engine.idle():
         continue

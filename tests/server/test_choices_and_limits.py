@@ -220,7 +220,10 @@ def test_lower_priorities_go_first(model: Path, tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     hold.touch()
     ended: list[int] = []
-    with serving.serve(model, max_num_seqs=1, env={"FAKE_HOLD": str(hold)}) as server, client(server) as http:
+    with (
+        serving.serve(model, max_num_seqs=1, env={"FAKE_HOLD": str(hold), "FAKE_STEP_SECONDS": "0.05"}) as server,
+        client(server) as http,
+    ):
         server.wait_until_ready()
 
         def ask(priority: int) -> None:
