@@ -1,7 +1,7 @@
 """Of requests that have ended nothing is kept, in neither process, however they ended.
 
 What Python holds is counted when all is quiet, before and after some hundred requests. Objects that the garbage
-collector knows show if one request in four leaves one; strings and numbers, which it does not know, if each does.
+collector knows show if one request in six leaves one; strings and numbers, which it does not know, one in two.
 """
 
 import asyncio
@@ -22,8 +22,9 @@ import tiny_tokenizers
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from tiny_models import config_json, write_checkpoint
 
-REQUESTS: Final = 200
+REQUESTS: Final = 300
 AT_ONCE: Final = 12
+BLOCKS_OF_A_PAGE: Final = 10  # about; how many are cached, or known to the cache, is never quite the same
 WARM_UP: Final = 2  # times as many requests
 PRELUDE: Final = "import os, pathlib, sys; sys.path.insert(0, {support!r}); import block_counts\n" + (
     "block_counts.install(pathlib.Path(os.environ['BLOCK_COUNTS']))"
@@ -45,6 +46,8 @@ async def one(client: httpx.AsyncClient, draw: random.Random) -> int:
     """A request of some kind; the status that it must have had, 0 for one that was left."""
     prompt = [draw.randrange(250) for _ in range(draw.randrange(2, 120))]
     body: dict[str, Any] = {"model": "tiny", "prompt": prompt, "max_tokens": draw.randrange(1, 6)}
+    if draw.random() < 0.5:
+        body["cache_salt"] = f"{draw.random()}"
     kind = draw.randrange(9)
     if kind == 0:  # left, while it waits or runs
         with contextlib.suppress(httpx.TimeoutException):
@@ -60,11 +63,7 @@ async def one(client: httpx.AsyncClient, draw: random.Random) -> int:
     path, more, wanted = {
         2: ("completions", {"stream": True}, 200),
         3: ("completions", {"n": 3, "logprobs": 2, "presence_penalty": 0.5, "stop": ["never said"]}, 200),
-        4: (
-            "completions",
-            {"cache_salt": f"{draw.random()}", "timeout": 3600, "max_tokens": 60, "ignore_eos": True},
-            200,
-        ),
+        4: ("completions", {"timeout": 3600, "max_tokens": 40, "ignore_eos": True}, 200),
         5: ("completions", {"timeout": 0.001, "max_tokens": 100}, 504),
         6: ("completions", {"top_k": -9}, 400),
         7: ("completions", {"prompt": [1] * 600}, 400),
@@ -109,19 +108,21 @@ def test_nothing_is_kept_of_requests_that_have_ended(model: Path, tmp_path: Path
         def counts() -> dict[str, dict[str, Any]]:
             serving.until(lambda: server.metric("vllm:num_requests_running") == 0)
             serving.until(lambda: server.metric("vllm:num_requests_waiting") == 0)
-            return {name: block_counts.ask(pid, tmp_path) for name, pid in pids.items()}
+            # The least of some: the last handlers may still find out that nobody is there.
+            tries = {name: [block_counts.ask(pid, tmp_path) for _ in range(5)] for name, pid in pids.items()}
+            return {name: min(found, key=lambda count: int(count["blocks"])) for name, found in tries.items()}
 
         for seed in range(WARM_UP):  # fills caches and free lists, and each bucket of a histogram gets a number
             asyncio.run(crowd(server.url, seed))
-        counts()  # the first one makes what the next find
         before = counts()
         asyncio.run(crowd(server.url, WARM_UP))
         after = counts()
         assert server.metric("octavo:preemptions_total", mode="swap") > 0
         for name in pids:
             blocks, types = block_counts.growth(before[name], after[name])
-            assert blocks < REQUESTS, f"the {name} process holds {blocks} blocks more, among them {types}"
-            assert all(more < REQUESTS / 4 for _, more in types), f"the {name} process holds more objects: {types}"
+            blocks -= BLOCKS_OF_A_PAGE * dict(types).get("octavo_server.engine.block_pool.CachedPage", 0)
+            assert blocks < REQUESTS / 2, f"the {name} process holds {blocks} blocks more, among them {types}"
+            assert all(more < REQUESTS / 6 for _, more in types), f"the {name} process holds more objects: {types}"
 
 
 class _Malloc(ctypes.Structure):
