@@ -35,6 +35,7 @@ CLOSE_SECONDS: Final = 5.0  # for the step in flight and for writing cached page
 # A full collection looks at every token of every request, for tens of milliseconds: it is left for idle moments.
 GC_THRESHOLDS: Final = (10_000, 20, 1_000)
 _PR_SET_PDEATHSIG: Final = 1
+_malloc_trim: Final[Callable[[int], int] | None] = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 
 class StartMessage(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ class EngineLoop:
         self._last_sent = 0.0
         self._more_idle_work = True
         self._last_idle_work = 0.0
-        self._to_collect = False  # there were steps since the last full garbage collection
+        self._to_collect = False  # there were steps since memory was last tidied up
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
         """Ends the loop after the step in flight."""
@@ -82,6 +83,7 @@ class EngineLoop:
                 self._to_collect = True
             elif self._to_collect and not heard:
                 gc.collect()
+                give_memory_back()
                 self._to_collect = False
             self._idle_work()
             if outputs or self.core.meter.num_steps != steps:  # each step is told of, for the metrics
@@ -233,6 +235,12 @@ def stdin_ended() -> bool:
     poll = select.poll()
     poll.register(0, 0)  # what is asked for beside a hang-up: nothing
     return bool(poll.poll(0))
+
+
+def give_memory_back() -> None:
+    """To the system: steps leave megabytes of free pages in malloc's heap, which by itself gives back only its end."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 def _die_with_parent() -> None:

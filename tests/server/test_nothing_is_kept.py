@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import random
+import re
 import string
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ import pytest
 import block_counts
 import serving
 import tiny_tokenizers
+from octavo_server.engine_process import give_memory_back
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from tiny_models import config_json, write_checkpoint
 
@@ -152,3 +154,27 @@ def test_the_tokenizer_keeps_few_of_the_words_that_it_has_cut(model: Path) -> No
     for start in range(0, len(words), 100):
         tokenizer.encode(" ".join(words[start : start + 100]), add_special_tokens=False)
     assert in_use() - before < 12e6
+
+
+def test_free_memory_behind_something_that_is_held_goes_back_to_the_system() -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("this C library does not give memory back on demand")
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    size, pieces = 60_000, list[int]()  # below what malloc maps by itself
+    for _ in range(2000):
+        pieces.append(libc.malloc(size))
+        ctypes.memset(pieces[-1], 1, size)
+    *freed, last = pieces
+    for piece in freed:
+        libc.free(piece)
+    before = anonymous()
+    give_memory_back()
+    assert before - anonymous() > 100e6
+    libc.free(last)
+
+
+def anonymous() -> int:
+    """Bytes."""
+    return int(re.findall(r"^Anonymous: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.M)[0]) * 1024
