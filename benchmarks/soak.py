@@ -10,10 +10,11 @@ requests were preempted and swapped and found cached prefixes, and the memory of
 What is measured of a process is its anonymous memory: all that it allocates, whether Python, malloc or torch does it.
 Pages of files count as resident too, but those are the code of libraries, read in when it first runs.
 
-A step takes megabytes and gives them back, and malloc returns them to the system now or some seconds later: memory goes
-up and down by more than a leak of an hour, and a mean over time tells how busy it was. What leaks is never given back,
-so it lifts the floor. The growth is the slope (Theil and Sen: the median of those of all pairs) of the floors, the
-least values of each of 24 equal parts of the time after the first fifth. That leaves a minute out, whatever it did.
+It is measured at rest. A step takes megabytes, and malloc gives them back now or minutes later, as what lies behind
+them in its heap allows: under load memory goes up and down by more than an hour's leak, and its floor, too. So 17 times
+after the first fifth of the time all users pause until the server is quiet; an engine with nothing to do gives free
+pages back. No page of the cache may be held then, and the growth is the slope (Theil and Sen: the median of those of
+all pairs) of what is left.
 
 Two caches of the API process have bounds that the warm-up may not reach by itself: the `tokenizers` library keeps, in
 each thread, how it cut some words, and the server the bytes of each token. They are filled before the load begins.
@@ -60,8 +61,8 @@ MAX_SLOPE: Final = 1.0  # MiB an hour
 WARM_UP: Final = 0.2  # of the time
 TELLING_MINUTES: Final = 20.0
 SHORT_GROWTH: Final = 8.0  # MiB
-PARTS: Final = 24  # of the time after the warm-up, each with its floor
-SAMPLE_SECONDS: Final = 0.5
+RESTS: Final = 17
+REST_SECONDS: Final = 3.0  # in the end; an engine takes half a second to find that there is nothing to do
 CACHED_WORDS: Final = 1_000  # in each thread; see the server's tokenizer
 QUESTIONS: Final = ("Tell me a joke", "What is 17 + 25?", "Spell the word banana.", "What is a KV cache?", "Hello 🙂")
 SYSTEMS: Final = tuple(f"You are helper number {n}. " + "Be brief, be kind, be right. " * 6 for n in range(6))
@@ -81,6 +82,45 @@ class Tally:
             self.failures.append(f"{kind} was answered with {status}: {text[:300]}")
 
 
+class Gate:
+    """Lets users in while it is open."""
+
+    def __init__(self) -> None:
+        self._open, self._empty = asyncio.Event(), asyncio.Event()
+        self._open.set()
+        self._empty.set()
+        self._inside = 0
+
+    async def __aenter__(self) -> None:
+        while not self._open.is_set():  # it may have been closed again before this task got its turn
+            await self._open.wait()
+        self._inside += 1
+        self._empty.clear()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._inside -= 1
+        if self._inside == 0:
+            self._empty.set()
+
+    async def close(self) -> None:
+        """Let nobody in, and wait until the last has left."""
+        self._open.clear()
+        await self._empty.wait()
+
+    def open(self) -> None:
+        """Let them in again."""
+        self._open.set()
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What was seen while nothing was asked for. `at`: seconds since the load began; `memory`: MiB by process."""
+
+    at: float
+    memory: dict[str, float]
+    pages: float  # of the cache that were held
+
+
 class User:
     """Sends one request after the other, drawn by a seed of its own."""
 
@@ -89,8 +129,8 @@ class User:
         self._tally = tally
         self._draw = random.Random(seed)
 
-    async def run(self, until: float) -> None:
-        """Until the time has come."""
+    async def run(self, until: float, gate: Gate) -> None:
+        """Until the time has come, but for the pauses."""
         kinds = (
             self.chat,
             self.chat,
@@ -102,11 +142,12 @@ class User:
             self.impossible,
         )
         while time.monotonic() < until:
-            try:
-                await self._draw.choice(kinds)()
-            except httpx.HTTPError as error:
-                self._tally.failures.append(f"the connection broke: {type(error).__name__} {error}")
-                await asyncio.sleep(0.1)
+            async with gate:
+                try:
+                    await self._draw.choice(kinds)()
+                except httpx.HTTPError as error:
+                    self._tally.failures.append(f"the connection broke: {type(error).__name__} {error}")
+                    await asyncio.sleep(0.1)
 
     def messages(self) -> list[dict[str, str]]:
         """One of a few openings, so that prefixes are shared, and a question."""
@@ -267,25 +308,13 @@ def fill_caches(url: str) -> None:
         first += size
 
 
-def floors(times: Sequence[float], values: Sequence[float], parts: int = PARTS) -> tuple[list[float], list[float]]:
-    """(its time, least value) of each of as many equal parts."""
-    if not times:
-        return [], []
-    width = (times[-1] - times[0]) / parts or 1.0
-    least: dict[int, tuple[float, float]] = {}
-    for at, value in zip(times, values, strict=True):
-        part = min(int((at - times[0]) / width), parts - 1)
-        least[part] = min((value, at), least.get(part, (math.inf, at)))
-    return [at for _, at in least.values()], [value for value, _ in least.values()]
-
-
 def slope(times: Sequence[float], values: Sequence[float]) -> tuple[float, float, float]:
-    """(slope, and the bounds within which it lies with 95 % confidence) of the floors, in units an hour.
+    """(slope, and the bounds within which it lies with 95 % confidence), in units an hour.
 
     `times` in seconds, rising. Theil (1950) and Sen (1968): the median of the slopes of all pairs, and the two as far
     from it in their order as Kendall's statistic may lie from 0, in its normal approximation.
     """
-    points = list(zip(*floors(times, values), strict=True))
+    points = list(zip(times, values, strict=True))
     n = len(points)
     if n < 3:
         return 0.0, -math.inf, math.inf
@@ -300,33 +329,41 @@ def grows(per_hour: float, minutes: float) -> bool:
     return per_hour >= MAX_SLOPE if minutes >= TELLING_MINUTES else per_hour * minutes / 60 >= SHORT_GROWTH
 
 
-async def load(server: Server, minutes: float, users: int, tally: Tally) -> list[tuple[float, dict[str, float]]]:
-    """Runs the users; the result is (seconds, MiB by process), sampled after the warm-up."""
-    begun = time.monotonic()
+async def load(server: Server, minutes: float, users: int, tally: Tally) -> list[Rest]:
+    """Runs the users, with rests after the warm-up; there are fewer of those if the server ends."""
+    begun, gate = time.monotonic(), Gate()
     until = begun + 60 * minutes
-    samples = []
+    rests: list[Rest] = []
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=300.0, limits=limits) as client:
-        crowd = asyncio.gather(*(User(client, tally, seed).run(until) for seed in range(users)))
-        while time.monotonic() < until:
-            await asyncio.sleep(SAMPLE_SECONDS)
+        crowd = asyncio.gather(*(User(client, tally, seed).run(until, gate) for seed in range(users)))
+        for number in range(RESTS):
+            share = WARM_UP + (1 - WARM_UP) * number / (RESTS - 1)
+            await asyncio.sleep(max(0.0, begun + 60 * minutes * share - time.monotonic()))
             if server.process.poll() is not None:
                 crowd.cancel()
                 break
-            if time.monotonic() - begun > WARM_UP * 60 * minutes:
-                samples.append((time.monotonic() - begun, server.memory()))
+            await gate.close()
+            rests.append(await asyncio.to_thread(rest, server, begun))
+            gate.open()
         await asyncio.gather(crowd, return_exceptions=True)
-    return samples
+    return rests
 
 
-def judge(
-    server: Server, before: dict[str, int], samples: list[tuple[float, dict[str, float]]], minutes: float
-) -> dict[str, Any]:
+def rest(server: Server, begun: float) -> Rest:
+    """Waits until the server is quiet, and a little longer."""
+    server.wait("all requests have ended", server.quiet)
+    time.sleep(REST_SECONDS)
+    return Rest(time.monotonic() - begun, server.memory(), server.metrics()["octavo:kv_pages used"])
+
+
+def judge(server: Server, before: dict[str, int], rests: list[Rest], minutes: float) -> dict[str, Any]:
     """What must hold, each with what was seen; `ok` says whether it does."""
     quiet = server.wait("all requests have ended", server.quiet)
     seen, after = server.metrics(), server.parts()
     results: dict[str, Any] = {
         "all requests have ended": {"ok": quiet},
+        f"pages held at {len(rests)} rests": _none(sum(each.pages for each in rests)),
         "pages held at the end": _none(seen["octavo:kv_pages used"]),
         "the engine is the same process": {"ok": before["engine"] == after.get("engine")},
         "restarts of the engine": _none(seen["octavo:engine_restarts_total"]),
@@ -334,17 +371,11 @@ def judge(
     for name in ("vllm:num_preemptions_total", "octavo:moved_pages_total swap_out", "vllm:prefix_cache_hits_total"):
         results[f"{name} above 0"] = {"ok": seen[name] > 0, "seen": seen[name]}
     for part in ("api", "engine"):
-        series = [(at, memory[part]) for at, memory in samples if part in memory]
-        times, values = [at for at, _ in series], [value for _, value in series]
+        times, values = [each.at for each in rests], [each.memory.get(part, math.inf) for each in rests]
         found, low, high = slope(times, values)
-        least = floors(times, values)[1]
-        told = (
-            f"{found:+.2f} MiB/h ({low:+.2f} to {high:+.2f}), floors {least[0]:.2f} → {least[-1]:.2f}" if least else ""
-        )
         results[f"memory of {part}"] = {
-            "ok": bool(series) and not grows(found, minutes),
-            "seen": told and f"{told} MiB, at most {max(values):.2f}",
-            "floors": least,
+            "ok": len(rests) == RESTS and not grows(found, minutes),
+            "seen": f"{found:+.2f} MiB/h ({low:+.2f} to {high:+.2f}): {' '.join(f'{value:.2f}' for value in values)}",
         }
     return results
 
@@ -366,8 +397,8 @@ def main() -> int:
             return 1
         before = server.parts()
         fill_caches(server.url)
-        samples = asyncio.run(load(server, options.minutes, options.users, tally))
-        results = judge(server, before, samples, options.minutes)
+        rests = asyncio.run(load(server, options.minutes, options.users, tally))
+        results = judge(server, before, rests, options.minutes)
     finally:
         status = server.end()
     results["exit status after SIGTERM"] = _none(status)
