@@ -10,10 +10,10 @@ requests were preempted and swapped and found cached prefixes, and the memory of
 What is measured of a process is its anonymous memory: all that it allocates, whether Python, malloc or torch does it.
 Pages of files count as resident too, but those are the code of libraries, read in when it first runs.
 
-A step takes megabytes and gives them back, and malloc returns them to the system now or some seconds later: memory goes
-up and down by more than a leak of an hour, and a mean over time tells how busy it was. What leaks is never given back,
-so it lifts the floor. The growth is the slope (Theil and Sen: the median of those of all pairs) of the floors, the
-least values of each of 24 equal parts of the time after the first fifth. That leaves a minute out, whatever it did.
+A step takes megabytes and gives them back; what malloc keeps of them goes to the system when the engine is idle. So the
+load rests every 45 seconds until nothing runs, and memory is measured then; under load it tells how busy it is. What
+leaks is never given back, so it lifts the floor. The growth is the slope (Theil and Sen: the median of those of all
+pairs) of the floors, the least values of each of 24 equal parts of the time after the first fifth.
 
 Two caches of the API process have bounds that the warm-up may not reach by itself: the `tokenizers` library keeps, in
 each thread, how it cut some words, and the server the bytes of each token. They are filled before the load begins.
@@ -61,7 +61,8 @@ WARM_UP: Final = 0.2  # of the time
 TELLING_MINUTES: Final = 20.0
 SHORT_GROWTH: Final = 8.0  # MiB
 PARTS: Final = 24  # of the time after the warm-up, each with its floor
-SAMPLE_SECONDS: Final = 0.5
+LOAD_SECONDS: Final = 45.0  # between two rests
+REST_SECONDS: Final = 1.5  # for the engine to tidy up
 CACHED_WORDS: Final = 1_000  # in each thread; see the server's tokenizer
 QUESTIONS: Final = ("Tell me a joke", "What is 17 + 25?", "Spell the word banana.", "What is a KV cache?", "Hello 🙂")
 SYSTEMS: Final = tuple(f"You are helper number {n}. " + "Be brief, be kind, be right. " * 6 for n in range(6))
@@ -84,8 +85,9 @@ class Tally:
 class User:
     """Sends one request after the other, drawn by a seed of its own."""
 
-    def __init__(self, client: httpx.AsyncClient, tally: Tally, seed: int) -> None:
+    def __init__(self, client: httpx.AsyncClient, tally: Tally, seed: int, awake: asyncio.Event) -> None:
         self._client = client
+        self._awake = awake
         self._tally = tally
         self._draw = random.Random(seed)
 
@@ -102,6 +104,7 @@ class User:
             self.impossible,
         )
         while time.monotonic() < until:
+            await self._awake.wait()
             try:
                 await self._draw.choice(kinds)()
             except httpx.HTTPError as error:
@@ -301,20 +304,26 @@ def grows(per_hour: float, minutes: float) -> bool:
 
 
 async def load(server: Server, minutes: float, users: int, tally: Tally) -> list[tuple[float, dict[str, float]]]:
-    """Runs the users; the result is (seconds, MiB by process), sampled after the warm-up."""
+    """Runs the users; the result is (seconds, MiB by process), at rests after the warm-up."""
     begun = time.monotonic()
     until = begun + 60 * minutes
-    samples = []
+    samples, awake = [], asyncio.Event()
+    awake.set()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=300.0, limits=limits) as client:
-        crowd = asyncio.gather(*(User(client, tally, seed).run(until) for seed in range(users)))
-        while time.monotonic() < until:
-            await asyncio.sleep(SAMPLE_SECONDS)
-            if server.process.poll() is not None:
-                crowd.cancel()
+        crowd = asyncio.gather(*(User(client, tally, seed, awake).run(until) for seed in range(users)))
+        while time.monotonic() < until and server.process.poll() is None:
+            await asyncio.sleep(LOAD_SECONDS)
+            awake.clear()
+            if not await asyncio.to_thread(server.wait, "the load rests", server.quiet):
                 break
+            await asyncio.sleep(REST_SECONDS)
             if time.monotonic() - begun > WARM_UP * 60 * minutes:
                 samples.append((time.monotonic() - begun, server.memory()))
+            awake.set()
+        awake.set()
+        if server.process.poll() is not None:
+            crowd.cancel()
         await asyncio.gather(crowd, return_exceptions=True)
     return samples
 
