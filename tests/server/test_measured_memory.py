@@ -111,7 +111,7 @@ def test_the_bill_is_printed_as_a_table_with_what_was_measured(
     (table,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory:\n")]
     rows = dict(re.split(r" {2,}", line.strip()) for line in table.splitlines()[1:])
     amount, unit = rows["workspace (measured)"].split()
-    assert float(amount) * {"MiB": 2**20, "GiB": 2**30}[unit] > LOGITS
+    assert float(amount) * {"MiB": 2**20, "GiB": 2**30}[unit] > 0.99 * LOGITS
     assert rows["pages"] == f"{core.scheduler.kv_cache.pool.num_blocks:,} of 16 tokens"
     assert rows["swap space on the host"] == "10.2 MiB"
     assert int(rows["pages in swap space"].replace(",", "")) == int(0.01 * 2**30) // core.runner.bytes_per_page
