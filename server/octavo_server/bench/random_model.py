@@ -152,7 +152,7 @@ def _noise(dtype: torch.dtype) -> memoryview:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return memoryview(tensor.view(torch.uint8).numpy().tobytes())
 
 
 def _write_at(path: Path, begin: int, source: memoryview) -> None:

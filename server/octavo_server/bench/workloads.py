@@ -1,0 +1,69 @@
+"""The requests that are measured on. Each is made the same from the same seed."""
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+from octavo_server.bench.engine import Ask
+from octavo_server.errors import ConfigError
+
+MOST_TOKEN_ID: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Least and greatest number of tokens, each number between as likely."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str, flag: str) -> "Lengths":
+        """ "512" or "100-1024". Raises ConfigError that names the flag."""
+        parts = text.split("-")
+        try:
+            least, most = int(parts[0]), int(parts[-1])
+        except ValueError:
+            least = most = 0
+        if len(parts) > 2 or not 1 <= least <= most:
+            raise ConfigError(f"{flag} {text}: give a number of tokens, or a range as 100-1024")
+        return cls(least, most)
+
+    def __str__(self) -> str:
+        return str(self.least) if self.least == self.most else f"{self.least}-{self.most}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests that are all there at once."""
+
+    name: str
+    requests: int
+    input_tokens: Lengths
+    output_tokens: Lengths
+    temperature: float
+
+    def asks(self, seed: int, vocab_size: int) -> list[Ask]:
+        """First every prompt, length and then ids; then every answer's length."""
+        draw = random.Random(seed)
+        top = min(MOST_TOKEN_ID, vocab_size - 1)
+        prompts = [
+            [draw.randint(0, top) for _ in range(draw.randint(self.input_tokens.least, self.input_tokens.most))]
+            for _ in range(self.requests)
+        ]
+        return [
+            Ask(prompt, draw.randint(self.output_tokens.least, self.output_tokens.most), self.temperature)
+            for prompt in prompts
+        ]
+
+
+WORKLOADS: Final = {
+    "a": Workload("a", 256, Lengths(100, 1024), Lengths(100, 1024), 0.6),
+    "b": Workload("b", 512, Lengths(512, 512), Lengths(256, 256), 0.0),
+}
+
+
+def random_prompt(draw: random.Random, length: int, vocab_size: int) -> list[int]:
+    """Token ids that no earlier prompt begins with."""
+    top = min(MOST_TOKEN_ID, vocab_size - 1)
+    return [draw.randint(0, top) for _ in range(length)]
