@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Final
 
-from octavo_server.bench.engine import Ask, BenchEngine, Engine
+from octavo_server.bench.engine import BenchEngine, Engine
 from octavo_server.bench.report import Figure, rounded
-from octavo_server.bench.workloads import random_prompt
+from octavo_server.bench.workloads import Ask, random_prompt
 from octavo_server.errors import ConfigError
 
 SETTLING: Final = 8  # steps, before the timed ones

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from octavo_server import page_hash
 from octavo_server.bench.metered import MeteredRunner
+from octavo_server.bench.report import surroundings
+from octavo_server.bench.workloads import Ask
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
@@ -24,15 +26,6 @@ from octavo_server.errors import ConfigError, EngineError
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
 from octavo_server.step import PageEvent
 from octavo_server.worker.model_runner import ModelRunner
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request of a workload: it gets exactly `max_tokens` tokens."""
-
-    prompt: list[int]
-    max_tokens: int
-    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +110,10 @@ class BenchEngine:
     def num_host_pages(self) -> int:
         """Pages in host memory."""
         return self.first.scheduler.kv_cache.tiers.num_slots
+
+    def surroundings(self) -> dict[str, Any]:
+        """What figures are measured on."""
+        return {**surroundings(self.device, self.runner.dtype), "start, s": self.start_seconds}
 
     def pages_of(self, asks: Sequence[Ask], most: int | None = None) -> int:
         """Pages that the requests, or the `most` largest ones of them, hold at their ends."""

@@ -1,22 +1,12 @@
 """Prefill: whole prompts of which one token is wanted each; and the time to the first token of one alone."""
 
 import random
-import re
 import statistics
 from collections.abc import Sequence
 
-from octavo_server.bench.engine import Ask, BenchEngine
+from octavo_server.bench.engine import BenchEngine
 from octavo_server.bench.report import Figure, rounded
-from octavo_server.bench.workloads import random_prompt
-from octavo_server.errors import ConfigError
-
-
-def parse_prompts(text: str) -> tuple[int, int]:
-    """ "32x2048" → (32, 2048). Raises ConfigError that names the flag."""
-    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,7})", text.strip())
-    if found is None:
-        raise ConfigError(f"--prompts {text}: give COUNTxTOKENS, such as 32x2048")
-    return int(found[1]), int(found[2])
+from octavo_server.bench.workloads import Ask, random_prompt
 
 
 def time_prefill(

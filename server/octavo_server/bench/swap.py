@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from octavo_server.bench.engine import Ask, BenchEngine, Engine
+from octavo_server.bench.engine import BenchEngine, Engine
 from octavo_server.bench.report import Figure, rounded
-from octavo_server.bench.workloads import Workload, random_prompt
+from octavo_server.bench.workloads import Ask, Workload, random_prompt
 from octavo_server.errors import ConfigError
 from octavo_server.step import SchedulerOutput
 

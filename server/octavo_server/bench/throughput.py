@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from octavo_server.bench.engine import Ask, BenchEngine, Run
+from octavo_server.bench.engine import BenchEngine, Run
 from octavo_server.bench.report import Figure, rounded
-from octavo_server.bench.workloads import Workload, random_prompt
+from octavo_server.bench.workloads import Ask, Workload, random_prompt
 
 
 def time_throughput(

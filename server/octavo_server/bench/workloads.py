@@ -1,13 +1,20 @@
 """The requests that are measured on. Each is made the same from the same seed."""
 
 import random
+import re
 from dataclasses import dataclass
 from typing import Final
 
-from octavo_server.bench.engine import Ask
-from octavo_server.errors import ConfigError
-
 MOST_TOKEN_ID: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request of a workload: it gets exactly `max_tokens` tokens."""
+
+    prompt: list[int]
+    max_tokens: int
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +25,15 @@ class Lengths:
     most: int
 
     @classmethod
-    def parse(cls, text: str, flag: str) -> "Lengths":
-        """ "512" or "100-1024". Raises ConfigError that names the flag."""
+    def parse(cls, text: str) -> "Lengths":
+        """ "512" or "100-1024". Raises ValueError that says what is allowed."""
         parts = text.split("-")
         try:
             least, most = int(parts[0]), int(parts[-1])
         except ValueError:
             least = most = 0
         if len(parts) > 2 or not 1 <= least <= most:
-            raise ConfigError(f"{flag} {text}: give a number of tokens, or a range as 100-1024")
+            raise ValueError(f"{text!r} is no number of tokens, such as 512, and no range of them, such as 100-1024")
         return cls(least, most)
 
     def __str__(self) -> str:
@@ -61,6 +68,14 @@ WORKLOADS: Final = {
     "a": Workload("a", 256, Lengths(100, 1024), Lengths(100, 1024), 0.6),
     "b": Workload("b", 512, Lengths(512, 512), Lengths(256, 256), 0.0),
 }
+
+
+def parse_prompts(text: str) -> tuple[int, int]:
+    """ "32x2048" → (32, 2048). Raises ValueError that says what is allowed."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,7})", text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no COUNTxTOKENS, such as 32x2048")
+    return int(found[1]), int(found[2])
 
 
 def random_prompt(draw: random.Random, length: int, vocab_size: int) -> list[int]:
