@@ -385,11 +385,17 @@ def time_models() -> dict[str, Any]:
 
 def time_demo() -> dict[str, Any]:
     """The demo model through the whole engine."""
-    import decode_steps
     import gpu_session
 
+    from octavo_server.bench.decode import time_decode
+    from octavo_server.bench.engine import BenchEngine
+    from octavo_server.config import EngineConfig
+
     with torch.inference_mode(False):
-        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo(), **decode_steps.time_steps("demo")}
+        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo()}
+        bench = BenchEngine(EngineConfig(model=gpu_session.DEMO, dtype="bfloat16", swap_space=0.0))
+        report |= {figure.name: figure.value for figure in time_decode(bench, (1, 8, 64), 200)}
+        bench.close()
     if report["CPU against GPU"]["answers that differ"]:
         report["failures"] = ["the demo model answers otherwise on the GPU"]
     print(report, "predicted", PREDICTIONS["demo-decode-step-1"], flush=True)

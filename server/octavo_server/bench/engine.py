@@ -60,6 +60,11 @@ class Run:
         """Of all answers."""
         return sum(ask.max_tokens for ask in self.asks)
 
+    @property
+    def host_seconds(self) -> float:
+        """In which the host did not wait for the device."""
+        return sum(step.host for step in self.steps)
+
 
 class BenchEngine:
     """One start of the engine; and, with an empty cache each, engines on the same weights, pages and graphs."""

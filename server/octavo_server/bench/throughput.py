@@ -69,7 +69,7 @@ def time_prefix(
         "output tokens": output_tokens,
         "fastest, s": rounded(min(seconds)),
         "steps": len(runs[0].steps),
-        "host, s": rounded(statistics.median(sum(step.host for step in run.steps) for run in runs)),
+        "host, s": rounded(statistics.median(run.host_seconds for run in runs)),
     }
     if compare:
         details["without prefix caching, s"] = rounded(_serve(bench, asks(), False).seconds)
@@ -105,7 +105,7 @@ def _figure(workload: Workload, runs: Sequence[Run], prefix_caching: bool) -> Fi
         "prefix caching": prefix_caching,
         "steps": len(run.steps),
         "host time of a step, ms": _host(runs),
-        "waited for the device, share": rounded(1 - sum(step.host for step in run.steps) / run.seconds),
+        "waited for the device, share": rounded(1 - run.host_seconds / run.seconds),
         "preemptions": run.preemptions,
         "repeat": len(runs),
     }
