@@ -175,13 +175,13 @@ class BenchEngine:
         return nullcontext() if path is None else _profiled(path)
 
     def close(self) -> None:
-        """Ends the threads and gives the memory back."""
+        """Ends the threads and gives the memory back. The engine is of no use afterwards."""
         self.first.close(0.0)
-        self.runner.decoder = None
+        self.runner.decoder = self.runner.swapper = None  # whatever else still knows the runner
         self.runner.drop_cache()
-        del self.first
+        del self.first, self.runner
         gc.collect()
-        if self.runner.device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
