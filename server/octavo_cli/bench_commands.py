@@ -2,84 +2,24 @@
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from octavo_cli.bench_options import (
+    COUNT,
+    COUNTS,
+    PROMPTS,
+    make_workload,
+    parameters_of,
+    repeat_option,
+    workload_options,
+)
 from octavo_cli.bench_run import Setting, benchmark
-from octavo_server.bench.workloads import WORKLOADS, Lengths, Workload, parse_prompts
+from octavo_server.bench.workloads import SharedPrefix
 
 _NO_SWAP: Final = {"swap_space": 0.0}  # pinning host memory takes seconds, and these runs have no use for it
-
-
-class _Parsed(click.ParamType[Any]):
-    """A value, or with `many` several with commas between them, read by a function that raises ValueError."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any], *, many: bool = False) -> None:
-        self.name = name
-        self._parse = parse
-        self._many = many
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return [self._parse(part) for part in value.split(",")] if self._many else self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 2**31):
-        raise ValueError(f"{text!r} is no number of 1 or more")
-    return int(text)
-
-
-COUNTS: Final = _Parsed("N,N,…", _count, many=True)
-PROMPTS: Final = _Parsed("NxTOKENS,…", parse_prompts, many=True)
-LENGTHS: Final = _Parsed("N|A-B", Lengths.parse)
-COUNT: Final = click.IntRange(min=1)
-
-
-def _repeat(default: int) -> Callable[[Any], Any]:
-    return click.option(
-        "--repeat", type=COUNT, default=default, show_default=True, help="Runs, of which the median counts."
-    )
-
-
-def _workload(command: Any) -> Any:
-    """The options that say what the requests are."""
-    for option in reversed(
-        (
-            click.option(
-                "--workload",
-                type=click.Choice(list(WORKLOADS)),
-                help="a: 256 requests, 100 to 1024 tokens in and out, temperature 0.6. "
-                "b: 512 requests, 512 in, 256 out, greedy.  [default: b]",
-            ),
-            click.option("--requests", type=COUNT, help="Number of requests."),
-            click.option("--input-tokens", type=LENGTHS, help="Tokens of a prompt, as 512 or 100-1024."),
-            click.option("--output-tokens", type=LENGTHS, help="Tokens of an answer."),
-            click.option("--temperature", type=click.FloatRange(min=0.0), help="0: greedy."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _make_workload(name: str | None, **fields: Any) -> Workload:
-    """The named one, with what is given instead."""
-    base = WORKLOADS[name or "b"]
-    given = {field: value for field, value in fields.items() if value is not None}
-    if not given:
-        return base
-    return Workload(**{**{field: getattr(base, field) for field in Workload.__slots__}, **given, "name": "own"})
-
-
-def _parameters(workload: Workload) -> dict[str, Any]:
-    return {field: str(getattr(workload, field)) for field in Workload.__slots__ if field != "name"}
 
 
 @click.command()
@@ -103,7 +43,7 @@ def decode(setting: Setting, batch: list[int], context: int, steps: int) -> None
 
 @click.command()
 @click.option("--prompts", type=PROMPTS, default="1x8192,32x2048", show_default=True, help="Requests x prompt tokens.")
-@_repeat(3)
+@repeat_option(3)
 @benchmark()
 def prefill(setting: Setting, prompts: list[tuple[int, int]], repeat: int) -> None:
     """Prompt tokens a second: whole prompts of which one token is wanted each.
@@ -120,7 +60,7 @@ def prefill(setting: Setting, prompts: list[tuple[int, int]], repeat: int) -> No
 
 @click.command()
 @click.option("--input-tokens", type=COUNTS, default="128,512,1024,2048,4096", show_default=True, help="Of a prompt.")
-@_repeat(9)
+@repeat_option(9)
 @benchmark()
 def ttft(setting: Setting, input_tokens: list[int], repeat: int) -> None:
     """Time to the first token on an idle engine, from token ids to the token; every prompt is new.
@@ -136,12 +76,12 @@ def ttft(setting: Setting, input_tokens: list[int], repeat: int) -> None:
 
 
 @click.command()
-@_workload
+@workload_options
 @click.option(
     "--prefix-caching/--no-prefix-caching", default=False, show_default=True, help="Share pages between requests."
 )
 @click.option("--prefix-cost", is_flag=True, help="Instead: with and without prefix caching in turns; what it costs.")
-@_repeat(1)
+@repeat_option(1)
 @benchmark()
 def throughput(
     setting: Setting, workload: str | None, prefix_caching: bool, prefix_cost: bool, repeat: int, **fields: Any
@@ -155,13 +95,13 @@ def throughput(
     """
     from octavo_server.bench.throughput import time_prefix_cost, time_throughput
 
-    requests = _make_workload(workload, **fields)
+    requests = make_workload(workload, **fields)
     with setting.engine_of(**_NO_SWAP) as bench:
         if prefix_cost:
             figures = time_prefix_cost(bench, requests, repeat=repeat, seed=setting.seed)
         else:
             figures = time_throughput(bench, requests, prefix_caching=prefix_caching, repeat=repeat, seed=setting.seed)
-        setting.tell(figures, bench.surroundings(), **_parameters(requests), repeat=repeat)
+        setting.tell(figures, bench.surroundings(), **parameters_of(requests), repeat=repeat)
 
 
 @click.command()
@@ -170,7 +110,7 @@ def throughput(
 @click.option("--own-tokens", type=COUNT, default=64, show_default=True, help="Of a prompt, behind them.")
 @click.option("--output-tokens", type=COUNT, default=16, show_default=True, help="Of an answer.")
 @click.option("--compare", is_flag=True, help="Also without prefix caching.")
-@_repeat(3)
+@repeat_option(3)
 @benchmark()
 def prefix(setting: Setting, compare: bool, repeat: int, **lengths: int) -> None:
     """Seconds for requests with a common beginning, all there at once, from an empty prefix cache.
@@ -181,12 +121,12 @@ def prefix(setting: Setting, compare: bool, repeat: int, **lengths: int) -> None
     from octavo_server.bench.throughput import time_prefix
 
     with setting.engine_of(**_NO_SWAP) as bench:
-        figures = time_prefix(bench, **lengths, compare=compare, repeat=repeat, seed=setting.seed)
+        figures = time_prefix(bench, SharedPrefix(**lengths), compare=compare, repeat=repeat, seed=setting.seed)
         setting.tell(figures, bench.surroundings(), **lengths, repeat=repeat)
 
 
 @click.command()
-@_workload
+@workload_options
 @click.option(
     "--preemption-mode",
     "modes",
@@ -212,14 +152,14 @@ def swap(setting: Setting, workload: str | None, modes: tuple[Any, ...], pool: f
     """
     from octavo_server.bench.swap import time_copies, time_steps_beside, time_swap
 
-    requests = _make_workload(workload, **fields)
+    requests = make_workload(workload, **fields)
     with setting.engine_of(swap_space=8.0) as bench:
         figures = time_swap(bench, requests, modes, share=pool, seed=setting.seed)
         if bench.num_host_pages:
             figures += time_copies(bench)
         if bench.device.type == "cuda":
             figures += time_steps_beside(bench, batch=min(64, bench.limits.max_num_seqs), seed=setting.seed)
-        setting.tell(figures, bench.surroundings(), **_parameters(requests), pool=pool)
+        setting.tell(figures, bench.surroundings(), **parameters_of(requests), pool=pool)
 
 
 @click.command()
@@ -229,7 +169,7 @@ def swap(setting: Setting, workload: str | None, modes: tuple[Any, ...], pool: f
     help="With --random-weights: where a checkpoint is written, and found again.  [default: a temporary directory]",
 )
 @click.option("--patience", type=COUNT, default=300, show_default=True, help="Seconds that a start may take.")
-@_repeat(1)
+@repeat_option(1)
 @benchmark(profile=False)
 def startup(setting: Setting, checkpoint_dir: Path | None, patience: int, repeat: int) -> None:
     """Seconds from the process of a real server to the first token over HTTP, the weights being in the page cache.

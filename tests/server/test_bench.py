@@ -20,7 +20,7 @@ from octavo_server.bench.random_model import has_weights, read_shape, write_mode
 from octavo_server.bench.startup import phases_of
 from octavo_server.bench.swap import time_copies, time_steps_beside, time_swap
 from octavo_server.bench.throughput import time_prefix, time_prefix_cost, time_throughput
-from octavo_server.bench.workloads import WORKLOADS, Ask, Lengths, Workload, parse_prompts
+from octavo_server.bench.workloads import WORKLOADS, Ask, Lengths, SharedPrefix, Workload, parse_prompts
 from octavo_server.config import EngineConfig
 from octavo_server.errors import ConfigError, EngineError, ModelError
 from octavo_server.frontend.text.tokenizer import TextTokenizer
@@ -149,7 +149,7 @@ def test_prefix_caching_is_compared_with_and_without(bench: BenchEngine) -> None
     cost = figures["prefix-cost"]
     (plain,), (cached,) = cost.details["without, s"], cost.details["with, s"]
     assert cost.value == pytest.approx(100 * (cached / plain - 1), abs=0.2)
-    (shared,) = time_prefix(bench, requests=8, shared_tokens=96, own_tokens=8, output_tokens=3, compare=True, repeat=1)
+    (shared,) = time_prefix(bench, SharedPrefix(8, 96, 8, 3), compare=True, repeat=1)
     assert shared.details["steps"] < 8 * (96 + 8) // 64  # most of it was computed once
     assert shared.details["without prefix caching, s"] > 0
 

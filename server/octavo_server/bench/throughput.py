@@ -3,11 +3,12 @@
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from octavo_server.bench.engine import BenchEngine, Run
 from octavo_server.bench.report import Figure, rounded
-from octavo_server.bench.workloads import Ask, Workload, random_prompt
+from octavo_server.bench.workloads import Ask, SharedPrefix, Workload
 
 
 def time_throughput(
@@ -41,38 +42,24 @@ def time_prefix_cost(bench: BenchEngine, workload: Workload, *, repeat: int = 2,
 
 
 def time_prefix(
-    bench: BenchEngine,
-    *,
-    requests: int = 64,
-    shared_tokens: int = 4096,
-    own_tokens: int = 64,
-    output_tokens: int = 16,
-    compare: bool = False,
-    repeat: int = 3,
-    seed: int = 0,
+    bench: BenchEngine, prompts: SharedPrefix | None = None, *, compare: bool = False, repeat: int = 3, seed: int = 0
 ) -> list[Figure]:
     """Seconds for requests with a common beginning, each run from an empty cache; with `compare` also without it."""
+    prompts = prompts or SharedPrefix()
     draw = random.Random(seed)
-    bench.check([Ask([0] * (shared_tokens + own_tokens), output_tokens)], "--shared-tokens, --own-tokens")
-
-    def asks() -> list[Ask]:
-        shared = random_prompt(draw, shared_tokens, bench.vocab_size)
-        return [Ask(shared + random_prompt(draw, own_tokens, bench.vocab_size), output_tokens) for _ in range(requests)]
-
-    _serve(bench, asks(), True, timed=False)
-    runs = [_serve(bench, asks(), True) for _ in range(repeat)]
+    bench.check(prompts.asks(draw, bench.vocab_size)[:1], "--shared-tokens, --own-tokens")
+    _serve(bench, prompts.asks(draw, bench.vocab_size), True, timed=False)
+    runs = [_serve(bench, prompts.asks(draw, bench.vocab_size), True) for _ in range(repeat)]
     seconds = [run.seconds for run in runs]
     details: dict[str, Any] = {
-        "requests": requests,
-        "shared tokens": shared_tokens,
-        "own tokens": own_tokens,
-        "output tokens": output_tokens,
+        **{field.replace("_", " "): value for field, value in asdict(prompts).items()},
         "fastest, s": rounded(min(seconds)),
         "steps": len(runs[0].steps),
         "host, s": rounded(statistics.median(run.host_seconds for run in runs)),
     }
     if compare:
-        details["without prefix caching, s"] = rounded(_serve(bench, asks(), False).seconds)
+        plain = _serve(bench, prompts.asks(draw, bench.vocab_size), False)
+        details["without prefix caching, s"] = rounded(plain.seconds)
     return [Figure("prefix", rounded(statistics.median(seconds)), "s", True, details)]
 
 

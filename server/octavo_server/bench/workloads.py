@@ -70,6 +70,24 @@ WORKLOADS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Requests whose prompts begin alike and go on differently; all there at once, greedy."""
+
+    requests: int = 64
+    shared_tokens: int = 4096
+    own_tokens: int = 64
+    output_tokens: int = 16
+
+    def asks(self, draw: random.Random, vocab_size: int) -> list[Ask]:
+        """With another beginning each time."""
+        shared = random_prompt(draw, self.shared_tokens, vocab_size)
+        return [
+            Ask(shared + random_prompt(draw, self.own_tokens, vocab_size), self.output_tokens)
+            for _ in range(self.requests)
+        ]
+
+
 def parse_prompts(text: str) -> tuple[int, int]:
     """ "32x2048" → (32, 2048). Raises ValueError that says what is allowed."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,7})", text.strip())
