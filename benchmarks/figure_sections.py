@@ -22,7 +22,7 @@ from figures import TABLE, Measured
 
 from octavo_server.bench.decode import time_decode
 from octavo_server.bench.engine import BenchEngine
-from octavo_server.bench.kernels import time_attention, time_products
+from octavo_server.bench.kernels import time_attention, time_model
 from octavo_server.bench.prefill import time_first_token, time_prefill
 from octavo_server.bench.random_model import has_weights, read_shape, write_model
 from octavo_server.bench.report import Figure
@@ -121,7 +121,7 @@ def figures_start() -> list[Measured]:
 
 
 def figures_kernels() -> list[Measured]:
-    """Attention alone in the 8B shape, and the products of both shapes."""
+    """Attention alone in the 8B shape, and both models at next to no context."""
     device, rows = torch.device("cuda"), list[Measured]()
     command = "octavo bench kernels MODEL".replace("MODEL", f"--random-weights benchmarks/shapes/{SHAPES['8b'].name}")
     decodes, prefills = [(64, 1024), (64, 8192), (256, 1024), (256, 8192)], [(1, 8192), (4, 2048), (16, 512)]
@@ -129,7 +129,7 @@ def figures_kernels() -> list[Measured]:
         found = time_attention(read_shape(SHAPES["8b"]), device, torch.bfloat16, decodes=decodes, prefills=prefills)
         rows += rows_of("", found, command)
         for model, path in SHAPES.items():
-            rows_of(model, time_products(read_shape(path), device, torch.bfloat16, BATCHES), command)
+            rows_of(model, time_model(read_shape(path), device, torch.bfloat16, BATCHES), command)
             torch.cuda.empty_cache()
     return rows
 

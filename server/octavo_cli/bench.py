@@ -15,7 +15,7 @@ BENCHMARKS: Final[dict[str, SubCommand]] = {
     "prefix": SubCommand(_MODULE, "prefix", "Seconds for requests with a common beginning."),
     "swap": SubCommand(_MODULE, "swap", "Throughput where the KV cache is too small, and the copies of pages."),
     "startup": SubCommand(_MODULE, "startup", "Seconds from the process to the first token over HTTP."),
-    "kernels": SubCommand(_MODULE, "kernels", "Attention and the linear maps alone."),
+    "kernels": SubCommand(_MODULE, "kernels", "Attention alone, and the model alone."),
 }
 
 

@@ -216,15 +216,21 @@ def startup(setting: Setting, checkpoint_dir: Path | None, patience: int, repeat
     show_default=True,
     help="Causal attention: requests x prompt tokens.",
 )
-@click.option("--rows", type=COUNTS, default="1,8,64,256", show_default=True, help="Of the linear maps' input.")
+@click.option(
+    "--rows",
+    type=COUNTS,
+    default="1,8,64,256",
+    show_default=True,
+    help="Requests in a step of the model alone, a token each.",
+)
 @benchmark(profile=False)
 def kernels(setting: Setting, decode: list[tuple[int, int]], prefill: list[tuple[int, int]], rows: list[int]) -> None:
-    """Attention, and the linear maps of a decode step, alone, in the model's shape; its weights are not read.
+    """Attention alone, and the model alone with next to no context, in the model's shape; its weights are not read.
 
     \b
     octavo bench kernels demo --decode 4x256 --prefill 1x256 --rows 1,8
     """
-    from octavo_server.bench.kernels import time_attention, time_products
+    from octavo_server.bench.kernels import time_attention, time_model
     from octavo_server.bench.report import surroundings
     from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 
@@ -233,5 +239,5 @@ def kernels(setting: Setting, decode: list[tuple[int, int]], prefill: list[tuple
     fix_threads(device)
     dtype = pick_dtype(config.dtype, shape, device)
     figures = time_attention(shape, device, dtype, decodes=decode, prefills=prefill)
-    figures += time_products(shape, device, dtype, rows)
+    figures += time_model(shape, device, dtype, rows)
     setting.tell(figures, surroundings(device, dtype), decode=decode, prefill=prefill, rows=rows)

@@ -14,7 +14,7 @@ from octavo_common.model_config import read_model_config
 from octavo_kernels.ops import REFERENCE
 from octavo_server.bench.decode import time_decode
 from octavo_server.bench.engine import BenchEngine, Engine
-from octavo_server.bench.kernels import time_attention, time_products
+from octavo_server.bench.kernels import time_attention, time_model
 from octavo_server.bench.prefill import time_first_token, time_prefill
 from octavo_server.bench.random_model import has_weights, read_shape, write_model
 from octavo_server.bench.startup import phases_of
@@ -214,8 +214,8 @@ def test_a_trace_is_written_of_the_first_timed_part(bench: BenchEngine, tmp_path
 def test_kernels_are_timed_in_the_models_shape(tmp_path: Path) -> None:
     shape, cpu = read_shape(shape_file(tmp_path)), torch.device("cpu")
     figures = time_attention(shape, cpu, torch.float32, decodes=[(2, 32)], prefills=[(1, 32)])
-    figures += time_products(shape, cpu, torch.float32, [1])
-    assert [each.name for each in figures] == ["attention-decode-2x32", "attention-prefill-1x32", "products-1"]
+    figures += time_model(shape, cpu, torch.float32, [1])
+    assert [each.name for each in figures] == ["attention-decode-2x32", "attention-prefill-1x32", "model-1"]
     assert all(each.value > 0 for each in figures)
 
 

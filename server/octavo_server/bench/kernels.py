@@ -1,4 +1,4 @@
-"""Attention and the linear maps alone, as the engine calls them: on a GPU in a CUDA graph, between device events."""
+"""Attention alone, and the model alone, as the engine calls them: on a GPU in a CUDA graph, between device events."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import AttentionMetadata, Ops, pick_ops
 from octavo_server.bench.report import Figure, rounded
-from octavo_server.worker.models.interface import KVCacheSpec
+from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
 from octavo_server.worker.random_weights import random_decoder
 
 _PAGE: Final = 16
@@ -43,29 +43,35 @@ def time_attention(
     return figures
 
 
-def time_products(shape: ModelConfig, device: torch.device, dtype: torch.dtype, rows: Sequence[int]) -> list[Figure]:
-    """Milliseconds of all linear maps of a decode step, one after the other, for each number of rows."""
+def time_model(shape: ModelConfig, device: torch.device, dtype: torch.dtype, rows: Sequence[int]) -> list[Figure]:
+    """Milliseconds of forward pass and logits for each number of rows, each a request of one token.
+
+    So attention has next to nothing to read: what is left are the linear maps, and what stands between them.
+    """
     decoder, figures = random_decoder(shape, dtype, device, pick_ops(device)), []
     weights = shape.num_parameters - (0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size)
-    q_size = shape.num_attention_heads * shape.head_dim
+    spec = KVCacheSpec(shape.num_layers, max(rows), _PAGE, shape.num_kv_heads, shape.head_dim, dtype, device)
+    cache = spec.allocate()
     for count in rows:
-        inputs = {
-            size: torch.randn(count, size, device=device, dtype=dtype)
-            for size in {shape.hidden_size, q_size, shape.intermediate_size}
-        }
+        pages = torch.arange(count, device=device)
+        batch = ForwardBatch(
+            token_ids=torch.randint(0, shape.vocab_size, (count,), device=device),
+            positions=torch.zeros_like(pages),
+            slot_mapping=pages * _PAGE,
+            query_start=torch.arange(count + 1, dtype=torch.int32, device=device),
+            context_lens=torch.ones(count, dtype=torch.int32, device=device),
+            block_tables=pages.int().view(count, 1),
+            max_query_len=1,
+            max_context_len=1,
+        )
 
-        def step(inputs: dict[int, torch.Tensor] = inputs) -> None:
-            for layer in decoder.layers:
-                layer.qkv(decoder.ops, inputs[shape.hidden_size])
-                layer.output(decoder.ops, inputs[q_size])
-                layer.gate_up(decoder.ops, inputs[shape.hidden_size])
-                layer.down(decoder.ops, inputs[shape.intermediate_size])
-            decoder.head(decoder.ops, inputs[shape.hidden_size])
+        def step(batch: ForwardBatch = batch) -> None:
+            decoder.logits(decoder.forward(batch, cache))
 
         with torch.inference_mode():
             seconds = _median_seconds(step, device, once=True)
-        details = {"TB/s": rounded(weights * dtype.itemsize / seconds / 1e12)}
-        figures.append(Figure(f"products-{count}", rounded(seconds * 1e3), "ms", True, details))
+        details = {"TB/s of weights": rounded(weights * dtype.itemsize / seconds / 1e12)}
+        figures.append(Figure(f"model-{count}", rounded(seconds * 1e3), "ms", True, details))
     return figures
 
 
