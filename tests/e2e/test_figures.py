@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from octavo_server.bench.random_model import read_shape
+from octavo_server.bench.report import Figure
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+from figure_sections import AT_ONCE, RATES, SHAPES, rows_of  # noqa: E402
 from figures import RESULTS, TABLE, Measured, holds, table, update, with_excuses  # noqa: E402
 
 
@@ -41,6 +45,31 @@ def test_goals_are_ahead_of_vllm_and_the_stretch_is_ahead_of_the_goal() -> None:
 )  # fmt: skip
 def test_figures_of_the_performance_page_are_in_the_table(name: str) -> None:
     assert name in TABLE
+
+
+def test_what_is_measured_over_http_is_in_the_table() -> None:
+    names = {f"http-{model}-{rate}-{kind}" for model in RATES for rate, _ in RATES[model] for kind in ("ttft", "tpot")}
+    names |= {f"http-{model}-all" for model in AT_ONCE}
+    assert names == {name for name in TABLE if name.startswith("http-")}
+
+
+def test_a_row_has_the_command_that_measures_it_and_what_the_table_lacks_is_left_out() -> None:
+    found = [Figure("decode-8", 6.1, "ms", True, {"context": 1024}), Figure("decode-3", 6.0, "ms", True)]
+    (row,) = rows_of("8b", found, "octavo bench decode MODEL")
+    assert row.name == "8b-decode-8"
+    assert row.command == "octavo bench decode --random-weights benchmarks/shapes/llama-8b.json"
+    assert row.more == {"context": 1024}
+
+
+@pytest.mark.parametrize("model", ["8b", "0.6b"])
+def test_the_shapes_are_those_of_the_performance_page(model: str) -> None:
+    shape = read_shape(SHAPES[model])
+    sizes = (shape.hidden_size, shape.num_layers, shape.num_attention_heads, shape.num_kv_heads, shape.head_dim)
+    inner = (shape.intermediate_size, shape.vocab_size, shape.qk_norm, shape.tie_word_embeddings)
+    assert (sizes, inner) == {
+        "8b": ((4096, 32, 32, 8, 128), (14336, 128256, False, False)),
+        "0.6b": ((1024, 28, 16, 8, 128), (3072, 151936, True, True)),
+    }[model]
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
