@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -146,41 +147,61 @@ class InputBatch:
 
     def build(self, rows: list[ScheduledRow]) -> StepInputs:
         """The inputs of a step with `rows`, one or more."""
-        starts = np.array([row.start for row in rows], dtype=np.int64)
-        ends = np.array([row.end for row in rows], dtype=np.int64)
-        query_start = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(ends - starts, out=query_start[1:])
-        row_of_token = np.repeat(np.arange(len(rows)), ends - starts)
-        positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
-        tables = block_tables(rows)
-        pages = tables[row_of_token, positions // self.block_size].astype(np.int64)
-        pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
-        token_ids, positions_there, slot_mapping, starts_there, context_lens, tables_there, *indices = upload_together(
-            [
-                np.concatenate([row.state.token_ids[row.start : row.end] for row in rows]),
-                positions,
-                pages * self.block_size + positions % self.block_size,
-                query_start.astype(np.int32),
-                ends.astype(np.int32),
-                tables,
-                _int64(row.last_index for row in pending),
-                _int64(row.state.slot for row in pending),
-                _int64(row.last_index for row in sampling),
-                _int64(row.state.slot for row in sampling),
-            ],
-            self.device,
+        arrays = arrange(rows, self.block_size)
+        token_ids, positions, slot_mapping, query_start, context_lens, tables, *indices = upload_together(
+            arrays, self.device
         )
         forward = ForwardBatch(
             token_ids,
-            positions_there,
+            positions,
             slot_mapping,
-            starts_there,
+            query_start,
             context_lens,
-            tables_there,
-            max_query_len=int((ends - starts).max()),
-            max_context_len=int(ends.max()),
+            tables,
+            max_query_len=int(np.diff(arrays.query_start).max()),
+            max_context_len=int(arrays.context_lens.max()),
         )
-        return StepInputs(rows, forward, tables, *indices)
+        return StepInputs(rows, forward, arrays.tables, *indices)
+
+
+class StepArrays(NamedTuple):
+    """What a step computes with, in host memory: see `ForwardBatch` and `StepInputs`."""
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    slot_mapping: np.ndarray
+    query_start: np.ndarray
+    context_lens: np.ndarray
+    tables: np.ndarray
+    pending_index: np.ndarray
+    pending_slot: np.ndarray
+    last_index: np.ndarray
+    slot: np.ndarray
+
+
+def arrange(rows: list[ScheduledRow], block_size: int) -> StepArrays:
+    """The arrays of a step with `rows`, one or more."""
+    starts = np.array([row.start for row in rows], dtype=np.int64)
+    ends = np.array([row.end for row in rows], dtype=np.int64)
+    query_start = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(ends - starts, out=query_start[1:])
+    row_of_token = np.repeat(np.arange(len(rows)), ends - starts)
+    positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
+    tables = block_tables(rows)
+    pages = tables[row_of_token, positions // block_size].astype(np.int64)
+    pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
+    return StepArrays(
+        np.concatenate([row.state.token_ids[row.start : row.end] for row in rows]),
+        positions,
+        pages * block_size + positions % block_size,
+        query_start.astype(np.int32),
+        ends.astype(np.int32),
+        tables,
+        _int64(row.last_index for row in pending),
+        _int64(row.state.slot for row in pending),
+        _int64(row.last_index for row in sampling),
+        _int64(row.state.slot for row in sampling),
+    )
 
 
 def block_tables(rows: list[ScheduledRow]) -> np.ndarray:
