@@ -18,7 +18,9 @@ class RequestState:
     """One request on the worker. Its arrays are as long as it can become: nothing is copied as it grows.
 
     `num_tokens` counts what the steps launched so far sample, too; of these the first `num_known` stand in `token_ids`.
-    A later one is known on the device alone, in the row `slot` of the tokens that were sampled last.
+    A later one is known on the device alone, in the row `slot` of the tokens that were sampled last. The first
+    `num_given` came from the scheduler; the others were sampled in that slot. Of the `num_blocks` pages the first
+    `num_sent` stand in the slot's block table on the device (`step_graphs`).
     """
 
     __slots__ = (
@@ -27,8 +29,10 @@ class RequestState:
         "history",
         "num_blocks",
         "num_computed",
+        "num_given",
         "num_known",
         "num_prompt",
+        "num_sent",
         "num_tokens",
         "request_id",
         "sampling",
@@ -43,13 +47,13 @@ class RequestState:
         self.failed = False
         self.num_prompt = new.num_prompt_tokens
         self.num_computed = new.num_computed_tokens
-        self.num_tokens = self.num_known = len(new.token_ids)
+        self.num_tokens = self.num_known = self.num_given = len(new.token_ids)
         # One more than it may have: where no token is wanted at all (max_tokens 0) one is sampled, and dropped later.
         self.token_ids = np.zeros(max(new.max_tokens_in_all, self.num_tokens) + 1, dtype=np.int64)
         self.token_ids[: self.num_tokens] = new.token_ids
         self.history = History(self.token_ids, self.num_prompt) if needs_history(new.sampling) else None
         self.block_ids = np.zeros(-(-len(self.token_ids) // block_size), dtype=np.int32)
-        self.num_blocks = 0
+        self.num_blocks = self.num_sent = 0
         self.add_blocks(new.block_ids)
 
     def add_blocks(self, block_ids: list[int]) -> None:
@@ -63,7 +67,7 @@ class RequestState:
         self.num_known = position + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make it twice as dear
 class ScheduledRow:
     """A request's part in a step: its tokens from `start` up to `end`, which are rows `offset`… of the batch.
 
@@ -84,6 +88,11 @@ class ScheduledRow:
     def last_index(self) -> int:
         """Row of its last token in the batch."""
         return self.offset + self.end - self.start - 1
+
+    def token_at(self, position: int) -> int:
+        """The token at one of the row's positions; −1 if it was sampled in the request's slot."""
+        state = self.state
+        return int(state.token_ids[position]) if position < state.num_given else -1
 
 
 @dataclass(frozen=True, slots=True)

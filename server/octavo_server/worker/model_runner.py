@@ -28,7 +28,7 @@ from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInput
 from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
-from octavo_server.worker.step_graphs import GraphInputs, GraphLimits, StepGraphs, input_words
+from octavo_server.worker.step_graphs import GraphInputs, GraphLimits, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.swapper import Swapper
 
@@ -68,8 +68,7 @@ class ModelRunner:
         self.planned_bytes = 0  # of the device's memory, by the bill
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
         self._graph_tokens = most_tokens(max_num_batched_tokens, config.num_parameters) if recorder is not None else 0
-        words = input_words(max(self._graph_rows, self._graph_tokens), self._graph_rows)
-        self._tokens = NextTokens(num_slots, words, eos_token_ids, device)
+        self._tokens = NextTokens(num_slots, 0, eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
@@ -134,7 +133,7 @@ class ModelRunner:
         limits = GraphLimits(
             self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page
         )
-        self.graphs = StepGraphs(self._to_logits, self.recorder, limits, self._tokens.memory, len(self._tokens.last))
+        self.graphs = StepGraphs(self._to_logits, self.recorder, limits, self._tokens.last)
         return self.graphs
 
     def capture_first_graphs(self, max_model_len: int) -> None:
@@ -163,7 +162,7 @@ class ModelRunner:
             self.batch.apply(output)
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self._build(rows) if rows else None
-            handle.tables = None if inputs is None else inputs.tables
+            handle.states = [row.state for row in rows]
         except Exception as error:
             failure = error
 
@@ -249,10 +248,10 @@ class ModelRunner:
         pages = {page for page, _ in output.swap_out} | {page for _, page in output.swap_in}
         if not pages or self.device.type != "cuda":
             return set()
-        tables = [handle.tables for handle in self._under_way if handle.tables is not None and handle.may_be_computing]
         in_use = np.zeros(self.kv_cache[0][0].shape[0], dtype=bool)
-        for table in tables:
-            in_use[table] = True
+        for handle in self._under_way:
+            for state in handle.states if handle.may_be_computing else ():
+                in_use[state.block_ids[: state.num_blocks]] = True
         return {page for page in pages if in_use[page]}
 
     def _cache_spec(self, num_blocks: int) -> KVCacheSpec:

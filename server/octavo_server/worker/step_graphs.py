@@ -1,17 +1,22 @@
 """Steps as graphs: from token ids to logits in one launch, for a ladder of sizes (`graph_ladder`).
 
 A graph repeats the same kernels with the same grids on the same memory. So all that varies from step to step goes into
-fixed buffers on the device: two copies from pinned memory, behind whatever runs there, and no allocation, no kernel
-that depends on a length. How attention divides the work follows from the graph's size and the longest context there can
-be; contexts, and which tokens are whose, are read on the device.
+fixed buffers on the device: one copy from pinned memory, behind whatever runs there, and no allocation, no kernel that
+depends on a length. How attention divides the work follows from the graph's size and the longest context there can be;
+contexts, and which tokens are whose, are read on the device.
+
+The host says little of a row (`octavo_kernels.step_inputs`): block tables and the tokens sampled last stay on the
+device, by the request's slot, and the graph's first kernel works out the rest. Of a request's pages only those are sent
+that its slot's table lacks; `RequestState.num_sent` counts them. A step that fails ends its requests, so that nobody
+counts on pages which it may not have brought. A slot that is given away begins anew; what a step under way still reads
+of it is written behind that step.
 
 A step takes the smallest graph that it fits into. In a decode graph, in which each request has one token, the rows
 beyond compute the token 0 as the first of a request whose one page, the scratch page, is nobody's. In a mixed graph the
 tokens beyond belong to no request, so that attention leaves them out, and rows beyond have no token; K and V of such
 tokens go to the scratch page. Nothing that is theirs is read, and they write to no page that is in use.
 
-Token ids are taken from one array, in which the tokens sampled last stand before those that the host knows: so the
-host need not know the tokens of the step before. Sampling is not part of the graph.
+Sampling is not part of the graph.
 """
 
 import logging
@@ -19,15 +24,16 @@ import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
 
+from octavo_kernels.ops import pick_expand_step
+from octavo_kernels.step_inputs import ExpandedStep, SlotState, packed_words, sections
 from octavo_server.worker.graph_ladder import GraphShape, capture_order
 from octavo_server.worker.graph_recorder import Recorder
-from octavo_server.worker.input_batch import ScheduledRow, StepArrays, arrange
+from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.models.interface import ForwardBatch
 
 _log = logging.getLogger(__name__)
@@ -36,9 +42,7 @@ _log = logging.getLogger(__name__)
 Forward = Callable[[ForwardBatch, torch.Tensor | None, torch.Tensor], None]
 
 
-def input_words(tokens: int, rows: int) -> int:
-    """Of 8 bytes, that the inputs of the largest graph take, tables aside."""
-    return _section_ends(tokens, rows)[-1]
+_PAGES_AT_ONCE: Final = 16_384  # new ones in a step that takes a graph, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class GraphLimits:
 
 @dataclass(frozen=True, slots=True)
 class GraphInputs:
-    """A step for the graph of `shape`, in host memory (pinned on CUDA), `rows` first. tables: of `rows` alone.
+    """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
 
     num_sampling: of its rows, those that sample.
     """
@@ -67,44 +71,39 @@ class GraphInputs:
     rows: list[ScheduledRow]
     shape: GraphShape
     num_sampling: int
-    tables: np.ndarray
     packed: torch.Tensor
-    padded_tables: torch.Tensor
-
-
-class _Sections(NamedTuple):
-    """What stands in the packed inputs, int64 but for the last two, which are int32.
-
-    For each token, its id if the host knows it, `source`, where its id is, its position and its slot in the cache. For
-    each row that samples, `last`, the place of its last token in the batch (of no use where all have one token), and
-    `slot`, where the next one goes, among the tokens sampled last.
-    """
-
-    token_ids: Any
-    source: Any
-    positions: Any
-    slot_mapping: Any
-    slot: Any
-    last: Any
-    context_lens: Any
-    query_start: Any
 
 
 class StepGraphs:
     """The graphs and their buffers."""
 
-    def __init__(
-        self, forward: Forward, recorder: Recorder, limits: GraphLimits, tokens: torch.Tensor, num_slots: int
-    ) -> None:
-        """tokens: [num_slots + input_words(…)] int64, of which the first are the tokens sampled last."""
+    def __init__(self, forward: Forward, recorder: Recorder, limits: GraphLimits, last: torch.Tensor) -> None:
+        """last: [slots] int64, the tokens sampled last."""
         self._forward = forward
         self._recorder = recorder
         self._limits = limits
-        self._tokens = tokens
-        self._num_slots = num_slots
-        device, rows = tokens.device, limits.rows
-        self._query_start = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        self._tables = torch.zeros(rows, limits.width, dtype=torch.int32, device=device)
+        device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
+        self._expand = pick_expand_step(device)
+        self._pinned = device.type == "cuda"
+        self._most_pages = max(_PAGES_AT_ONCE, limits.width)
+        self._packed = torch.zeros(packed_words(tokens, rows) + self._most_pages, dtype=torch.int32, device=device)
+        self._scratch_slot = len(last)  # nobody's, and with a table: rows beyond take it
+
+        def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        tables = room(len(last) + 1, limits.width, dtype=torch.int32)
+        tables[self._scratch_slot] = limits.scratch_page
+        self._state = SlotState(last, tables, limits.block_size, limits.scratch_page)
+        self._expanded = ExpandedStep(
+            token_ids=room(tokens, dtype=torch.int64),
+            positions=room(tokens, dtype=torch.int64),
+            slot_mapping=room(tokens, dtype=torch.int64),
+            context_lens=room(rows, dtype=torch.int32),
+            block_tables=room(rows, limits.width, dtype=torch.int32),
+            last_index=room(rows, dtype=torch.int64),
+            slot=room(rows, dtype=torch.int64),
+        )
         self._logits = torch.empty(rows, limits.vocab_size, device=device)
         self._replays: dict[GraphShape, Callable[[], None]] = {}
         self._shapes: list[GraphShape] = []  # of `_replays`, rising
@@ -123,7 +122,7 @@ class StepGraphs:
         """Captures the next graph; True if there are more. No step may be under way on another thread."""
         shape = self._pending.pop(0)
         begin = time.perf_counter()
-        self._upload(self._pack([], shape, None))  # the work is done while it is captured: on nobody's page
+        self._upload(self._pack([], shape))  # the work is done while it is captured: on nobody's page
         self._replays[shape] = self._recorder.record(lambda: self._work(shape))
         insort(self._shapes, shape)
         seconds = time.perf_counter() - begin
@@ -147,21 +146,24 @@ class StepGraphs:
 
     def shape_for(self, rows: Sequence[ScheduledRow]) -> GraphShape | None:
         """Of the graph that computes these rows; None if none does."""
-        if any(row.wants_prompt_logprobs or row.state.num_blocks > self._limits.width for row in rows):
+        width = self._limits.width
+        if any(row.wants_prompt_logprobs or row.state.num_blocks > width for row in rows):
             return None
-        tokens = rows[-1].last_index + 1
-        is_decode = tokens == len(rows) and all(row.samples for row in rows)
+        tokens, count = rows[-1].last_index + 1, len(rows)
+        is_decode = tokens == count and all(row.samples for row in rows)
         fitting = (
             shape
             for shape in self._shapes
-            if shape.tokens >= tokens and shape.rows >= len(rows) and shape.is_decode == is_decode
+            if shape.tokens >= tokens and shape.rows >= count and shape.is_decode == is_decode
         )
         return next(fitting, None)
 
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
         """The inputs of a step of these rows, one or more; None if there is no graph for it."""
         shape = self.shape_for(rows)
-        return None if shape is None else self._pack(rows, shape, arrange(rows, self._limits.block_size))
+        if shape is None or sum(row.state.num_blocks - row.state.num_sent for row in rows) > self._most_pages:
+            return None
+        return self._pack(rows, shape)
 
     def run(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Enqueues the step: logits of rows that sample, [n, vocab] float32, and the slots [n] of their next tokens.
@@ -171,73 +173,75 @@ class StepGraphs:
         self._upload(inputs)
         self._replays[inputs.shape]()
         count = inputs.num_sampling
-        return self._logits[:count], self._sections(inputs.shape).slot[:count]
+        return self._logits[:count], self._expanded.slot[:count]
 
-    def _pack(self, rows: list[ScheduledRow], shape: GraphShape, arrays: StepArrays | None) -> GraphInputs:
-        limits = self._limits
-        packed = self._host((input_words(shape.tokens, shape.rows),), torch.int64)
-        packed.numpy()[:] = 0
-        to = _sections(packed.numpy(), shape, np.int32)
-        to.source[:] = self._num_slots + np.arange(shape.tokens)
-        to.slot_mapping[:] = limits.scratch_page * limits.block_size
-        to.context_lens[:] = 1
-        if arrays is not None:
-            tokens, num_sampling = len(arrays.token_ids), len(arrays.slot)
-            to.token_ids[:tokens] = arrays.token_ids
-            to.source[arrays.pending_index] = arrays.pending_slot
-            to.positions[:tokens] = arrays.positions
-            to.slot_mapping[:tokens] = arrays.slot_mapping
-            to.slot[:num_sampling] = arrays.slot
-            to.last[:num_sampling] = arrays.last_index
-            to.context_lens[: len(rows)] = arrays.context_lens
-            to.query_start[:] = tokens
-            to.query_start[: len(rows)] = arrays.query_start[:-1]
-        tables = np.zeros((0, 1), dtype=np.int32) if arrays is None else arrays.tables
-        padded = self._host((shape.rows, tables.shape[1]), torch.int32)
-        padded.numpy()[: len(rows)], padded.numpy()[len(rows) :] = tables, limits.scratch_page
-        return GraphInputs(rows, shape, 0 if arrays is None else len(arrays.slot), tables, packed, padded)
-
-    def _host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=self._tokens.device.type == "cuda")
+    def _pack(self, rows: list[ScheduledRow], shape: GraphShape) -> GraphInputs:
+        """What is said of the rows; from here on their pages count as sent."""
+        count, states = len(rows), [row.state for row in rows]
+        blocks, known = [state.num_blocks for state in states], [state.num_sent for state in states]
+        words, num_new = packed_words(shape.tokens, shape.rows), sum(blocks) - sum(known)
+        packed = torch.empty(words + num_new, dtype=torch.int32, pin_memory=self._pinned)
+        to = sections(packed.numpy(), shape.tokens, shape.rows)
+        sampling = [index for index, row in enumerate(rows) if row.samples]
+        if shape.is_decode:
+            to.token_ids[:count] = [row.token_at(row.start) for row in rows]
+            to.query_start[:] = np.arange(shape.rows + 1, dtype=np.int32)
+        else:
+            tokens = _token_ids(rows)
+            to.token_ids[: len(tokens)] = tokens
+            to.query_start[:count] = [row.offset for row in rows]
+            to.query_start[count:] = len(tokens)
+        to.start[:count] = [row.start for row in rows]
+        to.slot[:count] = [state.slot for state in states]
+        to.known[:count] = known
+        to.sampling[: len(sampling)] = sampling
+        to.page_start[:] = 0
+        if num_new:
+            np.cumsum(np.subtract(blocks, known), out=to.page_start[1 : count + 1])
+            to.page_start[count + 1 :] = num_new
+            new = [state for state, held, sent in zip(states, blocks, known, strict=True) if held > sent]
+            np.concatenate([state.block_ids[state.num_sent : state.num_blocks] for state in new], out=to.pages)
+            for state in new:
+                state.num_sent = state.num_blocks
+        if shape.is_decode:
+            to.token_ids[count:] = 0
+        to.start[count:] = to.sampling[len(sampling) :] = 0
+        to.slot[count:], to.known[count:] = self._scratch_slot, 1
+        return GraphInputs(rows, shape, len(sampling), packed)
 
     def _upload(self, inputs: GraphInputs) -> None:
-        packed, tables = inputs.packed, inputs.padded_tables
-        self._tokens[self._num_slots : self._num_slots + len(packed)].copy_(packed, non_blocking=True)
-        # Columns beyond keep what they had: entries past a request's pages are not read.
-        self._tables[: len(tables), : tables.shape[1]].copy_(tables, non_blocking=True)
-
-    def _sections(self, shape: GraphShape) -> _Sections:
-        return _sections(self._tokens[self._num_slots :], shape, torch.int32)
+        self._packed[: len(inputs.packed)].copy_(inputs.packed, non_blocking=True)
 
     def _work(self, shape: GraphShape) -> None:
         """What is captured: everything in it is a kernel on a buffer that stays."""
-        limits, inputs = self._limits, self._sections(shape)
+        limits, room = self._limits, self._expanded
+        inputs = ExpandedStep._make(
+            [*(part[: shape.tokens] for part in room[:3]), *(part[: shape.rows] for part in room[3:])]
+        )
+        self._expand(self._packed, self._state, inputs, 1 if shape.is_decode else shape.tokens)
         batch = ForwardBatch(
-            self._tokens.index_select(0, inputs.source),
+            inputs.token_ids,
             inputs.positions,
             inputs.slot_mapping,
-            self._query_start[: shape.rows + 1] if shape.is_decode else inputs.query_start,
+            sections(self._packed, shape.tokens, shape.rows).query_start,
             inputs.context_lens,
-            self._tables[: shape.rows],
+            inputs.block_tables,
             # Of a mixed step nothing is known that will hold for the next one, too: no kernel may count on it.
             max_query_len=1 if shape.is_decode else None,
             max_context_len=limits.width * limits.block_size,
         )
-        self._forward(batch, None if shape.is_decode else inputs.last, self._logits[: shape.rows])
+        self._forward(batch, None if shape.is_decode else inputs.last_index, self._logits[: shape.rows])
+
+
+def _token_ids(rows: list[ScheduledRow]) -> np.ndarray:
+    """Of all tokens of the rows; −1 for one that was sampled in the row's slot, which is always its last one."""
+    if not rows:
+        return np.zeros(0, dtype=np.int64)
+    tokens = np.concatenate([row.state.token_ids[row.start : row.end] for row in rows])
+    for row in rows:
+        tokens[row.last_index] = row.token_at(row.end - 1)
+    return tokens
 
 
 def _told(shape: GraphShape) -> str:
     return f"{shape.rows} rows" if shape.is_decode else f"{shape.tokens} tokens of {shape.rows} rows"
-
-
-def _section_ends(tokens: int, rows: int) -> list[int]:
-    """Four words for each token, two for each row, and then int32, for each row two and one."""
-    return list(accumulate([tokens] * 4 + [rows] * 2 + [rows + 1]))
-
-
-def _sections(memory: Any, shape: GraphShape, int32: Any) -> _Sections:
-    """Views of packed inputs, a numpy array or a tensor of int64."""
-    ends = _section_ends(shape.tokens, shape.rows)
-    *int64, rest = (memory[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    halves = rest.view(int32)
-    return _Sections._make([*int64, halves[: shape.rows], halves[shape.rows : 2 * shape.rows + 1]])
