@@ -24,7 +24,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from octavo_kernels.ops import pick_expand_step
 from octavo_kernels.step_inputs import ExpandedStep, SlotState, packed_words, sections
 from octavo_server.worker.graph_ladder import GraphShape, capture_order
 from octavo_server.worker.graph_recorder import Recorder
-from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.models.interface import ForwardBatch
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 Forward = Callable[[ForwardBatch, torch.Tensor | None, torch.Tensor], None]
 
 
-_PAGES_AT_ONCE: Final = 16_384  # new ones in a step that takes a graph, at least
+_MOST_PAGES: Final = 16_384  # that a packed step takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,23 @@ class GraphLimits:
 class GraphInputs:
     """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
 
-    num_sampling: of its rows, those that sample.
+    num_sampling: of its rows, those that sample. before: pages that slots' tables get before the step, as there are
+    more than a packed step takes.
     """
 
     rows: list[ScheduledRow]
     shape: GraphShape
     num_sampling: int
     packed: torch.Tensor
+    before: list["_NewPages"]
+
+
+class _NewPages(NamedTuple):
+    """`pages` [n] int32, in host memory as the packed step, go behind the first `known` of the slot's table."""
+
+    slot: int
+    known: int
+    pages: torch.Tensor
 
 
 class StepGraphs:
@@ -85,8 +95,7 @@ class StepGraphs:
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
         self._expand = pick_expand_step(device)
         self._pinned = device.type == "cuda"
-        self._most_pages = max(_PAGES_AT_ONCE, limits.width)
-        self._packed = torch.zeros(packed_words(tokens, rows) + self._most_pages, dtype=torch.int32, device=device)
+        self._packed = torch.zeros(packed_words(tokens, rows) + _MOST_PAGES, dtype=torch.int32, device=device)
         self._scratch_slot = len(last)  # nobody's, and with a table: rows beyond take it
 
         def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -161,9 +170,7 @@ class StepGraphs:
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
         """The inputs of a step of these rows, one or more; None if there is no graph for it."""
         shape = self.shape_for(rows)
-        if shape is None or sum(row.state.num_blocks - row.state.num_sent for row in rows) > self._most_pages:
-            return None
-        return self._pack(rows, shape)
+        return None if shape is None else self._pack(rows, shape)
 
     def run(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Enqueues the step: logits of rows that sample, [n, vocab] float32, and the slots [n] of their next tokens.
@@ -179,6 +186,9 @@ class StepGraphs:
         """What is said of the rows; from here on their pages count as sent."""
         count, states = len(rows), [row.state for row in rows]
         blocks, known = [state.num_blocks for state in states], [state.num_sent for state in states]
+        before = list[_NewPages]()
+        if sum(blocks) - sum(known) > _MOST_PAGES:
+            before, known = self._send(states), blocks
         words, num_new = packed_words(shape.tokens, shape.rows), sum(blocks) - sum(known)
         packed = torch.empty(words + num_new, dtype=torch.int32, pin_memory=self._pinned)
         to = sections(packed.numpy(), shape.tokens, shape.rows)
@@ -207,9 +217,21 @@ class StepGraphs:
             to.token_ids[count:] = 0
         to.start[count:] = to.sampling[len(sampling) :] = 0
         to.slot[count:], to.known[count:] = self._scratch_slot, 1
-        return GraphInputs(rows, shape, len(sampling), packed)
+        return GraphInputs(rows, shape, len(sampling), packed, before)
+
+    def _send(self, states: list[RequestState]) -> list[_NewPages]:
+        """All pages that are not there yet, one by one: so many come when requests join together on long prefixes."""
+        found = []
+        for state in states:
+            pages = torch.empty(state.num_blocks - state.num_sent, dtype=torch.int32, pin_memory=self._pinned)
+            pages.numpy()[:] = state.block_ids[state.num_sent : state.num_blocks]
+            found.append(_NewPages(state.slot, state.num_sent, pages))
+            state.num_sent = state.num_blocks
+        return found
 
     def _upload(self, inputs: GraphInputs) -> None:
+        for slot, known, pages in inputs.before:
+            self._state.tables[slot, known : known + len(pages)].copy_(pages, non_blocking=True)
         self._packed[: len(inputs.packed)].copy_(inputs.packed, non_blocking=True)
 
     def _work(self, shape: GraphShape) -> None:
