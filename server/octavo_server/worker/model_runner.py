@@ -28,8 +28,9 @@ from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInput
 from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
-from octavo_server.worker.step_graphs import GraphInputs, GraphLimits, StepGraphs
+from octavo_server.worker.step_graphs import GraphLimits, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
+from octavo_server.worker.step_packing import GraphInputs
 from octavo_server.worker.swapper import Swapper
 
 
