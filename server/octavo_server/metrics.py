@@ -102,7 +102,7 @@ class RequestFamilies:
         self.time_to_first_token = histogram(
             "vllm:time_to_first_token_seconds", "From a request's arrival to its first token.", TTFT_BUCKETS
         )
-        self.inter_token_latency = histogram(
+        self.inter_token_latency = families.token_histogram(
             "vllm:inter_token_latency_seconds", "From a request's token to its next.", TOKEN_BUCKETS
         )
         self.time_per_output_token = histogram(
