@@ -189,7 +189,8 @@ class RequestMetrics:
     def output(self, output: RequestOutput, count: int) -> None:
         """A result of the engine, of whose tokens `count` belong to the answer; none where only the prompt counts."""
         now, requests = self._metrics.clock(), self._requests
-        self._preemptions = max(self._preemptions, output.num_preemptions)
+        if output.num_preemptions > self._preemptions:
+            self._preemptions = output.num_preemptions
         if not self._begun:
             self._begin(output, now)
         elif count:

@@ -45,7 +45,8 @@ class OutputStream:
         self._give_up = give_up
         self._whole = whole
         self._lock = threading.Lock()
-        self._news = asyncio.Event()  # of the event loop alone
+        self._news = False  # this and the next of the event loop alone
+        self._reader: asyncio.Future[None] | None = None
         self._told = False
         self._pending: dict[str, Delta] = {}
         self._error: EngineError | None = None
@@ -63,20 +64,23 @@ class OutputStream:
     def take(self, output: ipc.RequestOutput) -> bool:
         """Called by the engine's thread: a result. Whether its choice has ended, here if not in the engine."""
         with self._lock:
-            answer = self._answers[output.request_id]
-            if output.request_id not in self._open:
+            request_id = output.request_id
+            answer = self._answers[request_id]
+            if request_id not in self._open:
                 return True
             if output.finish_reason == "error":
-                self._end(output.request_id, EngineError(output.error or "it failed in the engine", output.error_kind))
+                self._end(request_id, EngineError(output.error or "it failed in the engine", output.error_kind))
                 return True
+            if (delta := self._pending.get(request_id)) is None:
+                delta = self._pending[request_id] = Delta()
             try:
-                answer.take(output, self._pending.setdefault(output.request_id, Delta()))
+                answer.take(output, delta)
             except Exception:
                 log.exception("a result of the engine could not be turned into text")
-                self._end(output.request_id, EngineError("the server failed; its log says why", "internal"))
+                self._end(request_id, EngineError("the server failed; its log says why", "internal"))
                 return True
             if answer.finished:
-                self._open.discard(output.request_id)
+                self._open.discard(request_id)
             return answer.finished
 
     def fail(self, error: EngineError) -> None:
@@ -84,7 +88,7 @@ class OutputStream:
         with self._lock:
             self._error = self._error or error
             self._open.clear()
-        self._news.set()
+        self.tell()
 
     def to_be_told(self) -> bool:
         """Called by the engine's thread after results: whether the reader waits for a word, which is told to it now."""
@@ -95,7 +99,9 @@ class OutputStream:
 
     def tell(self) -> None:
         """Called in the event loop: there is something to read."""
-        self._news.set()
+        self._news = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def deltas(self) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What the choices got since the last time, until all have ended.
@@ -105,8 +111,10 @@ class OutputStream:
         """
         ended = False
         while not ended:
-            await self._news.wait()
-            self._news.clear()
+            while not self._news:
+                self._reader = asyncio.get_running_loop().create_future()
+                await self._reader
+            self._news = False
             with self._lock:
                 pending, self._pending, self._told = self._pending, {}, False
                 error, ended = self._error, not self._open

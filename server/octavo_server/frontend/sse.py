@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from octavo_server.errors import EngineError
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject, engine_error
@@ -27,6 +28,22 @@ class ClientGone(Exception):
 def frame(event: msgspec.Struct) -> bytes:
     """One event. JSON has no line breaks of its own, so one `data:` line holds it."""
     return b"data: " + encode(event) + b"\n\n"
+
+
+class TextFrames:
+    """Events that differ in nothing but a text, as nearly all of a stream do: what stays the same is encoded once."""
+
+    def __init__(self, event_of: Callable[[str], msgspec.Struct]) -> None:
+        """`event_of` makes such an event, in which the text stands once."""
+        mark = uuid.uuid4().hex  # nobody could have put it anywhere else in the event
+        before, found, after = frame(event_of(mark)).partition(encode(mark))
+        if not found or encode(mark) in after:
+            raise ValueError("the event has to hold its text once")
+        self._before, self._after = before, after
+
+    def __call__(self, text: str) -> bytes:
+        """The event with this text."""
+        return self._before + encode(text) + self._after
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
@@ -69,7 +86,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
-        sender = asyncio.ensure_future(self._send_all(send))
+        sender = asyncio.ensure_future(self._send_all(scope, send))
         watcher = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
@@ -77,23 +94,25 @@ class EventStream(Response):
             await _cancel(sender, watcher)
             await self._events.aclose()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for data in self._with_errors():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _with_errors(self) -> AsyncIterator[bytes]:
-        """The events; an error becomes the last one, since the status has long been sent."""
-        yield self._first
+        # The framework had to see the beginning; the rest, which comes token by token, takes the short way.
+        send_body: Send = scope.get("state", {}).get("send", send)
+        await send_body(_body(self._first))
+        last = b""
         try:
             async for data in self._events:
-                yield data
-        except EngineError as error:
-            yield frame(ErrorBody(engine_error(error)))
+                await send_body(_body(data))
+        except EngineError as error:  # it becomes the last event: the status has long been sent
+            last = frame(ErrorBody(engine_error(error)))
         except Exception:
             log.exception("a stream broke off")
-            yield frame(ErrorBody(ErrorObject("the server failed; its log says why", type="server_error")))
+            last = frame(ErrorBody(ErrorObject("the server failed; its log says why", type="server_error")))
+        await send_body(_body(last, more=False))
+
+
+def _body(data: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
 
 
 async def _disconnected(receive: Receive) -> None:
