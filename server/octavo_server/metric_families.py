@@ -71,7 +71,7 @@ class TokenHistogram(Collector):
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """For the registry."""
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]  # type: ignore[no-untyped-call]
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         family = HistogramMetricFamily(self._name, self._text, labels=LABELS)
         family.add_metric(self._values, list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
         yield family

@@ -57,7 +57,7 @@ class Chat:
         text = await template.in_thread(_render, template, request.messages)
         prompts = await state.tokenize(model, [text], "messages", alone=False)
         lengths = Lengths(request.token_limit, default=None, param="messages")
-        return cls(state, request, await state.in_thread(Generation, state, request, prompts, lengths, caller))
+        return cls(state, request, await Generation.prepare(state, request, prompts, lengths, caller))
 
     async def answer(self) -> bytes:
         """The whole answer, as JSON.

@@ -39,7 +39,7 @@ class Completions:
 
     @classmethod
     async def prepare(cls, state: ServerState, request: CompletionRequest, caller: Caller) -> "Completions":
-        """Tokenize the prompts, beside the event loop.
+        """Tokenize the prompts, where they are text, beside the event loop.
 
         Raises:
             RequestError: a prompt is empty or does not fit; the server is full.
@@ -47,10 +47,10 @@ class Completions:
         model, _ = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
-        tokenized = await state.tokenize(model, texts, "prompt", alone=True)
+        tokenized = await state.tokenize(model, texts, "prompt", alone=True) if texts else []
         ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
         lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
-        generation = await state.in_thread(Generation, state, request, ids, lengths, caller)
+        generation = await Generation.prepare(state, request, ids, lengths, caller)
         echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
