@@ -228,7 +228,9 @@ def main() -> None:
     import tempfile
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--levels", nargs="+", type=parse_level, default=[(300, 0.0), (64, 10.0), (256, 40.0), (512, 50.0)])
+    parser.add_argument(
+        "--levels", nargs="+", type=parse_level, default=[(300, 0.0), (64, 10.0), (256, 40.0), (512, 50.0)]
+    )
     parser.add_argument("--model", type=Path, default=DEMO, help="whose tokenizer is used")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--answer", type=int, default=128)

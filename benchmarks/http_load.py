@@ -129,7 +129,9 @@ class Load:
                 "stream": True,
             }
         )
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: {urlsplit(self.url).netloc}\r\ncontent-type: application/json\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nhost: {urlsplit(self.url).netloc}\r\ncontent-type: application/json\r\n"
+        )
         return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
 
     async def level(self, rate: float, count: int, seed: int) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from octavo_server.frontend.state import ServerState
 from octavo_server.metrics import PromptMetrics, RequestMetrics
 from octavo_server.page_hash import hash_pages
 
-
 PREPARE_TOKENS: Final = 4096  # of prompts, and choices, that are prepared in the event loop: a millisecond
 PREPARE_CHOICES: Final = 16
 
