@@ -64,7 +64,11 @@ class Generation:
         lengths: Lengths,
         caller: Caller,
     ) -> Self:
-        """Make one, beside the event loop if it is much work: going to another thread is some itself. Raises as that."""
+        """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
+
+        Raises:
+            RequestError: as making one does.
+        """
         choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
         if choices <= PREPARE_CHOICES and tokens <= PREPARE_TOKENS and not request.bad_words:
             return cls(state, request, prompts, lengths, caller)
