@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -50,11 +50,10 @@ def length_buckets(longest: int) -> list[int]:
     return buckets
 
 
-class TokenHistogram(Collector):
-    """A histogram of what is measured for every token: to the scraper like the library's, at a fraction of its cost.
+class Histogram(Collector):
+    """Counts of values up to bounds: to the scraper like the library's, at a fraction of its cost.
 
-    No lock and no search through the buckets one by one: one thread at a time may observe. A scrape in between may find
-    the sum one token behind the counts.
+    No lock and no search through the buckets one by one, since values come with every token, and in one thread.
     """
 
     def __init__(self, name: str, text: str, buckets: Sequence[float], values: Sequence[str]) -> None:
@@ -108,12 +107,8 @@ class Families:
         return {value: family.labels(*self._values, value) for value in values}
 
     def histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        """Counts of values up to each of `buckets`."""
-        return Histogram(name, text, LABELS, registry=self.registry, buckets=buckets).labels(*self._values)
-
-    def token_histogram(self, name: str, text: str, buckets: Sequence[float]) -> TokenHistogram:
-        """The same for what is observed for every token, by one thread."""
-        histogram = TokenHistogram(name, text, buckets, self._values)
+        """Counts of values up to each of `buckets`, which ascend."""
+        histogram = Histogram(name, text, buckets, self._values)
         self.registry.register(histogram)
         return histogram
 

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import Final
 
 import prometheus_client
-from prometheus_client import Histogram
-
 from octavo_server.config import EngineConfig
 from octavo_server.engine_metrics import EngineFamilies
 from octavo_server.ipc import EngineStats, Ready, RequestOutput
@@ -22,6 +20,7 @@ from octavo_server.metric_families import (
     TOKEN_BUCKETS,
     TTFT_BUCKETS,
     Families,
+    Histogram,
     length_buckets,
 )
 
@@ -102,7 +101,7 @@ class RequestFamilies:
         self.time_to_first_token = histogram(
             "vllm:time_to_first_token_seconds", "From a request's arrival to its first token.", TTFT_BUCKETS
         )
-        self.inter_token_latency = families.token_histogram(
+        self.inter_token_latency = histogram(
             "vllm:inter_token_latency_seconds", "From a request's token to its next.", TOKEN_BUCKETS
         )
         self.time_per_output_token = histogram(
