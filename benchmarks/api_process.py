@@ -1,4 +1,4 @@
-"""The API process alone, on the CPU: how many chunks a second it streams, and what it adds to the time to the first token.
+"""The API process alone, on the CPU: the chunks a second that it streams, and what it adds to the first token's time.
 
     python benchmarks/api_process.py [--levels STREAMS@MILLISECONDS ...] [--json FILE] [--profile FILE]
 
@@ -153,8 +153,7 @@ def measure(levels: list[tuple[int, float]], options: argparse.Namespace) -> lis
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, TICK_SECONDS: str(tick)})
     found = []
     try:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
+        url = server.stdout.readline().split()[-1] if server.stdout is not None else ""
         until_ready(url)
         vocab = json.loads((options.model / "config.json").read_text())["vocab_size"]
         client(url, vocab, options, "0:8,0:64", options.answer)

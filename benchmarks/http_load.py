@@ -1,15 +1,16 @@
 """Load over HTTP: streamed completions of random token ids, at several rates of arrival, in one process.
 
-    python benchmarks/http_load.py URL MODEL --levels 8:100,32:300,0:512 [--vocab N] [--prompt N] [--answer N] [--json FILE]
+    python benchmarks/http_load.py URL MODEL --levels 8:100,0:512 [--vocab N] [--prompt N] [--answer N] [--json FILE]
     python benchmarks/http_load.py --ceiling [--streams N] [--answer N]
 
 A level is RATE:N: N requests that arrive as a Poisson process of RATE a second, or all at once where RATE is 0. Two
 levels that are not reported, of 8 and of 64 at once, come first. Reported are the time to the first token (TTFT, from
 before the request is sent), the mean time of an answer's further tokens (TPOT: a chunk may bring several), the time
-between two chunks (ITL), in milliseconds, and tokens of answers a second. Answers are greedy and ignore the end of sequence.
+between two chunks (ITL), in milliseconds, and tokens of answers a second. Answers are greedy and ignore the end of
+sequence.
 
-`--ceiling` measures the client itself, against a bare server in another process that writes one chunk of each stream after
-the other: a server's figures mean something only well below it.
+`--ceiling` measures the client itself, against a bare server in another process that writes one chunk of each stream
+after the other: a server's figures mean something only well below it.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -49,7 +51,7 @@ class Record:
 
 
 class Connection(asyncio.Protocol):
-    """A connection that carries one request at a time. Only counts the events: parsing JSON would measure this client."""
+    """A connection that carries one request at a time. Counts events: parsing their JSON would measure this client."""
 
     def __init__(self) -> None:
         self._parser: Any = None
@@ -311,8 +313,7 @@ def main() -> None:
     else:
         parser.error("give URL and MODEL, or --ceiling")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
+        Path(options.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 import prometheus_client
+
 from octavo_server.config import EngineConfig
 from octavo_server.engine_metrics import EngineFamilies
 from octavo_server.ipc import EngineStats, Ready, RequestOutput
