@@ -49,7 +49,7 @@ class Server:
         self.url = self._first_line().split()[-1]
 
     def wait(self) -> dict[str, float]:
-        """Seconds until it was ready, and until its engine was idle. Raises RuntimeError if it ends or takes too long."""
+        """Seconds until it was ready, and until its engine was idle. Raises RuntimeError if it fails to."""
         began = time.monotonic()
         while not self._is_ready():
             self._check(began)
