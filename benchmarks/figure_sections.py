@@ -3,20 +3,14 @@
 The engine's are those of `octavo bench`, by the same functions; one start of an engine serves many of them.
 """
 
-import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import http_figures
 import torch
 from figures import TABLE, Measured
 
@@ -36,9 +30,6 @@ HERE: Final = Path(__file__).resolve().parent
 SHAPES: Final = {"8b": HERE / "shapes/llama-8b.json", "0.6b": HERE / "shapes/qwen3-0.6b.json"}
 SCRATCH: Final = Path(tempfile.gettempdir()) / "octavo-figures"  # model directories, made once a machine
 BATCHES: Final = (1, 8, 64, 256)
-RATES: Final = {"0.6b": ((8, 100), (32, 320), (64, 512)), "8b": ((8, 80), (16, 160), (32, 256))}  # a second, requests
-AT_ONCE: Final = {"0.6b": 512, "8b": 256}
-PATIENCE: Final = 120.0
 
 
 def engine(model: str, **config: Any) -> BenchEngine:
@@ -97,9 +88,9 @@ def figures_06b() -> list[Measured]:
 
 def figures_swap() -> list[Measured]:
     """Half of B on a quarter of the pages that 256 requests need, by each way to preempt; the copies."""
-    bench = engine("8b", swap_space=8.0, kv_cache_memory_bytes=30 * 2**30)
+    bench = engine("8b", swap_space=8.0, kv_cache_memory_bytes=30 * 2**30, max_num_seqs=256)
     half = Workload("b", 256, Lengths(512, 512), Lengths(256, 256), 0.0)
-    command = "octavo bench swap MODEL --requests 256"
+    command = "octavo bench swap MODEL --requests 256 --max-num-seqs 256"
     try:
         runs = {figure.name: figure for figure in time_swap(bench, half)}
         better = max(runs["swap-swap"].value, runs["swap-recompute"].value)
@@ -135,65 +126,13 @@ def figures_kernels() -> list[Measured]:
 
 
 def figures_http(model: str) -> list[Measured]:
-    """TTFT and TPOT at rates of arrival, and throughput with all at once: `octavo serve` and `http_load.py`."""
-    levels = [*RATES[model], (0, AT_ONCE[model])]
-    text = ",".join(f"{rate}:{count}" for rate, count in levels)
-    with tempfile.TemporaryDirectory() as folder, _serving(model, Path(folder)) as url:
-        out = Path(folder) / "load.json"
-        arguments = [url, "bench", "--levels", text, "--vocab", "100000", "--json", str(out)]
-        subprocess.run([sys.executable, str(HERE / "http_load.py"), *arguments], check=True, timeout=PATIENCE)
-        found = json.loads(out.read_text(encoding="utf-8"))
-    command = f"python benchmarks/gpu_session.py --only http-{model}"
-    rows = []
-    for level in found:
-        if level["ok"] != level["n"]:
-            raise RuntimeError(f"{level['n'] - level['ok']} of {level['n']} requests failed: {level['errors']}")
-        if level["rate"]:
-            for name in ("ttft", "tpot"):
-                value = level[f"{name}_ms"]["p50"]
-                rows.append(Measured(f"http-{model}-{level['rate']:g}-{name}", value, command, more=level))
-        else:
-            rows.append(Measured(f"http-{model}-all", level["out_tok_s"], command, more=level))
-    return rows
-
-
-@contextmanager
-def _serving(model: str, folder: Path) -> Iterator[str]:
-    """`octavo serve` of a shape with random weights, ready; its URL."""
-    directory = SCRATCH / model
-    write_model(SHAPES[model], directory)
-    flags = ["--load-format", "random", "--port", "0", "--served-model-name", "bench", "--log-level", "warning"]
-    log = folder / "serve.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "octavo_cli", "serve", str(directory), *flags],
-            stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=os.environ,
-        )  # fmt: skip
-        try:
-            line = process.stdout.readline() if process.stdout is not None else ""
-            url = line.rpartition(" ")[2].strip()
-            begin = time.perf_counter()
-            while not _is_ready(url):
-                if process.poll() is not None or time.perf_counter() - begin > PATIENCE:
-                    raise RuntimeError(f"the server did not get ready: {log.read_text(encoding='utf-8')[-2000:]}")
-                time.sleep(0.1)
-            print(f"   ready after {time.perf_counter() - begin:.1f} s", flush=True)
-            yield url
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-            print("   " + "\n   ".join(log.read_text(encoding="utf-8").splitlines()[-5:]), flush=True)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=10) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
+    """TTFT and TPOT at rates of arrival, and throughput with all at once: see `http_figures`."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = http_figures.measure(model, http_figures.LEVELS[model], [], Path(folder))
+    failed = [error for level in found["levels"] for error in level["errors"]]
+    if failed:
+        raise RuntimeError(f"requests failed: {failed}")
+    print(f"   {found['start']}, CPU seconds {found['cpu_seconds']}", flush=True)
+    command = f"python benchmarks/http_figures.py --models {model}"
+    rows = http_figures.rows_of(model, found, command)
+    return [Measured(row["name"], row["value"], command, more=row["details"]) for row in rows]

@@ -249,6 +249,7 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "invariant": lambda: decode_steps.check_invariant(demo_prompts()),
     "synchronisation": lambda: decode_steps.check_synchronisation(demo_prompts()),
     "bounds": decode_steps.check_bounds,
+    "compiles": lambda: decode_steps.check_compiles(demo_prompts()),
 }
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "8b": figures_of(figure_sections.figures_8b),

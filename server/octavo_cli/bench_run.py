@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from octavo_server.bench.report import Figure
 
 # What a benchmark sets itself, or has no use for.
-_OWN: Final = {"model", "load_format", "enable_prefix_caching", "preemption_mode", "disk_cache_dir", "disk_cache_size"}
+_OWN: Final = {
+    "model",
+    "load_format",
+    "enable_prefix_caching",
+    "preemption_mode",
+    "disk_cache_dir",
+    "disk_cache_size",
+    "profile_dir",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from octavo_server.bench.report import Figure
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from figure_sections import AT_ONCE, RATES, SHAPES, rows_of  # noqa: E402
+from figure_sections import SHAPES, rows_of  # noqa: E402
 from figures import RESULTS, TABLE, Measured, holds, table, update, with_excuses  # noqa: E402
+from http_figures import LEVELS  # noqa: E402
+from http_figures import rows_of as http_rows  # noqa: E402
 
 
 def test_every_row_measured_is_a_figure_of_the_table_with_its_goals() -> None:
@@ -48,8 +50,14 @@ def test_figures_of_the_performance_page_are_in_the_table(name: str) -> None:
 
 
 def test_what_is_measured_over_http_is_in_the_table() -> None:
-    names = {f"http-{model}-{rate}-{kind}" for model in RATES for rate, _ in RATES[model] for kind in ("ttft", "tpot")}
-    names |= {f"http-{model}-all" for model in AT_ONCE}
+    names = set[str]()
+    for model, levels in LEVELS.items():
+        found = [
+            {"rate": float(text.split(":")[0]), "ttft_ms": {"p50": 1.0}, "tpot_ms": {"p50": 1.0}}
+            for text in levels.split(",")
+        ]
+        rest = dict.fromkeys(("n", "itl_ms", "out_tok_s", "chunks", "s"))
+        names |= {row["name"] for row in http_rows(model, {"levels": [{**rest, **level} for level in found]}, "")}
     assert names == {name for name in TABLE if name.startswith("http-")}
 
 
