@@ -132,12 +132,9 @@ class Chat:
 
     def _closing(self) -> bytes:
         """What follows the last choice's end."""
-        usage = (
-            frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage()))
-            if self._request.include_usage
-            else b""
-        )
-        return usage + DONE
+        if not self._request.include_usage:
+            return DONE
+        return frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage())) + DONE
 
     def _text_frame(self, index: int, text: str) -> bytes:
         """The event of a choice that only goes on; the same bytes as by the long way."""

@@ -103,8 +103,7 @@ class Completions:
 
     def _closing(self) -> bytes:
         """What follows the last choice's end."""
-        usage = frame(self._completion([], usage=True)) if self._request.include_usage else b""
-        return usage + DONE
+        return frame(self._completion([], usage=True)) + DONE if self._request.include_usage else DONE
 
     def _text_frame(self, index: int, text: str) -> bytes:
         """The event of a choice that only goes on; the same bytes as by the long way."""
