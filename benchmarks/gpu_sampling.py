@@ -1,88 +1,216 @@
-import sys, torch, math, time, statistics
+"""Checks the sampling kernels on a GPU against their twin in torch, then times them: about half a minute.
+
+    python benchmarks/gpu_sampling.py [--json FILE]
+
+Rows of 151,936 logits in float32. Times are of CUDA-graph replays, medians, of random logits; host times are of the
+launches alone, with nothing waited for. Exit status 1 if a check failed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-import numpy as np
-from octavo_server.worker.noise import exponential_noise, stream_of, random_bits
-from octavo_server.worker.sampler import choose, processed_logits, Sampler
-from octavo_server.worker.logits_processors import SamplingRow
-from octavo_server.worker.logprobs import launch_logprobs
-from octavo_server.ipc import SamplingParams
-from octavo_kernels import sampling, truncation
-from octavo_kernels import sampling_table as T
-from octavo_kernels.logprobs import logprobs
-D=torch.device('cuda'); V=151936
-def table_for(params, positions):
-    t=np.zeros((len(params),T.COLUMNS),dtype=np.int64); f=t.view(np.float32)
-    for i,(p,pos) in enumerate(zip(params,positions)):
-        few=0<p.top_k<=64
-        cut=not few and (p.top_k>0 or p.top_p<1 or p.min_p>0)
-        t[i,:4]=stream_of(p.seed,p.choice),pos,p.top_k,(1 if few else 0)|(2 if cut else 0)
-        if p.temperature<1e-5: t[i,3]=0
-        f[i,24]=p.temperature; f[i,25]=p.top_p; f[i,26]=math.log(p.min_p) if p.min_p>0 else -math.inf; f[i,27]=1
-    return torch.from_numpy(t).to(D)
-class Run:
-    def __init__(s,n,params,logits,seed=0):
-        s.table=table_for(params,[r*5 for r in range(n)]); s.slots=torch.arange(n,device=D); s.logits=logits
-        s.work=sampling.SamplingWorkspace.allocate(n,V,D); s.last=torch.zeros(n,dtype=torch.int64,device=D); s.tokens=torch.zeros(n,dtype=torch.int32,device=D)
-    def draw(s,few=False,cut=False,dw=8,fw=8,cb=4096,cw=16):
-        sampling.draw_blocks(s.logits,s.slots,s.table,s.work,dw)
-        if few: truncation.draw_few(s.logits,s.slots,s.table,s.work,fw)
-        if cut: truncation.draw_cut(s.logits,s.slots,s.table,s.work,cb,cw)
-        sampling.finish_draw(s.slots,s.table,s.work,s.last,s.tokens)
-def graph_us(calls,replays=7):
-    torch.cuda.synchronize(); side=torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for c in calls[:2]: c()
-    torch.cuda.synchronize(); g=torch.cuda.CUDAGraph()
-    with torch.cuda.graph(g):
-        for c in calls: c()
-    ts=[]
-    for _ in range(replays+2):
-        a,b=torch.cuda.Event(enable_timing=True),torch.cuda.Event(enable_timing=True); a.record(); g.replay(); b.record(); torch.cuda.synchronize(); ts.append(a.elapsed_time(b))
-    return statistics.median(ts[2:])*1000/len(calls)
-gen=torch.Generator(device=D).manual_seed(0)
-# correctness against the torch definition on this device and on the CPU
-params=[SamplingParams(temperature=(0.0,0.7,1.0,1.3)[r%4],top_p=(1.0,0.8,0.3)[r%3],top_k=(0,0,20,100,1,5000)[r%6],min_p=(0.0,0.02)[r//2%2],seed=r*77) for r in range(24)]
-for name,spread,tie in (("normal*3",3.,0),("normal*0.2",.2,0),("ties",3.,1)):
-    x=torch.randn(24,V,generator=gen,device=D)*spread
-    if tie: x=(x*4).round()/4
-    r=Run(24,params,x); r.draw(True,True); got=r.tokens.tolist()
-    ids,vals,ranks=logprobs(x,r.tokens,r.slots,20); w=launch_logprobs(x,r.tokens.long(),[20]*24)
-    for dev in ("cpu","cuda"):
-        want=[]
-        for i,p in enumerate(params):
-            y=x[i:i+1].to(dev); h=y.amax(-1,keepdim=True)
-            want.append(int(y.argmax()) if p.temperature==0 else int(choose(processed_logits(y,h,[p]),exponential_noise([p.seed],[i*5],V,torch.device(dev)))))
-        print(name,dev,"differing rows",[(i,g,w_) for i,(g,w_) in enumerate(zip(got,want)) if g!=w_])
-    print("logprobs ids",torch.equal(ids,w.ids),"values",(vals-w.values).abs().max().item(),"ranks",torch.equal(ranks,w.ranks))
-# statistics: 200k draws of 40 tokens inside the big vocabulary
-def kinds(n):
-    S=lambda **k:[SamplingParams(seed=i*31+7,**k) for i in range(n)]
-    return {"greedy":(S(temperature=0.0),{}),"temperature":(S(temperature=.6),{}),"k20p.95":(S(temperature=.6,top_k=20,top_p=.95),dict(few=True)),"k64":(S(temperature=.6,top_k=64),dict(few=True)),"p.95":(S(temperature=.6,top_p=.95),dict(cut=True)),"k1000p.95":(S(temperature=.6,top_k=1000,top_p=.95),dict(cut=True)),"min_p":(S(temperature=.6,min_p=.05),dict(cut=True))}
-variants={"greedy":[dict(dw=w) for w in (4,8,16)],"temperature":[dict(dw=w) for w in (4,8,16)],"k20p.95":[dict(fw=w) for w in (4,8,16)],"k64":[dict(fw=w) for w in (4,8,16)],
- "p.95":[dict(cb=b,cw=w) for b,w in ((1024,8),(2048,8),(2048,16),(4096,16),(4096,32),(8192,32))]}
-small=torch.randn(1,V,device=D)
-jobs=[(k,v) for k,vs in variants.items() for v in vs]
-with ThreadPoolExecutor(12) as pool:
-    def warm(j):
-        k,v=j; P,o=kinds(1)[k]; Run(1,P,small).draw(**o,**v)
-    list(pool.map(warm,jobs))
-torch.cuda.synchronize()
-for spread in (3.0,.2):
-  for n in (1,8,64,256):
-    xs=[torch.randn(n,V,generator=gen,device=D)*spread for _ in range(1 if n==256 else 4)]
-    for k,(P,o) in kinds(n).items():
-        if n in (8,64) and spread<1: continue
-        for v in (variants.get(k,[{}]) if n in (1,256) else [{}]):
-            runs=[Run(n,P,x) for x in xs]
-            print(f"{spread} {n:4d} {k:12s} {v} {graph_us([lambda r=r: r.draw(**o,**v) for r in runs]):9.1f} us",flush=True)
-    r=runs[0]
-    for c in (0,20): print(f"{spread} {n:4d} logprobs {c} {graph_us([lambda r=r: logprobs(r.logits,r.tokens,r.slots,c) for r in runs]):9.1f} us")
-    r=Run(n,kinds(n)["temperature"][0],xs[0]); torch.cuda.synchronize(); r.draw(); torch.cuda.synchronize(); t=[]
-    for _ in range(50):
-        a=time.perf_counter(); r.draw(); t.append(time.perf_counter()-a)
-    print(f"     host of the two launches {statistics.median(t)*1e6:.1f} us")
+from pathlib import Path
+from typing import Any, Final
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
+
+import torch  # noqa: E402
+
+from octavo_server.ipc import SamplingParams  # noqa: E402
+from octavo_server.worker.logits_processors import SamplingRow  # noqa: E402
+from octavo_server.worker.sampler import Sampler  # noqa: E402
+from sampling_pair import SamplingPair  # noqa: E402
+
+DEVICE: Final = torch.device("cuda")
+VOCAB: Final = 151_936
+SIZES: Final = (1, 8, 64, 256)
+KINDS: Final[dict[str, dict[str, Any]]] = {
+    "greedy": {"temperature": 0.0},
+    "temperature": {"temperature": 0.6},
+    "top-k 20, top-p 0.95": {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+    "top-k 64": {"temperature": 0.6, "top_k": 64},
+    "top-p 0.95": {"temperature": 0.6, "top_p": 0.95},
+    "top-k 1000, top-p 0.95": {"temperature": 0.6, "top_k": 1000, "top_p": 0.95},
+    "min-p 0.05": {"temperature": 0.6, "min_p": 0.05},
+    "penalties, 2000 tokens": {"temperature": 0.6, "repetition_penalty": 1.1, "frequency_penalty": 0.1},
+    "logprobs 0": {"temperature": 0.6, "logprobs": 0},
+    "logprobs 20": {"temperature": 0.6, "logprobs": 20},
+    "penalties, logprobs 20": {"temperature": 0.6, "presence_penalty": 0.5, "logprobs": 20},
+}
+
+
+def logits_of(rows: int, spread: float, seed: int) -> torch.Tensor:
+    """Normal logits: of a spread of 3 a few tokens are likely, of 0.2 all are about equally likely."""
+    return torch.randn(rows, VOCAB, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(seed)) * spread
+
+
+def pair_of(setting: dict[str, Any], rows: int, context: int = 2000) -> SamplingPair:
+    """Requests that all ask for the same."""
+    params = [SamplingParams(seed=31 * row + 7, **setting) for row in range(rows)]
+    known = torch.randint(0, VOCAB, (rows, context), generator=torch.Generator().manual_seed(rows)).tolist()
+    return SamplingPair(params, known, context // 2, VOCAB, DEVICE)
+
+
+def warm() -> None:
+    """Compiles all kernels side by side."""
+
+    def draw(setting: dict[str, Any]) -> None:
+        pair = pair_of(setting, 2, 20)
+        pair.sampler.launch(logits_of(2, 1.0, 0), torch.tensor([0, 1], device=DEVICE), pair.rows([0, 1]), pair.last)
+
+    with ThreadPoolExecutor(len(KINDS)) as pool:
+        list(pool.map(draw, [*KINDS.values(), {"bad_words": ((1, 2), (3,)), "logprobs": 2}]))
     torch.cuda.synchronize()
-x=torch.randn(256,V,device=D); rows=[SamplingRow(SamplingParams(temperature=.6,seed=i),50,10) for i in range(256)]; s=Sampler()
-for name,rs in (("temperature",rows),("k20p.95",[SamplingRow(SamplingParams(temperature=.6,seed=i,top_k=20,top_p=.95),50,10) for i in range(256)])):
-    for _ in range(3):
-        torch.cuda.synchronize(); a=time.perf_counter(); s.launch(x,rs); h=time.perf_counter()-a; torch.cuda.synchronize(); print("torch sampler before",name,f"host {h*1e3:.2f} ms, all {(time.perf_counter()-a)*1e3:.2f} ms")
+
+
+def check() -> int:
+    """Draws by the kernels and by the twin on the CPU, steps of changing logits; how many rows differ.
+
+    Single ones may: where two tokens' scores differ by less than their rounding, and at the very edge of a top-p.
+    """
+    differing = total = 0
+    words = tuple((first, last) for first in range(9) for last in (1, 3))
+    settings = [*KINDS.values(), {"top_k": 5000}, {"top_p": 0.3}, {"bad_words": words}]
+    for spread, rounding in ((3.0, 0), (0.2, 0), (3.0, 4)):
+        params = [SamplingParams(seed=row, **setting) for row, setting in enumerate(settings)]
+        pair = SamplingPair(params, [list(range(40))] * len(params), 20, VOCAB, DEVICE, eos=(5,))
+        for step in range(3):
+            logits = logits_of(len(params), spread, step)
+            logits = (logits * rounding).round() / rounding if rounding else logits
+            got, want = pair.step(logits)
+            for one, other, setting in zip(got, want, settings, strict=True):
+                same = one.token_id == other.token_id and (one.logprobs is None) == (other.logprobs is None)
+                if same and one.logprobs is not None and other.logprobs is not None:
+                    ours, theirs = one.logprobs, other.logprobs
+                    same = (ours.token_ids, ours.rank) == (theirs.token_ids, theirs.rank)
+                    same &= max(abs(a - b) for a, b in zip(ours.logprobs, theirs.logprobs, strict=True)) < 2e-5
+                differing, total = differing + (not same), total + 1
+                if not same:
+                    print(f"differs: spread {spread}, rounding {rounding}, step {step}, {setting}: {one} for {other}")
+    print(f"check: {differing} of {total} rows differ")
+    return differing
+
+
+def invariant() -> bool:
+    """A row's token is the same alone and among 256."""
+    logits = logits_of(256, 1.0, 5)
+    for setting in ({"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 30}):
+        together, alone = pair_of(setting, 256, 4), pair_of(setting, 256, 4)
+        slot = torch.tensor([state.slot for state in together.states], device=DEVICE)
+        whole = together.sampler.launch(logits.clone(), slot, together.rows(range(256)), together.last).token_ids()
+        for row in range(0, 256, 37):
+            one = alone.sampler.launch(logits[row : row + 1], slot[row : row + 1], alone.rows([row]), alone.last)
+            if one.token_ids() != whole[row : row + 1]:
+                return False
+    return True
+
+
+def median_us(run: Callable[[], object], repeat: int = 9) -> float:
+    times = []
+    for _ in range(repeat + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1000)
+    return statistics.median(times[2:])
+
+
+def times_of(setting: dict[str, Any], rows: int, spread: float) -> tuple[float, float]:
+    """(device, host) microseconds of a draw."""
+    pair = pair_of(setting, rows)
+    inputs = [logits_of(rows, spread, seed) for seed in range(1 if rows >= 64 else 4)]
+    slot = torch.tensor([state.slot for state in pair.states], device=DEVICE)
+    scheduled = pair.rows(range(rows))
+
+    def draw(logits: torch.Tensor) -> None:
+        pair.sampler.launch(logits, slot, scheduled, pair.last)
+
+    host = []
+    for _ in range(25):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        draw(inputs[0])
+        host.append(time.perf_counter() - begin)
+    torch.cuda.synchronize()
+    if "logprobs" in setting:  # uploads its rows
+        device = median_us(lambda: [draw(logits) for logits in inputs]) / len(inputs)
+        return device, statistics.median(host) * 1e6
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side):
+        for logits in inputs:
+            draw(logits)
+    return median_us(graph.replay) / len(inputs), statistics.median(host) * 1e6
+
+
+def before() -> dict[str, float]:
+    """The twin on the device, as the engine ran before: milliseconds at 256 rows."""
+    logits, found = logits_of(256, 3.0, 0), {}
+    for name in ("temperature", "top-k 20, top-p 0.95"):
+        rows = [SamplingRow(SamplingParams(seed=row, **KINDS[name]), 50, 10) for row in range(256)]
+        sampler = Sampler()
+        found[name] = median_us(lambda rows=rows, sampler=sampler: sampler.launch(logits, rows), 3) / 1000  # type: ignore[misc]
+        print(f"torch, 256 rows, {name}: {found[name]:.2f} ms")
+    return found
+
+
+def host_pieces() -> None:
+    """What a plain step's launch is made of."""
+    from octavo_kernels.sampling import draw_blocks, finish_draw
+
+    pair, logits = pair_of(KINDS["temperature"], 256, 20), logits_of(256, 1.0, 0)
+    slot = torch.tensor([state.slot for state in pair.states], device=DEVICE)
+    rows, table, work = pair.rows(range(256)), pair.slots.table, pair.sampler._workspace
+    tokens = torch.empty(256, dtype=torch.int32, device=DEVICE)
+    tensors = pair.sampler.launch(logits, slot, rows, pair.last)
+    for name, call in (
+        ("draw_blocks", lambda: draw_blocks(logits, slot, table, work)),
+        ("finish_draw", lambda: finish_draw(slot, table, work, pair.last, tokens)),
+        ("flags", lambda: pair.slots.flags(rows)),
+        ("to_host", lambda: tensors.to_host()),
+        ("token_ids", lambda: tensors.to_host().token_ids()),
+    ):
+        times = []
+        for _ in range(30):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        print(f"host of {name}: {statistics.median(times) * 1e6:.1f} us")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    warm()
+    print(f"compiled in {time.perf_counter() - started:.1f} s")
+    differing, fine = check(), invariant()
+    print("the same alone and among others:", fine)
+    found: dict[str, Any] = {"differing": differing, "invariant": fine}
+    host_pieces()
+    for spread in (3.0, 0.2):
+        print(f"device / host us of a draw, logits of spread {spread}: {', '.join(map(str, SIZES))} rows")
+        for name, setting in KINDS.items():
+            if spread == 0.2 and not ("top" in name or name == "temperature"):
+                continue
+            pairs = [times_of(setting, rows, spread) for rows in SIZES]
+            found[f"{name}, spread {spread}"] = pairs
+            print(f"{name:24s} " + "  ".join(f"{device:7.1f} / {host:6.1f}" for device, host in pairs), flush=True)
+    found["before"] = before()
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+    return 0 if differing <= 2 and fine else 1
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        raise SystemExit(main())

@@ -163,9 +163,12 @@ def _words_kernel(slots_ptr, table_ptr, tokens_ptr, WIDTH: tl.constexpr):
     state_at = tl.load(at + ENTRIES).to(tl.pointer_type(tl.int32)) + tl.load(at + CAPACITY)
     tail_at = tl.load(at + WORDS).to(tl.pointer_type(tl.int32))
     words_at = tail_at + (length - 1)
-    for place in range(0, length - 2):
-        tl.store(tail_at + place, tl.load(tail_at + place + 1))
-    tl.store(tail_at + length - 2, token)
+    for start in range(0, length - 1, _BLOCK):
+        place = start + tl.arange(0, _BLOCK)
+        moved = tl.load(tail_at + place + 1, mask=place < length - 2, other=0)
+        tl.debug_barrier()
+        tl.store(tail_at + place, tl.where(place == length - 2, token, moved), mask=place < length - 1)
+    tl.debug_barrier()
     # First no entry is marked, then those of the words that match: several words may end with the same token.
     for start in range(0, num_words, _BLOCK):
         word = start + tl.arange(0, _BLOCK)

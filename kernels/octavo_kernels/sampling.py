@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.launching import Launcher, alignment
 from octavo_kernels.logit_entries import count_token
 from octavo_kernels.sampling_noise import HALF, LOG2_E, log2_exponential, position_key, words
 from octavo_kernels.sampling_table import (
@@ -31,9 +32,9 @@ from octavo_kernels.sampling_table import (
     CUT,
     FEW,
     FLAGS,
+    INVERSE_TEMPERATURE,
     POSITION,
     STREAM,
-    TEMPERATURE,
 )
 
 GROUP: Final = tl.constexpr(128)  # tokens of which the greatest logit is kept where somebody looks for the likeliest
@@ -75,22 +76,25 @@ def draw_blocks(
 
     table: [slots, COLUMNS] int64.
     """
-    rows, vocab_size = logits.shape
+    rows, vocab_size = len(slots), logits.shape[1]
     blocks = work.winner.shape[1]
-    _draw_kernel[(blocks, rows)](
-        logits,
-        slots,
-        table,
-        table.view(torch.float32),
-        work.highest,
-        work.score,
-        work.winner,
-        work.groups,
-        logits.stride(0),
-        vocab_size,
-        work.groups.shape[1],
-        WIDTH=COLUMNS,
-        num_warps=num_warps,
+    _draw(
+        (logits.device, logits.dtype, logits.stride(0), vocab_size, num_warps, alignment(logits, slots)),
+        (blocks, rows, 1),
+        (
+            logits,
+            slots,
+            table,
+            table.view(torch.float32),
+            work.highest,
+            work.score,
+            work.winner,
+            work.groups,
+            logits.stride(0),
+            vocab_size,
+            work.groups.shape[1],
+        ),
+        {"WIDTH": COLUMNS, "num_warps": num_warps},
     )
 
 
@@ -106,20 +110,22 @@ def finish_draw(
     A row without a distribution gets −1, and some token of the vocabulary in `last`.
     """
     blocks = work.winner.shape[1]
-    _finish_kernel[(len(slots),)](
-        slots,
-        table,
-        table.view(torch.float32),
-        work.highest,
-        work.score,
-        work.winner,
-        work.chosen,
-        last,
-        tokens,
-        blocks,
-        BLOCKS=triton.next_power_of_2(blocks),
-        WIDTH=COLUMNS,
-        num_warps=4,
+    _finish(
+        (slots.device, blocks, alignment(slots, tokens)),
+        (len(slots), 1, 1),
+        (
+            slots,
+            table,
+            table.view(torch.float32),
+            work.highest,
+            work.score,
+            work.winner,
+            work.chosen,
+            last,
+            tokens,
+            blocks,
+        ),
+        {"BLOCKS": triton.next_power_of_2(blocks), "WIDTH": COLUMNS, "num_warps": 4},
     )
 
 
@@ -153,7 +159,7 @@ def _draw_kernel(
     broken = tl.max(((first != first) | (second != second)).to(tl.int32), 0)
     highest = tl.where(broken > 0, float("inf"), highest)
     flags = tl.load(table_ptr + slot * WIDTH + FLAGS)
-    temperature = tl.load(factors_ptr + slot * (2 * WIDTH) + TEMPERATURE)
+    inverse = tl.load(factors_ptr + slot * (2 * WIDTH) + INVERSE_TEMPERATURE)
     out = row * tl.num_programs(0) + block
     tl.store(highest_ptr + out, highest)
     if (flags & FEW) != 0:
@@ -163,17 +169,17 @@ def _draw_kernel(
         group += HALF // GROUP
         tl.store(to + group, tl.max(tl.reshape(second, [HALF // GROUP, GROUP]), 1), mask=group < groups)
     if (flags & (FEW | CUT)) == 0:
-        if temperature > 0.0:
+        if inverse > 0.0:
             # A block of nothing but excluded tokens has no greatest logit that could be subtracted.
             base = tl.where(highest == float("-inf"), 0.0, highest)
-            scale = LOG2_E / temperature
+            scale = LOG2_E * inverse
             key = position_key(tl.load(table_ptr + slot * WIDTH + STREAM), tl.load(table_ptr + slot * WIDTH + POSITION))
             high, low = words(key, block * HALF + lane)
             first = (first - base) * scale - log2_exponential(high)
             second = (second - base) * scale - log2_exponential(low)
         best = tl.max(tl.maximum(first, second), 0)
         candidate = tl.where(first == best, token, tl.where(second == best, token + HALF, 2147483647))
-        tl.store(score_ptr + out, tl.where(temperature > 0.0, best, 0.0))
+        tl.store(score_ptr + out, tl.where(inverse > 0.0, best, 0.0))
         tl.store(winner_ptr + out, tl.minimum(tl.min(candidate, 0), vocab_size - 1))
 
 
@@ -207,8 +213,8 @@ def _finish_kernel(
     if (flags & (FEW | CUT)) != 0:
         token = tl.load(chosen_ptr + row)
     else:
-        temperature = tl.load(factors_ptr + slot * (2 * WIDTH) + TEMPERATURE)
-        scale = tl.where(temperature > 0.0, LOG2_E / tl.where(temperature > 0.0, temperature, 1.0), 1.0)
+        inverse = tl.load(factors_ptr + slot * (2 * WIDTH) + INVERSE_TEMPERATURE)
+        scale = tl.where(inverse > 0.0, LOG2_E * inverse, 1.0)
         score = tl.load(score_ptr + at, mask=there, other=float("-inf"))
         score = tl.where(highest == float("-inf"), float("-inf"), (highest - top) * scale + score)
         winner = tl.load(winner_ptr + at, mask=there, other=2147483647)
@@ -220,3 +226,6 @@ def _finish_kernel(
     tl.store(table_ptr + slot * WIDTH + POSITION, position + 1)
     if (flags & COUNTED) != 0:
         count_token(table_ptr + slot * WIDTH, token)
+
+
+_draw, _finish = Launcher(_draw_kernel), Launcher(_finish_kernel)

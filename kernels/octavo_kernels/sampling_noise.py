@@ -45,10 +45,7 @@ def words(key, index):
 @triton.jit
 def log2(x):
     """Of normal numbers above 0: the device's own approximation, to 22 bits; Triton's takes a polynomial."""
-    if INTERPRETED:
-        return tl.log2(x)
-    else:
-        return libdevice.fast_log2f(x)
+    return tl.log2(x) if INTERPRETED else libdevice.fast_log2f(x)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ NUM_WORDS: Final = tl.constexpr(10)
 WORD_LENGTH: Final = tl.constexpr(11)
 
 # float32, by their place in a row of twice as many
-TEMPERATURE: Final = tl.constexpr(24)  # 0: greedy
+INVERSE_TEMPERATURE: Final = tl.constexpr(24)  # 0: greedy
 TOP_P: Final = tl.constexpr(25)  # 1 or more: off
 MIN_P: Final = tl.constexpr(26)  # its logarithm; -inf: off
 REPETITION: Final = tl.constexpr(27)

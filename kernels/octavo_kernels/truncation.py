@@ -8,7 +8,7 @@ before each are less than top_p of the whole.
 *Few* (k ≤ 64): the k first tokens lie in the k groups of 128 whose own first ones come first, since each group that is
 passed over has k tokens before it. So k rounds of maximum find the groups, k more the tokens among 64 · 128.
 
-*Passes*: a larger k is found digit by digit of d's bits, 11, 10 and 10 of them, with a histogram each. For top-p no
+*Passes*: for a larger k the last distance is found in eight passes, four of its bits in each. For top-p no
 threshold is looked for: from all that may still be kept a token is drawn with the request's noise; in the next pass the
 weights before it are summed up, and another one is drawn from those before it. If the sum is small enough the token is
 among those kept, and as it wins against more than these it wins against these. If not, it and all behind it are not
@@ -25,23 +25,25 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.launching import Launcher, alignment
 from octavo_kernels.sampling import GROUP, SamplingWorkspace
-from octavo_kernels.sampling_noise import LOG2_E, log2_noise, position_key
+from octavo_kernels.sampling_noise import HALF, LOG2_E, log2_exponential, log2_noise, position_key, words
 from octavo_kernels.sampling_table import (
     COLUMNS,
     CUT,
     FEW,
     FLAGS,
+    INVERSE_TEMPERATURE,
     MIN_P,
     POSITION,
     STREAM,
-    TEMPERATURE,
     TOP_K,
     TOP_P,
 )
 
 MOST_FEW: Final = 64
 _FAR: Final = tl.constexpr(0x7F800000)  # bits of an infinite distance
+_PIVOT_BLOCK: Final = tl.constexpr(1024)
 _NOBODY: Final = tl.constexpr(2147483647)
 
 
@@ -50,50 +52,52 @@ def draw_few(
 ) -> None:
     """Draws for the rows with FEW, after `draw_blocks`. logits: [n, vocab]. slots: [n] int64."""
     vocab_size, (blocks, groups) = logits.shape[1], (work.winner.shape[1], work.groups.shape[1])
-    _few_kernel[(len(slots),)](
-        logits,
-        slots,
-        table,
-        table.view(torch.float32),
-        work.highest,
-        work.groups,
-        work.chosen,
-        logits.stride(0),
-        vocab_size,
-        blocks,
-        groups,
-        BLOCKS=triton.next_power_of_2(blocks),
-        GROUPS=triton.next_power_of_2(groups),
-        MOST=MOST_FEW,
-        WIDTH=COLUMNS,
-        num_warps=num_warps,
+    _few(
+        (logits.device, logits.dtype, logits.stride(0), vocab_size, num_warps, alignment(logits, slots)),
+        (len(slots), 1, 1),
+        (
+            logits,
+            slots,
+            table,
+            table.view(torch.float32),
+            work.highest,
+            work.groups,
+            work.chosen,
+            logits.stride(0),
+            vocab_size,
+            blocks,
+            groups,
+        ),
+        {
+            "BLOCKS": triton.next_power_of_2(blocks),
+            "GROUPS": triton.next_power_of_2(groups),
+            "MOST": MOST_FEW,
+            "WIDTH": COLUMNS,
+            "num_warps": num_warps,
+        },
     )
 
 
 def draw_cut(
-    logits: torch.Tensor,
-    slots: torch.Tensor,
-    table: torch.Tensor,
-    work: SamplingWorkspace,
-    block: int = 4096,
-    num_warps: int = 16,
+    logits: torch.Tensor, slots: torch.Tensor, table: torch.Tensor, work: SamplingWorkspace, num_warps: int = 16
 ) -> None:
     """Draws for the rows with CUT, after `draw_blocks`. logits: [n, vocab]. slots: [n] int64."""
-    blocks = work.winner.shape[1]
-    _cut_kernel[(len(slots),)](
-        logits,
-        slots,
-        table,
-        table.view(torch.float32),
-        work.highest,
-        work.chosen,
-        logits.stride(0),
-        logits.shape[1],
-        blocks,
-        BLOCKS=triton.next_power_of_2(blocks),
-        BLOCK=block,
-        WIDTH=COLUMNS,
-        num_warps=num_warps,
+    vocab_size, blocks = logits.shape[1], work.winner.shape[1]
+    _cut(
+        (logits.device, logits.dtype, logits.stride(0), vocab_size, num_warps, alignment(logits, slots)),
+        (len(slots), 1, 1),
+        (
+            logits,
+            slots,
+            table,
+            table.view(torch.float32),
+            work.highest,
+            work.chosen,
+            logits.stride(0),
+            vocab_size,
+            blocks,
+        ),
+        {"BLOCKS": triton.next_power_of_2(blocks), "WIDTH": COLUMNS, "num_warps": num_warps},
     )
 
 
@@ -178,7 +182,7 @@ def _few_kernel(
     values, ids = likeliest(
         logits_ptr + row * stride_logits, groups_ptr + row * groups, groups, vocab_size, count, GROUPS, MOST
     )
-    scaled = tl.div_rn(values - top, tl.zeros_like(values) + tl.load(factors + TEMPERATURE))
+    scaled = (values - top) * tl.load(factors + INVERSE_TEMPERATURE)
     scaled = tl.where(scaled >= tl.load(factors + MIN_P), scaled, float("-inf"))
     weights = tl.exp(scaled).to(tl.float64)
     total = tl.cumsum(weights, 0)
@@ -192,51 +196,38 @@ def _few_kernel(
 
 
 @triton.jit
-def _distance(at, token, vocab_size, top, temperature, min_p):
-    """([B] float32 scaled logits, [B] int32 the bits of their distances, infinite for what is excluded)."""
+def _distance(at, token, vocab_size, top, inverse, min_p):
+    """([B] float32 scaled logits, [B] int32 the bits of their distances), infinite for what is excluded."""
     x = tl.load(at + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-    scaled = tl.div_rn(x - top, tl.zeros_like(x) + temperature)
-    scaled = tl.where((x > float("-inf")) & (scaled >= min_p), scaled, float("-inf"))
+    scaled = (x - top) * inverse
+    scaled = tl.where(scaled >= min_p, scaled, float("-inf"))
     return scaled, tl.abs(scaled).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _next_digit(
-    at,
-    vocab_size,
-    top,
-    temperature,
-    min_p,
-    prefix,
-    count,
-    SHIFT: tl.constexpr,
-    BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Of the distances that begin with `prefix`, the `count`-th: (its prefix by BITS longer, its rank among those)."""
-    histogram = tl.zeros([1 << BITS], tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        _, bits = _distance(at, token, vocab_size, top, temperature, min_p)
-        here = (token < vocab_size) & ((bits >> (SHIFT + BITS)) == prefix)
-        histogram += tl.histogram((bits >> SHIFT) & ((1 << BITS) - 1), 1 << BITS, mask=here)
-    digit = tl.sum((tl.cumsum(histogram, 0) < count).to(tl.int32), 0)
-    count -= tl.sum(tl.where(tl.arange(0, 1 << BITS) < digit, histogram, 0), 0)
-    return (prefix << BITS) | digit, count
-
-
-@triton.jit
-def _last_of_top_k(at, vocab_size, top, temperature, min_p, count, BLOCK: tl.constexpr):
-    """(bits of the distance, id) of the `count`-th token in the order."""
-    prefix = tl.full([], 0, tl.int32)
-    prefix, count = _next_digit(at, vocab_size, top, temperature, min_p, prefix, count, 20, 11, BLOCK)
-    prefix, count = _next_digit(at, vocab_size, top, temperature, min_p, prefix, count, 10, 10, BLOCK)
-    prefix, count = _next_digit(at, vocab_size, top, temperature, min_p, prefix, count, 0, 10, BLOCK)
-    # `count` of the equally likely ones are kept
-    last, seen = tl.full([], -1, tl.int32), tl.full([], 0, tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        _, bits = _distance(at, token, vocab_size, top, temperature, min_p)
+def _last_of_top_k(at, vocab_size, top, inverse, min_p, count):
+    """(bits of the distance, id) of the `count`-th token in the order; there are more than so many."""
+    prefix, before = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    for level in range(0, 8):
+        # Sixteen distances at a time divide those that begin with `prefix`; how many tokens are below each?
+        shift = 28 - 4 * level
+        pivot = (prefix.to(tl.int64) * 16 + tl.arange(0, 16)) << shift
+        pivot = tl.minimum(pivot, _FAR + 1).to(tl.int32)
+        below = tl.zeros([_PIVOT_BLOCK, 16], tl.int32)
+        for start in range(0, vocab_size, _PIVOT_BLOCK):
+            token = start + tl.arange(0, _PIVOT_BLOCK)
+            _, bits = _distance(at, token, vocab_size, top, inverse, min_p)
+            bits = tl.where(token < vocab_size, bits, _NOBODY)
+            below += (bits[:, None] < pivot[None, :]).to(tl.int32)
+        found = tl.sum(below, 0)
+        digit = tl.sum((found < count).to(tl.int32), 0) - 1
+        before = tl.max(tl.where(found < count, found, 0), 0)
+        prefix = prefix * 16 + digit
+    # Of those at this distance the first `count - before` are kept.
+    last, seen = tl.full([], -1, tl.int32), before
+    for start in range(0, vocab_size, _PIVOT_BLOCK):
+        token = start + tl.arange(0, _PIVOT_BLOCK)
+        _, bits = _distance(at, token, vocab_size, top, inverse, min_p)
         equal = ((bits == prefix) & (token < vocab_size)).to(tl.int32)
         more = tl.sum(equal, 0)
         if (seen < count) & (seen + more >= count):
@@ -247,25 +238,27 @@ def _last_of_top_k(at, vocab_size, top, temperature, min_p, count, BLOCK: tl.con
 
 
 @triton.jit
-def _draw_before(at, vocab_size, top, temperature, min_p, key, end_bits, end_token, BLOCK: tl.constexpr):
+def _draw_before(at, vocab_size, top, inverse, min_p, key, end_bits, end_token):
     """Of the tokens before (end_bits, end_token): (their weight, then the bits and the id of the one drawn)."""
-    weight = tl.zeros([BLOCK], tl.float64)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    best_bits = tl.full([BLOCK], 0, tl.int32)
-    best_token = tl.full([BLOCK], _NOBODY, tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        scaled, bits = _distance(at, token, vocab_size, top, temperature, min_p)
-        inside = (bits < end_bits) | ((bits == end_bits) & (token < end_token))
-        scaled = tl.where(inside, scaled, float("-inf"))
-        weight += tl.exp(scaled).to(tl.float64)
-        score = scaled * LOG2_E - log2_noise(key, token)
-        better = score > best
-        best = tl.where(better, score, best)
-        best_bits = tl.where(better, bits, best_bits)
-        best_token = tl.where(better, token, best_token)
+    lane = tl.arange(0, HALF)
+    weight = tl.zeros([HALF], tl.float64)
+    best = tl.full([HALF], float("-inf"), tl.float32)
+    best_token = tl.full([HALF], _NOBODY, tl.int32)
+    for start in range(0, vocab_size, 2 * HALF):
+        high, low = words(key, start // 2 + lane)
+        for second in tl.static_range(2):
+            token = start + second * HALF + lane
+            scaled, bits = _distance(at, token, vocab_size, top, inverse, min_p)
+            inside = (bits < end_bits) | ((bits == end_bits) & (token < end_token))
+            scaled = tl.where(inside, scaled, float("-inf"))
+            weight += tl.exp(scaled).to(tl.float64)
+            score = scaled * LOG2_E - log2_exponential(low if second else high)
+            better = score > best
+            best = tl.where(better, score, best)
+            best_token = tl.where(better, token, best_token)
     winner = tl.min(tl.where(best == tl.max(best, 0), best_token, _NOBODY), 0)
-    return tl.sum(weight, 0), tl.max(tl.where(best_token == winner, best_bits, 0), 0), winner
+    _, bits = _distance(at, tl.minimum(winner, vocab_size - 1), vocab_size, top, inverse, min_p)
+    return tl.sum(weight, 0), bits, winner
 
 
 @triton.jit
@@ -280,7 +273,6 @@ def _cut_kernel(
     vocab_size,
     blocks,
     BLOCKS: tl.constexpr,
-    BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Grid: (rows,)."""
@@ -296,22 +288,23 @@ def _cut_kernel(
     if (top == float("inf")) | (top == float("-inf")):
         return
     at = logits_ptr + row * stride_logits
-    temperature, min_p = tl.load(factors + TEMPERATURE), tl.load(factors + MIN_P)
+    inverse, min_p = tl.load(factors + INVERSE_TEMPERATURE), tl.load(factors + MIN_P)
     key = position_key(tl.load(table + STREAM), tl.load(table + POSITION))
     top_k = tl.load(table + TOP_K)
     bits, token = tl.full([], _FAR, tl.int32), tl.full([], 0, tl.int32)
     if (top_k > 0) & (top_k < vocab_size):
-        bits, token = _last_of_top_k(at, vocab_size, top, temperature, min_p, top_k.to(tl.int32), BLOCK)
+        bits, token = _last_of_top_k(at, vocab_size, top, inverse, min_p, top_k.to(tl.int32))
         token += 1
-    total, bits, token = _draw_before(at, vocab_size, top, temperature, min_p, key, bits, token, BLOCK)
+    total, bits, token = _draw_before(at, vocab_size, top, inverse, min_p, key, bits, token)
     top_p = tl.load(factors + TOP_P)
     enough = top_p.to(tl.float64) * total
     looking = top_p < 1.0
     while looking:
-        before, next_bits, next_token = _draw_before(
-            at, vocab_size, top, temperature, min_p, key, bits, token, BLOCK
-        )
+        before, next_bits, next_token = _draw_before(at, vocab_size, top, inverse, min_p, key, bits, token)
         looking = (before > 0.0) & (before >= enough)
         if looking:
             bits, token = next_bits, next_token
     tl.store(chosen_ptr + row, tl.minimum(token, vocab_size - 1))
+
+
+_few, _cut = Launcher(_few_kernel), Launcher(_cut_kernel)

@@ -64,7 +64,7 @@ class ModelRunner:
         self.disk: DiskStore | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
         self._graph_rows = min(max_num_seqs, MOST_ROWS, rows_at_once(config.vocab_size)) if recorder is not None else 0
-        self._tokens = NextTokens(num_slots, input_words(self._graph_rows), eos_token_ids, device)
+        self._tokens = NextTokens(num_slots, input_words(self._graph_rows), config.vocab_size, eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
@@ -154,6 +154,8 @@ class ModelRunner:
         busy, inputs, failure = self._pages_in_use(output), None, None
         try:
             self.batch.apply(output)
+            self._tokens.release((*output.finished_ids, *output.preempted_ids))
+            self._tokens.admit(self.batch.states[new.request_id] for new in output.new_requests)
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self._build(rows) if rows else None
             handle.tables = None if inputs is None else inputs.tables
@@ -191,8 +193,10 @@ class ModelRunner:
     def rehearse(self, rows: list[ScheduledRow]) -> None:
         """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
         handle, inputs = StepHandle(None), self.batch.build(rows)
+        self._tokens.admit(row.state for row in rows)
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
+        self._tokens.release(row.state.request_id for row in rows)
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """CUDA's allocator has an exception of its own, the CPU's has not."""
@@ -293,7 +297,7 @@ class ModelRunner:
             def logits(part: slice) -> torch.Tensor:
                 return decoder.logits(hidden[last[part]])
 
-        if any(row.pending and row.state.history is not None for row in rows):
+        if self._tokens.needs_tokens(rows):
             handle.settle_before()
         sampled = self._tokens.draw(rows, slot, vocab_size, logits)
         event = None
