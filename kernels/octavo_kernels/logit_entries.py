@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.launching import Launcher, alignment
 from octavo_kernels.sampling_table import (
     ADJUSTED,
     BIASED,
@@ -64,21 +65,18 @@ def restore(logits: torch.Tensor, slots: torch.Tensor, table: torch.Tensor) -> N
 
 
 def _launch(logits: torch.Tensor, slots: torch.Tensor, table: torch.Tensor, *, restore: bool) -> None:
-    _entries_kernel[(_SPLITS, len(slots))](
-        logits,
-        slots,
-        table,
-        table.view(torch.float32),
-        logits.stride(0),
-        WIDTH=COLUMNS,
-        RESTORE=restore,
-        num_warps=4,
+    _entries(
+        (logits.device, logits.dtype, logits.stride(0), restore, alignment(logits, slots)),
+        (_SPLITS, len(slots), 1),
+        (logits, slots, table, table.view(torch.float32), logits.stride(0)),
+        {"WIDTH": COLUMNS, "RESTORE": restore, "num_warps": 4},
     )
 
 
 def match_words(slots: torch.Tensor, table: torch.Tensor, tokens: torch.Tensor) -> None:
     """Takes in the tokens drawn, [n] int32, and marks the entries of those that would complete a bad word next."""
-    _words_kernel[(len(slots),)](slots, table, tokens, WIDTH=COLUMNS, num_warps=4)
+    key = (slots.device, alignment(slots, tokens))
+    _words(key, (len(slots), 1, 1), (slots, table, tokens), {"WIDTH": COLUMNS, "num_warps": 4})
 
 
 @triton.jit
@@ -188,3 +186,6 @@ def _words_kernel(slots_ptr, table_ptr, tokens_ptr, WIDTH: tl.constexpr):
         entry = tl.load(words_at + word * length, mask=there, other=0)
         state = tl.load(state_at + entry, mask=matches, other=0)
         tl.store(state_at + entry, state | NOW, mask=matches)
+
+
+_entries, _words = Launcher(_entries_kernel), Launcher(_words_kernel)

@@ -3,8 +3,8 @@
 `launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
 while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
 last stay on the device for the next step to take, and go down beside. A step that only decodes is one launch of a graph
-(`decode_graphs`). There is one exception, rows whose sampling
-looks at their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
+(`decode_graphs`). Without the sampling kernels, as on the CPU, there is one exception, rows whose sampling looks at
+their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
 from collections import deque
@@ -86,6 +86,10 @@ class ModelRunner:
     def bytes_per_page(self) -> int:
         """Bytes of one page over all layers, K and V."""
         return self._cache_spec(1).bytes_per_block
+
+    def request_bytes(self, length: int) -> int:
+        """Bytes that a request of that length takes at most beside its pages."""
+        return self._tokens.request_bytes(length)
 
     @property
     def copy_bytes_per_second(self) -> float:

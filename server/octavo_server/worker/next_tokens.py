@@ -33,8 +33,13 @@ class NextTokens:
     ) -> None:
         self.memory = torch.zeros(num_slots + room, dtype=torch.int64, device=device)
         self.last = self.memory[:num_slots]
+        self._vocab_size = vocab_size
         self._sampler = Sampler(eos_token_ids)
         self._device_sampler = _device_sampler(num_slots, vocab_size, eos_token_ids, device)
+
+    def request_bytes(self, length: int) -> int:
+        """What a request of that length takes at most besides, by its penalties: 12 bytes for each token it has."""
+        return 0 if self._device_sampler is None else 12 * min(length + 1, self._vocab_size)
 
     def needs_tokens(self, rows: Iterable[ScheduledRow]) -> bool:
         """Whether the host must know the tokens of the step before when it draws the next ones of these rows."""

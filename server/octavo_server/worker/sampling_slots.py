@@ -29,12 +29,6 @@ FEW, CUT, ADJUSTED = int(columns.FEW.value), int(columns.CUT.value), int(columns
 COUNTED, WORDED, SAVED = int(columns.COUNTED.value), int(columns.WORDED.value), int(columns.SAVED.value)
 _SEEN, _NEVER = int(logit_entries.SEEN.value), int(logit_entries.NEVER.value)
 _END, _NOW = int(logit_entries.END.value), int(logit_entries.NOW.value)
-_ENTRY_BYTES: Final = 12
-
-
-def entries_bytes(length: int, vocab_size: int) -> int:
-    """What the entries of a request of that length take at most, but for its own bias and words."""
-    return _ENTRY_BYTES * min(length + 1, vocab_size)
 
 
 @dataclass(frozen=True, slots=True)

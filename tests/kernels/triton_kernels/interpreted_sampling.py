@@ -128,7 +128,7 @@ def any_params(draw: random.Random, vocab: int) -> SamplingParams:
         presence_penalty=some(-1.5, 0.0),  # type: ignore[arg-type]
         frequency_penalty=some(0.7, 0.0),  # type: ignore[arg-type]
         logit_bias=some({tokens[0]: 5.0, tokens[1]: -100.0}, None),  # type: ignore[arg-type]
-        bad_words=some(tuple((a, b) for a in range(0, vocab, 2) for b in (1, 3)) + ((4,), (5, 6, 7)), ()),  # type: ignore[arg-type]
+        bad_words=some((*((a, b) for a in range(0, vocab, 2) for b in (1, 3)), (4,), (5, 6, 7)), ()),  # type: ignore[arg-type]
         min_tokens=draw.choice([0, 4]),
         stop_token_ids=(tokens[2], 2),
         logprobs=draw.choice([None, 0, 3]),
