@@ -34,7 +34,7 @@ class SamplingPair:
             for slot, known, param in zip(slots, tokens, params, strict=True)
         ]
         self.slots = SamplingSlots(max(slots) + 1, vocab_size, eos, device)
-        self.slots.admit(self.states)
+        self.slots.apply(self.slots.changes(self.states, ()))
         self.sampler = DeviceSampler(self.slots, count, vocab_size)
         self.twin = Sampler(eos)
         self.last = torch.full((max(slots) + 1,), -7, dtype=torch.int64, device=device)

@@ -155,11 +155,11 @@ class ModelRunner:
         self._under_way = [handle for handle in self._under_way if not handle.is_reported]
         handle = StepHandle(self._under_way[-1] if self._under_way else None)
         self._under_way.append(handle)
-        busy, inputs, failure = self._pages_in_use(output), None, None
+        busy, inputs, changes, failure = self._pages_in_use(output), None, None, None
         try:
             self.batch.apply(output)
-            self._tokens.release((*output.finished_ids, *output.preempted_ids))
-            self._tokens.admit(self.batch.states[new.request_id] for new in output.new_requests)
+            joining = [self.batch.states[new.request_id] for new in output.new_requests]
+            changes = self._tokens.changes(joining, (*output.finished_ids, *output.preempted_ids))
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self._build(rows) if rows else None
             handle.tables = None if inputs is None else inputs.tables
@@ -179,6 +179,7 @@ class ModelRunner:
             if failure is not None:
                 raise failure
             try:
+                self._tokens.apply(changes)
                 return Launched() if inputs is None else self._compute(inputs, handle, progress)
             finally:
                 if self.swapper is not None:
@@ -197,10 +198,10 @@ class ModelRunner:
     def rehearse(self, rows: list[ScheduledRow]) -> None:
         """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
         handle, inputs = StepHandle(None), self.batch.build(rows)
-        self._tokens.admit(row.state for row in rows)
+        self._tokens.apply(self._tokens.changes((row.state for row in rows), ()))
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
-        self._tokens.release(row.state.request_id for row in rows)
+        self._tokens.apply(self._tokens.changes((), (row.state.request_id for row in rows)))
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """CUDA's allocator has an exception of its own, the CPU's has not."""

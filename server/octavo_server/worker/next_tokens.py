@@ -12,6 +12,7 @@ from octavo_server.worker.sampler import SampledTensors, Sampler
 
 if TYPE_CHECKING:
     from octavo_server.worker.device_sampler import DeviceSampler
+    from octavo_server.worker.sampling_slots import SlotChanges
 
 # Logits of rows that sample are made and worked on in chunks of this size: 256 MiB, whatever --max-num-seqs says.
 _SAMPLED_LOGITS_BYTES: Final = 2**28
@@ -45,15 +46,14 @@ class NextTokens:
         """Whether the host must know the tokens of the step before when it draws the next ones of these rows."""
         return self._device_sampler is None and any(row.pending and row.state.history is not None for row in rows)
 
-    def admit(self, states: Iterable[RequestState]) -> None:
-        """Requests join, before the first step with them is launched. Only enqueues."""
-        if self._device_sampler is not None:
-            self._device_sampler.slots.admit(states)
+    def changes(self, joining: Iterable[RequestState], leaving: Iterable[str]) -> "SlotChanges | None":
+        """What a step that these requests join must bring, to be called before it counts their tokens."""
+        return None if self._device_sampler is None else self._device_sampler.slots.changes(joining, leaving)
 
-    def release(self, request_ids: Iterable[str]) -> None:
-        """Requests leave."""
-        if self._device_sampler is not None:
-            self._device_sampler.slots.release(request_ids)
+    def apply(self, changes: "SlotChanges | None") -> None:
+        """Brings it, before the step draws. Only enqueues."""
+        if self._device_sampler is not None and changes is not None:
+            self._device_sampler.slots.apply(changes)
 
     def draw(
         self, rows: list[ScheduledRow], slot: torch.Tensor, vocab_size: int, logits: Callable[[slice], torch.Tensor]

@@ -44,6 +44,25 @@ class _Entries:
     word_length: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Joins:
+    """A request that joins: its row of the table, but for the addresses of its entries."""
+
+    request_id: str
+    slot: int
+    row: np.ndarray
+    flags: int
+    entries: _Entries | None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotChanges:
+    """Requests that leave and join with a step."""
+
+    leaving: tuple[str, ...]
+    joining: list[_Joins]
+
+
 class SamplingSlots:
     """The table, [slots, columns] int64 on the device, and the memory that its rows point to."""
 
@@ -54,20 +73,27 @@ class SamplingSlots:
         self._unusual: dict[int, int] = {}  # slot → flags, where there are any
         self._held: dict[int, tuple[str, torch.Tensor]] = {}  # slot → (request, its entries)
 
-    def admit(self, states: Iterable[RequestState]) -> None:
-        """Tells the device of requests that join. Only enqueues."""
-        joining = {state.slot: state for state in states}
-        if joining:
-            rows = np.stack([self._row(state) for state in joining.values()])
-            where, there = upload_together([np.array(list(joining), dtype=np.int64), rows], self.table.device)
-            self.table.index_copy_(0, where, there)
+    def changes(self, joining: Iterable[RequestState], leaving: Iterable[str]) -> SlotChanges:
+        """What a step that these requests join is to bring, worked out before it counts their tokens."""
+        by_slot = {state.slot: state for state in joining}
+        return SlotChanges(tuple(leaving), [self._joins(state) for state in by_slot.values()])
 
-    def release(self, request_ids: Iterable[str]) -> None:
-        """Gives back what requests that left have held; steps under way still find it, being ahead on the stream."""
-        if self._held:
-            gone = set(request_ids)
-            for slot in [slot for slot, (request_id, _) in self._held.items() if request_id in gone]:
-                del self._held[slot]
+    def apply(self, changes: SlotChanges) -> None:
+        """Tells the device, in the order of the steps. Only enqueues.
+
+        What requests that left have held is given back: steps under way still find it, being ahead on the stream.
+        """
+        if self._held and changes.leaving:
+            gone = set(changes.leaving)
+            self._held = {slot: held for slot, held in self._held.items() if held[0] not in gone}
+        if changes.joining:
+            for joins in changes.joining:
+                self._take(joins)
+            slots = np.array([joins.slot for joins in changes.joining], dtype=np.int64)
+            where, rows = upload_together(
+                [slots, np.stack([joins.row for joins in changes.joining])], self.table.device
+            )
+            self.table.index_copy_(0, where, rows)
 
     def flags(self, rows: Sequence[ScheduledRow]) -> int:
         """What any of the rows asks for."""
@@ -77,37 +103,40 @@ class SamplingSlots:
                 found |= unusual.get(row.state.slot, 0)
         return found
 
-    def _row(self, state: RequestState) -> np.ndarray:
+    def _take(self, joins: _Joins) -> None:
+        self._held.pop(joins.slot, None)
+        self._unusual.pop(joins.slot, None)
+        if joins.flags:
+            self._unusual[joins.slot] = joins.flags
+        if joins.entries is not None:
+            memory = upload(joins.entries.memory, torch.int32, self.table.device)
+            self._held[joins.slot] = (joins.request_id, memory)
+            joins.row[columns.ENTRIES.value] = memory.data_ptr()
+            joins.row[columns.WORDS.value] = memory.data_ptr() + 4 * joins.entries.words_at
+
+    def _joins(self, state: RequestState) -> _Joins:
         params, row = state.sampling, np.zeros(columns.COLUMNS, dtype=np.int64)
         factors = row.view(np.float32)
         entries = _entries(state, self._vocab_size, self._eos_token_ids)
         flags = self._flags(params, entries)
-        self._held.pop(state.slot, None)
-        self._unusual.pop(state.slot, None)
-        if flags:
-            self._unusual[state.slot] = flags
         row[columns.STREAM.value] = stream_of(params.seed, params.choice)
         row[columns.POSITION.value] = state.num_tokens
         row[columns.TOP_K.value] = params.top_k
         row[columns.FLAGS.value] = flags & ~LOGPROBS
         row[columns.MIN_UNTIL.value] = state.num_prompt + params.min_tokens
-        factors[columns.INVERSE_TEMPERATURE.value] = 1 / params.temperature if params.temperature >= GREEDY_BELOW else 0
+        factors[columns.INVERSE_TEMPERATURE.value] = 0 if params.temperature < GREEDY_BELOW else 1 / params.temperature
         factors[columns.TOP_P.value] = params.top_p
         factors[columns.MIN_P.value] = math.log(params.min_p) if params.min_p > 0.0 else -math.inf
         factors[columns.REPETITION.value] = params.repetition_penalty
         factors[columns.PRESENCE.value] = params.presence_penalty
         factors[columns.FREQUENCY.value] = params.frequency_penalty
         if entries is not None:
-            memory = upload(entries.memory, torch.int32, self.table.device)
-            self._held[state.slot] = (state.request_id, memory)
-            row[columns.ENTRIES.value] = memory.data_ptr()
             row[columns.CAPACITY.value] = entries.capacity
             row[columns.LENGTH.value] = entries.length
             row[columns.BIASED.value] = entries.num_biased
-            row[columns.WORDS.value] = memory.data_ptr() + 4 * entries.words_at
             row[columns.NUM_WORDS.value] = entries.num_words
             row[columns.WORD_LENGTH.value] = entries.word_length
-        return row
+        return _Joins(state.request_id, state.slot, row, flags, entries)
 
     def _flags(self, params: SamplingParams, entries: _Entries | None) -> int:
         flags = 0 if params.logprobs is None else LOGPROBS

@@ -164,8 +164,7 @@ def test_a_request_that_comes_back_goes_on_where_it_was() -> None:
     for step in range(3):
         assert_same(*pair.step(logits_of(2, 12, step)))
     pair.states[0].slot, pair.states[1].slot = pair.states[1].slot, pair.states[0].slot
-    pair.slots.release([state.request_id for state in pair.states])
-    pair.slots.admit(pair.states)
+    pair.slots.apply(pair.slots.changes(pair.states, [state.request_id for state in pair.states]))
     for step in range(3):
         assert_same(*pair.step(logits_of(2, 12, 9 + step)))
 
