@@ -24,16 +24,13 @@ def rows_at_once(vocab_size: int) -> int:
 
 
 class NextTokens:
-    """Draws tokens into their slots. `last`: [slots] int64; `memory`: the same, with room for more behind it.
+    """Draws tokens into their slots. `last`: [slots] int64.
 
     With Triton by kernels that know the requests (`device_sampler`), else in torch (`sampler`).
     """
 
-    def __init__(
-        self, num_slots: int, room: int, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device
-    ) -> None:
-        self.memory = torch.zeros(num_slots + room, dtype=torch.int64, device=device)
-        self.last = self.memory[:num_slots]
+    def __init__(self, num_slots: int, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
+        self.last = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._vocab_size = vocab_size
         self._sampler = Sampler(eos_token_ids)
         self._device_sampler = _device_sampler(num_slots, vocab_size, eos_token_ids, device)
