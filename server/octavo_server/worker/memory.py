@@ -66,7 +66,8 @@ def measure(runner: ModelRunner, bounds: StepBounds, plan: MemoryBill) -> Measur
         graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
         runner.drop_cache()
         torch.cuda.empty_cache()
-        return MeasuredMemory(weights, workspace + swapping + graphs)
+        histories = bounds.max_num_seqs * runner.request_bytes(bounds.max_model_len)  # if all ask for penalties
+        return MeasuredMemory(weights, workspace + swapping + graphs + histories)
     runner.allocate_cache(1)
     tokens = min(bounds.max_num_batched_tokens, _tokens_for(_CPU_OPERATIONS, runner.config, bounds.max_model_len))
     steps = worst_steps(runner, dataclasses.replace(bounds, max_num_batched_tokens=tokens))
