@@ -18,7 +18,7 @@ Sampling is not part of the graph.
 
 import logging
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -129,11 +129,8 @@ class StepGraphs:
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
         is_decode = tokens == count and all(row.samples for row in rows)
-        fitting = (
-            shape
-            for shape in self._shapes
-            if shape.tokens >= tokens and shape.rows >= count and shape.is_decode == is_decode
-        )
+        large_enough = self._shapes[bisect_left(self._shapes, (tokens, count)) :]
+        fitting = (shape for shape in large_enough if shape.rows >= count and shape.is_decode == is_decode)
         return next(fitting, None)
 
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:

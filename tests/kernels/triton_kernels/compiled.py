@@ -8,11 +8,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from octavo_kernels import logit_entries, sampling, truncation
 from octavo_kernels.gathered_attention import gathered_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
+from octavo_kernels.logprobs import logprobs
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rope import rotate_and_store
+from octavo_kernels.sampling_table import COLUMNS
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.small_linear import gemv
 from octavo_kernels.step_inputs import ExpandedStep, SlotState
@@ -88,6 +91,25 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
     check(compiled, 8)
+
+
+def test_sampling(compiled: list[Any]) -> None:
+    rows, vocab = 4, 151_936
+    logits, slots = torch.zeros(rows, vocab), torch.zeros(rows, dtype=torch.int64)
+    table, work = (
+        torch.zeros(rows, COLUMNS, dtype=torch.int64),
+        sampling.SamplingWorkspace.allocate(rows, vocab, torch.device("cpu")),
+    )
+    tokens, last = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
+    logit_entries.adjust(logits, slots, table)
+    sampling.draw_blocks(logits, slots, table, work)
+    truncation.draw_few(logits, slots, table, work)
+    truncation.draw_cut(logits, slots, table, work)
+    logit_entries.restore(logits, slots, table)
+    sampling.finish_draw(slots, table, work, last, tokens)
+    logit_entries.match_words(slots, table, tokens)
+    logprobs(logits, tokens, slots, 20)
+    check(compiled, 9)
 
 
 def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -> None:
