@@ -1,6 +1,7 @@
 """The engine's start: reads the model, works out the memory, builds scheduler and runner, and runs them once."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from octavo_common.memory import (
 )
 from octavo_common.model_config import ModelConfig, read_model_config
 from octavo_common.version import __version__
+from octavo_kernels.ops import has_triton
 from octavo_server.config import DISK_CACHE_GIB, EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
@@ -34,7 +36,8 @@ from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
-from octavo_server.worker.memory import StepBounds, measure, reserve
+from octavo_server.worker.kernel_variants import compile_kernels
+from octavo_server.worker.memory import StepBounds, measure, outside_bytes, reserve
 from octavo_server.worker.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     plan = _bill(model, limits, None)  # what cannot fit is not read first
     _check_free(plan, free_bytes)
+    bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
     runner = ModelRunner(
         model,
         device,
@@ -75,10 +79,11 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         threaded=overlap and device.type == "cpu",
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
     )
-    runner.load(config.model, batch_invariant=config.batch_invariant)
+    outside = outside_bytes(device)
+    compiling = functools.partial(compile_kernels, runner, bounds) if has_triton(device) else None
+    runner.load(config.model, batch_invariant=config.batch_invariant, meanwhile=compiling)
     begin_phase("allocate cache")
-    bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
-    bill = _bill(model, limits, measure(runner, bounds, plan))
+    bill = _bill(model, limits, measure(runner, bounds, plan, outside))
     if free_bytes is not None:
         _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
     for warning in bill.warnings:

@@ -40,7 +40,7 @@ def plan(config: dict[str, Any]) -> MemoryBill:
 def run_the_largest_step_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes, but for the sampling, which takes the longest."""
     monkeypatch.setattr(memory, "_CPU_OPERATIONS", 1e12)
-    monkeypatch.setattr(memory, "_FULL_SAMPLING", SamplingParams(temperature=0.0))
+    monkeypatch.setattr(memory, "FULL_SAMPLING", SamplingParams(temperature=0.0))
 
 
 def tokens(rows: list[ScheduledRow]) -> int:

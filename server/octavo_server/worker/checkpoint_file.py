@@ -1,8 +1,8 @@
 """Where each tensor stands in a safetensors file.
 
-A file is 8 bytes with the header's length, the header in JSON, and the tensors' bytes. The library checks all of it when
-it opens a file (lengths, shapes, that tensors fill the file without a gap), but does not tell offsets; so the header is
-read once more here, and what is taken from it is checked again, as the file may have been replaced in between.
+A file is 8 bytes with the header's length, the header in JSON, and the tensors' bytes. The library checks all of it
+when it opens a file (lengths, shapes, that tensors fill the file without a gap), but does not tell offsets; so the
+header is read once more here, and what is taken from it is checked again: the file may have been replaced in between.
 """
 
 import json
@@ -44,7 +44,7 @@ class CheckpointFile:
         self.path = path
         try:
             self._file: Any = safe_open(path, framework="pt", device="cpu")
-            self.tensors = _stored_tensors(path, set(self._file.keys()))
+            self.tensors = _stored_tensors(path, set(self._file.keys()))  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{path} is no readable safetensors file ({error}); download it again") from error
 

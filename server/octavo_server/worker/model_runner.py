@@ -69,8 +69,10 @@ class ModelRunner:
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False) -> None:
+    def load(self, path: Path, *, batch_invariant: bool = False, meanwhile: Callable[[], None] | None = None) -> None:
         """Builds the model and reads its weights.
+
+        meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
@@ -80,7 +82,15 @@ class ModelRunner:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
-        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+        if meanwhile is None:
+            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+            return
+
+        def begun(decoder: Decoder) -> None:
+            self.decoder = decoder
+            meanwhile()
+
+        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops, begun)
 
     @property
     def bytes_per_page(self) -> int:

@@ -1,8 +1,8 @@
 """Copies a checkpoint to the device by several threads: each reads pieces of the files and sends them up beside.
 
-A single thread that copies out of a memory map moves some GB/s, as it takes a page fault for every 4 KiB and CUDA copies
-from memory that is not pinned in small steps, which it waits for. Here a thread has two pinned buffers and a stream:
-while one buffer is on its way up, the other is filled. Plain reads take no page faults.
+A single thread that copies out of a memory map moves some GB/s, as it takes a page fault for every 4 KiB, and CUDA
+copies from memory that is not pinned in small steps, which it waits for. Here a thread has two pinned buffers and a
+stream: while one buffer is on its way up, the other is filled. Plain reads take no page faults.
 """
 
 import os
@@ -42,7 +42,7 @@ def pieces_of(tensor: StoredTensor, place: torch.Tensor, most_bytes: int = BUFFE
     step = most_bytes // itemsize
     return [
         Piece(tensor, tensor.offset + first * itemsize, len(part) * itemsize, part)
-        for first, part in zip(range(0, len(flat), step), flat.split(step), strict=True)
+        for first, part in zip(range(0, len(flat), step), flat.split(step), strict=True)  # type: ignore[no-untyped-call]
         if len(part)
     ]
 
@@ -129,7 +129,7 @@ def _open(path: Path) -> Any:
 
 def _read(file: Any, piece: Piece, to: torch.Tensor) -> None:
     """Fills `to`. The system hands out what it likes of what is asked for, 2 GiB at most."""
-    memory, done = memoryview(to.numpy()), 0
+    memory, done = memoryview(to.numpy()), 0  # type: ignore[arg-type]
     try:
         while done < len(memory):
             count = os.preadv(file.fileno(), [memory[done:]], piece.offset + done)
