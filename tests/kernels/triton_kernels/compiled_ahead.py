@@ -30,6 +30,7 @@ from octavo_server.worker.models.decoder import Decoder, weight_places
 from tiny_models import config_json
 
 CPU = torch.device("cpu")
+LONGEST = 1536
 MODULES = (attention_kernel, gathered_attention, linear, rms_norm, rope, silu_and_mul, small_linear)
 
 
@@ -145,17 +146,19 @@ def test_a_kernel_that_does_not_compile_is_told_of_and_stops_nothing(
 
 def test_no_step_of_whatever_size_has_a_kernel_to_compile(hopper: Hopper, compiled_late: list[str]) -> None:
     config = parse_model_config(
-        config_json("LlamaForCausalLM", head_dim=16, hidden_size=64, max_position_embeddings=192, num_hidden_layers=2)
+        config_json(
+            "LlamaForCausalLM", head_dim=16, hidden_size=64, max_position_embeddings=LONGEST, num_hidden_layers=2
+        )
     )
     runner = ModelRunner(config, CPU, torch.bfloat16, block_size=16, max_num_seqs=12, recorder=DryRecorder())
     runner.decoder = decoder = Decoder(config, torch.bfloat16, CPU, triton_ops())
     for place in weight_places(decoder).values():
         place.zero_()
-    compile_kernels(runner, StepBounds(12, 150, 192))
+    compile_kernels(runner, StepBounds(12, 1200, LONGEST))
     assert compiled_late == []
     hopper.launched.clear()
     runner.allocate_cache(4)
-    graphs = runner.make_graphs(192)
+    graphs = runner.make_graphs(LONGEST)
     while graphs is not None and graphs.capture_next():
         pass
     for rows in every_step():
@@ -165,8 +168,15 @@ def test_no_step_of_whatever_size_has_a_kernel_to_compile(hopper: Hopper, compil
 
 def every_step() -> Iterator[list[ScheduledRow]]:
     """Of sizes that are no powers of two, decode beside chunks."""
-    state = RequestState(NewRequest("", [0] * 192, 192, 192, SamplingParams(), [0] * 12, 0), 16, 0)
-    for decodes, chunk, context in ((0, 11, 11), (0, 67, 190), (6, 0, 9), (11, 0, 150), (3, 21, 40), (12, 138, 192)):
+    state = RequestState(NewRequest("", [0] * LONGEST, LONGEST, LONGEST, SamplingParams(), [0] * 96, 0), 16, 0)
+    for decodes, chunk, context in (
+        (0, 11, 11),
+        (0, 1100, 1180),
+        (6, 0, 9),
+        (11, 0, 1500),
+        (3, 21, 40),
+        (12, 1188, 1188),
+    ):
         rows = [ScheduledRow(state, context - 1, context, index, True, False, False) for index in range(decodes)]
         if chunk:
             rows.append(ScheduledRow(state, context - chunk, context, decodes, True, False, False))
