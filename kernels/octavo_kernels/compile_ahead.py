@@ -3,8 +3,8 @@
 
 Which variants a model needs (types, sizes, alignments, tiles) only its launches tell. So within `KernelCompiler`
 launches are made and do nothing: Triton asks a hook before it compiles, which takes note of the variant, hands it to a
-pool of threads, and says no. What is computed meanwhile is of no use, so it must be a computation that nobody looks at, and
-that bears with outputs that stay as they were allocated.
+pool of threads, and says no. What is computed meanwhile is of no use, so it must be a computation that nobody looks at,
+and that bears with outputs that stay as they were allocated.
 
 Threads suffice: compiling leaves Python alone but for a tenth of the time, some 30 ms a kernel. Compiled kernels go to
 Triton's cache on disk, too, from which the next process takes them.

@@ -141,6 +141,7 @@ class Phases:
 
     def __init__(self, channel: Channel, started: float) -> None:
         self.seconds: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
         self._channel = channel
         self._started = started
         self._current: tuple[str, float] | None = None
@@ -151,6 +152,10 @@ class Phases:
         now = time.monotonic()
         self._current = (name, now)
         self._channel.send(ipc.Starting(self._channel.epoch, name, now - self._started))
+
+    def note(self, name: str, value: float) -> None:
+        """A figure of the phase, see `start_engine`."""
+        self.figures[name] = value
 
     def end(self) -> None:
         """Closes the last phase."""
@@ -194,12 +199,12 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     from octavo_server.config import EngineConfig
     from octavo_server.engine_start import start_engine
 
-    core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin)
+    core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin, phases.note)
     phases.end()
     core.ring = StepRing(steps_path(start.socket))
     loop = EngineLoop(core, channel)
     signal.signal(signal.SIGTERM, loop.stop)  # until now it ended the process at once, which was right
-    channel.send(_ready(core, channel.epoch, phases.seconds))
+    channel.send(_ready(core, channel.epoch, phases))
     gc.collect()
     gc.freeze()  # what the start made stays: the collector need not go through it again and again
     gc.set_threshold(*GC_THRESHOLDS)
@@ -211,7 +216,7 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     core.close(CLOSE_SECONDS)
 
 
-def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Ready:
+def _ready(core: "EngineCore", epoch: int, phases: Phases) -> ipc.Ready:
     kv_cache = core.scheduler.kv_cache
     return ipc.Ready(
         epoch=epoch,
@@ -219,7 +224,8 @@ def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Read
         max_model_len=core.scheduler.limits.max_model_len,
         block_size=kv_cache.block_size,
         num_blocks=kv_cache.pool.num_blocks,
-        phases=phases,
+        phases=phases.seconds,
+        figures=phases.figures,
         max_num_seqs=core.scheduler.limits.max_num_seqs,
         prefix_caching=kv_cache.prefix_caching,
     )

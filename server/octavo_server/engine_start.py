@@ -1,7 +1,6 @@
 """The engine's start: reads the model, works out the memory, builds scheduler and runner, and runs them once."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -37,19 +36,24 @@ from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.kernel_variants import compile_kernels
-from octavo_server.worker.memory import StepBounds, measure, outside_bytes, reserve
+from octavo_server.worker.memory import StepBounds, measure, outside_bytes, reserve, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
 
-def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
-    """Builds the engine and runs it once. Calls `begin_phase` as each phase begins.
+def start_engine(
+    config: EngineConfig, begin_phase: Callable[[str], None], note: Callable[[str, float], None] = lambda *_: None
+) -> EngineCore:
+    """Builds the engine and runs it once. Calls `begin_phase` as each phase begins, `note` with what one was about.
+
+    What is noted: `weights_bytes` read in `weights_seconds`, and beside it, with Triton, `kernels` made ready in
+    `kernels_seconds`, of which `kernels_cached` had been compiled before.
 
     Raises ModelError or ConfigError, whose message says what to change.
     """
     try:
-        return _start(config, begin_phase)
+        return _start(config, begin_phase, note)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the GPU's memory does not suffice: lower --gpu-memory-utilization or --max-num-batched-tokens, "
@@ -57,7 +61,7 @@ def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> En
         ) from error
 
 
-def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
+def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Callable[[str, float], None]) -> EngineCore:
     begin_phase("load weights")
     device = pick_device(config.device)
     fix_threads(device)
@@ -80,9 +84,8 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
     )
     outside = outside_bytes(device)
-    compiling = functools.partial(compile_kernels, runner, bounds) if has_triton(device) else None
-    runner.load(config.model, batch_invariant=config.batch_invariant, meanwhile=compiling)
-    begin_phase("allocate cache")
+    _load(runner, config, bounds, note)
+    begin_phase("measure memory")
     bill = _bill(model, limits, measure(runner, bounds, plan, outside))
     if free_bytes is not None:
         _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
@@ -90,6 +93,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         log.warning("%s", warning)
     log.info("memory:\n%s", bill.table())
     runner.planned_bytes = bill.needed_bytes
+    begin_phase("allocate cache")
     runner.allocate_cache(bill.num_blocks)
     if bill.swap_bytes:
         _add_lower_tiers(runner, config, bill)
@@ -125,6 +129,21 @@ def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
         return model, frozenset(model.eos_token_ids) | frozenset(read_generation_defaults(directory).eos_token_ids)
     except ModelConfigError as error:
         raise ModelError(str(error)) from error
+
+
+def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: Callable[[str, float], None]) -> None:
+    """Weights, and beside them what steps will launch."""
+
+    def compile_all() -> None:
+        compiled = compile_kernels(runner, bounds)
+        note("kernels", compiled.kernels)
+        note("kernels_cached", compiled.cached)
+        note("kernels_seconds", compiled.seconds)
+
+    meanwhile = compile_all if has_triton(runner.device) else None
+    seconds = runner.load(config.model, batch_invariant=config.batch_invariant, meanwhile=meanwhile)
+    note("weights_bytes", weights_bytes(runner.decoder))
+    note("weights_seconds", seconds)
 
 
 def _window(model: ModelConfig) -> int | None:

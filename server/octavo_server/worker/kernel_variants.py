@@ -11,7 +11,7 @@ an output is a valid index, and no NaN, for the operations of torch's own that r
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import torch
@@ -24,6 +24,9 @@ from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.memory import FULL_SAMPLING, StepBounds
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import shallow_runner
+
+if TYPE_CHECKING:
+    from octavo_kernels.compile_ahead import Compiled
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class _Zeroed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found.zero_() if func in _ALLOCATING else found
 
 
-def compile_kernels(like: ModelRunner, bounds: StepBounds) -> None:
+def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
     """Compiles what steps within `bounds` launch, in threads.
 
     like: the runner that will launch them, left as it is. Its decoder's weights are finite.
@@ -85,9 +88,7 @@ def compile_kernels(like: ModelRunner, bounds: StepBounds) -> None:
         log.exception("not all kernels are compiled ahead")
     finally:
         found = compiler.finish()
-    log.info(
-        "%d kernels made ready in %.1f s, %d of them from the cache on disk", found.kernels, found.seconds, found.cached
-    )
+    return found
 
 
 def run_variants(runner: ModelRunner, bounds: StepBounds) -> None:

@@ -69,8 +69,8 @@ class ModelRunner:
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False, meanwhile: Callable[[], None] | None = None) -> None:
-        """Builds the model and reads its weights.
+    def load(self, path: Path, *, batch_invariant: bool = False, meanwhile: Callable[[], None] | None = None) -> float:
+        """Builds the model and reads its weights; returns the seconds that reading took.
 
         meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
@@ -82,15 +82,15 @@ class ModelRunner:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
-        if meanwhile is None:
-            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
-            return
 
         def begun(decoder: Decoder) -> None:
             self.decoder = decoder
-            meanwhile()
+            if meanwhile is not None:
+                meanwhile()
 
-        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops, begun)
+        loaded = load_decoder(path, self.config, self.dtype, self.device, ops, begun if meanwhile is not None else None)
+        self.decoder = loaded
+        return loaded.read_seconds
 
     @property
     def bytes_per_page(self) -> int:

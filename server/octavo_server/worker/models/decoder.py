@@ -1,5 +1,6 @@
 """The decoder of the Llama family, shaped by its config: Llama, Qwen2, Qwen3, Mistral."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Decoder:
         self.layers = [_empty_layer(config, dtype, device) for _ in range(config.num_layers)]
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.head = Projection(torch.empty_like(self.embedding), None)
+        self.read_seconds = 0.0  # that reading its weights took
         self._workspace = Workspace()
         self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
 
@@ -136,10 +138,14 @@ def load_decoder(
     places = weight_places(decoder)
     # A checkpoint may carry the head though it is tied to the embedding; where it differs, transformers unties it.
     optional = ["lm_head.weight"] if config.tie_word_embeddings else []
-    if meanwhile is None:
+
+    def load() -> set[str]:
+        begin = time.perf_counter()
         found = load_weights(path, places, optional)
-    else:
-        found = _load_beside(lambda: load_weights(path, places, optional), decoder, meanwhile)
+        decoder.read_seconds = time.perf_counter() - begin
+        return found
+
+    found = load() if meanwhile is None else _load_beside(load, decoder, meanwhile)
     if optional and (not found or torch.equal(decoder.head.weight, decoder.embedding)):
         decoder.head.weight = decoder.embedding
     decoder.pack()
