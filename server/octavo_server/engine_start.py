@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +65,7 @@ def start_engine(
 
 def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Callable[[str, float], None]) -> EngineCore:
     begin_phase("load weights")
+    _keep_compiled(config.compile_cache_dir)
     device = pick_device(config.device)
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
@@ -129,6 +132,21 @@ def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
         return model, frozenset(model.eos_token_ids) | frozenset(read_generation_defaults(directory).eos_token_ids)
     except ModelConfigError as error:
         raise ModelError(str(error)) from error
+
+
+def _keep_compiled(directory: Path | None) -> None:
+    """Names the place to Triton, which is not imported yet and knows no other way."""
+    if directory is None:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--compile-cache-dir {directory}: {error.strerror}; give a directory that can be written to"
+        ) from error
+    os.environ["TRITON_CACHE_DIR"] = str(directory)
 
 
 def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: Callable[[str, float], None]) -> None:
