@@ -208,8 +208,9 @@ class EngineClient:
             return
         self.ready, self.phase = message, "ready"
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in message.phases.items())
-        told = f"engine: ready for contexts of {message.max_model_len} tokens ({phases}{_told(message.figures)})"
-        log.info("%s", told)
+        if message.figures:
+            log.info("engine: %s", _told(message.figures))
+        log.info("engine: ready for contexts of %d tokens (%s)", message.max_model_len, phases)
         self._on_ready(message)
 
     def _fail(self, message: str) -> None:
@@ -219,13 +220,11 @@ class EngineClient:
 
 def _told(figures: dict[str, float]) -> str:
     """What was noted at the start, for people."""
-    told, seconds = "", figures.get("weights_seconds", 0.0)
-    if seconds > 0.0:
-        size = figures["weights_bytes"] / 1e9
-        told += f"; {size:.1f} GB of weights read in {seconds:.1f} s, {size / seconds:.1f} GB/s"
+    size, seconds = figures["weights_bytes"] / 1e9, figures["weights_seconds"]
+    told = f"{size:.1f} GB of weights read in {seconds:.1f} s ({size / max(seconds, 1e-9):.1f} GB/s)"
     if "kernels" in figures:
-        told += f"; {figures['kernels']:.0f} kernels in {figures['kernels_seconds']:.1f} s"
-        told += f", {figures['kernels_cached']:.0f} of them compiled before"
+        told += f", {figures['kernels']:.0f} kernels made ready in {figures['kernels_seconds']:.1f} s"
+        told += f" ({figures['kernels_cached']:.0f} of them compiled before)"
     return told
 
 
