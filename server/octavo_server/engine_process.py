@@ -5,6 +5,7 @@ Imports nothing heavy until it has said that it starts.
 
 import ctypes
 import gc
+import importlib
 import logging
 import os
 import select
@@ -147,10 +148,10 @@ class Phases:
         self._current: tuple[str, float] | None = None
 
     def begin(self, name: str) -> None:
-        """The phase before it, if any, has ended."""
+        """The phase before it has ended; the first one began with the process."""
         self.end()
         now = time.monotonic()
-        self._current = (name, now)
+        self._current = (name, now if self.seconds else self._started)
         self._channel.send(ipc.Starting(self._channel.epoch, name, now - self._started))
 
     def note(self, name: str, value: float) -> None:
@@ -170,7 +171,14 @@ def main() -> int:
     started = time.monotonic()
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    # Threads that spin while they wait for each other make a step tens of times slower where cores are shared. This is
+    # read once, when torch loads its OpenMP library.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not _stdin_says(select.POLLIN):
+        importlib.import_module("torch")  # while whoever started this has still to begin itself
     line = sys.stdin.buffer.readline()
+    if not line:
+        return 1  # nobody is there any more
     try:
         start = msgspec.json.decode(line, type=StartMessage)
     except msgspec.DecodeError as error:
@@ -193,9 +201,6 @@ def main() -> int:
 def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     phases = Phases(channel, started)
     phases.begin("import")
-    # Threads that spin while they wait for each other make a step tens of times slower where cores are shared. This is
-    # read once, when torch loads its OpenMP library.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from octavo_server.config import EngineConfig
     from octavo_server.engine_start import start_engine
 
@@ -238,8 +243,13 @@ def _give_up(channel: Channel, message: str) -> int:
 
 def stdin_ended() -> bool:
     """Whether nobody holds the other end of stdin any more. Costs about a microsecond."""
+    return _stdin_says(0)
+
+
+def _stdin_says(event: int) -> bool:
+    """Whether there is a hang-up, or such an event."""
     poll = select.poll()
-    poll.register(0, 0)  # what is asked for beside a hang-up: nothing
+    poll.register(0, event)
     return bool(poll.poll(0))
 
 

@@ -40,9 +40,10 @@ def pieces_of(tensor: StoredTensor, place: torch.Tensor, most_bytes: int = BUFFE
     """The tensor cut into pieces that fit into a buffer. The place is contiguous."""
     flat, itemsize = place.view(-1), DTYPES[tensor.dtype].itemsize
     step = most_bytes // itemsize
+    parts: Sequence[torch.Tensor] = flat.split(step)  # type: ignore[no-untyped-call]
     return [
-        Piece(tensor, tensor.offset + first * itemsize, len(part) * itemsize, part)
-        for first, part in zip(range(0, len(flat), step), flat.split(step), strict=True)  # type: ignore[no-untyped-call]
+        Piece(tensor, tensor.offset + number * step * itemsize, len(part) * itemsize, part)
+        for number, part in enumerate(parts)
         if len(part)
     ]
 
