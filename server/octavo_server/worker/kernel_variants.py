@@ -84,7 +84,7 @@ def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
     try:
         with compiler, _Zeroed():  # type: ignore[no-untyped-call]
             run_variants(runner, bounds)
-    except RuntimeError:  # of no consequence but for the time that the first steps then take
+    except Exception:  # of no consequence but for the time that the first steps then take
         log.exception("not all kernels are compiled ahead")
     finally:
         found = compiler.finish()
