@@ -63,7 +63,7 @@ class DryRecorder:
         """See Recorder."""
 
 
-class _Zeroed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ZeroedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, new tensors are zero."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,7 +82,7 @@ def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
     runner = shallow_runner(like, bounds.max_num_seqs, 1, recorder)
     compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()))
     try:
-        with compiler, _Zeroed():  # type: ignore[no-untyped-call]
+        with compiler, ZeroedMemory():  # type: ignore[no-untyped-call]
             run_variants(runner, bounds)
     except Exception:  # of no consequence but for the time that the first steps then take
         log.exception("not all kernels are compiled ahead")
