@@ -57,8 +57,9 @@ def stream(pieces: Sequence[Piece], device: torch.device, threads: int = THREADS
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in {piece.tensor.path for piece in pieces}}
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="octavo weights"))
+        buffer_bytes = max((piece.num_bytes for piece in pieces), default=0)
         workers = [_Worker(waiting, files, device, failed) for _ in range(min(threads, len(pieces)))]
-        for done in [pool.submit(worker.run) for worker in workers]:
+        for done in [pool.submit(worker.run, buffer_bytes) for worker in workers]:
             done.result()
 
 
@@ -74,12 +75,12 @@ class _Worker:
         self._failed = failed
 
     @torch.inference_mode()
-    def run(self) -> None:
+    def run(self, buffer_bytes: int) -> None:
         """Until no piece is left, or one has failed here or elsewhere."""
         pinned: list[int] = []
         cuda = self._device.type == "cuda"
         side = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
-        buffers = [torch.frombuffer(map_memory(BUFFER_BYTES), dtype=torch.uint8) for _ in range(_BUFFERS)]
+        buffers = [torch.frombuffer(map_memory(buffer_bytes), dtype=torch.uint8) for _ in range(_BUFFERS)]
         try:
             for buffer in buffers if cuda else ():
                 pin(buffer, self._device)
