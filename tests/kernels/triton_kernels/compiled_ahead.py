@@ -66,10 +66,19 @@ class Hopper:
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hopper:
     monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setattr(torch, "mm", mm)
     found = Hopper()
     driver.set_active(found)
     forget()
     return found
+
+
+def mm(
+    a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`torch.mm`, which knows `out_dtype` on a GPU only."""
+    found = (a.float() @ b.float()).to(out_dtype or a.dtype)
+    return found if out is None else out.copy_(found)
 
 
 def forget() -> None:
