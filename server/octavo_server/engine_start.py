@@ -19,6 +19,7 @@ from octavo_common.memory import (
     MemoryLimits,
     context_length,
     default_batched_tokens,
+    default_num_seqs,
     human_bytes,
     memory_bill,
 )
@@ -38,8 +39,10 @@ from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.kernel_variants import compile_kernels
-from octavo_server.worker.memory import StepBounds, measure, outside_bytes, reserve, weights_bytes
+from octavo_server.worker.memory import measure, outside_bytes, reserve, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.shallow import StepBounds
+from octavo_server.worker.step_profiler import StepProfiler
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +78,17 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     plan = _bill(model, limits, None)  # what cannot fit is not read first
     _check_free(plan, free_bytes)
-    bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
+    bounds = StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
     runner = ModelRunner(
         model,
         device,
         dtype,
         block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=limits.max_num_seqs,
         eos_token_ids=sorted(eos_token_ids),
         threaded=overlap and device.type == "cpu",
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
+        max_num_batched_tokens=limits.max_num_batched_tokens,
     )
     outside = outside_bytes(device)
     _load(runner, config, bounds, note)
@@ -102,7 +106,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         _add_lower_tiers(runner, config, bill)
     begin_phase("warm up")
     scheduler_limits = SchedulerLimits(
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=bill.max_model_len,
         vocab_size=model.vocab_size,
@@ -115,6 +119,8 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     if runner.recorder is not None:
         begin_phase("capture graphs")
         runner.capture_first_graphs(bill.max_model_len)
+    if config.profile_dir is not None:
+        runner.profiler = StepProfiler(config.profile_dir, device)
     kv_cache = KVCacheManager(
         BlockPool(bill.num_blocks),
         bill.block_size,
@@ -159,7 +165,12 @@ def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: C
         note("kernels_seconds", compiled.seconds)
 
     meanwhile = compile_all if has_triton(runner.device) else None
-    seconds = runner.load(config.model, batch_invariant=config.batch_invariant, meanwhile=meanwhile)
+    seconds = runner.load(
+        config.model,
+        batch_invariant=config.batch_invariant,
+        random_weights=config.load_format == "random",
+        meanwhile=meanwhile,
+    )
     note("weights_bytes", weights_bytes(runner.decoder))
     note("weights_seconds", seconds)
 
@@ -182,13 +193,14 @@ def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill
 
 
 def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:
+    total_bytes = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
     return MemoryLimits(
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        total_bytes=torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
+        total_bytes=total_bytes,
         block_size=config.block_size,
         max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=config.max_num_seqs or default_num_seqs(total_bytes),
         max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,

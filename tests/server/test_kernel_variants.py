@@ -13,9 +13,8 @@ from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.kernel_variants import DryRecorder, ZeroedMemory, run_variants
-from octavo_server.worker.memory import StepBounds
 from octavo_server.worker.model_runner import ModelRunner
-from octavo_server.worker.shallow import shallow, shallow_runner
+from octavo_server.worker.shallow import StepBounds, shallow, shallow_runner
 from tiny_models import config_json, random_decoder, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -50,7 +49,7 @@ def test_a_shallow_model_has_layers_of_every_window_and_the_same_weights() -> No
 
 def test_steps_stay_within_the_bounds_reach_them_and_mix_decode_with_chunks(runner: ModelRunner) -> None:
     bounds, seen = StepBounds(9, 70, 100), list[list[ScheduledRow]]()
-    dry = shallow_runner(runner, 9, 1, DryRecorder())
+    dry = shallow_runner(runner, bounds, 1, DryRecorder())
     dry.rehearse = seen.append  # type: ignore[method-assign]
     run_variants(dry, bounds)
     sizes = [[row.end - row.start for row in rows] for rows in seen]
@@ -62,7 +61,8 @@ def test_steps_stay_within_the_bounds_reach_them_and_mix_decode_with_chunks(runn
 
 
 def test_the_runner_that_is_compiled_for_is_left_as_it_is(runner: ModelRunner) -> None:
-    run_variants(shallow_runner(runner, 9, 1, DryRecorder()), StepBounds(9, 20, 100))
+    bounds = StepBounds(9, 20, 100)
+    run_variants(shallow_runner(runner, bounds, 1, DryRecorder()), bounds)
     assert runner.kv_cache == [] and runner.graphs is None and runner.batch.states == {}
 
 

@@ -21,9 +21,9 @@ from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker.device import available_cpus
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
-from octavo_server.worker.memory import FULL_SAMPLING, StepBounds
+from octavo_server.worker.memory import FULL_SAMPLING
 from octavo_server.worker.model_runner import ModelRunner
-from octavo_server.worker.shallow import shallow_runner
+from octavo_server.worker.shallow import StepBounds, shallow_runner
 
 if TYPE_CHECKING:
     from octavo_kernels.compile_ahead import Compiled
@@ -79,7 +79,7 @@ def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
     from octavo_kernels.compile_ahead import KernelCompiler
 
     recorder = None if like.recorder is None else DryRecorder()
-    runner = shallow_runner(like, bounds.max_num_seqs, 1, recorder)
+    runner = shallow_runner(like, bounds, 1, recorder)
     compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()))
     try:
         with compiler, ZeroedMemory():  # type: ignore[no-untyped-call]

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ from octavo_server.worker import swapper
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logprobs import rows_per_chunk
 from octavo_server.worker.model_runner import ModelRunner
-from octavo_server.worker.shallow import shallow_runner
+from octavo_server.worker.shallow import StepBounds, shallow_runner
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +35,6 @@ FULL_SAMPLING: Final = SamplingParams(
     frequency_penalty=0.1,
     logprobs=20,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StepBounds:
-    """What the largest step is made of."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
 
 
 def weights_bytes(decoder: object) -> int:
@@ -158,7 +148,7 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, outsi
     torch.cuda.empty_cache()
     loaded = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
-    few = shallow_runner(runner, bounds.max_num_seqs, _LAYERS)
+    few = shallow_runner(runner, bounds, _LAYERS)
     few.allocate_cache(1)
     _run(few, worst_steps(few, bounds))
     torch.cuda.synchronize(device)
@@ -169,7 +159,7 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, outsi
 
 
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
-    """What all decode graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
+    """What all graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
 
     The largest one's pool serves the others too. What these add is seen on those that a start waits for, and taken for
     what each adds.
@@ -186,7 +176,7 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
     added = max(0, used_bytes() - before - largest)
     total = largest + (-(-added * others // tried) if tried else 0)
     log.info(
-        "decode graphs: %s (%s with the largest alone, %s by %d more)",
+        "graphs: %s (%s with the largest alone, %s by %d more)",
         *(human_bytes(total), human_bytes(largest), human_bytes(added), tried),
     )
     return total
@@ -226,7 +216,7 @@ def reserve(runner: ModelRunner, bounds: StepBounds) -> None:
 
     It may have given that back to make room for the cache.
     """
-    few = shallow_runner(runner, bounds.max_num_seqs, _LAYERS)
+    few = shallow_runner(runner, bounds, _LAYERS)
     few.kv_cache = runner.kv_cache[: few.config.num_layers]
     _run(few, worst_steps(few, bounds))
     reserved, planned = torch.cuda.memory_reserved(runner.device), runner.planned_bytes

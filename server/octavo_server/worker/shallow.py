@@ -3,10 +3,20 @@
 import copy
 import dataclasses
 from collections import Counter
+from dataclasses import dataclass
 
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.models.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class StepBounds:
+    """What the largest step is made of."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
 
 
 def shallow(decoder: Decoder, layers: int) -> Decoder:
@@ -24,7 +34,7 @@ def shallow(decoder: Decoder, layers: int) -> Decoder:
     return found
 
 
-def shallow_runner(like: ModelRunner, max_num_seqs: int, layers: int, recorder: Recorder | None = None) -> ModelRunner:
+def shallow_runner(like: ModelRunner, bounds: StepBounds, layers: int, recorder: Recorder | None = None) -> ModelRunner:
     """A runner of its own for steps of a shallow model, otherwise as `like`, which is left as it is. No cache yet."""
     if not isinstance(like.decoder, Decoder):
         raise RuntimeError("the model is not loaded")
@@ -34,8 +44,9 @@ def shallow_runner(like: ModelRunner, max_num_seqs: int, layers: int, recorder: 
         like.device,
         like.dtype,
         block_size=like.batch.block_size,
-        max_num_seqs=max_num_seqs,
+        max_num_seqs=bounds.max_num_seqs,
         recorder=recorder,
+        max_num_batched_tokens=bounds.max_num_batched_tokens,
     )
     runner.decoder = decoder
     return runner

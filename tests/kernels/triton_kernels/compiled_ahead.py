@@ -24,9 +24,9 @@ from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.kernel_variants import DryRecorder, compile_kernels
-from octavo_server.worker.memory import StepBounds
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.models.decoder import Decoder, weight_places
+from octavo_server.worker.shallow import StepBounds
 from tiny_models import config_json
 
 CPU = torch.device("cpu")
