@@ -44,3 +44,8 @@ def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
 @needs_triton
 def test_the_kernels_compile_for_hopper() -> None:
     run_tests("compiled.py", interpret=False)
+
+
+@needs_triton
+def test_kernels_are_compiled_before_they_are_launched() -> None:
+    run_tests("compiled_ahead.py", interpret=False)

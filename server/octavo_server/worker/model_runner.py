@@ -7,6 +7,7 @@ graph (`step_graphs`). Without the sampling kernels, as on the CPU, there is one
 their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,8 +77,17 @@ class ModelRunner:
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False, random_weights: bool = False) -> None:
-        """Builds the model and reads its weights, unless they are to be random.
+    def load(
+        self,
+        path: Path,
+        *,
+        batch_invariant: bool = False,
+        random_weights: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
+        """Builds the model and reads its weights, unless they are to be random; returns the seconds that this took.
+
+        meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
@@ -88,10 +98,21 @@ class ModelRunner:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
+
+        def begun(decoder: Decoder) -> None:
+            self.decoder = decoder
+            if meanwhile is not None:
+                meanwhile()
+
         if random_weights:
+            begin = time.perf_counter()
             self.decoder = random_decoder(self.config, self.dtype, self.device, ops)
-        else:
-            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+            seconds = time.perf_counter() - begin
+            begun(self.decoder)
+            return seconds
+        loaded = load_decoder(path, self.config, self.dtype, self.device, ops, begun if meanwhile is not None else None)
+        self.decoder = loaded
+        return loaded.read_seconds
 
     @property
     def bytes_per_page(self) -> int:
