@@ -1,6 +1,6 @@
 """Attention of whole prompts, K and V straight from the step: checks and times candidates.
 
-    python benchmarks/chunk_experiments.py [--only SECTION ...] [--json FILE]
+python benchmarks/chunk_experiments.py [--only SECTION ...] [--json FILE]
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Prompts:
         return torch.cat(found)
 
 
-def check() -> dict[str, Any]:
+def check(gluon: bool = False) -> dict[str, Any]:
     """Relative errors over ragged prompts, one of which is NaN."""
     report: dict[str, Any] = {}
     lengths = [5, 640, 1, 200, 128, 77, 1025, 64, 33, 2]
@@ -90,11 +90,11 @@ def check() -> dict[str, Any]:
         start = sum(lengths[:5])
         for x in (case.q, case.k, case.v):
             x[start : start + lengths[5]] = torch.nan
-        for window in (None, 100):
+        for window in () if gluon else (None, 100):
             for config in ((64, 64, 4, 3), (128, 128, 8, 3)):
                 name = f"triton {shape} window {window} {config}"
                 calls.append((name, case, window, lambda c, w=window, x=config: c.triton(AttentionConfig(*x), w)))  # type: ignore[misc]
-        for options in GLUON if shape == shapes[0] else GLUON[1::4]:
+        for options in (GLUON if shape == shapes[0] else GLUON[1::4]) if gluon else ():
             calls.append((f"gluon {shape} {options}", case, None, lambda c, o=options: c.gluon(**o)))  # type: ignore[misc]
     begin = time.perf_counter()
     warm([lambda call=call: call[3](call[1]) for call in calls])  # type: ignore[misc]
@@ -120,7 +120,7 @@ def ragged(total: int = 8192) -> list[int]:
     return lengths
 
 
-def times() -> dict[str, Any]:
+def times(gluon: bool = False) -> dict[str, Any]:
     """TFLOP/s of every candidate."""
     report: dict[str, Any] = {}
     shapes = {
@@ -139,10 +139,14 @@ def times() -> dict[str, Any]:
 
         found = {
             "now": rate(lambda c: gathered.attention(c.q, c.k, c.v, c.metadata, 0.088), paged),
-            **{f"{m}x{n} w{w} s{s}": rate(lambda c, x=(m, n, w, s): c.triton(AttentionConfig(*x))) for m, n, w, s in TRITON},
-            **{"gluon " + " ".join(str(int(v)) for v in o.values()): rate(lambda c, o=o: c.gluon(**o)) for o in GLUON},
         }
+        for shape in () if gluon else TRITON:
+            found["{}x{} w{} s{}".format(*shape)] = rate(lambda c, x=shape: c.triton(AttentionConfig(*x)))  # type: ignore[misc]
+        for options in GLUON if gluon else ():
+            key = "gluon " + " ".join(str(int(value)) for value in options.values())
+            found[key] = rate(lambda c, o=options: c.gluon(**o))  # type: ignore[misc]
         if len(set(lengths)) == 1:
+
             def sdpa(c: Prompts, n: int = len(lengths)) -> object:
                 q, k, v = (x.unflatten(0, (n, -1)).transpose(1, 2) for x in (c.q, c.k, c.v))
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -170,7 +174,8 @@ def plans() -> dict[str, Any]:
 
         starts = case.metadata.query_start
         q, k, v = case.q, *(x.repeat_interleave(4, 1) for x in (case.k, case.v))
-        report["varlen_attn, us"] = round(graph_us([lambda: varlen_attn(q, k, v, starts, starts, 2048, 2048, is_causal=True)]))
+        run = lambda: varlen_attn(q, k, v, starts, starts, 2048, 2048, is_causal=True)  # noqa: E731
+        report["varlen_attn, us"] = round(graph_us([run]))
     except Exception as error:
         report["varlen_attn"] = repr(error)[:200]
     print(report, flush=True)
@@ -201,8 +206,10 @@ def profile() -> dict[str, Any]:
             torch.cuda.synchronize()
         kernels = {e.key[:70]: (round(e.device_time_total / 1000, 2), e.count) for e in found.key_averages()}
         top = dict(sorted(kernels.items(), key=lambda item: -item[1][0])[:9])
-        report[f"{requests}x{tokens}"] = {"ms": ms, "kernels": top, "sum": sum(value[0] for value in kernels.values())}
-        print(f"{requests}x{tokens}: {ms:.2f} ms, {requests * tokens / ms * 1000:.0f} tok/s, kernels {report[f'{requests}x{tokens}']['sum']:.1f}", flush=True)
+        busy = sum(value[0] for value in kernels.values())
+        report[f"{requests}x{tokens}"] = {"ms": ms, "kernels": top, "sum": busy}
+        rate = requests * tokens / ms * 1000
+        print(f"{requests}x{tokens}: {ms:.2f} ms, {rate:.0f} tok/s, kernels {busy:.1f} ms", flush=True)
         for name, (value, count) in top.items():
             print(f"   {value:8.2f} ms x{count} {name}")
     x = torch.randn(8192, 4096, device="cuda", dtype=torch.bfloat16)
@@ -216,7 +223,14 @@ def profile() -> dict[str, Any]:
     return report
 
 
-SECTIONS: Final = {"check": check, "times": times, "plans": plans, "profile": profile}
+SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "check": check,
+    "times": times,
+    "plans": plans,
+    "profile": profile,
+    "check-gluon": lambda: check(gluon=True),
+    "times-gluon": lambda: times(gluon=True),
+}
 
 
 def main() -> int:

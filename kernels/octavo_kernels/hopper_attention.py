@@ -148,9 +148,7 @@ def _compute(
         if PING_PONG:
             mbarrier.wait(turn.index(WHICH), (i - 1) & 1)
         mbarrier.wait(ready.index(stage), i // STAGES & 1)
-        next_scores = warpgroup_mma(
-            q_tile, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True
-        )
+        next_scores = warpgroup_mma(q_tile, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(ready.index(STAGES + before), (i - 1) // STAGES & 1)
         next_acc = warpgroup_mma(weights, v_tiles.index(before), acc, is_async=True)
         if PING_PONG:

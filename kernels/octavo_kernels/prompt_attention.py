@@ -44,9 +44,7 @@ def prompt_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     tiles = num_tokens // (config.block_rows // group) + len(metadata.block_tables)
     k_rows, v_rows = (
-        TensorDescriptor(
-            x, [num_tokens, kv_heads * head_dim], [x.stride(0), 1], [config.block_keys, head_dim]
-        )
+        TensorDescriptor(x, [num_tokens, kv_heads * head_dim], [x.stride(0), 1], [config.block_keys, head_dim])
         for x in (k, v)
     )
     prompt_kernel[(tiles, kv_heads)](
