@@ -70,6 +70,13 @@ def prompt_attention(
     return out
 
 
+def takes_prompts(q: torch.Tensor, metadata: AttentionMetadata) -> bool:
+    """Whether `prompt_attention` computes the step's requests with two tokens or more: what they are, type and size."""
+    head_dim = q.shape[2]
+    fits = 16 <= head_dim <= 128 and head_dim.bit_count() == 1 and q.dtype != torch.float32
+    return metadata.whole_prompts and metadata.max_query_len != 1 and fits
+
+
 def prompt_config(group: int, longest: int) -> AttentionConfig:
     """Rows, keys, warps and stages by the longest prompt's tokens."""
     rows, *rest = (128, 128, 8, 3) if longest >= _LONG else (64, 64, 4, 3)
