@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/suppor
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu_kernels import event_ms, graph_us, tried  # noqa: E402
-from kernel_checks import TOLERANCE, Case, warm  # noqa: E402
+from kernel_checks import RAGGED, SHAPES, TOLERANCE, Case, poisoned, warm  # noqa: E402
 
 from octavo_kernels import gathered_attention as gathered  # noqa: E402
 from octavo_kernels.hopper_attention import hopper_attention  # noqa: E402
@@ -30,12 +30,18 @@ TRITON: Final = (
     *((64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 4, 3)),
     *((64, 128, 4, 2), (128, 128, 8, 2), (128, 128, 8, 3)),
 )
-GLUON: Final = tuple(
-    {"keys": keys, "stages": stages, "heads_first": heads, "ping_pong": turns}
-    for keys, stages in ((128, 2), (64, 4))
-    for heads in (False, True)
-    for turns in (False, True)
+GLUON: Final = (
+    *(
+        {"keys": 128, "stages": 2, "heads_first": heads, "sort": sort}
+        for heads in (False, True)
+        for sort in (False, True)
+    ),
+    *({"keys": 64, "stages": 4, "heads_first": heads, "sort": True} for heads in (False, True)),
+    *({"groups": 1, "keys": 64, "stages": 3, "heads_first": heads, "sort": True} for heads in (False, True)),
+    {"groups": 1, "keys": 64, "stages": 3, "heads_first": False, "sort": False},
+    {"groups": 1, "keys": 64, "stages": 2, "heads_first": True, "sort": True},
 )
+IN_STEP: Final = (GLUON[0], GLUON[3], GLUON[7])
 
 
 class Prompts:
@@ -63,7 +69,9 @@ class Prompts:
         return prompt_attention(self.q, self.k, self.v, self.metadata, scale, window, config)
 
     def gluon(self, **options: Any) -> torch.Tensor:
-        return hopper_attention(self.q, self.k, self.v, self.metadata, self.q.shape[2] ** -0.5, **options)
+        none = self.k[:1].unsqueeze(0)
+        scale = self.q.shape[2] ** -0.5
+        return hopper_attention(self.q, none, none, self.metadata, scale, step_kv=(self.k, self.v), **options)
 
     def expected(self, window: int | None = None) -> torch.Tensor:
         found = []
@@ -120,42 +128,82 @@ def ragged(total: int = 8192) -> list[int]:
     return lengths
 
 
-def times(gluon: bool = False) -> dict[str, Any]:
+def check_gluon() -> dict[str, Any]:
+    """Relative errors of chunks over pages, in a cache that is NaN wherever nothing may be read."""
+    report: dict[str, Any] = {}
+    calls = []
+    shapes = {**{name: SHAPES[name] for name in ("8B", "0.6B", "7, one key head")}, "3": (6, 2, 128), "1": (4, 4, 64)}
+    for name, shape in shapes.items():
+        for page_size in (16, 8, 256) if name == "8B" else (64, 128):
+            case = Case(
+                RAGGED, heads=shape, page_size=page_size, dtype=torch.float16 if name == "3" else torch.bfloat16
+            )
+            for options in GLUON if page_size == 16 else (GLUON[3], GLUON[7]):
+                calls.append((f"{name} {page_size} {options}", case, paged_call(options)))
+    begin = time.perf_counter()
+    warm([lambda call=call: call[2](call[1]) for call in calls])  # type: ignore[misc]
+    print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
+    for name, case, run in calls:
+        chunks = torch.cat([torch.full((count,), count > 1) for count in case.counts]).cuda()
+        truth, found = case.expected()[chunks], poisoned(lambda r=run, c=case: r(c))[chunks].double()  # type: ignore[misc]
+        error = ((found - truth).norm() / truth.norm()).item()
+        report[name] = error
+        if not error <= TOLERANCE[case.q.dtype]:
+            print(f"WRONG {name}: {error:.2e}", flush=True)
+    print(f"{len(calls)} checked, largest {max(report.values()):.1e}", flush=True)
+    again = [torch.equal(calls[0][2](calls[0][1])[:700], calls[0][2](calls[0][1])[:700]) for _ in range(3)]
+    print("the same bits again:", again, flush=True)
+    return report
+
+
+def paged_call(options: dict[str, Any]) -> Callable[[Case], torch.Tensor]:
+    return lambda c: hopper_attention(c.q, c.k, c.v, c.metadata, c.scale, **options)
+
+
+CHUNKS: Final = {
+    **{f"{n}x{length}": [(length, length)] * n for n, length in ((1, 8192), (4, 2048), (16, 512), (1, 4096))},
+    **{f"{n}x{length}": [(length, length)] * n for n, length in ((1, 2048), (1, 1024), (1, 512), (64, 128))},
+    "ragged": [],
+    "8192 after 8192": [(8192, 16384)],
+    "2048 after 8192": [(2048, 10240)],
+    "4x512 after 4096": [(512, 4608)] * 4,
+    "64x64 after 4096, shared": [(64, 4160)] * 64,
+}
+
+
+def times() -> dict[str, Any]:
     """TFLOP/s of every candidate."""
     report: dict[str, Any] = {}
-    shapes = {
-        **{f"{n}x{length}": [length] * n for n, length in ((1, 8192), (4, 2048), (16, 512), (1, 4096), (1, 2048))},
-        "1x1024": [1024],
-        "ragged 100-1024": ragged(),
-    }
-    for name, lengths in shapes.items():
-        cases = [Prompts(lengths, seed=seed) for seed in range(3)]
-        paged = [Case([(n, n) for n in lengths], poison=False, seed=seed) for seed in range(3)]
-        operations = sum(32 * 128 * 4 * n * (n + 1) / 2 for n in lengths)
+    for name, requests in CHUNKS.items():
+        requests = requests or [(n, n) for n in ragged()]
+        cases = [Case(requests, poison=False, seed=seed) for seed in range(1 if len(requests) == 64 else 3)]
+        if "shared" in name:
+            cases[0].metadata.block_tables[:, :256] = cases[0].metadata.block_tables[0, :256].clone()
+        whole = all(n == context for n, context in requests)
+        steps = [Prompts([n for n, _ in requests], seed=seed) for seed in range(3)] if whole else []
+        operations = sum(32 * 128 * 4 * n * (context - n + (n + 1) / 2) for n, context in requests)
 
         def rate(run: Callable[[Any], object], cases: list[Any] = cases, operations: float = operations) -> float:
             us = tried(lambda: graph_us([lambda case=case: run(case) for case in cases]))  # type: ignore[misc]
             return round(operations / us / 1e6)
 
+        # The plan of the tiles is made once a step: it is left out, as it is in all layers but the first.
         found = {
-            "now": rate(lambda c: gathered.attention(c.q, c.k, c.v, c.metadata, 0.088), paged),
+            "now": rate(lambda c: gathered.attention(c.q, c.k, c.v, c.metadata, 0.088)),
+            "pages": rate(lambda c: c.run()),
         }
-        for shape in () if gluon else TRITON:
-            found["{}x{} w{} s{}".format(*shape)] = rate(lambda c, x=shape: c.triton(AttentionConfig(*x)))  # type: ignore[misc]
-        for options in GLUON if gluon else ():
-            key = "gluon " + " ".join(str(int(value)) for value in options.values())
-            found[key] = rate(lambda c, o=options: c.gluon(**o))  # type: ignore[misc]
-        if len(set(lengths)) == 1:
-
-            def sdpa(c: Prompts, n: int = len(lengths)) -> object:
-                q, k, v = (x.unflatten(0, (n, -1)).transpose(1, 2) for x in (c.q, c.k, c.v))
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-
-            found["SDPA"] = rate(sdpa)
+        for options in GLUON:
+            found["gluon " + key_of(options)] = rate(paged_call(options))
+        for options in IN_STEP if whole else ():
+            found["step " + key_of(options)] = rate(lambda c, o=options: c.gluon(**o), steps)  # type: ignore[misc]
         report[name] = found
         print(name, found, flush=True)
-        del cases, paged
+        del cases, steps
     return report
+
+
+def key_of(options: dict[str, Any]) -> str:
+    return " ".join(f"{name[0]}{int(value)}" for name, value in options.items())
 
 
 def plans() -> dict[str, Any]:
@@ -228,8 +276,7 @@ SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "times": times,
     "plans": plans,
     "profile": profile,
-    "check-gluon": lambda: check(gluon=True),
-    "times-gluon": lambda: times(gluon=True),
+    "check-gluon": check_gluon,
 }
 
 

@@ -12,6 +12,8 @@ The key tiles are taken from the last to the first: only the first ones taken ne
 from typing import Final
 
 import torch
+import triton
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -26,79 +28,181 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import LOG2_E
 
-ROWS: Final = 128  # of a program
 _TYPES: Final = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
 
 def hopper_attention(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
     metadata: AttentionMetadata,
     scale: float,
     *,
+    step_kv: tuple[torch.Tensor, torch.Tensor] | None = None,
+    groups: int = 2,
     keys: int = 128,
     stages: int = 2,
     heads_first: bool = False,
-    ping_pong: bool = False,
+    sort: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `prompt_attention`, without a window; d is 64 or 128."""
+    """As `paged_attention` without a window; rows of requests with one token are left as they are.
+
+    d is 64 or 128, a page holds 8 tokens or more, and those of one head are one stretch. step_kv: K and V of the step's
+    tokens, if all requests with two tokens or more are whole prompts: then no page is read.
+    """
     num_tokens, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
+    _, page_size, kv_heads, _ = k_cache.shape
     group = heads // kv_heads
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    tiles = num_tokens // (ROWS // group) + len(metadata.block_tables)
-    layout = gl.NVMMASharedLayout.get_default_for([keys, head_dim], _TYPES[q.dtype])
-    k_rows, v_rows = (
-        TensorDescriptor(x, [num_tokens, kv_heads * head_dim], [x.stride(0), 1], [keys, head_dim], layout)
-        for x in (k, v)
-    )
-    grid = (kv_heads, tiles) if heads_first else (tiles, kv_heads)
+    plan = chunk_tiles(metadata, num_tokens, 64 * groups // group, sort)
+    if step_kv is None:
+        box = min(page_size, keys)
+        k_rows, v_rows = (_page_rows(cache, box) for cache in (k_cache, v_cache))
+    else:
+        box = keys
+        k_rows, v_rows = (
+            TensorDescriptor(
+                x, [num_tokens, kv_heads * head_dim], [x.stride(0), 1], [box, head_dim], _layout(box, head_dim, x.dtype)
+            )
+            for x in step_kv
+        )
+    grid = (kv_heads, len(plan)) if heads_first else (len(plan), kv_heads)
     _kernel[grid](
         q,
         k_rows,
         v_rows,
         out,
-        metadata.query_start,
+        plan,
+        metadata.block_tables,
         scale * LOG2_E,
-        len(metadata.block_tables),
+        metadata.block_tables.stride(0),
+        k_cache.stride(0) // head_dim,
+        k_cache.stride(2) // head_dim,
         *q.stride()[:2],
         *out.stride()[:2],
         GROUP=group,
-        BLOCK_M=ROWS,
+        GROUPS=groups,
+        BLOCK_N=keys,
+        PAGE_SIZE=page_size if step_kv is None else 0,
         STAGES=stages,
         HEADS_FIRST=heads_first,
-        PING_PONG=ping_pong,
         num_warps=4,
-        maxnreg=168,
+        maxnreg=168 if groups == 2 else 128,
     )
     return out
 
 
+def chunk_tiles(metadata: AttentionMetadata, num_tokens: int, positions: int, sort: bool) -> torch.Tensor:
+    """The tiles of so many positions that the step's requests with two tokens or more are cut into, [tiles, 4] int32.
+
+    Of each its first token, that one's position, its request's context and its request; a context of 0 for tiles that
+    are not there. Worked out once a step.
+    """
+    key = ("chunk tiles", positions, sort)
+    found: torch.Tensor | None = metadata.plans.get(key)
+    if found is None:
+        requests = len(metadata.block_tables)
+        tiles = num_tokens // positions + requests
+        found = metadata.query_start.new_empty(tiles, 4)
+        _tiles_kernel[(triton.cdiv(tiles, 128),)](
+            metadata.query_start, metadata.context_lens, found, requests, tiles, positions, BLOCK=128
+        )
+        if sort:
+            found = found[found[:, 1].argsort(descending=True)]
+        metadata.plans[key] = found
+    return found
+
+
+@triton.jit(
+    do_not_specialize=["num_requests", "num_tiles", "positions"],
+    do_not_specialize_on_alignment=["query_start_ptr", "context_lens_ptr"],
+)
+def _tiles_kernel(
+    query_start_ptr, context_lens_ptr, found_ptr, num_requests, num_tiles, positions, BLOCK: tl.constexpr
+):
+    """Grid: blocks of tiles, the last tile of all first: it is likely to have the most keys."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < num_tiles
+    tile = num_tiles - 1 - index
+    # Request r's tiles are numbered from query_start[r] // positions + r on: room enough for each, and rising in r.
+    request = tl.zeros([BLOCK], tl.int32)
+    past = tl.zeros([BLOCK], tl.int32) + num_requests
+    for _ in range(31):
+        middle = (request + past) // 2
+        before = tl.load(query_start_ptr + middle, mask=inside, other=0) // positions + middle <= tile
+        request = tl.where(before, middle, request)
+        past = tl.where(before, past, middle)
+    start = tl.load(query_start_ptr + request, mask=inside, other=0)
+    length = tl.load(query_start_ptr + request + 1, mask=inside, other=0) - start
+    context = tl.load(context_lens_ptr + request, mask=inside, other=0)
+    offset = (tile - start // positions - request) * positions
+    there = (offset < length) & (length > 1)
+    tl.store(found_ptr + index * 4, start + offset, mask=inside)
+    tl.store(found_ptr + index * 4 + 1, tl.where(there, context - length + offset, -1), mask=inside)
+    tl.store(found_ptr + index * 4 + 2, tl.where(there, context, 0), mask=inside)
+    tl.store(found_ptr + index * 4 + 3, request, mask=inside)
+
+
+def _page_rows(cache: torch.Tensor, box: int) -> TensorDescriptor:
+    """The cache as rows of one head's elements, whoever they belong to: from the first page's to the last one's."""
+    pages, page_size, kv_heads, head_dim = cache.shape
+    rows = ((pages - 1) * cache.stride(0) + (kv_heads - 1) * cache.stride(2)) // head_dim + page_size
+    return TensorDescriptor(
+        cache, [rows, head_dim], [head_dim, 1], [box, head_dim], _layout(box, head_dim, cache.dtype)
+    )
+
+
+def _layout(rows: int, columns: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], _TYPES[dtype])
+
+
 @gluon.jit
-def _fetch(k_rows, v_rows, k_tiles, v_tiles, ready, empty, first, column, end):
+def _fetch(
+    k_rows, v_rows, k_tiles, v_tiles, ready, empty, table_ptr, first, kv_head, context, end, stride_page, stride_head,
+    PAGE_SIZE: gl.constexpr,
+):  # fmt: skip
     """The fetching warp. ready, empty: barriers of K's stages, then V's."""
     STAGES: gl.constexpr = k_tiles.type.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.type.shape[1]
+    HEAD_DIM: gl.constexpr = k_tiles.type.shape[2]
+    BOX: gl.constexpr = k_rows.block_type.shape[0]
+    NBYTES: gl.constexpr = BLOCK_N * HEAD_DIM * 2
     for i in range(end):
-        row = first + (end - 1 - i) * BLOCK_N
+        tile = end - 1 - i
         stage = i % STAGES
         phase = (i // STAGES & 1) ^ 1
-        mbarrier.wait(empty.index(stage), phase)
-        mbarrier.expect(ready.index(stage), k_rows.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_rows, [row, column], ready.index(stage), k_tiles.index(stage))
-        mbarrier.wait(empty.index(STAGES + stage), phase)
-        mbarrier.expect(ready.index(STAGES + stage), v_rows.block_type.nbytes)
-        tma.async_copy_global_to_shared(v_rows, [row, column], ready.index(STAGES + stage), v_tiles.index(stage))
+        for half in gl.static_range(2):
+            rows = k_rows if half == 0 else v_rows
+            tiles = k_tiles if half == 0 else v_tiles
+            mbarrier.wait(empty.index(half * STAGES + stage), phase)
+            bar = ready.index(half * STAGES + stage)
+            mbarrier.expect(bar, NBYTES)
+            if PAGE_SIZE == 0:
+                tma.async_copy_global_to_shared(
+                    rows, [first + tile * BLOCK_N, kv_head * HEAD_DIM], bar, tiles.index(stage)
+                )
+            else:
+                for piece in gl.static_range(BLOCK_N // BOX):
+                    key = tile * BLOCK_N + piece * BOX
+                    # Where the request has no page, the row is one that is not there, and zeros come.
+                    row = rows.shape[0]
+                    if key < context:
+                        page = gl.load(table_ptr + key // PAGE_SIZE)
+                        row = page * stride_page + kv_head * stride_head + key % PAGE_SIZE
+                    tma.async_copy_global_to_shared(rows, [row, 0], bar, tiles.index(stage).slice(piece * BOX, BOX))
 
 
 @gluon.jit
 def _compute(
-    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, turn, scale, first, length, position, kv_head, end, whole,
-    stride_qt, stride_qh, stride_ot, stride_oh, GROUP: gl.constexpr, WHICH: gl.constexpr, PING_PONG: gl.constexpr,
+    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, scale, first, position, context, kv_head, end,
+    whole, stride_qt, stride_qh, stride_ot, stride_oh, GROUP: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
-    """A computing group, the rows from 64 · WHICH on. end: key tiles; whole: those that every row sees whole."""
+    """A computing group, the rows from 64 · WHICH on.
+
+    first: the token of the tile's first row, which stands at `position`. end: key tiles; whole: those that every row
+    sees whole.
+    """
     STAGES: gl.constexpr = k_tiles.type.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.type.shape[1]
     HEAD_DIM: gl.constexpr = k_tiles.type.shape[2]
@@ -110,16 +214,16 @@ def _compute(
 
     row_l = WHICH * 64 + gl.arange(0, 64, gl.SliceLayout(1, lines))
     column_l = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, lines))
-    token_l = (first + position + row_l // GROUP).to(gl.int64)
+    token_l = (first + row_l // GROUP).to(gl.int64)
     head_l = kv_head * GROUP + row_l % GROUP
-    there = ((row_l // GROUP < BLOCK_Q_OF(GROUP)) & (position + row_l // GROUP < length))[:, None]
+    there = ((row_l // GROUP < GROUPS * 64 // GROUP) & (position + row_l // GROUP < context))[:, None]
     q_at = q_ptr + (token_l * stride_qt + head_l * stride_qh)[:, None] + column_l[None, :]
     q_tile = q_tiles.index(WHICH)
     q_tile.store(gl.load(q_at, mask=there, other=0.0))
     fence_async_shared()
 
     row = WHICH * 64 + gl.arange(0, 64, gl.SliceLayout(1, scores_in))
-    row_position = gl.minimum(position + row // GROUP, length - 1)
+    row_position = gl.minimum(position + row // GROUP, context - 1)
     n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, scores_in))
     nothing = gl.full([64, BLOCK_N], 0.0, gl.float32, scores_in)
     acc = gl.full([64, HEAD_DIM], 0.0, gl.float32, mix_in)
@@ -134,25 +238,21 @@ def _compute(
     m, total, old, p = _weigh(scores, m, total, scale, True)
     weights = gl.convert_layout(p.to(dtype), weights_in)
     mbarrier.wait(ready.index(STAGES), 0)
-    if end * BLOCK_N > length:
-        # Rows of the tile that are another request's: 0 · NaN is NaN.
+    if end * BLOCK_N > context:
+        # Rows of the tile that are not the request's: 0 · NaN is NaN. Both groups write the same.
         v_lines: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
         v_row = (end - 1) * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, v_lines))
         v = v_tiles.index(0).load(v_lines)
-        v_tiles.index(0).store(gl.where((v_row < length)[:, None], v, 0.0))
+        v_tiles.index(0).store(gl.where((v_row < context)[:, None], v, 0.0))
         fence_async_shared()
 
     for i in range(1, end):
         stage = i % STAGES
         before = (i - 1) % STAGES
-        if PING_PONG:
-            mbarrier.wait(turn.index(WHICH), (i - 1) & 1)
         mbarrier.wait(ready.index(stage), i // STAGES & 1)
         next_scores = warpgroup_mma(q_tile, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(ready.index(STAGES + before), (i - 1) // STAGES & 1)
         next_acc = warpgroup_mma(weights, v_tiles.index(before), acc, is_async=True)
-        if PING_PONG:
-            mbarrier.arrive(turn.index(1 - WHICH), count=1)
         scores = warpgroup_mma_wait(1, deps=[next_scores])
         mbarrier.arrive(empty.index(stage), count=1)
         tile = end - 1 - i
@@ -174,11 +274,6 @@ def _compute(
     gl.store(out_at, q_tile.load(lines), mask=there)
 
 
-@gluon.constexpr_function
-def BLOCK_Q_OF(group):
-    return ROWS // group
-
-
 @gluon.jit
 def _weigh(scores, m, total, scale, MASKED: gl.constexpr):
     """m and total with the scores taken in, what sums under the old m are to be multiplied by, and exp(scores − m)."""
@@ -191,72 +286,55 @@ def _weigh(scores, m, total, scale, MASKED: gl.constexpr):
     return m_new, total * old + gl.sum(p, 1), old, p
 
 
-@gluon.jit(do_not_specialize=["scale", "num_requests"], do_not_specialize_on_alignment=["query_start_ptr"])
+@gluon.jit(do_not_specialize=["scale", "stride_table"], do_not_specialize_on_alignment=["plan_ptr", "tables_ptr"])
 def _kernel(
-    q_ptr, k_rows, v_rows, out_ptr, query_start_ptr, scale, num_requests, stride_qt, stride_qh, stride_ot, stride_oh,
-    GROUP: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr, HEADS_FIRST: gl.constexpr,
-    PING_PONG: gl.constexpr,
+    q_ptr, k_rows, v_rows, out_ptr, plan_ptr, tables_ptr, scale, stride_table, stride_page, stride_head, stride_qt,
+    stride_qh, stride_ot, stride_oh, GROUP: gl.constexpr, GROUPS: gl.constexpr, BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr, HEADS_FIRST: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (tiles of positions, kv_heads), the last tile first; the other way round if HEADS_FIRST."""
-    BLOCK_Q: gl.constexpr = BLOCK_M // GROUP
-    BLOCK_N: gl.constexpr = k_rows.block_type.shape[0]
+    """Grid: (tiles of `chunk_tiles`, kv_heads); the other way round if HEADS_FIRST.
+
+    k_rows, v_rows: [rows, HEAD_DIM]; a page's are stride_page behind those of the page before it, a head's stride_head.
+    PAGE_SIZE 0: [tokens, kv_heads · HEAD_DIM], of the step.
+    """
+    BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
     HEAD_DIM: gl.constexpr = k_rows.block_type.shape[1]
-    if HEADS_FIRST:
-        kv_head = gl.program_id(0)
-        tile = gl.num_programs(1) - 1 - gl.program_id(1)
-    else:
-        kv_head = gl.program_id(1)
-        tile = gl.num_programs(0) - 1 - gl.program_id(0)
-    request = 0
-    past = num_requests
-    while past - request > 1:
-        middle = (request + past) // 2
-        if gl.load(query_start_ptr + middle) // BLOCK_Q + middle <= tile:
-            request = middle
-        else:
-            past = middle
-    first = gl.load(query_start_ptr + request)
-    length = gl.load(query_start_ptr + request + 1) - first
-    position = (tile - first // BLOCK_Q - request) * BLOCK_Q
-    if (position < length) & (length > 1):
-        last = gl.minimum(position + BLOCK_Q, length) - 1
+    kv_head = gl.program_id(0 if HEADS_FIRST else 1)
+    plan_ptr += gl.program_id(1 if HEADS_FIRST else 0) * 4
+    first = gl.load(plan_ptr)
+    position = gl.load(plan_ptr + 1)
+    context = gl.load(plan_ptr + 2)
+    request = gl.load(plan_ptr + 3)
+    if context > 0:
+        last = gl.minimum(position + BLOCK_Q, context) - 1
         end = last // BLOCK_N + 1
         whole = (position + 1) // BLOCK_N
+        table_ptr = tables_ptr + request.to(gl.int64) * stride_table
 
-        q_tiles = gl.allocate_shared_memory(
-            k_rows.dtype, [2, 64, HEAD_DIM], gl.NVMMASharedLayout.get_default_for([64, HEAD_DIM], k_rows.dtype)
-        )
-        k_tiles = gl.allocate_shared_memory(k_rows.dtype, [STAGES, BLOCK_N, HEAD_DIM], k_rows.layout)
-        v_tiles = gl.allocate_shared_memory(k_rows.dtype, [STAGES, BLOCK_N, HEAD_DIM], v_rows.layout)
+        layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, HEAD_DIM], k_rows.dtype)
+        q_tiles = gl.allocate_shared_memory(k_rows.dtype, [GROUPS, 64, HEAD_DIM], layout)
+        k_tiles = gl.allocate_shared_memory(k_rows.dtype, [STAGES, BLOCK_N, HEAD_DIM], layout)
+        v_tiles = gl.allocate_shared_memory(k_rows.dtype, [STAGES, BLOCK_N, HEAD_DIM], layout)
         ready = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
         empty = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
-        turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
         for i in gl.static_range(2 * STAGES):
             mbarrier.init(ready.index(i), count=1)
-            mbarrier.init(empty.index(i), count=2)
-        for i in gl.static_range(2):
-            mbarrier.init(turn.index(i), count=1)
-        if PING_PONG:
-            mbarrier.arrive(turn.index(0), count=1)
-        column = kv_head * HEAD_DIM
-        gl.warp_specialize(
-            [
-                (
-                    _compute,
-                    (
-                        q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, turn, scale, first, length, position,
-                        kv_head, end, whole, stride_qt, stride_qh, stride_ot, stride_oh, GROUP, 0, PING_PONG,
-                    ),
-                ),
-                (
-                    _compute,
-                    (
-                        q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, turn, scale, first, length, position,
-                        kv_head, end, whole, stride_qt, stride_qh, stride_ot, stride_oh, GROUP, 1, PING_PONG,
-                    ),
-                ),
-                (_fetch, (k_rows, v_rows, k_tiles, v_tiles, ready, empty, first, column, end)),
-            ],
-            [4, 1],
-            [240, 24],
+            mbarrier.init(empty.index(i), count=GROUPS)
+        fetching = (
+            k_rows, v_rows, k_tiles, v_tiles, ready, empty, table_ptr, first - position, kv_head, context, end,
+            stride_page, stride_head, PAGE_SIZE,
         )  # fmt: skip
+        first_group = (
+            q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, scale, first, position, context, kv_head, end,
+            whole, stride_qt, stride_qh, stride_ot, stride_oh, GROUP, GROUPS, 0,
+        )  # fmt: skip
+        second_group = (
+            q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, scale, first, position, context, kv_head, end,
+            whole, stride_qt, stride_qh, stride_ot, stride_oh, GROUP, GROUPS, 1,
+        )  # fmt: skip
+        if GROUPS == 2:
+            gl.warp_specialize(
+                [(_compute, first_group), (_compute, second_group), (_fetch, fetching)], [4, 1], [240, 24]
+            )
+        else:
+            gl.warp_specialize([(_compute, first_group), (_fetch, fetching)], [1], [24])
