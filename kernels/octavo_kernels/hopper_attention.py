@@ -68,7 +68,7 @@ def hopper_attention(
             for x in step_kv
         )
     grid = (kv_heads, len(plan)) if heads_first else (len(plan), kv_heads)
-    _kernel[grid](
+    _hopper_kernel[grid](
         q,
         k_rows,
         v_rows,
@@ -287,7 +287,7 @@ def _weigh(scores, m, total, scale, MASKED: gl.constexpr):
 
 
 @gluon.jit(do_not_specialize=["scale", "stride_table"], do_not_specialize_on_alignment=["plan_ptr", "tables_ptr"])
-def _kernel(
+def _hopper_kernel(
     q_ptr, k_rows, v_rows, out_ptr, plan_ptr, tables_ptr, scale, stride_table, stride_page, stride_head, stride_qt,
     stride_qh, stride_ot, stride_oh, GROUP: gl.constexpr, GROUPS: gl.constexpr, BLOCK_N: gl.constexpr,
     PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr, HEADS_FIRST: gl.constexpr,
