@@ -172,25 +172,41 @@ def _fetch(
         tile = end - 1 - i
         stage = i % STAGES
         phase = (i // STAGES & 1) ^ 1
+        places = _places(
+            table_ptr, tile * BLOCK_N, first, kv_head, context, stride_page, stride_head, k_rows.shape[0],
+            PAGE_SIZE, BLOCK_N, BOX,
+        )  # fmt: skip
+        column = kv_head * HEAD_DIM if PAGE_SIZE == 0 else 0
         for half in gl.static_range(2):
             rows = k_rows if half == 0 else v_rows
             tiles = k_tiles if half == 0 else v_tiles
             mbarrier.wait(empty.index(half * STAGES + stage), phase)
             bar = ready.index(half * STAGES + stage)
             mbarrier.expect(bar, NBYTES)
-            if PAGE_SIZE == 0:
-                tma.async_copy_global_to_shared(
-                    rows, [first + tile * BLOCK_N, kv_head * HEAD_DIM], bar, tiles.index(stage)
-                )
-            else:
-                for piece in gl.static_range(BLOCK_N // BOX):
-                    key = tile * BLOCK_N + piece * BOX
-                    # Where the request has no page, the row is one that is not there, and zeros come.
-                    row = rows.shape[0]
-                    if key < context:
-                        page = gl.load(table_ptr + key // PAGE_SIZE)
-                        row = page * stride_page + kv_head * stride_head + key % PAGE_SIZE
-                    tma.async_copy_global_to_shared(rows, [row, 0], bar, tiles.index(stage).slice(piece * BOX, BOX))
+            for piece in gl.static_range(BLOCK_N // BOX):
+                to = tiles.index(stage).slice(piece * BOX, BOX)
+                tma.async_copy_global_to_shared(rows, [places[piece], column], bar, to)
+
+
+@gluon.jit
+def _places(
+    table_ptr, key, first, kv_head, context, stride_page, stride_head, nowhere,
+    PAGE_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, BOX: gl.constexpr,
+):  # fmt: skip
+    """The rows of K and V that a tile's pieces begin with: all pages are asked for before any is waited for.
+
+    Where the request has no page, the row is one that is not there: then the copy engine writes zeros.
+    """
+    found = ()
+    for piece in gl.static_range(BLOCK_N // BOX):
+        at = key + piece * BOX
+        if PAGE_SIZE == 0:
+            row = first + at
+        else:
+            page = gl.load(table_ptr + gl.minimum(at, context - 1) // PAGE_SIZE)
+            row = gl.where(at < context, page * stride_page + kv_head * stride_head + at % PAGE_SIZE, nowhere)
+        found = found + (row,)  # noqa: RUF005
+    return found
 
 
 @gluon.jit
