@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
 
 import torch  # noqa: E402
+import hopper_persistent  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu_kernels import event_ms, graph_us, tried  # noqa: E402
 from kernel_checks import RAGGED, SHAPES, TOLERANCE, Case, poisoned, warm  # noqa: E402
@@ -40,6 +41,14 @@ GLUON: Final = (
     *({"groups": 1, "keys": 64, "stages": 3, "heads_first": heads, "sort": True} for heads in (False, True)),
     {"groups": 1, "keys": 64, "stages": 3, "heads_first": False, "sort": False},
     {"groups": 1, "keys": 64, "stages": 2, "heads_first": True, "sort": True},
+)
+PERSISTENT: Final = (
+    *({"keys": 128, "stages": 2, "heads_first": heads, "sort": True, "programs": 132} for heads in (False, True)),
+    {"keys": 128, "stages": 2, "heads_first": False, "sort": False, "programs": 132},
+    *(
+        {"groups": 1, "keys": 64, "stages": 3, "heads_first": heads, "sort": True, "programs": 264}
+        for heads in (False, True)
+    ),
 )
 IN_STEP: Final = (GLUON[0], GLUON[3], GLUON[7])
 
@@ -128,7 +137,7 @@ def ragged(total: int = 8192) -> list[int]:
     return lengths
 
 
-def check_gluon() -> dict[str, Any]:
+def check_gluon(chosen: tuple[dict[str, Any], ...] = GLUON) -> dict[str, Any]:
     """Relative errors of chunks over pages, in a cache that is NaN wherever nothing may be read."""
     report: dict[str, Any] = {}
     calls = []
@@ -138,7 +147,7 @@ def check_gluon() -> dict[str, Any]:
             case = Case(
                 RAGGED, heads=shape, page_size=page_size, dtype=torch.float16 if name == "3" else torch.bfloat16
             )
-            for options in GLUON if page_size == 16 else (GLUON[3], GLUON[7]):
+            for options in chosen if page_size == 16 else chosen[::3]:
                 calls.append((f"{name} {page_size} {options}", case, paged_call(options)))
     begin = time.perf_counter()
     warm([lambda call=call: call[2](call[1]) for call in calls])  # type: ignore[misc]
@@ -157,7 +166,8 @@ def check_gluon() -> dict[str, Any]:
 
 
 def paged_call(options: dict[str, Any]) -> Callable[[Case], torch.Tensor]:
-    return lambda c: hopper_attention(c.q, c.k, c.v, c.metadata, c.scale, **options)
+    attend = hopper_persistent.hopper_attention if "programs" in options else hopper_attention
+    return lambda c: attend(c.q, c.k, c.v, c.metadata, c.scale, **options)
 
 
 CHUNKS: Final = {
@@ -171,7 +181,7 @@ CHUNKS: Final = {
 }
 
 
-def times() -> dict[str, Any]:
+def times(chosen: tuple[dict[str, Any], ...] = GLUON) -> dict[str, Any]:
     """TFLOP/s of every candidate."""
     report: dict[str, Any] = {}
     for name, requests in CHUNKS.items():
@@ -192,7 +202,7 @@ def times() -> dict[str, Any]:
             "now": rate(lambda c: gathered.attention(c.q, c.k, c.v, c.metadata, 0.088)),
             "pages": rate(lambda c: c.run()),
         }
-        for options in GLUON:
+        for options in chosen:
             found["gluon " + key_of(options)] = rate(paged_call(options))
         for options in IN_STEP if whole else ():
             found["step " + key_of(options)] = rate(lambda c, o=options: c.gluon(**o), steps)  # type: ignore[misc]
@@ -277,6 +287,8 @@ SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "plans": plans,
     "profile": profile,
     "check-gluon": check_gluon,
+    "check-persistent": lambda: check_gluon(PERSISTENT),
+    "times-persistent": lambda: times(PERSISTENT),
 }
 
 
