@@ -15,8 +15,8 @@ from typing import Any, Final
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
 
-import torch  # noqa: E402
 import hopper_persistent  # noqa: E402
+import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu_kernels import event_ms, graph_us, tried  # noqa: E402
 from kernel_checks import RAGGED, SHAPES, TOLERANCE, Case, poisoned, warm  # noqa: E402
