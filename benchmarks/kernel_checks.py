@@ -281,9 +281,9 @@ def check_rope(errors: Errors, dtype: torch.dtype, device: str) -> None:
             slots = torch.randperm(9 * 16, device=device)[:50]
             ours, theirs = (torch.zeros(2, 9, kv_heads, 16, dim, dtype=dtype, device=device) for _ in range(2))
             views = [(cache[0].transpose(1, 2), cache[1].transpose(1, 2)) for cache in (ours, theirs)]
-            found = rotate_and_store(qkv, (angles.cos(), angles.sin()), norms, views[0], slots)
+            q = rotate_and_store(qkv, (angles.cos(), angles.sin()), norms, views[0], slots)
             truth = reference.rotate_and_store(qkv, (wide.cos(), wide.sin()), norms, views[1], slots)
-            errors.add("rotated q, k and v", dtype, torch.cat(found, 1), torch.cat(truth, 1))
+            errors.add("rotated q", dtype, q, truth)
             errors.add("stored k and v", dtype, ours, theirs)
 
 

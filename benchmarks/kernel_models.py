@@ -132,6 +132,4 @@ def batch_of(requests: int, tokens: int, context: int, cache: list[tuple[torch.T
         block_tables=tables.int(),
         max_query_len=tokens,
         max_context_len=context,
-        whole_prompts=tokens in (1, context),
-        single_tokens=tokens == 1,
     )

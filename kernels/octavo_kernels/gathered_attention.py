@@ -21,7 +21,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, paged_attention
-from octavo_kernels.prompt_attention import prompt_attention, takes_prompts
 
 _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile of keys
 # Scratch memory of `attention`, taken whole at the first long chunk and kept: it depends on no step's shape, so a
@@ -41,38 +40,20 @@ def attention(
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None = None,
-    step_kv: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """As `paged_attention`. Whole prompts are attended to without their pages, where step_kv gives the step's K and V.
-
-    K and V of other long chunks are gathered first, where that is known to be faster.
-    """
-    if step_kv is not None and takes_prompts(q, metadata) and _copies_tiles(q.device):
-        out = _single_tokens(q, k_cache, v_cache, metadata, scale, sliding_window)
-        return prompt_attention(q, *step_kv, metadata, scale, sliding_window, out=out)
+    """As `paged_attention`; K and V of long chunks are gathered first, where that is known to be faster."""
     most_keys = _most_keys(metadata, k_cache)
     if not _is_long(q, metadata, most_keys):
         return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)
     scratch = metadata.workspace.take("gathered", (SCRATCH_BYTES // q.element_size(),), q)
     if math.prod(_stretch(k_cache, metadata, most_keys)) > len(scratch):
         return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)
-    out = _single_tokens(q, k_cache, v_cache, metadata, scale, sliding_window)
+    if len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):  # all are chunks
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    else:
+        singles = replace(metadata, max_query_len=1)
+        out = paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)
     return gathered_attention(q, k_cache, v_cache, metadata, scale, sliding_window, out=out)
-
-
-def _single_tokens(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    metadata: AttentionMetadata,
-    scale: float,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """As `paged_attention` of requests with one token; the other rows may be anything."""
-    if not metadata.single_tokens or len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):
-        return torch.empty_like(q, memory_format=torch.contiguous_format)
-    singles = replace(metadata, max_query_len=1)
-    return paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)
 
 
 def _is_long(q: torch.Tensor, metadata: AttentionMetadata, most_keys: int) -> bool:

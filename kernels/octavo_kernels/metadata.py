@@ -35,8 +35,6 @@ class AttentionMetadata:
     plans: what an implementation works out from these once and uses again in each layer; empty at first.
     max_query_len, max_context_len: the host's upper bounds of a request's tokens in the step and in the cache; None if
         it knows no better than q and block_tables show. They may exceed the truth, as they do in a graph.
-    whole_prompts: the host knows that every request with two tokens or more in the step has no others in the cache.
-    single_tokens: False if the host knows that no request has one token in the step.
     """
 
     query_start: torch.Tensor
@@ -46,5 +44,3 @@ class AttentionMetadata:
     plans: dict[Any, Any] = field(default_factory=dict)
     max_query_len: int | None = None
     max_context_len: int | None = None
-    whole_prompts: bool = False
-    single_tokens: bool = True

@@ -33,7 +33,6 @@ class _PagedAttention(Protocol):
         metadata: AttentionMetadata,
         scale: float,
         sliding_window: int | None,
-        step_kv: Pair | None,
         /,
     ) -> torch.Tensor: ...
 
@@ -47,7 +46,7 @@ class _RotateAndStore(Protocol):
         cache: Pair,
         slot_mapping: torch.Tensor,
         /,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,6 @@ class Ops:
     rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
         int64) to what `rotate_and_store` takes; once a step.
     add_rms_norm may write over the residual.
-    paged_attention takes the step's own K and V, as `rotate_and_store` returns them, besides: where a prompt is whole,
-        they are all that it sees, and need not be looked for in the cache.
     """
 
     pack_weight: Callable[[torch.Tensor], torch.Tensor]

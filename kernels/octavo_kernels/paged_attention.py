@@ -156,9 +156,8 @@ def paged_attention_invariant(
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None = None,
-    step_kv: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """As `paged_attention`; a row's bits depend on nothing but the row and its keys. step_kv: not used."""
+    """As `paged_attention`; a row's bits depend on nothing but the row and its keys."""
     return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window, invariant=True)
 
 

@@ -119,10 +119,8 @@ def rotate_and_store(
     norms: tuple[torch.Tensor, torch.Tensor, float] | None,
     cache: tuple[torch.Tensor, torch.Tensor],
     slot_mapping: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [T, heads, d], k [T, kv_heads, d], both normed where the model does, and rotated, and v.
-
-    k and v are stored in their slots as well.
+) -> torch.Tensor:
+    """q [T, heads, d], normed where the model does, and rotated; k, likewise, and v are stored in their slots.
 
     qkv: [T, heads + 2 kv_heads, d]. rope: cos and sin of the tokens' positions, [T, d] float32. norms: the weights for
     q and k, [d], and eps. cache, slot_mapping: as for `store_kv`.
@@ -136,9 +134,8 @@ def rotate_and_store(
         q_norm, k_norm, eps = norms
         q = apply_rope(rms_norm(qkv[:, :heads], q_norm, eps), *rope)
         k = apply_rope(rms_norm(qkv[:, heads : heads + kv_heads], k_norm, eps), *rope)
-    v = qkv[:, heads + kv_heads :]
-    store_kv(k, v, *cache, slot_mapping)
-    return q, k, v
+    store_kv(k, qkv[:, heads + kv_heads :], *cache, slot_mapping)
+    return q
 
 
 def _working_type(x: torch.Tensor) -> torch.dtype:

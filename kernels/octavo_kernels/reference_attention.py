@@ -27,14 +27,13 @@ def paged_attention(
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None = None,
-    step_kv: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Causal attention of every row of q over its own request's pages: [T, heads, d] → [T, heads, d].
 
     k_cache, v_cache: [pages, page size, kv_heads, d], views of any strides, K and V of this step's tokens already in
     them; heads is a multiple of kv_heads. With a sliding window of w tokens, a token sees itself and the w − 1 before
     it. What other requests' pages and unused slots hold has no influence, NaN included. Works in float32 (in float64 if
-    that is q's type). step_kv: K and V of this step's tokens; they are in the pages, too, and are read there.
+    that is q's type).
     """
     _, page_size, kv_heads, head_dim = k_cache.shape
     shape = AttentionShape(page_size, kv_heads, head_dim, q.shape[1] // kv_heads, sliding_window)

@@ -22,8 +22,8 @@ def rotate_and_store(
     norms: tuple[torch.Tensor, torch.Tensor, float] | None,
     cache: tuple[torch.Tensor, torch.Tensor],
     slot_mapping: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [T, heads, d], k [T, kv_heads, d], both normed and rotated, and v; k and v are stored in the cache as well.
+) -> torch.Tensor:
+    """q [T, heads, d], normed and rotated; k, likewise, and v are stored in the cache.
 
     qkv: [T, heads + 2 kv_heads, d], each token's q, k and v heads. rope: cos and sin of the tokens' positions,
     [T, d / 2] float32. norms: the weights for q and k, [d], and eps. cache: K and V, [pages, page size, kv_heads, d] of
@@ -33,10 +33,9 @@ def rotate_and_store(
     k_cache, v_cache = cache
     _, page_size, kv_heads, _ = k_cache.shape
     heads = all_heads - 2 * kv_heads
-    turned = qkv.new_empty(tokens, heads + kv_heads, head_dim)
-    found = turned[:, :heads], turned[:, heads:], qkv[:, heads + kv_heads :]
+    q = qkv.new_empty(tokens, heads, head_dim)
     if tokens == 0:
-        return found
+        return q
     q_norm, k_norm, eps = norms or (qkv, qkv, 0.0)
     block_heads = min(_HEADS, triton.next_power_of_2(all_heads))
     _rotate_and_store_kernel[(tokens, triton.cdiv(all_heads, block_heads))](
@@ -45,7 +44,7 @@ def rotate_and_store(
         q_norm,
         k_norm,
         eps,
-        turned,
+        q,
         k_cache,
         v_cache,
         slot_mapping,
@@ -62,7 +61,7 @@ def rotate_and_store(
         NORM=norms is not None,
         num_warps=2,
     )
-    return found
+    return q
 
 
 @triton.jit(do_not_specialize=["eps"], do_not_specialize_on_alignment=["slot_ptr"])
@@ -73,7 +72,7 @@ def _rotate_and_store_kernel(
     q_norm_ptr,
     k_norm_ptr,
     eps,
-    turned_ptr,
+    q_ptr,
     k_ptr,
     v_ptr,
     slot_ptr,
@@ -124,9 +123,9 @@ def _rotate_and_store_kernel(
     sin = tl.load(sin_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
     turned_first = (first * cos - second * sin).to(raw_first.dtype)
     turned_second = (second * cos + first * sin).to(raw_first.dtype)
-    turned_at = turned_ptr + (token * (HEADS + KV_HEADS) + head[:, None]) * (2 * HALF) + i[None, :]
-    tl.store(turned_at, turned_first, mask=(is_q | is_k) & half)
-    tl.store(turned_at + HALF, turned_second, mask=(is_q | is_k) & half)
+    q_at = q_ptr + (token * HEADS + head[:, None]) * (2 * HALF) + i[None, :]
+    tl.store(q_at, turned_first, mask=is_q & half)
+    tl.store(q_at + HALF, turned_second, mask=is_q & half)
     slot = tl.load(slot_ptr + token)
     page = slot // PAGE_SIZE
     offset = slot % PAGE_SIZE

@@ -31,14 +31,6 @@ class Case:
     def run(self, window: int | None = None, attend: Attend = paged_attention) -> torch.Tensor:
         return attend(self.q, self.k_cache, self.v_cache, self.metadata, 0.25, window)
 
-    def step_kv(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of the step's own tokens, [T, kv_heads, d], as views of wider rows."""
-        found = []
-        for half in (self.keys, self.values):
-            rows = [x[len(x) - count :] for x, count in zip(half, self.query_lens, strict=True)]
-            found.append(torch.cat((torch.full_like(torch.cat(rows), torch.nan), torch.cat(rows)), 1))
-        return found[0][:, found[0].shape[1] // 2 :], found[1][:, found[1].shape[1] // 2 :]
-
     def expected(self, window: int | None = None) -> torch.Tensor:
         return dense_attention(self.q, self.keys, self.values, self.query_lens, 0.25, window)
 

@@ -66,7 +66,6 @@ class PagedLoop:
 
     def _forward_batch(self, batch: list[tuple[Sequence, list[int]]]) -> ForwardBatch:
         positions, slots, starts, contexts = [], [], [0], []
-        whole = all(sequence.length == 0 or len(tokens) == 1 for sequence, tokens in batch)
         for sequence, tokens in batch:
             end = sequence.length + len(tokens)
             while len(sequence.pages) * self.block_size < end:
@@ -91,6 +90,4 @@ class PagedLoop:
                 dtype=torch.int32,
                 device=device,
             ),
-            whole_prompts=whole,
-            single_tokens=any(len(tokens) == 1 for _, tokens in batch),
         )

@@ -179,8 +179,6 @@ class InputBatch:
             tables_there,
             max_query_len=int((ends - starts).max()),
             max_context_len=int(ends.max()),
-            whole_prompts=not ((starts > 0) & (ends - starts > 1)).any(),
-            single_tokens=bool((ends - starts == 1).any()),
         )
         return StepInputs(rows, forward, tables, *indices)
 

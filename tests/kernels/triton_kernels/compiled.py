@@ -1,6 +1,5 @@
 """The kernels compiled for Hopper (sm_90) without a GPU: the interpreter takes programs that the compiler refuses."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from triton.runtime.jit import JITFunction
 from octavo_kernels.gathered_attention import gathered_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.paged_attention import paged_attention
-from octavo_kernels.prompt_attention import prompt_attention
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
@@ -66,15 +64,6 @@ def test_attention(compiled: list[Any], page_size: int, window: int | None, head
     check(compiled, 3)  # decode in splits, their merge, chunks
     case.run(window, gathered_attention)
     check(compiled, 5)
-
-
-@pytest.mark.parametrize(("window", "head_dim", "dtype"), [(None, 128, torch.bfloat16), (100, 64, torch.float16)])
-def test_attention_of_whole_prompts(compiled: list[Any], window: int | None, head_dim: int, dtype: torch.dtype) -> None:
-    case = make_case([(4096, 4096)], heads=8, head_dim=head_dim, dtype=dtype)
-    for longest in (4096, 512):
-        metadata = replace(case.metadata, max_query_len=longest)
-        prompt_attention(case.q, *case.step_kv(), metadata, 0.25, window)
-    check(compiled, 2)
 
 
 def test_invariant_attention_in_float32(compiled: list[Any]) -> None:

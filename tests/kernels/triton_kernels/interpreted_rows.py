@@ -61,8 +61,7 @@ def test_rotate_and_store(
     views = [(c[0].transpose(1, 2), c[1].transpose(1, 2)) if heads_first else (c[0], c[1]) for c in caches]
     found = rotate_and_store(qkv, (angles.cos(), angles.sin()), norms, views[0], slots)
     expected = reference.rotate_and_store(qkv, (both.cos(), both.sin()), norms, views[1], slots)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_close(ours, theirs)
+    assert_close(found, expected)
     # Slots of others are as they were: NaN.
     torch.testing.assert_close(caches[0], caches[1], equal_nan=True, **TOLERANCE[dtype])
     assert caches[0].isnan().sum() == caches[0].numel() - 2 * tokens * kv_heads * dim

@@ -78,8 +78,6 @@ class Decoder:
             self._workspace,
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
-            whole_prompts=batch.whole_prompts,
-            single_tokens=batch.single_tokens,
         )
         rope = ops.rope_angles(self.cos, self.sin, batch.positions)
         hidden = self.embedding[batch.token_ids]
@@ -90,8 +88,8 @@ class Decoder:
             self.layers, kv_cache, self.config.sliding_window, next_norms, strict=True
         ):
             qkv = layer.qkv(ops, x).view(len(x), -1, self.config.head_dim)
-            q, k, v = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
-            attended = ops.paged_attention(q, *cache, metadata, self.scale, window, (k, v))
+            q = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
+            attended = ops.paged_attention(q, *cache, metadata, self.scale, window)
             x, hidden = ops.add_rms_norm(layer.output(ops, attended.flatten(1)), hidden, layer.post_norm, eps)
             on_progress()
             x = layer.down(ops, ops.silu_and_mul(layer.gate_up(ops, x)))

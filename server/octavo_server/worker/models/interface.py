@@ -51,8 +51,6 @@ class ForwardBatch:
     block_tables: [R, B] int32, page numbers of each request, padded with 0.
     max_query_len, max_context_len: upper bounds of a request's tokens in the pass and in the cache, as far as the host
         knows them; with max_query_len 1 no kernel for chunks is launched.
-    whole_prompts: the host knows that every request with two tokens or more in the pass has no others in the cache.
-    single_tokens: False if the host knows that no request has one token in the pass.
     """
 
     token_ids: torch.Tensor
@@ -63,8 +61,6 @@ class ForwardBatch:
     block_tables: torch.Tensor
     max_query_len: int | None = None
     max_context_len: int | None = None
-    whole_prompts: bool = False
-    single_tokens: bool = True
 
 
 class Decoder(Protocol):
