@@ -25,15 +25,12 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/suppor
 import torch  # noqa: E402
 from kernel_checks import SHAPES, Case, Errors, check_rope, check_rows  # noqa: E402
 
-from octavo_kernels import gathered_attention as gathered  # noqa: E402
-from octavo_kernels.hopper_attention import hopper_attention  # noqa: E402
+from octavo_kernels.hopper_attention import CONFIGS  # noqa: E402
 from octavo_kernels.paged_attention import AttentionConfig, paged_attention_invariant  # noqa: E402
-from octavo_kernels.prompt_attention import prompt_attention  # noqa: E402
 
 TOOLS: Final = ("memcheck", "racecheck", "initcheck")
 # (tokens in the step, in the cache): decodes, chunks and prompts on both sides of a tile's end, one request that rests.
 STEP: Final = [(1, 1), (1, 67), (0, 9), (5, 70), (33, 33), (66, 66)]
-PROMPTS: Final = [(5, 5), (66, 66), (1, 1), (130, 130)]
 SPLIT: Final = AttentionConfig(16, 64, 4, 2, 64, 64)
 
 
@@ -50,39 +47,18 @@ def check_attention(errors: Errors) -> None:
         errors.add("invariant attention", torch.bfloat16, found, truth, name)
 
 
-def check_prompts(errors: Errors) -> None:
-    """Whole prompts on the step's own K and V, whose matrix ends where the last prompt does."""
-    for name, window in (("8B", None), ("7, one key head", 20)):
-        case = Case(PROMPTS, heads=SHAPES[name])
-        step_kv = [torch.cat([rows_of(case, cache, i) for i in range(len(PROMPTS))]) for cache in (case.k, case.v)]
-        chunks = torch.cat([torch.full((count,), count > 1) for count in case.counts]).cuda()
-        for config in (None, AttentionConfig(128, 128, 8, 3)):
-            found = prompt_attention(case.q, *step_kv, case.metadata, case.scale, window, config)
-            errors.add("prompts", torch.bfloat16, found[chunks], case.expected(window)[chunks], name)
-
-
 def check_hopper(errors: Errors) -> None:
     """Chunks on Hopper, by groups of warps."""
     for shape in ((32, 8, 128), (7, 1, 64)):
         case = Case(STEP, heads=shape)
         chunks = torch.cat([torch.full((count,), count > 1) for count in case.counts]).cuda()
-        for groups in (1, 2):
-            found = hopper_attention(
-                case.q, case.k, case.v, case.metadata, case.scale, groups=groups, keys=64, stages=2
-            )
-            errors.add("hopper", torch.bfloat16, found[chunks], case.expected()[chunks], str(shape))
-
-
-def rows_of(case: Case, cache: torch.Tensor, request: int) -> torch.Tensor:
-    """The keys of a request, [context, kv_heads, d]."""
-    context = case.contexts[request]
-    pages = case.metadata.block_tables[request, : -(-context // cache.shape[1])].long()
-    return cache[pages].flatten(0, 1)[:context]
+        for config in CONFIGS:
+            found = case.run_hopper(config)
+            errors.add("hopper", torch.bfloat16, found[chunks], case.expected()[chunks], f"{shape} {config}")
 
 
 CHECKS: Final[dict[str, Callable[[Errors], None]]] = {
     "attention": check_attention,
-    "prompts": check_prompts,
     "hopper": check_hopper,
     "rows": lambda errors: check_rows(errors, torch.bfloat16, "cuda"),
     "rope": lambda errors: check_rope(errors, torch.bfloat16, "cuda"),
@@ -92,7 +68,6 @@ CHECKS: Final[dict[str, Callable[[Errors], None]]] = {
 def run_checks() -> int:
     """What runs under a tool."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    gathered._LEAST_TOKENS = 1
     errors = Errors()
     with torch.inference_mode():
         for name, check in CHECKS.items():
@@ -140,7 +115,7 @@ def run_under(program: str, tool: str, seconds: float) -> dict[str, Any]:
 
 
 # Triton's kernels are named as their functions.
-OURS: Final = ("attention_kernel", "merge_kernel", "_gather_kernel", "prompt_kernel", "hopper_kernel", "tiles_kernel")
+OURS: Final = ("attention_kernel", "merge_kernel", "_gather_kernel", "hopper_kernel", "tiles_kernel")
 
 
 def main() -> int:

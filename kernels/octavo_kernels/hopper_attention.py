@@ -36,6 +36,9 @@ class HopperConfig:
     heads_first: bool
 
 
+CONFIGS: Final = (HopperConfig(2, 128, 2, 132, heads_first=False), HopperConfig(1, 64, 3, 264, heads_first=True))
+
+
 def takes_chunks(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, metadata: AttentionMetadata, window: int | None
 ) -> bool:
@@ -111,7 +114,7 @@ def hopper_attention(
 
 def hopper_config(longest: int) -> HopperConfig:
     """By the longest chunk."""
-    return HopperConfig(2, 128, 2, 132, heads_first=False)
+    return CONFIGS[0]
 
 
 def chunk_tiles(metadata: AttentionMetadata, num_tokens: int, positions: int) -> torch.Tensor:

@@ -184,9 +184,7 @@ def _compute(
             q_tile.store(gl.load(q_at, mask=there, other=0.0))
             fence_async_shared()
             end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
-            mix = _attend(
-                q_tile, k_tiles, v_tiles, ready, empty, scale, position, context, end, done, GROUP, WHICH
-            )
+            mix = _attend(q_tile, k_tiles, v_tiles, ready, empty, scale, position, context, end, done, GROUP, WHICH)
             done += end
             q_tile.store(mix.to(q_tile.dtype))
             out_at = out_ptr + (token * stride_ot + head * stride_oh)[:, None] + d[None, :]
@@ -272,9 +270,7 @@ def _weigh(scores, m, total, scale):
     do_not_specialize=["num_requests", "num_tiles", "positions"],
     do_not_specialize_on_alignment=["query_start_ptr", "context_lens_ptr"],
 )
-def tiles_kernel(
-    query_start_ptr, context_lens_ptr, found_ptr, num_requests, num_tiles, positions, BLOCK: tl.constexpr
-):
+def tiles_kernel(query_start_ptr, context_lens_ptr, found_ptr, num_requests, num_tiles, positions, BLOCK: tl.constexpr):
     """Grid: blocks of tiles. Of each: first token, its position, context (0 if it is not there) and request."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_tiles

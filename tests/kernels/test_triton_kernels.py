@@ -27,7 +27,10 @@ def run_tests(file: str, interpret: bool) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("file", ["interpreted_attention.py", "interpreted_rows.py", "interpreted_step_inputs.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["interpreted_attention.py", "interpreted_chunk_tiles.py", "interpreted_rows.py", "interpreted_step_inputs.py"],
+)
 def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
     run_tests(file, interpret=True)
 
