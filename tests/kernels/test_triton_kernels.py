@@ -31,6 +31,7 @@ def run_tests(file: str, interpret: bool) -> None:
     "file",
     [
         "interpreted_attention.py",
+        "interpreted_chunk_tiles.py",
         "interpreted_rows.py",
         "interpreted_step_inputs.py",
         "interpreted_sampling.py",

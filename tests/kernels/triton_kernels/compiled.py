@@ -9,7 +9,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_kernels import logit_entries, sampling, truncation
-from octavo_kernels.gathered_attention import gathered_attention
+from octavo_kernels.gathered_attention import attention, gathered_attention
+from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.logprobs import logprobs
 from octavo_kernels.paged_attention import paged_attention
@@ -69,6 +70,22 @@ def test_attention(compiled: list[Any], page_size: int, window: int | None, head
     check(compiled, 3)  # decode in splits, their merge, chunks
     case.run(window, gathered_attention)
     check(compiled, 5)
+
+
+@pytest.mark.parametrize(
+    ("page_size", "heads", "head_dim", "dtype"),
+    [(16, 8, 128, torch.bfloat16), (256, 8, 64, torch.float16), (8, 14, 128, torch.bfloat16)],
+)
+def test_chunks_on_hopper(
+    compiled: list[Any], page_size: int, heads: int, head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_kernels.hopper_attention._is_hopper", lambda _: True)
+    case = make_case([(90, 600), (40, 600)], heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype)
+    case.run(None, attention)
+    check(compiled, 4)  # single tokens in splits, their merge, tiles, chunks
+    for config in CONFIGS:
+        hopper_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, config)
+    assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in compiled)
 
 
 def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
