@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, paged_attention
+from octavo_kernels.shared_prefix_attention import shared_prefix_attention, takes
 
 _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile of keys
 # Scratch memory of `attention`, taken whole at the first long chunk and kept: it depends on no step's shape, so a
@@ -41,7 +42,12 @@ def attention(
     scale: float,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
-    """As `paged_attention`; K and V of long chunks are gathered first, where that is known to be faster."""
+    """As `paged_attention`; K and V of long chunks are gathered first, where that is known to be faster.
+
+    Prefixes that `metadata.shared` names are read once for all that share them.
+    """
+    if takes(metadata, k_cache, sliding_window):
+        return shared_prefix_attention(q, k_cache, v_cache, metadata, scale)
     most_keys = _most_keys(metadata, k_cache)
     if not _is_long(q, metadata, most_keys):
         return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)

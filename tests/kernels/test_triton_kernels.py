@@ -27,7 +27,7 @@ def run_tests(file: str, interpret: bool) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("file", ["interpreted_attention.py", "interpreted_rows.py"])
+@pytest.mark.parametrize("file", ["interpreted_attention.py", "interpreted_shared_prefix.py", "interpreted_rows.py"])
 def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
     run_tests(file, interpret=True)
 
