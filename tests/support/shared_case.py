@@ -22,8 +22,13 @@ def make_shared_case(contexts: list[int], groups: list[Group], *, spare_tiles: i
             for cache in (case.k_cache, case.v_cache):
                 cache[tables[other, :pages].long()] = torch.nan
             tables[other, :pages] = tables[first, :pages]
-            case.keys[other][:tokens], case.values[other][:tokens] = case.keys[first][:tokens], case.values[first][:tokens]
-        tiles += [(len(members) + at, min(TILE_MEMBERS, len(requests) - at)) for at in range(0, len(requests), TILE_MEMBERS)]
+            case.keys[other][:tokens], case.values[other][:tokens] = (
+                case.keys[first][:tokens],
+                case.values[first][:tokens],
+            )
+        tiles += [
+            (len(members) + at, min(TILE_MEMBERS, len(requests) - at)) for at in range(0, len(requests), TILE_MEMBERS)
+        ]
         members += requests
         lens[requests] = tokens
     filled_up = torch.full((len(contexts),), 2**30, dtype=torch.int32)  # is not read
