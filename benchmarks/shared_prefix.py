@@ -19,7 +19,7 @@ import torch
 from kernel_checks import SHAPES, TOLERANCE, poisoned, warm
 
 from octavo_kernels import shared_prefix_attention as module
-from octavo_kernels.metadata import TILE_MEMBERS, AttentionMetadata, SharedPrefixes
+from octavo_kernels.metadata import AttentionMetadata, SharedPrefixes
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.reference_shared_prefix import shared_prefix_attention as twin
 from octavo_kernels.shared_prefix_attention import SharedConfig, shared_prefix_attention
@@ -29,9 +29,11 @@ OWN: Final = 72  # tokens behind the prefix
 STEPS: Final = {
     (64, 64, 4096): (240, 22), (64, 64, 1024): (75, 17), (64, 64, 512): (45, 15), (64, 64, 256): (28, 15),
     (64, 64, 128): (20, 15), (64, 16, 4096): (300, 40), (64, 8, 4096): (330, 60), (64, 4, 4096): (340, 105),
-    (64, 4, 512): (52, 30), (8, 8, 4096): (45, 15), (8, 8, 1024): (14, 11), (16, 16, 1024): (25, 13), (16, 4, 1024): (25, 17),
-    (32, 32, 1024): (42, 14), (256, 256, 4096): (900, 50), (256, 256, 512): (160, 40), (256, 8, 1024): (330, 90),
+    (64, 4, 512): (52, 30), (8, 8, 4096): (45, 15), (8, 8, 1024): (14, 11), (16, 16, 1024): (25, 13),
+    (16, 4, 1024): (25, 17), (32, 32, 1024): (42, 14),
+    (256, 256, 4096): (900, 50), (256, 256, 512): (160, 40), (256, 8, 1024): (330, 90),
 }  # fmt: skip
+LARGE: Final = [(keys, stages, programs) for keys, stages in ((64, 3), (128, 2)) for programs in (132, 264)]
 CHECKS: Final = [
     *(("8B", 16, torch.bfloat16), ("0.6B", 16, torch.bfloat16), ("3 a key head", 32, torch.bfloat16)),
     *(("7, one key head", 64, torch.bfloat16), ("wide", 8, torch.bfloat16), ("8B", 256, torch.float16)),
@@ -96,10 +98,13 @@ def make_step(
         caches.append((cache[0].transpose(1, 2), cache[1].transpose(1, 2)))
     flat, tiles = list[int](), list[tuple[int, int]]()
     for members, _ in groups:
-        tiles += [(len(flat) + at, min(TILE_MEMBERS, len(members) - at)) for at in range(0, len(members), TILE_MEMBERS)]
+        tiles += [
+            (len(flat) + at, min(module.TILE_MEMBERS, len(members) - at))
+            for at in range(0, len(members), module.TILE_MEMBERS)
+        ]
         flat += members
     empty[: len(flat)] = torch.tensor(flat, dtype=torch.int32)
-    tiles += [(0, 0)] * (max(1, len(own) // 4) - len(tiles))
+    tiles += [(0, 0)] * (len(own) // 4 - len(tiles))
     shared = SharedPrefixes(lens.cuda(), empty.cuda(), torch.tensor(tiles, dtype=torch.int32).cuda())
     metadata = AttentionMetadata(
         torch.arange(len(own) + 1, dtype=torch.int32, device="cuda"),
@@ -127,7 +132,8 @@ def ragged(page_size: int, **shape: Any) -> Step:
 def check() -> list[str]:
     """Largest errors against float64."""
     failures = []
-    warm([lambda s=ragged(p, heads=SHAPES[n], dtype=t): s.shared() for n, p, t in CHECKS])  # type: ignore[misc]
+    steps = [ragged(page_size, heads=SHAPES[name], dtype=dtype) for name, page_size, dtype in CHECKS]
+    warm([call for step in steps for call in (step.shared, step.plain)])
     for name, page_size, dtype in CHECKS:
         step = ragged(page_size, heads=SHAPES[name], dtype=dtype, room=4096)
         wide = [tuple(half.double() for half in cache) for cache in step.caches]
@@ -207,10 +213,18 @@ def sweep() -> dict[str, float]:
         )
         for programs in (132, 264, 528)
     ]
-    steps = {name: step_of(*name) for name in ((64, 64, 4096), (64, 16, 1024), (256, 256, 1024))}
-    first = next(iter(steps.values()))
-    warm([partial(first.shared, 0, config) for config in configs], 40.0)
-    for name, step in steps.items():
+    shapes = ((64, 64, 4096), (64, 16, 1024), (256, 256, 1024))
+    first = step_of(*shapes[0])
+    large = [SharedConfig(128, keys, 8, stages, 256, programs) for keys, stages, programs in LARGE]
+    warm([partial(first.shared, 0, config) for config in configs + large], 40.0)
+    for name in shapes:
+        step = step_of(*name)
+        module.TILE_MEMBERS = 32  # of which 4 query heads each fill 128 rows
+        of_32 = step_of(*name)
+        for config in large:
+            took = graph_us([partial(of_32.shared, layer, config) for layer in range(len(of_32.caches))], 3)
+            found[f"{name} {config}"] = round(took, 1)
+        module.TILE_MEMBERS = 16
         for config in configs:
             took = graph_us([partial(step.shared, layer, config) for layer in range(len(step.caches))], 3)
             found[f"{name} {config}"] = round(took, 1)

@@ -10,9 +10,9 @@ def shared_prefix_attention(
 ) -> torch.Tensor:
     """One token of each request over all of its keys: [R, heads, d] → [R, heads, d].
 
-    It takes what `metadata.shared` says at its word: the keys of a shared prefix come from the pages of its tile's first
-    member. So it tells right groups from wrong ones, which `reference_attention.paged_attention`, that reads each
-    request's own table, does not. One request at a time, in float32 at least.
+    It takes `metadata.shared` at its word: the keys of a shared prefix come from the pages of its tile's first member.
+    So it tells right groups from wrong ones, which `reference_attention.paged_attention` does not, that reads each
+    request's own table. One request at a time, in float32 at least.
     """
     shared = metadata.shared
     if shared is None:

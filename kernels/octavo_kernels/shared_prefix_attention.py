@@ -56,7 +56,7 @@ def shared_config(dtype: torch.dtype, block_d: int, group: int) -> SharedConfig:
 
 
 def takes(metadata: AttentionMetadata, k_cache: torch.Tensor, sliding_window: int | None) -> bool:
-    """Whether `shared_prefix_attention` is for this step and layer: groups there may be, and a row sees all its keys."""
+    """Whether `shared_prefix_attention` is for this step and layer: there may be groups, and no window hides a key."""
     if metadata.shared is None or metadata.max_query_len != 1:
         return False
     return sliding_window is None or sliding_window >= _most_keys(metadata, k_cache)
@@ -194,7 +194,7 @@ def _parts_kernel(
     LEAST: tl.constexpr,  # tiles of keys of a split
     PROGRAMS_OF_TILE: tl.constexpr,
 ):
-    """Grid: (kv_heads, tiles · shared splits + requests · own splits); neighbours read the same keys, where they can."""
+    """Grid: (kv_heads, tiles · shared splits + requests · own splits). Neighbours read the same keys where they can."""
     PER_PROGRAM: tl.constexpr = BLOCK_M // GROUP
     kv_head = tl.program_id(0)
     work = tl.program_id(1)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 
 from octavo_kernels.metadata import TILE_MEMBERS, SharedPrefixes
-from octavo_kernels.reference import store_kv
 from paged_case import Case, make_case
 
 Group = tuple[list[int], int]  # requests, and pages that they share
