@@ -18,10 +18,10 @@ def shared_prefix_attention(
     if shared is None:
         raise ValueError("metadata.shared is missing: it says which requests share a prefix")
     tables = metadata.block_tables.long()
-    leaders = {}
+    leaders: dict[int, int] = {}
     for first, count in shared.tiles.tolist():
         members = shared.members[first : first + count].tolist()
-        leaders.update(dict.fromkeys(members, members[0] if members else None))
+        leaders.update((member, members[0]) for member in members)
     out = torch.empty_like(q)
     for request, (context, prefix) in enumerate(zip(metadata.context_lens.tolist(), shared.lens.tolist(), strict=True)):
         k, v = (

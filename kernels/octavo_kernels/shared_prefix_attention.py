@@ -152,8 +152,8 @@ def _most_keys(metadata: AttentionMetadata, k_cache: torch.Tensor) -> int:
 
 def _num_splits(config: SharedConfig, programs: int, most_keys: int) -> int:
     """Over how many programs keys are split, `programs` being those without; no shorter than they may be."""
-    wanted = triton.cdiv(config.programs, programs)
-    return max(1, min(wanted, _MOST_SPLITS, triton.cdiv(most_keys, config.least_keys)))
+    wanted, most = -(-config.programs // programs), -(-most_keys // config.least_keys)
+    return max(1, min(wanted, most, _MOST_SPLITS))
 
 
 # Sizes and places that vary between steps must not make a kernel of their own.
