@@ -74,6 +74,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         eos_token_ids=sorted(eos_token_ids),
         threaded=overlap and device.type == "cpu",
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
+        max_num_batched_tokens=limits.max_num_batched_tokens,
     )
     runner.load(config.model, batch_invariant=config.batch_invariant)
     begin_phase("allocate cache")

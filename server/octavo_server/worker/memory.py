@@ -158,7 +158,7 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int) -> in
 
 
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
-    """What all decode graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
+    """What all graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
 
     The largest one's pool serves the others too. What these add is seen on those that a start waits for, and taken for
     what each adds.
@@ -175,7 +175,7 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
     added = max(0, used_bytes() - before - largest)
     total = largest + (-(-added * others // tried) if tried else 0)
     log.info(
-        "decode graphs: %s (%s with the largest alone, %s by %d more)",
+        "graphs: %s (%s with the largest alone, %s by %d more)",
         *(human_bytes(total), human_bytes(largest), human_bytes(added), tried),
     )
     return total

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
 import torch
 
 from octavo_server.errors import EngineError
 from octavo_server.ipc import TokenLogprobs
 from octavo_server.step import SampledRow
-from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logprobs import LogprobTensors
 from octavo_server.worker.sampler import SampledTensors
 
@@ -81,7 +80,7 @@ class StepHandle:
     def __init__(self, behind: "StepHandle | None") -> None:
         """behind: the step before it, if `wait` has not said yet what came of that."""
         self.progress = 0  # grows as parts of the step get done
-        self.tables: np.ndarray | None = None  # its block tables, on the host
+        self.states: list[RequestState] = []  # of its requests, whose pages it reads and writes
         self._behind = behind
         self._ran = threading.Event()  # everything is enqueued, or on the CPU computed
         self._launched = Launched()

@@ -16,6 +16,8 @@ from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.shared_prefix_attention import shared_prefix_attention
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.small_linear import gemv
+from octavo_kernels.step_inputs import ExpandedStep, SlotState
+from octavo_kernels.step_inputs_kernel import expand_step
 from paged_case import make_case
 from shared_case import make_shared_case
 
@@ -97,3 +99,13 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
     check(compiled, 8)
+
+
+def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -> None:
+    long, int32 = torch.zeros(700, dtype=torch.int64), torch.zeros(4096, dtype=torch.int32)
+    for tokens, rows in ((1, 1), (16, 16), (640, 64)):
+        state = SlotState(long, int32.view(16, 256), 16, 99)
+        out = ExpandedStep(*[long[:tokens]] * 3, int32[:rows], int32.view(64, 64)[:rows], *[long[:rows]] * 2)
+        expand_step(int32, state, out, tokens)
+    assert len({kernel.hash for kernel in compiled}) == 1
+    check(compiled, 3)

@@ -1,4 +1,4 @@
-"""Decode steps in fixed buffers, replayed: on the CPU by calling what was recorded again, where every row has its bits.
+"""Steps in fixed buffers, replayed: on the CPU by calling what was recorded again, where every row has its bits.
 
 What a replay computes must equal, bit by bit, what the same step computes launched operation by operation.
 """
@@ -18,12 +18,19 @@ from octavo_server.config import EngineConfig
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest, SchedulerOutput
-from octavo_server.worker.decode_graphs import DecodeGraphs, GraphLimits, capture_order, input_words, ladder
+from octavo_server.worker.graph_ladder import (
+    GraphShape,
+    capture_order,
+    decode_ladder,
+    mixed_ladder,
+    most_tokens,
+)
 from octavo_server.worker.graph_recorder import pick_recorder
-from octavo_server.worker.input_batch import InputBatch
+from octavo_server.worker.input_batch import InputBatch, ScheduledRow
 from octavo_server.worker.memory import graph_bytes
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.models.interface import ForwardBatch
+from octavo_server.worker.step_graphs import GraphLimits, StepGraphs
 from real_engine import Answer, Asked, add, answers, assert_nothing_is_held, poison_free_pages, start
 from replayed import CallingRecorder, record_on_the_cpu
 from tiny_models import config_json, random_decoder, write_checkpoint
@@ -42,23 +49,49 @@ def tokens(count: int, seed: int) -> list[int]:
 # --- sizes
 
 
-@pytest.mark.parametrize("largest", [1, 2, 3, 8, 9, 30, 64, 100, 256])
-def test_the_ladder_rises_to_the_largest_and_fills_up_no_batch_by_more_than_7_rows(largest: int) -> None:
-    sizes = ladder(largest)
+@pytest.mark.parametrize("largest", [1, 2, 3, 8, 9, 30, 64, 100, 256, 400, 512])
+def test_the_decode_ladder_rises_to_the_largest_and_fills_up_few_rows(largest: int) -> None:
+    sizes = decode_ladder(largest)
     assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == largest
     for rows in range(1, largest + 1):
         size = min(size for size in sizes if size >= rows)
-        assert size - rows <= 7 and (rows > 4 or size <= 2 * rows)
+        assert size - rows <= (7 if rows <= 256 else 31) and (rows > 4 or size <= 2 * rows)
 
 
-@pytest.mark.parametrize("largest", [1, 5, 64, 100, 256])
-def test_the_largest_is_captured_first_and_what_a_start_waits_for_at_most_doubles_a_batch(largest: int) -> None:
-    first, rest = capture_order(largest)
-    assert first[0] == largest and sorted(first + rest) == ladder(largest)
-    for rows in range(1, largest + 1):
-        size = min(size for size in first if size >= rows)
-        assert size < 2 * rows or size == largest
-    assert len(first) <= 9
+@pytest.mark.parametrize("rows", [1, 5, 64, 100, 512])
+@pytest.mark.parametrize("tokens", [1, 17, 32, 200, 1024, 2048])
+def test_the_mixed_ladder_has_a_graph_for_each_step_and_fills_up_less_than_it_computes(tokens: int, rows: int) -> None:
+    shapes = mixed_ladder(tokens, rows)
+    assert len(shapes) == len(set(shapes)) <= 40 and not any(shape.is_decode for shape in shapes)
+    assert max(shape.tokens for shape in shapes) == tokens and max(shape.rows for shape in shapes) == min(rows, tokens)
+    for size in range(1, tokens + 1):
+        fitting = min(shape.tokens for shape in shapes if shape.tokens >= size)
+        assert size <= 32 or fitting < 2 * size
+        assert fitting - size < 256 and (size > 1024 or fitting - size < 128)
+        assert max(shape.rows for shape in shapes if shape.tokens == fitting) >= min(rows, size)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 1), (0, 256), (40, 5), (512, 64), (2048, 512)])
+def test_the_largest_is_captured_first_and_what_a_start_waits_for_at_most_doubles_a_batch(
+    tokens: int, rows: int
+) -> None:
+    first, rest = capture_order(tokens, rows)
+    decode = [GraphShape(size, size, True) for size in decode_ladder(rows)]
+    assert sorted(first + rest) == sorted(mixed_ladder(tokens, rows) + decode) if tokens else sorted(decode)
+    assert first[0] == max(first)
+    for count in range(1, rows + 1):
+        size = min(shape.rows for shape in first if shape.is_decode and shape.rows >= count)
+        assert size < 2 * count or size == rows
+    for count in range(2, tokens + 1):
+        size, room = min((s.tokens, s.rows) for s in first if not s.is_decode and s.tokens >= count)
+        assert room >= min(count, rows) and (size < max(129, 2 * count) or size == tokens)
+    assert len(first) <= 16
+
+
+def test_mixed_steps_have_graphs_as_long_as_a_device_computes_them_faster_than_they_are_launched() -> None:
+    assert most_tokens(2048, 600_000_000) == 2048 and most_tokens(8192, 100) == 2048
+    assert most_tokens(2048, 8_000_000_000) == 1024 and most_tokens(512, 8_000_000_000) == 512
+    assert most_tokens(0, 100) == 0
 
 
 # --- inputs
@@ -70,18 +103,24 @@ class Seen:
     def __init__(self) -> None:
         self.batch: ForwardBatch | None = None
 
-    def __call__(self, batch: ForwardBatch, logits: torch.Tensor) -> None:
+    def __call__(self, batch: ForwardBatch, last: torch.Tensor | None, logits: torch.Tensor) -> None:
         self.batch = batch
-        logits.copy_(batch.token_ids[:, None])
+        logits.copy_((batch.token_ids if last is None else batch.token_ids[last])[:, None])
 
 
-def graphs_of(forward: Any, recorder: CallingRecorder, largest: int = 24) -> DecodeGraphs:
-    memory = torch.full((SLOTS + input_words(largest),), -7, dtype=torch.int64)
-    memory[:SLOTS] = 5000 + torch.arange(SLOTS)  # the tokens sampled last
-    made = DecodeGraphs(forward, recorder, GraphLimits(largest, WIDTH, BLOCK, 3, SCRATCH), memory, SLOTS)
+def graphs_of(forward: Any, recorder: CallingRecorder, largest: int = 24, tokens: int = 0) -> StepGraphs:
+    last = 5000 + torch.arange(SLOTS)  # the tokens sampled last
+    made = StepGraphs(forward, recorder, GraphLimits(largest, tokens, WIDTH, BLOCK, 3, SCRATCH), last)
     while made.capture_next():
         pass
     return made
+
+
+def sampled_before(row: ScheduledRow, hidden: bool) -> ScheduledRow:
+    """The row as if its last token had been sampled in its slot, and the host not told, if `hidden` says so."""
+    if hidden and row.samples:
+        row.state.num_given = row.end - 1
+    return replace(row, pending=hidden and row.samples)
 
 
 @st.composite
@@ -99,7 +138,7 @@ def decodes(draw: st.DrawFn) -> tuple[list[NewRequest], list[bool]]:
 
 @given(st.lists(decodes(), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=60)
-def test_a_graphs_inputs_are_those_of_the_plain_step_and_rows_beyond_stand_on_the_scratch_page(steps: Any) -> None:
+def test_a_decode_graphs_inputs_are_the_plain_steps_and_rows_beyond_stand_on_the_scratch_page(steps: Any) -> None:
     """One step after the other, as each finds in the buffers what the one before it left there."""
     seen, recorder = Seen(), CallingRecorder()
     graphs = graphs_of(seen, recorder)
@@ -107,24 +146,24 @@ def test_a_graphs_inputs_are_those_of_the_plain_step_and_rows_beyond_stand_on_th
         batch = InputBatch(BLOCK, CPU, SLOTS)
         counts = {request.request_id: 1 for request in requests}
         batch.apply(SchedulerOutput(step=1, new_requests=requests, num_scheduled_tokens=counts))
-        rows = [replace(row, pending=hidden) for row, hidden in zip(batch.advance(counts), pending, strict=True)]
+        rows = [sampled_before(row, hidden) for row, hidden in zip(batch.advance(counts), pending, strict=True)]
         inputs = graphs.build(rows)
         assert inputs is not None
         logits, slot = graphs.run(inputs)
         plain, got, count = batch.build(rows), seen.batch, len(rows)
-        assert got is not None and inputs.size == min(size for size in ladder(24) if size >= count)
+        assert got is not None and inputs.shape.rows == min(size for size in decode_ladder(24) if size >= count)
         last = 5000 + plain.slot
         ids = torch.where(torch.tensor(pending), last, plain.forward.token_ids)
         assert torch.equal(got.token_ids[:count], ids) and torch.equal(logits[:, 0].long(), ids)
         assert torch.equal(got.positions[:count], plain.forward.positions)
         assert torch.equal(got.slot_mapping[:count], plain.forward.slot_mapping)
         assert torch.equal(got.context_lens[:count], plain.forward.context_lens)
-        assert torch.equal(slot, plain.slot) and (inputs.tables == plain.tables).all()
+        assert torch.equal(slot, plain.slot)
         for table, request in zip(got.block_tables, requests, strict=False):
             assert table[: len(request.block_ids)].tolist() == request.block_ids
-        assert got.query_start.tolist() == list(range(inputs.size + 1))
+        assert got.query_start.tolist() == list(range(inputs.shape.rows + 1))
         assert {len(part) for part in (got.token_ids, got.positions, got.slot_mapping, got.context_lens)} == {
-            inputs.size
+            inputs.shape.rows
         }
         assert not got.token_ids[count:].any() and not got.positions[count:].any()
         assert (got.slot_mapping[count:] // BLOCK == SCRATCH).all() and (got.context_lens[count:] == 1).all()
@@ -138,7 +177,7 @@ def test_buffers_stay_where_they_are() -> None:
     """A graph knows addresses: what it was captured with must be what later steps are written to."""
     addresses: list[tuple[int, ...]] = []
 
-    def forward(batch: ForwardBatch, logits: torch.Tensor) -> None:
+    def forward(batch: ForwardBatch, _last: object, logits: torch.Tensor) -> None:
         fixed = (batch.positions, batch.slot_mapping, batch.query_start, batch.context_lens, batch.block_tables, logits)
         addresses.append(tuple(tensor.data_ptr() for tensor in fixed))
 
@@ -152,13 +191,64 @@ def test_buffers_stay_where_they_are() -> None:
         inputs = graphs.build(batch.advance({request.request_id: 1 for request in new}))
         assert inputs is not None
         graphs.run(inputs)
-        assert addresses[-1] == captured[inputs.size]
+        assert addresses[-1] == captured[inputs.shape.rows]
 
 
-def test_only_steps_in_which_every_row_decodes_one_token_have_a_graph() -> None:
-    graphs = graphs_of(Seen(), CallingRecorder(), largest=4)
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[list[NewRequest], dict[str, int], list[bool]]:
+    """Requests in the middle of their work, tokens of each in the step, and whose last one the host does not know."""
+    pages = random.Random(draw(st.integers(0, 99))).sample(range(900), 24 * WIDTH)
+    requests, counts = [], {}
+    for index in range(draw(st.integers(1, 10))):
+        length = draw(st.integers(1, WIDTH * BLOCK))
+        computed = draw(st.integers(0, length - 1))
+        counts[f"r{index}"] = draw(st.sampled_from([1, length - computed, 1 + (length - computed) // 2]))
+        counts[f"r{index}"] = min(counts[f"r{index}"], length - computed)
+        blocks = [pages.pop() for _ in range(-(-length // BLOCK))]
+        ids = [100 * index + position for position in range(length)]
+        requests.append(NewRequest(f"r{index}", ids, length, 60, SamplingParams(), blocks, computed))
+    return requests, counts, draw(st.lists(st.booleans(), min_size=len(requests), max_size=len(requests)))
 
-    def size(*requests: tuple[int, int, SamplingParams], pages: int = 1) -> int | None:
+
+@given(st.lists(mixtures(), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_a_mixed_graphs_inputs_are_those_of_the_plain_step_and_what_is_beyond_belongs_to_no_request(steps: Any) -> None:
+    seen = Seen()
+    graphs = graphs_of(seen, CallingRecorder(), largest=10, tokens=10 * WIDTH * BLOCK)
+    for requests, counts, pending in steps:
+        batch = InputBatch(BLOCK, CPU, SLOTS)
+        batch.apply(SchedulerOutput(step=1, new_requests=requests, num_scheduled_tokens=counts))
+        rows = [sampled_before(row, hidden) for row, hidden in zip(batch.advance(counts), pending, strict=True)]
+        inputs = graphs.build(rows)
+        assert inputs is not None
+        logits, slot = graphs.run(inputs)
+        plain, got, tokens, count = batch.build(rows), seen.batch, sum(counts.values()), len(rows)
+        assert got is not None
+        if inputs.shape.is_decode:
+            assert tokens == count and len(slot) == count
+            continue
+        ids = plain.forward.token_ids.index_copy(0, plain.pending_index, 5000 + plain.pending_slot)
+        assert torch.equal(got.token_ids[:tokens], ids)
+        assert torch.equal(logits[:, 0].long(), ids[plain.last_index]) and torch.equal(slot, plain.slot)
+        assert torch.equal(got.positions[:tokens], plain.forward.positions)
+        assert torch.equal(got.slot_mapping[:tokens], plain.forward.slot_mapping)
+        assert torch.equal(got.context_lens[:count], plain.forward.context_lens)
+        assert got.query_start.tolist() == plain.forward.query_start.tolist() + [tokens] * (inputs.shape.rows - count)
+        for table, request in zip(got.block_tables, requests, strict=False):
+            assert table[: len(request.block_ids)].tolist() == request.block_ids
+        assert {len(part) for part in (got.token_ids, got.positions, got.slot_mapping)} == {inputs.shape.tokens}
+        assert {len(got.context_lens), len(got.block_tables)} == {inputs.shape.rows}
+        assert (got.slot_mapping[tokens:] // BLOCK == SCRATCH).all()
+        assert not got.token_ids[tokens:].any() and not got.positions[tokens:].any()
+        assert (got.max_query_len, got.max_context_len) == (None, WIDTH * BLOCK)
+
+
+def test_a_step_takes_the_smallest_graph_that_is_there_and_fits() -> None:
+    graphs = graphs_of(Seen(), CallingRecorder(), largest=10, tokens=100)
+
+    def shape(
+        *requests: tuple[int, int, SamplingParams], pages: int = 1, graphs: StepGraphs = graphs
+    ) -> GraphShape | None:
         """(tokens, of which computed in the step, sampling)"""
         batch = InputBatch(BLOCK, CPU, SLOTS)
         new = [
@@ -166,23 +256,42 @@ def test_only_steps_in_which_every_row_decodes_one_token_have_a_graph() -> None:
             for n, (length, _, sampling) in enumerate(requests)
         ]
         batch.apply(SchedulerOutput(1, new))
-        return graphs.size_for(batch.advance({str(n): count for n, (_, count, _) in enumerate(requests)}))
+        return graphs.shape_for(batch.advance({str(n): count for n, (_, count, _) in enumerate(requests)}))
+
+    def decode(rows: int) -> GraphShape:
+        return GraphShape(rows, rows, True)
 
     plain = SamplingParams()
     one = (1, 1, plain)
-    assert [size(*[one] * count) for count in (1, 2, 3, 4, 5)] == [1, 2, 4, 4, None]
-    assert size(one, (2, 2, plain)) is None  # a prompt
-    assert size(one, (2, 1, plain)) is None  # a piece of one, after which nothing is sampled
-    assert size(one, (1, 1, SamplingParams(prompt_logprobs=0))) is None
-    assert size(one, pages=WIDTH) == 1
-    assert size(one, pages=WIDTH + 1) is None
+    expected = [decode(1), decode(2), decode(4), decode(4), decode(8), decode(10), None]
+    assert [shape(*[one] * count) for count in (1, 2, 3, 4, 5, 10, 11)] == expected
+    assert shape((2, 2, plain)) == GraphShape(32, 8, False)  # a prompt
+    assert shape((2, 1, plain)) == GraphShape(32, 8, False)  # a piece of one, after which nothing is sampled
+    assert shape(*[one] * 8, (3, 2, plain)) == GraphShape(32, 10, False)
+    assert shape(*[one] * 8, (3, 2, plain), (70, 50, plain)) == GraphShape(64, 10, False)
+    assert shape(*[one] * 9, (3, 2, plain), (3, 2, plain)) is None  # of 11 requests
+    assert shape((90, 90, plain), one) == GraphShape(100, 8, False)
+    assert shape((90, 90, plain), (11, 11, plain)) is None  # of 101 tokens
+    assert shape(one, (1, 1, SamplingParams(prompt_logprobs=0))) is None
+    assert shape(one, pages=WIDTH) == decode(1)
+    assert shape(one, pages=WIDTH + 1) is None
+    decoding = graphs_of(Seen(), CallingRecorder(), largest=10)
+    assert shape(one, graphs=decoding) == decode(1) and shape((2, 2, plain), graphs=decoding) is None
 
 
 # --- steps
 
 
 def runner(recorder: CallingRecorder | None) -> ModelRunner:
-    made = ModelRunner(parse_model_config(CONFIG), CPU, torch.float32, block_size=8, max_num_seqs=6, recorder=recorder)
+    made = ModelRunner(
+        parse_model_config(CONFIG),
+        CPU,
+        torch.float32,
+        block_size=8,
+        max_num_seqs=6,
+        recorder=recorder,
+        max_num_batched_tokens=48,
+    )
     made.decoder = random_decoder(CONFIG, seed=3)
     made.allocate_cache(40)
     made.capture_first_graphs(64)
@@ -202,9 +311,16 @@ def test_pages_hold_the_same_bits_and_none_is_touched_that_is_not_the_steps() ->
             for n in range(5)
         ]
         made.execute(SchedulerOutput(1, new, {}, {request.request_id: len(request.token_ids) for request in new}))
-    for step in range(8):  # 5, 4, 3, … rows
+    assert recorder.replayed == 0  # more tokens than any graph has
+    for step in range(8):  # 5, 4, 3, … rows, in some steps beside a prompt
         names = [str(n) for n in range(5 - step // 2)]
-        output = SchedulerOutput(2 + step, num_scheduled_tokens=dict.fromkeys(names, 1))
+        counts, new = dict.fromkeys(names, 1), []
+        if step % 3 == 1:
+            length = 7 + 12 * (step // 3)
+            new = [NewRequest(f"p{step}", tokens(length, step), length, 48, SamplingParams(), [38, 39, 37, 31], 0)]
+            counts[f"p{step}"] = length
+        gone = [f"p{step - 1}"] if step % 3 == 2 else []
+        output = SchedulerOutput(2 + step, new, num_scheduled_tokens=counts, finished_ids=gone)
         assert replaying.execute(output) == plain.execute(output)
         if step == 3:
             while replaying.idle():  # captures in the middle of answers
@@ -213,7 +329,6 @@ def test_pages_hold_the_same_bits_and_none_is_touched_that_is_not_the_steps() ->
     for (k, v), (plain_k, plain_v) in zip(replaying.kv_cache, plain.kv_cache, strict=True):
         for ours, theirs in ((k[:40], plain_k), (v[:40], plain_v)):
             assert torch.equal(ours.isnan(), theirs.isnan()) and torch.equal(ours.nan_to_num(), theirs.nan_to_num())
-    assert replaying.kv_cache[0][0][40].isfinite().all()
 
 
 def test_a_capture_that_fails_beside_requests_leaves_the_graphs_that_are_there(
@@ -224,14 +339,14 @@ def test_a_capture_that_fails_beside_requests_leaves_the_graphs_that_are_there(
     made.decoder = random_decoder(CONFIG, seed=3)
     made.allocate_cache(4)
     made.capture_first_graphs(16)
-    assert recorder.recorded == len(capture_order(30)[0])
+    assert recorder.recorded == len(capture_order(0, 30)[0])
 
     def broken(_run: object) -> Any:
         raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     recorder.record = broken  # type: ignore[method-assign]
     assert made.idle() is False and made.idle() is False
-    assert "no further decode graph is captured" in caplog.text
+    assert "no further graph is captured" in caplog.text
     assert made.graphs is not None and made.graphs.num_pending == 0
     output = SchedulerOutput(1, [NewRequest("a", [5], 1, 9, SamplingParams(), [0], 0)], {}, {"a": 1})
     (row,) = made.execute(output)
@@ -251,7 +366,7 @@ def test_host_memory_and_graphs_take_turns_in_idle_moments() -> None:
     assert made.idle() and recorder.recorded == before + 1
     while made.idle():
         pass
-    assert recorder.recorded == len(ladder(60))
+    assert recorder.recorded == len(decode_ladder(60))
 
 
 def test_the_bill_has_room_for_the_pool_and_for_every_graph() -> None:
@@ -264,7 +379,7 @@ def test_the_bill_has_room_for_the_pool_and_for_every_graph() -> None:
     def used() -> int:
         return 5000 + (100 if recorder.recorded else 0) + 7 * max(0, recorder.recorded - 1)
 
-    assert graph_bytes(made, 64, used) == 100 + 7 * (len(ladder(40)) - 1)
+    assert graph_bytes(made, 64, used) == 100 + 7 * (len(decode_ladder(40)) - 1)
     made.drop_cache()
     assert made.graphs is None and recorder.runs == []
     assert graph_bytes(runner(None), 64, used) == 0
@@ -321,7 +436,7 @@ def test_answers_have_the_same_bits_however_steps_are_launched(
 ) -> None:
     config, counters = WAYS[way]
     recorder = record_on_the_cpu(monkeypatch)
-    core = start(tiny, async_scheduling=overlap, **config)
+    core = start(tiny, async_scheduling=overlap, **{"max_num_batched_tokens": 160, **config})
     if not overlap:
         poison_free_pages(core)
     assert answers(core, REQUESTS) == plain
@@ -351,7 +466,7 @@ def test_graphs_captured_while_answers_are_under_way_change_none(
         if not core.has_work:
             break
     assert found == plain
-    assert first < recorder.recorded == len(ladder(40))
+    assert recorder.recorded > first + 8
     assert_nothing_is_held(core)
     core.close(1.0)
 

@@ -1,0 +1,265 @@
+"""Steps as graphs: from token ids to logits in one launch, for a ladder of sizes (`graph_ladder`).
+
+A graph repeats the same kernels with the same grids on the same memory. So all that varies from step to step goes into
+fixed buffers on the device: one copy from pinned memory, behind whatever runs there, and no allocation, no kernel that
+depends on a length. How attention divides the work follows from the graph's size and the longest context there can be;
+contexts, and which tokens are whose, are read on the device.
+
+The host says little of a row (`octavo_kernels.step_inputs`): block tables and the tokens sampled last stay on the
+device, by the request's slot, and the graph's first kernel works out the rest. Of a request's pages only those are sent
+that its slot's table lacks; `RequestState.num_sent` counts them. A step that fails ends its requests, so that nobody
+counts on pages which it may not have brought. A slot that is given away begins anew; what a step under way still reads
+of it is written behind that step.
+
+A step takes the smallest graph that it fits into. In a decode graph, in which each request has one token, the rows
+beyond compute the token 0 as the first of a request whose one page, the scratch page, is nobody's. In a mixed graph the
+tokens beyond belong to no request, so that attention leaves them out, and rows beyond have no token; K and V of such
+tokens go to the scratch page. Nothing that is theirs is read, and they write to no page that is in use.
+
+A decode step in which requests share long prefixes takes a graph of another kind (`shared_prefix`), which is told who
+shares what by a second copy. The others are spared what that costs where nothing is shared.
+
+Sampling is not part of the graph.
+"""
+
+import logging
+import time
+from bisect import insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from octavo_kernels.ops import pick_expand_step
+from octavo_kernels.step_inputs import ExpandedStep, SlotState, packed_words, sections
+from octavo_server.worker.graph_ladder import GraphShape, capture_order, sharing_ladder
+from octavo_server.worker.graph_recorder import Recorder
+from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.models.interface import ForwardBatch
+from octavo_server.worker.shared_prefix import PrefixFinder, PrefixGroup, SharedBuffers
+
+_log = logging.getLogger(__name__)
+
+# Computes logits [n, vocab] float32 into the last argument: of the tokens at the places [n] int64, or of all (None).
+Forward = Callable[[ForwardBatch, torch.Tensor | None, torch.Tensor], None]
+
+
+_PAGES_AT_ONCE: Final = 16_384  # new ones in a step that takes a graph, at least
+
+
+@dataclass(frozen=True, slots=True)
+class GraphLimits:
+    """Fixed sizes of the buffers.
+
+    rows: of the largest graph. tokens: of the largest mixed one, 0 if there is none. width: pages in a block table.
+    scratch_page: of the KV cache, nobody's. least_shared: pages that shared prefixes must save in a step to be read
+    once; 0: they never are.
+    """
+
+    rows: int
+    tokens: int
+    width: int
+    block_size: int
+    vocab_size: int
+    scratch_page: int
+    least_shared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInputs:
+    """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
+
+    num_sampling: of its rows, those that sample. shared: in host memory, too, what `SharedBuffers` takes.
+    """
+
+    rows: list[ScheduledRow]
+    shape: GraphShape
+    num_sampling: int
+    packed: torch.Tensor
+    shared: torch.Tensor | None = None
+
+
+class StepGraphs:
+    """The graphs and their buffers."""
+
+    def __init__(self, forward: Forward, recorder: Recorder, limits: GraphLimits, last: torch.Tensor) -> None:
+        """last: [slots] int64, the tokens sampled last."""
+        self._forward = forward
+        self._recorder = recorder
+        self._limits = limits
+        device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
+        self._expand = pick_expand_step(device)
+        self._pinned = device.type == "cuda"
+        self._most_pages = max(_PAGES_AT_ONCE, limits.width)
+        self._packed = torch.zeros(packed_words(tokens, rows) + self._most_pages, dtype=torch.int32, device=device)
+        self._scratch_slot = len(last)  # nobody's, and with a table: rows beyond take it
+
+        def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        tables = room(len(last) + 1, limits.width, dtype=torch.int32)
+        tables[self._scratch_slot] = limits.scratch_page
+        self._state = SlotState(last, tables, limits.block_size, limits.scratch_page)
+        self._expanded = ExpandedStep(
+            token_ids=room(tokens, dtype=torch.int64),
+            positions=room(tokens, dtype=torch.int64),
+            slot_mapping=room(tokens, dtype=torch.int64),
+            context_lens=room(rows, dtype=torch.int32),
+            block_tables=room(rows, limits.width, dtype=torch.int32),
+            last_index=room(rows, dtype=torch.int64),
+            slot=room(rows, dtype=torch.int64),
+        )
+        self._logits = torch.empty(rows, limits.vocab_size, device=device)
+        self._replays: dict[GraphShape, Callable[[], None]] = {}
+        self._shapes: list[GraphShape] = []  # of `_replays`, rising
+        self._prefixes = PrefixFinder(limits.block_size, limits.least_shared)
+        self._shared = SharedBuffers(rows, device)
+        first, rest = capture_order(limits.tokens, rows)
+        self.num_first = len(first)  # that should be there before the first request
+        self._pending = [*first, *(sharing_ladder(rows) if limits.least_shared else ()), *rest]
+        self._longest = 0.0  # seconds that a capture took
+
+    @property
+    def num_pending(self) -> int:
+        """Graphs that are still to be captured."""
+        return len(self._pending)
+
+    @torch.inference_mode()
+    def capture_next(self) -> bool:
+        """Captures the next graph; True if there are more. No step may be under way on another thread."""
+        shape = self._pending.pop(0)
+        begin = time.perf_counter()
+        self._upload(self._pack([], shape))  # the work is done while it is captured: on nobody's page
+        self._replays[shape] = self._recorder.record(lambda: self._work(shape))
+        insort(self._shapes, shape)
+        seconds = time.perf_counter() - begin
+        self._longest = max(self._longest, seconds)
+        _log.debug("captured the graph of %s in %.0f ms", _told(shape), seconds * 1000)
+        if not self._pending:
+            _log.info(
+                "all %d graphs are captured; the longest kept the engine for %.0f ms",
+                *(len(self._shapes), self._longest * 1000),
+            )
+        return bool(self._pending)
+
+    def capture_rest(self) -> bool:
+        """As `capture_next`, but a failure ends it: steps then take the graphs that are there."""
+        try:
+            return bool(self._pending) and self.capture_next()
+        except RuntimeError:
+            _log.exception("no further graph is captured; there are those of %s", "; ".join(map(_told, self._shapes)))
+            self._pending.clear()
+            return False
+
+    def shape_for(self, rows: Sequence[ScheduledRow]) -> GraphShape | None:
+        """Of the graph that computes these rows; None if none does."""
+        width = self._limits.width
+        if any(row.wants_prompt_logprobs or row.state.num_blocks > width for row in rows):
+            return None
+        tokens, count = rows[-1].last_index + 1, len(rows)
+        is_decode = tokens == count and all(row.samples for row in rows)
+        fitting = (
+            shape
+            for shape in self._shapes
+            if shape.tokens >= tokens and shape.rows >= count and shape.is_decode == is_decode and not shape.shares
+        )
+        return next(fitting, None)
+
+    def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
+        """The inputs of a step of these rows, one or more; None if there is no graph for it."""
+        shape = self.shape_for(rows)
+        if shape is None or sum(row.state.num_blocks - row.state.num_sent for row in rows) > self._most_pages:
+            return None
+        sharing = next((each for each in self._shapes if each.shares and each.rows >= len(rows)), None)
+        if sharing is not None and shape.is_decode and (groups := self._prefixes.find(rows)):
+            return self._pack(rows, sharing, groups)
+        return self._pack(rows, shape)
+
+    def run(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Enqueues the step: logits of rows that sample, [n, vocab] float32, and the slots [n] of their next tokens.
+
+        Both are overwritten by the next step.
+        """
+        self._upload(inputs)
+        self._replays[inputs.shape]()
+        count = inputs.num_sampling
+        return self._logits[:count], self._expanded.slot[:count]
+
+    def _pack(self, rows: list[ScheduledRow], shape: GraphShape, groups: Sequence[PrefixGroup] = ()) -> GraphInputs:
+        """What is said of the rows; from here on their pages count as sent."""
+        count, states = len(rows), [row.state for row in rows]
+        blocks, known = [state.num_blocks for state in states], [state.num_sent for state in states]
+        words, num_new = packed_words(shape.tokens, shape.rows), sum(blocks) - sum(known)
+        packed = torch.empty(words + num_new, dtype=torch.int32, pin_memory=self._pinned)
+        to = sections(packed.numpy(), shape.tokens, shape.rows)
+        sampling = [index for index, row in enumerate(rows) if row.samples]
+        if shape.is_decode:
+            to.token_ids[:count] = [row.token_at(row.start) for row in rows]
+            to.query_start[:] = np.arange(shape.rows + 1, dtype=np.int32)
+        else:
+            tokens = _token_ids(rows)
+            to.token_ids[: len(tokens)] = tokens
+            to.query_start[:count] = [row.offset for row in rows]
+            to.query_start[count:] = len(tokens)
+        to.start[:count] = [row.start for row in rows]
+        to.slot[:count] = [state.slot for state in states]
+        to.known[:count] = known
+        to.sampling[: len(sampling)] = sampling
+        to.page_start[:] = 0
+        if num_new:
+            np.cumsum(np.subtract(blocks, known), out=to.page_start[1 : count + 1])
+            to.page_start[count + 1 :] = num_new
+            new = [state for state, held, sent in zip(states, blocks, known, strict=True) if held > sent]
+            np.concatenate([state.block_ids[state.num_sent : state.num_blocks] for state in new], out=to.pages)
+            for state in new:
+                state.num_sent = state.num_blocks
+        if shape.is_decode:
+            to.token_ids[count:] = 0
+        to.start[count:] = to.sampling[len(sampling) :] = 0
+        to.slot[count:], to.known[count:] = self._scratch_slot, 1
+        shared = self._shared.pack(groups, shape.rows, self._limits.block_size) if shape.shares else None
+        return GraphInputs(rows, shape, len(sampling), packed, shared)
+
+    def _upload(self, inputs: GraphInputs) -> None:
+        self._packed[: len(inputs.packed)].copy_(inputs.packed, non_blocking=True)
+        if inputs.shared is not None:
+            self._shared.upload(inputs.shared)
+
+    def _work(self, shape: GraphShape) -> None:
+        """What is captured: everything in it is a kernel on a buffer that stays."""
+        limits, room = self._limits, self._expanded
+        inputs = ExpandedStep._make(
+            [*(part[: shape.tokens] for part in room[:3]), *(part[: shape.rows] for part in room[3:])]
+        )
+        self._expand(self._packed, self._state, inputs, 1 if shape.is_decode else shape.tokens)
+        batch = ForwardBatch(
+            inputs.token_ids,
+            inputs.positions,
+            inputs.slot_mapping,
+            sections(self._packed, shape.tokens, shape.rows).query_start,
+            inputs.context_lens,
+            inputs.block_tables,
+            # Of a mixed step nothing is known that will hold for the next one, too: no kernel may count on it.
+            max_query_len=1 if shape.is_decode else None,
+            max_context_len=limits.width * limits.block_size,
+            shared=self._shared.sections(shape.rows) if shape.shares else None,
+        )
+        self._forward(batch, None if shape.is_decode else inputs.last_index, self._logits[: shape.rows])
+
+
+def _token_ids(rows: list[ScheduledRow]) -> np.ndarray:
+    """Of all tokens of the rows; −1 for one that was sampled in the row's slot, which is always its last one."""
+    if not rows:
+        return np.zeros(0, dtype=np.int64)
+    tokens = np.concatenate([row.state.token_ids[row.start : row.end] for row in rows])
+    for row in rows:
+        tokens[row.last_index] = row.token_at(row.end - 1)
+    return tokens
+
+
+def _told(shape: GraphShape) -> str:
+    if shape.is_decode:
+        return f"{shape.rows} rows{' that share prefixes' if shape.shares else ''}"
+    return f"{shape.tokens} tokens of {shape.rows} rows"
