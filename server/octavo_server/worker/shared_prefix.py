@@ -1,8 +1,8 @@
 """Finds which requests of a decode step share a prefix, so that attention reads its pages once for all of them.
 
 The prefix cache gives requests with equal beginnings the same pages, so nothing has to be compared but page numbers at
-the head of their block tables. These form a tree; a step has one level of groups, so of each subtree either all share
-what all have, or its branches share more among fewer, whichever saves more reading.
+the head of their block tables. These form a tree. A request is in one group at most: it shares a lot with few others,
+or less with more, whichever saves more reading.
 
 A request's pages stay the same from its admission on, and so do the groups while the same requests run: they are looked
 for when somebody came or went.
@@ -53,7 +53,7 @@ class PrefixFinder:
         if states != self._states:
             tables = [row.state.block_ids[: row.start // self._block_size] for row in rows]  # what it does not write
             self._states, self._groups = states, find_groups(tables)
-            if sum(group.saved_pages for group in self._groups) < self._least_pages:
+            if _saved(self._groups) < self._least_pages:
                 self._groups = []
         return self._groups
 
@@ -82,19 +82,31 @@ def _best(tables: np.ndarray, members: list[int], levels: int) -> list[PrefixGro
     """The groups among these lines, which begin alike, that save most."""
     differs = (tables[members] != tables[members[0]]).any(axis=0)
     common = int(differs.argmax()) if differs.any() else tables.shape[1]
-    whole = PrefixGroup(members, common)
     if common == tables.shape[1] or levels == 1:
-        return [whole]
+        return [PrefixGroup(members, common)]
     branches: dict[int, list[int]] = {}
     for member in members:
         branches.setdefault(int(tables[member, common]), []).append(member)
-    parts = [
-        group
-        for branch in branches.values()
-        if len(branch) >= LEAST_MEMBERS
-        for group in _best(tables, branch, levels - 1)
-    ]
-    return parts if sum(part.saved_pages for part in parts) > whole.saved_pages else [whole]
+    apart = [_best(tables, branch, levels - 1) for branch in branches.values() if len(branch) >= LEAST_MEMBERS]
+    # Some branches go their own ways, the others stay together: first those that gain most by it.
+    apart.sort(key=lambda groups: common * _count(groups) - _saved(groups))
+    best, rest = [PrefixGroup(members, common)], members
+    for index, groups in enumerate(apart):
+        gone = {member for group in groups for member in group.members}
+        rest = [member for member in rest if member not in gone]
+        way = [group for groups in apart[: index + 1] for group in groups]
+        if len(rest) >= LEAST_MEMBERS:
+            way.append(PrefixGroup(rest, common))
+        best = max(best, way, key=_saved)
+    return best
+
+
+def _saved(groups: Sequence[PrefixGroup]) -> int:
+    return sum(group.saved_pages for group in groups)
+
+
+def _count(groups: Sequence[PrefixGroup]) -> int:
+    return sum(len(group.members) for group in groups)
 
 
 def least_pages(block_size: int, token_bytes: int) -> int:
