@@ -1,28 +1,36 @@
 """Attention of decode steps over a shared prefix, on a GPU: right first, then against reading every table by itself.
 
-    python benchmarks/shared_prefix.py [--sweep] [--json FILE]
+    python benchmarks/shared_prefix.py [--only check attention …] [--json FILE]
 
 The shape of the 8B model (32 query heads, 8 key heads of 128, bf16, pages of 16) but for some checks. Microseconds of a
-layer by CUDA-graph replay, in the caches of several layers, so that none finds its keys in the L2.
+The shape of the 8B model (32 query heads, 8 key heads of 128, bf16, pages of 16) but for some checks. µs of a
+of 4096 shared and 64 own tokens that come at once to an engine with random weights, 16 tokens out of each.
 """
 
 import argparse
 import json
+import random
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from decode_steps import random_engine
 from kernel_checks import SHAPES, TOLERANCE, poisoned, warm
+from kernel_models import MODELS
 
 from octavo_kernels import shared_prefix_attention as module
 from octavo_kernels.metadata import AttentionMetadata, SharedPrefixes
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.reference_shared_prefix import shared_prefix_attention as twin
 from octavo_kernels.shared_prefix_attention import SharedConfig, shared_prefix_attention
+from octavo_server import page_hash
+from octavo_server.ipc import AddRequest, SamplingParams
 
 OWN: Final = 72  # tokens behind the prefix
 # (requests, those of each group, shared tokens) and µs a layer: predicted for each table by itself, and shared.
@@ -33,7 +41,6 @@ STEPS: Final = {
     (16, 4, 1024): (25, 17), (32, 32, 1024): (42, 14),
     (256, 256, 4096): (900, 50), (256, 256, 512): (160, 40), (256, 8, 1024): (330, 90),
 }  # fmt: skip
-LARGE: Final = [(keys, stages, programs) for keys, stages in ((64, 3), (128, 2)) for programs in (132, 264)]
 CHECKS: Final = [
     *(("8B", 16, torch.bfloat16), ("0.6B", 16, torch.bfloat16), ("3 a key head", 32, torch.bfloat16)),
     *(("7, one key head", 64, torch.bfloat16), ("wide", 8, torch.bfloat16), ("8B", 256, torch.float16)),
@@ -131,7 +138,7 @@ def ragged(page_size: int, **shape: Any) -> Step:
 
 def check() -> list[str]:
     """Largest errors against float64."""
-    failures = []
+    failures, worst = [], 0.0
     steps = [ragged(page_size, heads=SHAPES[name], dtype=dtype) for name, page_size, dtype in CHECKS]
     warm([call for step in steps for call in (step.shared, step.plain)])
     for name, page_size, dtype in CHECKS:
@@ -140,9 +147,10 @@ def check() -> list[str]:
         truth = twin(step.q.double(), *wide[0], step.metadata, step.q.shape[2] ** -0.5)  # type: ignore[arg-type]
         for kind, call in (("shared", step.shared), ("plain", step.plain)):
             error = ((poisoned(call).double() - truth).norm() / truth.norm()).item()
-            print(f"{name}, pages of {page_size}, {dtype}, {kind}: {error:.1e}", flush=True)
+            worst = max(worst, error / TOLERANCE[dtype])
             if not error <= TOLERANCE[dtype]:
                 failures.append(f"{name}, pages of {page_size}, {dtype}, {kind}: {error:.1e}")
+    print(f"largest error, of what is allowed: {worst:.2f}", flush=True)
     return failures
 
 
@@ -194,62 +202,172 @@ def time_steps() -> dict[str, Any]:
     return found
 
 
-def sweep() -> dict[str, float]:
-    """Other ways to cut the work of 64 and 256 requests over 4096 tokens."""
-    found: dict[str, float] = {}
+SWEPT: Final = ((64, 64, 4096), (64, 16, 1024), (256, 256, 1024), (16, 16, 4096))
+
+
+def sweep() -> dict[str, Any]:
+    """Other ways to cut the work; and what each of the three kinds of work takes alone."""
+    found: dict[str, Any] = {}
     configs = [
-        SharedConfig(rows, keys, warps, stages, 256, programs)
-        for rows, keys, warps, stages in (
-            *(
-                (64, 64, 4, 2),
-                (64, 64, 4, 3),
-                (64, 64, 4, 4),
-                (64, 32, 4, 4),
-                (64, 128, 4, 2),
-                (64, 128, 4, 3),
-                (64, 128, 8, 3),
-            ),
-            *((16, 64, 4, 3), (32, 64, 4, 3)),
+        SharedConfig(rows, keys, warps, stages, 256, programs, own)
+        for rows, own, keys, warps, stages in (
+            *((64, 0, 64, 4, 2), (64, 0, 64, 4, 3), (64, 0, 64, 4, 4), (64, 0, 32, 4, 4), (64, 0, 128, 4, 2)),
+            *((64, 16, 64, 4, 2), (64, 16, 64, 4, 3), (64, 16, 32, 4, 4), (64, 16, 128, 4, 2), (64, 16, 128, 4, 3)),
+            *((16, 0, 64, 4, 3), (32, 0, 64, 4, 3), (64, 16, 64, 8, 3)),
         )
         for programs in (132, 264, 528)
     ]
-    shapes = ((64, 64, 4096), (64, 16, 1024), (256, 256, 1024))
-    first = step_of(*shapes[0])
-    large = [SharedConfig(128, keys, 8, stages, 256, programs) for keys, stages, programs in LARGE]
-    warm([partial(first.shared, 0, config) for config in configs + large], 40.0)
-    for name in shapes:
+    first = step_of(*SWEPT[0])
+    warm([partial(first.shared, 0, config) for config in configs], 40.0)
+    for name in SWEPT:
         step = step_of(*name)
-        module.TILE_MEMBERS = 32  # of which 4 query heads each fill 128 rows
-        of_32 = step_of(*name)
-        for config in large:
-            took = graph_us([partial(of_32.shared, layer, config) for layer in range(len(of_32.caches))], 3)
-            found[f"{name} {config}"] = round(took, 1)
-        module.TILE_MEMBERS = 16
-        for config in configs:
-            took = graph_us([partial(step.shared, layer, config) for layer in range(len(step.caches))], 3)
-            found[f"{name} {config}"] = round(took, 1)
-        best = sorted((took, key) for key, took in found.items() if key.startswith(str(name)))
-        for took, key in best:
-            print(f"{took:6.1f} {key}", flush=True)
+        layers = range(len(step.caches))
+        times = {c: graph_us([partial(step.shared, layer, c) for layer in layers], 3) for c in configs}
+        found[str(name)] = {str(config): round(took, 1) for config, took in times.items()}
+        best = sorted(times, key=times.__getitem__)
+        print(f"{name}: chosen {graph_us([partial(step.shared, layer) for layer in layers]):.1f}")
+        for config in best[:5]:
+            print(f"  {times[config]:6.1f} {told(config)}", flush=True)
+        print("   all:", "; ".join(f"{times[config]:.0f} {told(config)}" for config in best[5:]), flush=True)
     return found
+
+
+def told(config: SharedConfig) -> str:
+    rows = f"{config.block_rows}+{config.own_rows}"
+    return f"{rows}x{config.block_keys} w{config.num_warps} s{config.num_stages} p{config.programs}"
+
+
+def parts() -> None:
+    """µs of the work on prefixes, of that on what follows, and of the merge, alone."""
+    for name in SWEPT:
+        step = step_of(*name)
+        layers = range(len(step.caches))
+        for config in (SharedConfig(64, 64, 4, 3, own_rows=16), SharedConfig(64, 64, 4, 3, own_rows=64)):
+            kernels, taken = [module._parts_kernel, module._merge_kernel], []
+            for kept in range(3):
+                count = [0]
+
+                class Once:
+                    def __init__(self, kernel: Any, kept: int = kept, count: list[int] = count) -> None:
+                        self.kernel, self.kept, self.count = kernel, kept, count
+
+                    def __getitem__(self, grid: Any) -> Any:
+                        self.count[0] += 1
+                        return self.kernel[grid] if (self.count[0] - 1) % 3 == self.kept else lambda *_a, **_k: None
+
+                module._parts_kernel, module._merge_kernel = Once(kernels[0]), Once(kernels[1])
+                taken.append(graph_us([partial(step.shared, layer, config) for layer in layers], 3))
+                module._parts_kernel, module._merge_kernel = kernels
+            module._LEAST_COLUMNS = 32
+            wide = graph_us([partial(step.shared, layer, config) for layer in layers], 3)
+            module._LEAST_COLUMNS = 1
+            usual = graph_us([partial(step.shared, layer, config) for layer in layers], 3)
+            print(f"{name} own rows {config.own_rows}: prefix, own, merge", *(f"{t:.1f}" for t in taken), end=" ")
+            print(f"together {usual:.1f}, merged as 32 columns {wide:.1f}", flush=True)
+
+
+# Seconds, predicted for each way to run 64 requests over a prefix that is new to the engine.
+ENGINE: Final = {
+    ("as it is", 8192): 0.35, ("tables by themselves", 8192): 0.43, ("those behind the first join later", 8192): 0.50,
+    ("as it is", 2048): 0.37, ("those behind the first join later", 2048): 0.50,
+}  # fmt: skip
+
+
+def time_engine() -> dict[str, Any]:
+    """Seconds from the first step to the last token; and each step of a run: its tokens and milliseconds."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        engine = random_engine(MODELS["8b"], Path(folder), "cuda", lambda _name: None, enable_prefix_caching=True)
+        while engine.idle():
+            pass
+        round_number = 0
+        for (way, budget), predicted in ENGINE.items():
+            runs = []
+            for _ in range(4):
+                round_number += 1
+                with changed(engine, way, budget):
+                    runs.append(serve(engine, round_number))
+            seconds = sorted(taken for taken, _ in runs[1:])  # the first one compiles
+            key = f"{way}, {budget} tokens a step"
+            found[key] = {"seconds": seconds, "steps": runs[-1][1]}
+            print(
+                f"{key}: {seconds[1]:.3f} s ({seconds[0]:.3f} to {seconds[-1]:.3f}); predicted {predicted}", flush=True
+            )
+            print("   ", " ".join(f"{tokens}:{ms:.1f}" for tokens, ms in runs[-1][1]), flush=True)
+        engine.close(1.0)
+    return found
+
+
+@contextmanager
+def changed(engine: Any, way: str, budget: int) -> Iterator[None]:
+    """The engine with steps of so many tokens, and without what makes the difference."""
+    scheduler, graphs, limits = engine.scheduler, engine.runner.graphs, engine.scheduler.limits
+    scheduler.limits = replace(limits, max_num_batched_tokens=budget)
+    if way == "tables by themselves":
+        graphs._prefixes.find = lambda _rows: []
+    elif way == "those behind the first join later":
+        once = scheduler._schedule_prefills
+        scheduler._schedule_prefills = lambda batch: bool(once(batch) and False)
+    try:
+        yield
+    finally:
+        scheduler.limits = limits
+        graphs._prefixes.__dict__.pop("find", None)
+        scheduler.__dict__.pop("_schedule_prefills", None)
+
+
+def serve(engine: Any, seed: int) -> tuple[float, list[tuple[int, float]]]:
+    """Seconds for all, and tokens and ms of each step as it was waited for."""
+    draw, steps = random.Random(seed), list[tuple[int, float]]()
+    shared = [draw.randrange(100_000) for _ in range(4096)]
+    sampling = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    for index in range(64):
+        prompt = shared + [draw.randrange(100_000) for _ in range(64)]
+        hashes = page_hash.hash_pages(prompt, engine.scheduler.kv_cache.block_size, b"")
+        engine.add(AddRequest(0, f"{seed} {index}", prompt, sampling, 0.0, page_hashes=hashes))
+    schedule, tokens = engine.scheduler.schedule, list[int]()
+
+    def counted() -> Any:
+        output = schedule()
+        if not output.is_empty:
+            tokens.append(output.total_tokens)
+        return output
+
+    engine.scheduler.schedule = counted
+    begin = last = time.perf_counter()
+    while engine.has_work:
+        engine.step()
+        now = time.perf_counter()
+        steps.append((tokens[len(steps)] if len(steps) < len(tokens) else 0, (now - last) * 1000))
+        last = now
+    del engine.scheduler.schedule
+    return last - begin, steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--sweep", action="store_true", help="other ways to cut the work, too")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     begin = time.monotonic()
-    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "failures": check()}
-    print("failures:", report["failures"], f"after {time.monotonic() - begin:.0f} s", flush=True)
-    if not report["failures"]:
-        report["steps"] = time_steps()
-        print(f"after {time.monotonic() - begin:.0f} s", flush=True)
-        if arguments.sweep:
-            report["sweep"] = sweep()
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name()}
+    for name in arguments.only:
+        report[name] = SECTIONS[name]()
+        print(f"{name}: after {time.monotonic() - begin:.0f} s", flush=True)
+        if name == "check" and report[name]:
+            print("failures:", report[name], flush=True)
+            break
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
+
+SECTIONS: Final[dict[str, Callable[[], Any]]] = {
+    "check": check,
+    "attention": time_steps,
+    "sweep": sweep,
+    "parts": parts,
+    "engine": time_engine,
+}
 
 if __name__ == "__main__":
     with torch.inference_mode():

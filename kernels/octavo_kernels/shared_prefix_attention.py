@@ -33,6 +33,7 @@ from octavo_kernels.paged_attention import LOG2_E
 
 _PROGRAMS: Final = 264  # two a processor of an H100
 _MOST_SPLITS: Final = 16
+_LEAST_COLUMNS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class SharedConfig:
     num_stages: int
     least_keys: int = 256  # of a split
     programs: int = _PROGRAMS  # wanted, of each kind
+    own_rows: int = 0  # of a program with a request alone, if these get a launch of their own
 
 
 def shared_config(dtype: torch.dtype, block_d: int, group: int) -> SharedConfig:
@@ -84,11 +86,8 @@ def shared_prefix_attention(
     _, page_size, kv_heads, _ = k_cache.shape
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     config = config or shared_config(q.dtype, block_d, group)
-    per_program = config.block_rows // group
-    programs_of_tile = triton.cdiv(TILE_MEMBERS, per_program)
-    num_tiles = len(shared.tiles) * programs_of_tile
     most_keys = _most_keys(metadata, k_cache)
-    of_one_group = triton.cdiv(num_requests, min(per_program, TILE_MEMBERS))
+    of_one_group = -(-num_requests // min(TILE_MEMBERS, config.block_rows // group))
     shared_splits = _num_splits(config, of_one_group * kv_heads, most_keys)
     own_splits = _num_splits(config, num_requests * kv_heads, most_keys)
     columns = shared_splits + own_splits
@@ -96,36 +95,45 @@ def shared_prefix_attention(
     stats = q.new_empty((num_requests, heads, columns, 2), dtype=torch.float32)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     least = max(1, config.least_keys // config.block_keys)
-    _parts_kernel[(kv_heads, num_tiles * shared_splits + num_requests * own_splits)](
-        q,
-        k_cache,
-        v_cache,
-        mix,
-        stats,
-        metadata.context_lens,
-        metadata.block_tables,
-        shared.lens,
-        shared.members,
-        shared.tiles,
-        scale * LOG2_E,
-        num_tiles,
-        shared_splits,
-        own_splits,
-        metadata.block_tables.stride(0),
-        *q.stride()[:2],
-        *k_cache.stride()[:3],
-        *v_cache.stride()[:3],
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        BLOCK_D=block_d,
-        PAGE_SIZE=page_size,
-        BLOCK_M=config.block_rows,
-        BLOCK_N=config.block_keys,
-        LEAST=least,
-        PROGRAMS_OF_TILE=programs_of_tile,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+
+    def launch(rows: int, tiles: int, requests: int) -> None:
+        per_tile = -(-TILE_MEMBERS // (rows // group))
+        _parts_kernel[(kv_heads, tiles * per_tile * shared_splits + requests * own_splits)](
+            q,
+            k_cache,
+            v_cache,
+            mix,
+            stats,
+            metadata.context_lens,
+            metadata.block_tables,
+            shared.lens,
+            shared.members,
+            shared.tiles,
+            scale * LOG2_E,
+            tiles * per_tile,
+            shared_splits,
+            own_splits,
+            metadata.block_tables.stride(0),
+            *q.stride()[:2],
+            *k_cache.stride()[:3],
+            *v_cache.stride()[:3],
+            GROUP=group,
+            HEAD_DIM=head_dim,
+            BLOCK_D=block_d,
+            PAGE_SIZE=page_size,
+            BLOCK_M=rows,
+            BLOCK_N=config.block_keys,
+            LEAST=least,
+            PROGRAMS_OF_TILE=per_tile,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+    if config.own_rows:
+        launch(config.block_rows, len(shared.tiles), 0)
+        launch(config.own_rows, 0, num_requests)
+    else:
+        launch(config.block_rows, len(shared.tiles), num_requests)
     _merge_kernel[(num_requests, heads)](
         mix,
         stats,
@@ -139,7 +147,7 @@ def shared_prefix_attention(
         BLOCK_D=block_d,
         BLOCK_N=config.block_keys,
         LEAST=least,
-        COLUMNS=triton.next_power_of_2(columns),
+        COLUMNS=max(triton.next_power_of_2(columns), _LEAST_COLUMNS),
         num_warps=1,
     )
     return out

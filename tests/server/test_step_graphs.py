@@ -64,6 +64,9 @@ def test_the_ladder_for_shared_prefixes_fills_up_at_most_half_as_many_rows_again
     shapes = sharing_ladder(largest)
     assert shapes == sorted(set(shapes)) and all(shape[:1] * 2 + (True, True) == shape for shape in shapes)
     assert not shapes if largest < 8 else shapes[-1].rows == largest
+    first, rest = capture_order(0, largest, shares=True)
+    assert [shape for shape in first if shape.shares] == shapes[-1:]
+    assert [shape for shape in rest if shape.shares] == shapes[:-1] == rest[: len(shapes) - 1]
     for rows in range(8, largest + 1):
         assert min(shape.rows for shape in shapes if shape.rows >= rows) <= max(16, 1.5 * rows)
 
@@ -349,7 +352,7 @@ def test_a_capture_that_fails_beside_requests_leaves_the_graphs_that_are_there(
     made.decoder = random_decoder(CONFIG, seed=3)
     made.allocate_cache(4)
     made.capture_first_graphs(16)
-    assert recorder.recorded == len(capture_order(0, 30)[0])
+    assert recorder.recorded == len(capture_order(0, 30, shares=True)[0])
 
     def broken(_run: object) -> Any:
         raise RuntimeError("CUDA error: operation failed due to a previous error during capture")

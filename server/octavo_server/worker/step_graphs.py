@@ -34,7 +34,7 @@ import torch
 
 from octavo_kernels.ops import pick_expand_step
 from octavo_kernels.step_inputs import ExpandedStep, SlotState, packed_words, sections
-from octavo_server.worker.graph_ladder import GraphShape, capture_order, sharing_ladder
+from octavo_server.worker.graph_ladder import GraphShape, capture_order
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.models.interface import ForwardBatch
@@ -116,9 +116,9 @@ class StepGraphs:
         self._shapes: list[GraphShape] = []  # of `_replays`, rising
         self._prefixes = PrefixFinder(limits.block_size, limits.least_shared)
         self._shared = SharedBuffers(rows, device)
-        first, rest = capture_order(limits.tokens, rows)
+        first, rest = capture_order(limits.tokens, rows, shares=limits.least_shared > 0)
         self.num_first = len(first)  # that should be there before the first request
-        self._pending = [*first, *(sharing_ladder(rows) if limits.least_shared else ()), *rest]
+        self._pending = [*first, *rest]
         self._longest = 0.0  # seconds that a capture took
 
     @property
