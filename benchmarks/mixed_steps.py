@@ -1,9 +1,9 @@
-"""Time to the first token on an idle engine, and of steps in which a prompt is read beside decodes: graphs or launches.
+"""Time to the first token on an idle engine, of steps in which a prompt is read beside decodes, and of the host.
 
-    python benchmarks/mixed_steps.py [--model 8b|0.6b] [--device cuda] [--lengths N ...] [--json FILE]
+    python benchmarks/mixed_steps.py [--model 8b|0.6b] [--lengths N ...] [--launches N ...] [--hosts N ...]
 
-Random weights, greedy. Needs what `gpu_session.py` needs. The engine is the same for both; the graphs are taken away
-for the runs without.
+Random weights, greedy. Needs what `gpu_session.py` needs. With graphs, and for the lengths of --launches without: the
+graphs of the same engine are taken away. --hosts: requests that decode, for what a step takes of the host.
 """
 
 import argparse
@@ -93,17 +93,42 @@ def beside_decodes(engine: EngineCore, decodes: int) -> dict[str, float]:
     }
 
 
-def measure(engine: EngineCore, lengths: list[int]) -> dict[str, Any]:
+def host_times(engine: EngineCore, decodes: int) -> dict[str, float]:
+    """Of steps of short contexts in which so many requests decode, ms: the step, and its parts on the host."""
+    for index in range(decodes):
+        ask(engine, f"host {decodes} {index}", 40, 80)
+    while engine.scheduler.num_prefill_tokens or engine.scheduler.waiting:
+        engine.step()
+    for _ in range(4):
+        engine.step()
+    launches, scheduling, steps = list[float](), list[float](), list[float]()
+    engine.runner.launch = timed(engine.runner.launch, launches)  # type: ignore[method-assign]
+    for _ in range(40):
+        begin = time.perf_counter()
+        engine.step()
+        steps.append(time.perf_counter() - begin)
+        scheduling.append(engine.meter.schedule_seconds)
+    del engine.runner.launch  # type: ignore[attr-defined]
+    engine.abort(list(engine.scheduler.requests))
+    while engine.has_work:
+        engine.step()
+    return {"step": median_ms(steps), "launch": median_ms(launches), "schedule and update": median_ms(scheduling)}
+
+
+def measure(engine: EngineCore, arguments: argparse.Namespace) -> dict[str, Any]:
     runner = engine.runner
     graphs, report = runner.graphs, dict[str, Any]()  # type: ignore[attr-defined]
-    for name, used in (("graphs", graphs), ("launches", None)):
+    for name, used, lengths in (("graphs", graphs, arguments.lengths), ("launches", None, arguments.launches)):
         runner.graphs = used  # type: ignore[attr-defined]
-        first_token(engine, 64)
+        if lengths:
+            first_token(engine, 64)
         for length in lengths:
             report[f"first token, {length}, {name}"] = first_token(engine, length)
-        for decodes in (DECODES, 64, 200):
+        for decodes in (DECODES, 200) if lengths else ():
             report[f"{PROMPT} beside {decodes}, {name}"] = beside_decodes(engine, decodes)
     runner.graphs = graphs  # type: ignore[attr-defined]
+    for decodes in arguments.hosts:
+        report[f"host, {decodes}"] = host_times(engine, decodes)
     return report
 
 
@@ -111,12 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="8b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
+    parser.add_argument("--launches", type=int, nargs="*", default=[])
+    parser.add_argument("--hosts", type=int, nargs="*", default=[])
     parser.add_argument("--json", type=Path, help="where the figures go")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         engine = random_engine(MODELS[arguments.model], Path(folder), arguments.device, lambda _phase: None)
-    report = {"idle": capture_rest(engine), **measure(engine, arguments.lengths)}
+    report = {"idle": capture_rest(engine), **measure(engine, arguments)}
     for name, found in report.items():
         print(f"{arguments.model}: {name}: {found}", flush=True)
     engine.close(1.0)

@@ -40,7 +40,12 @@ class EngineConfig(BaseModel):
     kv_cache_memory_bytes: int | None = Field(
         None, ge=1, le=2**50, description="bytes of KV cache [default: on a GPU what is left, on the CPU 1 GiB at most]"
     )
-    max_num_seqs: int = Field(256, ge=1, le=65_536, description="requests in a step at most")
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="requests in a step at most [default: 512 on a GPU with 40 GiB of memory or more, else 256]",
+    )
     max_num_batched_tokens: int | None = Field(
         None,
         ge=1,
@@ -72,7 +77,11 @@ class EngineConfig(BaseModel):
         False, description="a request's tokens depend on it alone, not on its batch (always so on the CPU)"
     )
     enforce_eager: bool = Field(
-        False, description="no CUDA graphs: a decode step launches each kernel by itself (always so on the CPU)"
+        False, description="no CUDA graphs: a step launches each kernel by itself (always so on the CPU)"
+    )
+    profile_dir: Path | None = Field(
+        None,
+        description="name steps for profilers (NVTX); once a file `start` appears here, record the next 50 beside it",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 

@@ -17,6 +17,7 @@ from octavo_common.memory import (
     MemoryLimits,
     context_length,
     default_batched_tokens,
+    default_num_seqs,
     human_bytes,
     memory_bill,
 )
@@ -36,6 +37,7 @@ from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.memory import StepBounds, measure, reserve
 from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.step_profiler import StepProfiler
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         device,
         dtype,
         block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=limits.max_num_seqs,
         eos_token_ids=sorted(eos_token_ids),
         threaded=overlap and device.type == "cpu",
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
@@ -78,7 +80,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     )
     runner.load(config.model, batch_invariant=config.batch_invariant)
     begin_phase("allocate cache")
-    bounds = StepBounds(config.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
+    bounds = StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
     bill = _bill(model, limits, measure(runner, bounds, plan))
     if free_bytes is not None:
         _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
@@ -91,7 +93,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         _add_lower_tiers(runner, config, bill)
     begin_phase("warm up")
     scheduler_limits = SchedulerLimits(
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=bill.max_model_len,
         vocab_size=model.vocab_size,
@@ -104,6 +106,8 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     if runner.recorder is not None:
         begin_phase("capture graphs")
         runner.capture_first_graphs(bill.max_model_len)
+    if config.profile_dir is not None:
+        runner.profiler = StepProfiler(config.profile_dir, device)
     kv_cache = KVCacheManager(
         BlockPool(bill.num_blocks),
         bill.block_size,
@@ -141,13 +145,14 @@ def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill
 
 
 def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:
+    total_bytes = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
     return MemoryLimits(
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        total_bytes=torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
+        total_bytes=total_bytes,
         block_size=config.block_size,
         max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=config.max_num_seqs or default_num_seqs(total_bytes),
         max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,

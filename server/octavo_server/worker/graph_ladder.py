@@ -29,7 +29,8 @@ class GraphShape(NamedTuple):
 
 def most_tokens(max_num_batched_tokens: int, num_parameters: int) -> int:
     """Of a mixed step that has a graph: above it the device takes longer than the launches, so none would gain."""
-    fast = int(10**13 / (2 * num_parameters))  # 15 to 20 ms of a large GPU: what launching some 300 kernels takes
+    # Launching some 300 kernels takes 15 to 20 ms: as many operations as a large GPU does in that time.
+    fast = 10**13 // (2 * num_parameters) // _TILE * _TILE
     return min(max_num_batched_tokens, MOST_TOKENS, max(_FAST_TOKENS, fast))
 
 

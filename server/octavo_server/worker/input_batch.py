@@ -20,7 +20,7 @@ class RequestState:
     `num_tokens` counts what the steps launched so far sample, too; of these the first `num_known` stand in `token_ids`.
     A later one is known on the device alone, in the row `slot` of the tokens that were sampled last. The first
     `num_given` came from the scheduler; the others were sampled in that slot. Of the `num_blocks` pages the first
-    `num_sent` stand in the slot's block table on the device (`step_graphs`).
+    `num_sent` stand in the slot's block table on the device (`step_packing`).
     """
 
     __slots__ = (
@@ -88,11 +88,6 @@ class ScheduledRow:
     def last_index(self) -> int:
         """Row of its last token in the batch."""
         return self.offset + self.end - self.start - 1
-
-    def token_at(self, position: int) -> int:
-        """The token at one of the row's positions; −1 if it was sampled in the request's slot."""
-        state = self.state
-        return int(state.token_ids[position]) if position < state.num_given else -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from octavo_server.worker.model_runner import ModelRunner
 log = logging.getLogger(__name__)
 
 _CUDA_SEGMENT_BYTES: Final = 2 * 2**20  # what torch's allocator rounds large pieces up to
+_TRIED_GRAPHS: Final = 6
 _CPU_OPERATIONS: Final = 5e8  # some tenths of a second, whatever the CPU
 # All that a request can ask for at once. Its top-k keeps more than anybody asks for: a sort of the whole vocabulary.
 _FULL_SAMPLING: Final = SamplingParams(
@@ -160,8 +161,8 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int) -> in
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
     """What all graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
 
-    The largest one's pool serves the others too. What these add is seen on those that a start waits for, and taken for
-    what each adds.
+    The largest one's pool serves the others too. What these add is seen on the next few, which are the larger ones that a
+    start waits for, and taken for what each adds.
     """
     before = used_bytes()
     graphs = runner.make_graphs(max_model_len)
@@ -169,7 +170,7 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
         return 0
     graphs.capture_next()
     largest, others = used_bytes() - before, graphs.num_pending
-    tried = graphs.num_first - 1
+    tried = min(_TRIED_GRAPHS, graphs.num_first - 1)
     for _ in range(tried):
         graphs.capture_next()
     added = max(0, used_bytes() - before - largest)

@@ -29,8 +29,10 @@ from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
 from octavo_server.worker.shared_prefix import least_pages
-from octavo_server.worker.step_graphs import GraphInputs, GraphLimits, StepGraphs
+from octavo_server.worker.step_graphs import GraphLimits, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
+from octavo_server.worker.step_packing import GraphInputs
+from octavo_server.worker.step_profiler import StepProfiler
 from octavo_server.worker.swapper import Swapper
 
 
@@ -66,6 +68,7 @@ class ModelRunner:
         self.graphs: StepGraphs | None = None
         self.swapper: Swapper | None = None
         self.disk: DiskStore | None = None
+        self.profiler: StepProfiler | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
         self._batch_invariant = False
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
@@ -158,6 +161,12 @@ class ModelRunner:
         Calls `on_progress` whenever a part of the step is done on the calling thread: on the CPU a step may take
         minutes, a part of it does not. With `threaded` nothing is done there; see `StepHandle.progress`.
         """
+        if self.profiler is None:
+            return self._launch(output, on_progress)
+        with self.profiler.step(output):
+            return self._launch(output, on_progress)
+
+    def _launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> StepHandle:
         self._under_way = [handle for handle in self._under_way if not handle.is_reported]
         handle = StepHandle(self._under_way[-1] if self._under_way else None)
         self._under_way.append(handle)
@@ -239,6 +248,8 @@ class ModelRunner:
 
     def close(self) -> None:
         """Ends the threads, and gives back the host memory for pages."""
+        if self.profiler is not None:
+            self.profiler.end()
         if self._thread is not None:
             self._thread.shutdown()
         if self.swapper is not None:

@@ -5,11 +5,8 @@ fixed buffers on the device: one copy from pinned memory, behind whatever runs t
 depends on a length. How attention divides the work follows from the graph's size and the longest context there can be;
 contexts, and which tokens are whose, are read on the device.
 
-The host says little of a row (`octavo_kernels.step_inputs`): block tables and the tokens sampled last stay on the
-device, by the request's slot, and the graph's first kernel works out the rest. Of a request's pages only those are sent
-that its slot's table lacks; `RequestState.num_sent` counts them. A step that fails ends its requests, so that nobody
-counts on pages which it may not have brought. A slot that is given away begins anew; what a step under way still reads
-of it is written behind that step.
+The host says little of a row (`step_packing`): block tables and the tokens sampled last stay on the device, by the
+request's slot, and the graph's first kernel works out the rest (`octavo_kernels.step_inputs`).
 
 A step takes the smallest graph that it fits into. In a decode graph, in which each request has one token, the rows
 beyond compute the token 0 as the first of a request whose one page, the scratch page, is nobody's. In a mixed graph the
@@ -24,12 +21,10 @@ Sampling is not part of the graph.
 
 import logging
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from octavo_kernels.ops import pick_expand_step
@@ -38,15 +33,13 @@ from octavo_server.worker.graph_ladder import GraphShape, capture_order
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.models.interface import ForwardBatch
-from octavo_server.worker.shared_prefix import PrefixFinder, PrefixGroup, SharedBuffers
+from octavo_server.worker.shared_prefix import PrefixFinder, SharedBuffers
+from octavo_server.worker.step_packing import MOST_PAGES, GraphInputs, StepPacker
 
 _log = logging.getLogger(__name__)
 
 # Computes logits [n, vocab] float32 into the last argument: of the tokens at the places [n] int64, or of all (None).
 Forward = Callable[[ForwardBatch, torch.Tensor | None, torch.Tensor], None]
-
-
-_PAGES_AT_ONCE: Final = 16_384  # new ones in a step that takes a graph, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +60,6 @@ class GraphLimits:
     least_shared: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GraphInputs:
-    """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
-
-    num_sampling: of its rows, those that sample. shared: in host memory, too, what `SharedBuffers` takes.
-    """
-
-    rows: list[ScheduledRow]
-    shape: GraphShape
-    num_sampling: int
-    packed: torch.Tensor
-    shared: torch.Tensor | None = None
-
-
 class StepGraphs:
     """The graphs and their buffers."""
 
@@ -91,16 +70,14 @@ class StepGraphs:
         self._limits = limits
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
         self._expand = pick_expand_step(device)
-        self._pinned = device.type == "cuda"
-        self._most_pages = max(_PAGES_AT_ONCE, limits.width)
-        self._packed = torch.zeros(packed_words(tokens, rows) + self._most_pages, dtype=torch.int32, device=device)
-        self._scratch_slot = len(last)  # nobody's, and with a table: rows beyond take it
+        self._packed = torch.zeros(packed_words(tokens, rows) + MOST_PAGES, dtype=torch.int32, device=device)
+        self._packer = StepPacker(len(last), pinned=device.type == "cuda")
 
         def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         tables = room(len(last) + 1, limits.width, dtype=torch.int32)
-        tables[self._scratch_slot] = limits.scratch_page
+        tables[len(last)] = limits.scratch_page
         self._state = SlotState(last, tables, limits.block_size, limits.scratch_page)
         self._expanded = ExpandedStep(
             token_ids=room(tokens, dtype=torch.int64),
@@ -160,22 +137,16 @@ class StepGraphs:
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
         is_decode = tokens == count and all(row.samples for row in rows)
-        fitting = (
-            shape
-            for shape in self._shapes
-            if shape.tokens >= tokens and shape.rows >= count and shape.is_decode == is_decode and not shape.shares
-        )
-        return next(fitting, None)
+        large_enough = self._shapes[bisect_left(self._shapes, (tokens, count)) :]
+        fitting = [shape for shape in large_enough if shape.rows >= count and shape.is_decode == is_decode]
+        if is_decode and any(shape.shares for shape in fitting) and self._prefixes.find(rows):
+            return next(shape for shape in fitting if shape.shares)
+        return next((shape for shape in fitting if not shape.shares), None)
 
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
         """The inputs of a step of these rows, one or more; None if there is no graph for it."""
         shape = self.shape_for(rows)
-        if shape is None or sum(row.state.num_blocks - row.state.num_sent for row in rows) > self._most_pages:
-            return None
-        sharing = next((each for each in self._shapes if each.shares and each.rows >= len(rows)), None)
-        if sharing is not None and shape.is_decode and (groups := self._prefixes.find(rows)):
-            return self._pack(rows, sharing, groups)
-        return self._pack(rows, shape)
+        return None if shape is None else self._pack(rows, shape)
 
     def run(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Enqueues the step: logits of rows that sample, [n, vocab] float32, and the slots [n] of their next tokens.
@@ -187,42 +158,16 @@ class StepGraphs:
         count = inputs.num_sampling
         return self._logits[:count], self._expanded.slot[:count]
 
-    def _pack(self, rows: list[ScheduledRow], shape: GraphShape, groups: Sequence[PrefixGroup] = ()) -> GraphInputs:
-        """What is said of the rows; from here on their pages count as sent."""
-        count, states = len(rows), [row.state for row in rows]
-        blocks, known = [state.num_blocks for state in states], [state.num_sent for state in states]
-        words, num_new = packed_words(shape.tokens, shape.rows), sum(blocks) - sum(known)
-        packed = torch.empty(words + num_new, dtype=torch.int32, pin_memory=self._pinned)
-        to = sections(packed.numpy(), shape.tokens, shape.rows)
-        sampling = [index for index, row in enumerate(rows) if row.samples]
-        if shape.is_decode:
-            to.token_ids[:count] = [row.token_at(row.start) for row in rows]
-            to.query_start[:] = np.arange(shape.rows + 1, dtype=np.int32)
-        else:
-            tokens = _token_ids(rows)
-            to.token_ids[: len(tokens)] = tokens
-            to.query_start[:count] = [row.offset for row in rows]
-            to.query_start[count:] = len(tokens)
-        to.start[:count] = [row.start for row in rows]
-        to.slot[:count] = [state.slot for state in states]
-        to.known[:count] = known
-        to.sampling[: len(sampling)] = sampling
-        to.page_start[:] = 0
-        if num_new:
-            np.cumsum(np.subtract(blocks, known), out=to.page_start[1 : count + 1])
-            to.page_start[count + 1 :] = num_new
-            new = [state for state, held, sent in zip(states, blocks, known, strict=True) if held > sent]
-            np.concatenate([state.block_ids[state.num_sent : state.num_blocks] for state in new], out=to.pages)
-            for state in new:
-                state.num_sent = state.num_blocks
-        if shape.is_decode:
-            to.token_ids[count:] = 0
-        to.start[count:] = to.sampling[len(sampling) :] = 0
-        to.slot[count:], to.known[count:] = self._scratch_slot, 1
-        shared = self._shared.pack(groups, shape.rows, self._limits.block_size) if shape.shares else None
-        return GraphInputs(rows, shape, len(sampling), packed, shared)
+    def _pack(self, rows: list[ScheduledRow], shape: GraphShape) -> GraphInputs:
+        inputs = self._packer.pack(rows, shape)
+        if not shape.shares:
+            return inputs
+        shared = self._shared.pack(self._prefixes.find(rows), shape.rows, self._limits.block_size)
+        return replace(inputs, shared=shared)
 
     def _upload(self, inputs: GraphInputs) -> None:
+        for slot, known, pages in inputs.before:
+            self._state.tables[slot, known : known + len(pages)].copy_(pages, non_blocking=True)
         self._packed[: len(inputs.packed)].copy_(inputs.packed, non_blocking=True)
         if inputs.shared is not None:
             self._shared.upload(inputs.shared)
@@ -247,16 +192,6 @@ class StepGraphs:
             shared=self._shared.sections(shape.rows) if shape.shares else None,
         )
         self._forward(batch, None if shape.is_decode else inputs.last_index, self._logits[: shape.rows])
-
-
-def _token_ids(rows: list[ScheduledRow]) -> np.ndarray:
-    """Of all tokens of the rows; −1 for one that was sampled in the row's slot, which is always its last one."""
-    if not rows:
-        return np.zeros(0, dtype=np.int64)
-    tokens = np.concatenate([row.state.token_ids[row.start : row.end] for row in rows])
-    for row in rows:
-        tokens[row.last_index] = row.token_at(row.end - 1)
-    return tokens
 
 
 def _told(shape: GraphShape) -> str:
