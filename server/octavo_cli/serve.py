@@ -31,7 +31,7 @@ def serve(model: str, **options: Any) -> int:
     if os.environ.get(KEY_VARIABLE) == "":
         raise click.UsageError(f"{KEY_VARIABLE} is set but empty: unset it, or give a key")  # not an open server
     try:
-        check_model_directory(directory)
+        check_model_directory(directory, weights=options["load_format"] != "random")
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="MODEL") from error
     config = validated(ServerConfig, {"model": directory, **options})

@@ -22,6 +22,11 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(description="directory in Hugging Face layout")
+    load_format: Literal["safetensors", "random"] = Field(
+        "safetensors",
+        description="random: no weights are read, they are noise of the shape that config.json describes, "
+        "to time a model that is not at hand",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
     dtype: DTypeName = Field("auto", description="auto: the model's own on a GPU, float32 on the CPU")
     max_model_len: int | None = Field(
@@ -111,6 +116,10 @@ class EngineConfig(BaseModel):
         if value is not None and not info.data.get("enable_prefix_caching", True):
             raise PydanticCustomError(
                 "disk_cache", "No page on disk is ever looked up with --no-enable-prefix-caching: leave one of them out"
+            )
+        if value is not None and info.data.get("load_format") == "random":
+            raise PydanticCustomError(
+                "disk_cache", "Pages on disk are named by the weights they come from: leave out --load-format random"
             )
         return value
 

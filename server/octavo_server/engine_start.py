@@ -78,7 +78,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
         max_num_batched_tokens=limits.max_num_batched_tokens,
     )
-    runner.load(config.model, batch_invariant=config.batch_invariant)
+    runner.load(config.model, batch_invariant=config.batch_invariant, random_weights=config.load_format == "random")
     begin_phase("allocate cache")
     bounds = StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
     bill = _bill(model, limits, measure(runner, bounds, plan))

@@ -4,6 +4,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, Self
 
 import msgspec
 
@@ -29,6 +30,9 @@ from octavo_server.frontend.state import ServerState
 from octavo_server.metrics import PromptMetrics, RequestMetrics
 from octavo_server.page_hash import hash_pages
 
+PREPARE_TOKENS: Final = 4096  # of prompts, and choices, that are prepared in the event loop: a millisecond
+PREPARE_CHOICES: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -51,6 +55,25 @@ class Caller:
 class Generation:
     """One HTTP request to the engine. Each prompt becomes `n` choices, those of a prompt behind each other."""
 
+    @classmethod
+    async def prepare(
+        cls,
+        state: ServerState,
+        request: GenerationRequest,
+        prompts: Sequence[list[int]],
+        lengths: Lengths,
+        caller: Caller,
+    ) -> Self:
+        """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
+
+        Raises:
+            RequestError: as making one does.
+        """
+        choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
+        if choices <= PREPARE_CHOICES and tokens <= PREPARE_TOKENS and not request.bad_words:
+            return cls(state, request, prompts, lengths, caller)
+        return await state.in_thread(cls, state, request, prompts, lengths, caller)
+
     def __init__(
         self,
         state: ServerState,
@@ -61,7 +84,7 @@ class Generation:
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
 
-        To be called beside the event loop: its work grows with the prompts.
+        Its work grows with the prompts: the event loop calls `prepare` instead.
 
         Raises:
             RequestError: a prompt is empty, too long, or has a token id that does not exist; no requests are taken.

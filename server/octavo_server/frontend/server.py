@@ -7,6 +7,7 @@ after SIGINT; what goes wrong is raised as an `OctavoError` of one line.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 INTERRUPTED: Final = 130
 ENGINE_GRACE_SECONDS: Final = 10.0
 QUICK_GRACE_SECONDS: Final = 1.0
+GC_THRESHOLDS: Final = (10_000, 20, 100)
 _FLUSH_SECONDS: Final = 2  # for answers that are complete but not sent
 
 
@@ -74,6 +76,11 @@ class _Server:
 
     async def _load_model(self) -> None:
         self._state.model = await self._state.in_thread(load_model, self._config.model)
+        # What the start made stays, and what requests make is mostly gone with its last reference: the collector has
+        # little to find, and all streams wait while it looks.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
 
     async def _say_where(self, http: HttpServer, serving: "asyncio.Task[None]") -> None:
         """The line that `octavo up` waits for; the only one on stdout."""

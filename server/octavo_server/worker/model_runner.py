@@ -78,19 +78,23 @@ class ModelRunner:
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False) -> None:
-        """Builds the model and reads its weights.
+    def load(self, path: Path, *, batch_invariant: bool = False, random_weights: bool = False) -> None:
+        """Builds the model and reads its weights, unless they are to be random.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
         from octavo_server.worker.models.decoder import load_decoder
+        from octavo_server.worker.random_weights import random_decoder
 
         try:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
         self._batch_invariant = batch_invariant
-        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+        if random_weights:
+            self.decoder = random_decoder(self.config, self.dtype, self.device, ops)
+        else:
+            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
 
     @property
     def bytes_per_page(self) -> int:
