@@ -257,6 +257,63 @@ def test_a_mixed_graphs_inputs_are_those_of_the_plain_step_and_what_is_beyond_be
         assert (got.max_query_len, got.max_context_len) == (None, WIDTH * BLOCK)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_tables_on_the_device_follow_requests_that_come_grow_and_leave(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots change hands, some steps go without a graph, and tokens that were sampled are known in the slot alone."""
+    monkeypatch.setattr(step_packing, "MOST_PAGES", 20)  # some steps bring more
+    draw, seen, slots = random.Random(seed), Seen(), 10
+    last = torch.zeros(slots, dtype=torch.int64)
+    graphs = StepGraphs(seen, CallingRecorder(), GraphLimits(8, 200, WIDTH, BLOCK, 3, SCRATCH), last)
+    while graphs.capture_next():
+        pass
+    batch, lengths, held = InputBatch(BLOCK, CPU, slots), dict[str, int](), dict[str, int]()
+    for step in range(60):
+        gone = [name for name in lengths if lengths[name] > 40 or draw.random() < 0.1]
+        for name in gone:
+            del lengths[name], held[name]
+        new, counts, added = list[NewRequest](), dict[str, int](), dict[str, list[int]]()
+        for name in lengths:  # a token each, and a page where it is needed, or one early
+            counts[name] = 1
+            if held[name] * BLOCK < lengths[name] + 1 or draw.random() < 0.1:
+                added[name] = [draw.randrange(900)]
+                held[name] += 1
+        while len(lengths) < 8 and draw.random() < 0.6:
+            name, length = f"{step} {len(lengths)}", draw.randint(1, 40)
+            held[name] = -(-length // BLOCK)
+            pages = [draw.randrange(900) for _ in range(held[name])]
+            computed = draw.randint(0, length - 1)
+            new.append(NewRequest(name, tokens(length, step), length, 60, SamplingParams(), pages, computed))
+            counts[name], lengths[name] = length - computed, length - 1
+        if not counts:
+            continue
+        added = {name: pages for name, pages in added.items() if held[name] <= WIDTH}
+        batch.apply(SchedulerOutput(step, new, added, counts, finished_ids=gone))
+        rows = batch.advance(counts)
+        plain = batch.build(rows).forward
+        if draw.random() < 0.7:
+            inputs = graphs.build(rows)
+            assert inputs is not None
+            graphs.run(inputs)
+            got, used = seen.batch, len(plain.token_ids)
+            assert got is not None
+            for ours, theirs in (
+                (got.token_ids, plain.token_ids),
+                (got.positions, plain.positions),
+                (got.slot_mapping, plain.slot_mapping),
+            ):
+                assert torch.equal(ours[:used], theirs)
+            for row, table in zip(rows, got.block_tables, strict=False):
+                state = row.state
+                assert table[: state.num_blocks].tolist() == state.block_ids[: state.num_blocks].tolist()
+        for row in rows:
+            token = draw.randrange(10_000)
+            row.state.learn(row.end, token)
+            last[row.state.slot] = token
+            lengths[row.state.request_id] += 1
+
+
 def test_a_step_takes_the_smallest_graph_that_is_there_and_fits() -> None:
     graphs = graphs_of(Seen(), CallingRecorder(), largest=10, tokens=100)
 

@@ -161,8 +161,8 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int) -> in
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
     """What all graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
 
-    The largest one's pool serves the others too. What these add is seen on the next few, which are the larger ones that a
-    start waits for, and taken for what each adds.
+    The largest one's pool serves the others too. What these add is seen on the next few, the larger ones that a start
+    waits for, and taken for what each adds.
     """
     before = used_bytes()
     graphs = runner.make_graphs(max_model_len)
