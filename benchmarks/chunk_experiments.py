@@ -20,12 +20,12 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu_kernels import event_ms, graph_us, tried  # noqa: E402
 from kernel_checks import RAGGED, SHAPES, TOLERANCE, Case, poisoned, warm  # noqa: E402
+from octavo_kernels.prompt_attention import prompt_attention  # noqa: E402
 
 from octavo_kernels import gathered_attention as gathered  # noqa: E402
 from octavo_kernels.hopper_attention import hopper_attention  # noqa: E402
 from octavo_kernels.metadata import AttentionMetadata  # noqa: E402
 from octavo_kernels.paged_attention import AttentionConfig  # noqa: E402
-from octavo_kernels.prompt_attention import prompt_attention  # noqa: E402
 
 TRITON: Final = (
     *((64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 8, 3), (128, 64, 4, 3)),
