@@ -271,22 +271,29 @@ def capture_rest(engine: EngineCore) -> dict[str, Any]:
     return found
 
 
-def config_of(model: Path, device: str) -> EngineConfig:
+def config_of(model: Path, device: str, enable_prefix_caching: bool = False) -> EngineConfig:
     """As by default, but with long steps of prefill, so that contexts are alike when all prompts are read."""
     return EngineConfig(
         model=model,
         device=device,  # type: ignore[arg-type]
         dtype="bfloat16",
         swap_space=0.0,
-        enable_prefix_caching=False,
+        enable_prefix_caching=enable_prefix_caching,
         max_num_batched_tokens=8192,
     )
 
 
-def random_engine(config: dict[str, Any], folder: Path, device: str, begin_phase: Callable[[str], None]) -> EngineCore:
+def random_engine(
+    config: dict[str, Any],
+    folder: Path,
+    device: str,
+    begin_phase: Callable[[str], None],
+    *,
+    enable_prefix_caching: bool = False,
+) -> EngineCore:
     """An engine whose model has random weights instead of a checkpoint."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    given = config_of(folder, device).model_copy(update={"load_format": "random"})
+    given = config_of(folder, device, enable_prefix_caching).model_copy(update={"load_format": "random"})
     return start_engine(given, begin_phase)
 
 
