@@ -137,6 +137,11 @@ class BenchEngine:
                 "at most (config.json, --max-model-len, and what fits into its KV cache)"
             )
 
+    def warm(self, asks: Sequence[Ask]) -> None:
+        """Begins a few of the requests, uncounted: what is done once for all is done then."""
+        with self.fresh() as engine:
+            engine.run([Ask(ask.prompt, min(4, ask.max_tokens), ask.temperature) for ask in asks[:32]])
+
     @contextmanager
     def fresh(
         self,

@@ -39,6 +39,7 @@ def time_swap(
             f"--pool {share:g}: that are {pages} of the {needed} pages that the requests need; there must be room for "
             f"the longest one, and the engine has {bench.num_pages}"
         )
+    bench.warm(asks)
     figures = []
     for mode in modes:
         if mode == "swap" and not bench.num_host_pages:

@@ -64,11 +64,10 @@ def time_prefix(
 
 
 def _asks(bench: BenchEngine, workload: Workload, seed: int) -> list[Ask]:
-    """The workload; and it is begun once, uncounted, so that all is warm."""
+    """The workload, begun once."""
     asks = workload.asks(seed, bench.vocab_size)
     bench.check(asks, "--input-tokens, --output-tokens")
-    few = [Ask(ask.prompt, min(4, ask.max_tokens), ask.temperature) for ask in asks[:32]]
-    _serve(bench, few, False, timed=False)
+    bench.warm(asks)
     return asks
 
 
