@@ -14,6 +14,15 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+INTERPRETED = [
+    "interpreted_attention.py",
+    "interpreted_chunk_tiles.py",
+    "interpreted_shared_prefix.py",
+    "interpreted_rows.py",
+    "interpreted_step_inputs.py",
+    "interpreted_sampling.py",
+    "interpreted_engine.py",
+]
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
@@ -27,7 +36,7 @@ def run_tests(file: str, interpret: bool) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("file", ["interpreted_attention.py", "interpreted_rows.py", "interpreted_step_inputs.py"])
+@pytest.mark.parametrize("file", INTERPRETED)
 def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
     run_tests(file, interpret=True)
 

@@ -22,6 +22,7 @@ from octavo_server.worker.shallow import StepBounds, shallow_runner
 log = logging.getLogger(__name__)
 
 _CUDA_SEGMENT_BYTES: Final = 2 * 2**20  # what torch's allocator rounds large pieces up to
+_TRIED_GRAPHS: Final = 6
 _LAYERS: Final = 3  # of each window, of a model in which they have nothing to leave to each other
 _CPU_OPERATIONS: Final = 5e8  # some tenths of a second, whatever the CPU
 # All that a request can ask for at once. Its top-k keeps more than anybody asks for: a sort of the whole vocabulary.
@@ -65,7 +66,9 @@ def measure(runner: ModelRunner, bounds: StepBounds, plan: MemoryBill, outside: 
         runner.allocate_cache(1)
         graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
         runner.drop_cache()
-        return MeasuredMemory(weights, workspace + swapping + graphs)
+        torch.cuda.empty_cache()
+        histories = bounds.max_num_seqs * runner.request_bytes(bounds.max_model_len)  # if all ask for penalties
+        return MeasuredMemory(weights, workspace + swapping + graphs + histories)
     runner.allocate_cache(1)
     tokens = min(bounds.max_num_batched_tokens, _tokens_for(_CPU_OPERATIONS, runner.config, bounds.max_model_len))
     steps = worst_steps(runner, dataclasses.replace(bounds, max_num_batched_tokens=tokens))
@@ -161,8 +164,8 @@ def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, outsi
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
     """What all graphs take: their buffers, their pool and themselves, of the memory that `used_bytes` tells.
 
-    The largest one's pool serves the others too. What these add is seen on those that a start waits for, and taken for
-    what each adds.
+    The largest one's pool serves the others too. What these add is seen on the next few, the larger ones that a start
+    waits for, and taken for what each adds.
     """
     before = used_bytes()
     graphs = runner.make_graphs(max_model_len)
@@ -170,7 +173,7 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
         return 0
     graphs.capture_next()
     largest, others = used_bytes() - before, graphs.num_pending
-    tried = graphs.num_first - 1
+    tried = min(_TRIED_GRAPHS, graphs.num_first - 1)
     for _ in range(tried):
         graphs.capture_next()
     added = max(0, used_bytes() - before - largest)

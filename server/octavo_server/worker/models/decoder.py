@@ -81,6 +81,7 @@ class Decoder:
             self._workspace,
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
+            shared=batch.shared,
         )
         rope = ops.rope_angles(self.cos, self.sin, batch.positions)
         hidden = self.embedding[batch.token_ids]
