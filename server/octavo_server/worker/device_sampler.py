@@ -6,7 +6,7 @@ import torch
 
 from octavo_kernels import logit_entries
 from octavo_kernels.sampling import SamplingWorkspace, draw_blocks, finish_draw
-from octavo_kernels.truncation import draw_cut, draw_few
+from octavo_kernels.truncation import count_distances, draw_cut, draw_few
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.logprobs import launch_logprobs
 from octavo_server.worker.sampler import SampledTensors
@@ -14,6 +14,7 @@ from octavo_server.worker.sampling_slots import (
     ADJUSTED,
     CUT,
     FEW,
+    LARGE_K,
     LOGPROBS,
     SAVED,
     WORDED,
@@ -44,6 +45,8 @@ class DeviceSampler:
         draw_blocks(logits, slot, table, work)
         if flags & FEW:
             draw_few(logits, slot, table, work)
+        if flags & LARGE_K:
+            count_distances(logits, slot, table, work)
         if flags & CUT:
             draw_cut(logits, slot, table, work)
         if flags & SAVED:
