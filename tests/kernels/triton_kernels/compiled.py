@@ -132,12 +132,13 @@ def test_sampling(compiled: list[Any]) -> None:
     logit_entries.adjust(logits, slots, table)
     sampling.draw_blocks(logits, slots, table, work)
     truncation.draw_few(logits, slots, table, work)
+    truncation.count_distances(logits, slots, table, work)
     truncation.draw_cut(logits, slots, table, work)
     logit_entries.restore(logits, slots, table)
     sampling.finish_draw(slots, table, work, last, tokens)
     logit_entries.match_words(slots, table, tokens)
     logprobs(logits, tokens, slots, 20)
-    check(compiled, 9)
+    check(compiled, 17)
 
 
 def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -> None:
