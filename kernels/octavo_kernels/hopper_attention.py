@@ -134,8 +134,9 @@ def hopper_attention(
 def chunk_tiles(metadata: AttentionMetadata, num_tokens: int, positions: int) -> torch.Tensor:
     """The tiles of so many positions that the step's requests with two tokens or more are cut into.
 
-    [1 + most, 4] int32. The first row begins with how many there are. Of each: its first token, that one's position, its
-    request's context, and its request. The last come first: they are likely to have the most keys. Worked out once a step.
+    [1 + most, 4] int32. The first row begins with how many there are. Of each: its first token, that one's position,
+    its request's context, and its request. The last come first, as they are likely to have the most keys. Worked out
+    once a step.
     """
     key = ("chunk tiles", positions)
     found: torch.Tensor | None = metadata.plans.get(key)

@@ -47,6 +47,8 @@ def hopper_kernel(
     # Barriers of K's stages, then of V's.
     ready = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
+    cleaned = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(cleaned, count=GROUPS)
     for i in gl.static_range(2 * STAGES):
         mbarrier.init(ready.index(i), count=1)
         mbarrier.init(empty.index(i), count=GROUPS)
@@ -55,12 +57,12 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, tiles, heads_first, scale,
-                    stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
                 )),
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, tiles, heads_first, scale,
-                    stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 1,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 1,
                 )),
                 (_fetch, (
                     k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first,
@@ -74,8 +76,8 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, tiles, heads_first, scale,
-                    stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
                 )),
                 (_fetch, (
                     k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first,
@@ -158,8 +160,9 @@ def _places(
 
 @gluon.jit
 def _compute(
-    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, tiles, heads_first, scale, stride_qt, stride_qh,
-    stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr,
+    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first, scale, stride_qt,
+    stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
+    WHICH: gl.constexpr,
 ):  # fmt: skip
     """A computing group: rows 64 · WHICH to 64 · WHICH + 63 of each tile."""
     BLOCK_N: gl.constexpr = k_tiles.type.shape[1]
@@ -170,6 +173,7 @@ def _compute(
     d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, lines))
     q_tile = q_tiles.index(WHICH)
     done = 0
+    cleanings = 0
     for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
         first, position, context, _, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
         token = (first + row // GROUP).to(gl.int64)
@@ -179,8 +183,12 @@ def _compute(
         q_tile.store(gl.load(q_at, mask=there, other=0.0))
         fence_async_shared()
         end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
-        mix = _attend(q_tile, k_tiles, v_tiles, ready, empty, scale, position, context, end, done, GROUP, WHICH)
+        mix = _attend(
+            q_tile, k_tiles, v_tiles, ready, empty, cleaned, scale, position, context, end, done, cleanings, GROUP,
+            GROUPS, WHICH,
+        )  # fmt: skip
         done += end
+        cleanings += (end * BLOCK_N > context).to(gl.int32)
         q_tile.store(mix.to(q_tile.dtype))
         out_at = out_ptr + (token * stride_ot + head * stride_oh)[:, None] + d[None, :]
         gl.store(out_at, q_tile.load(lines), mask=there)
@@ -188,8 +196,8 @@ def _compute(
 
 @gluon.jit
 def _attend(
-    q_tile, k_tiles, v_tiles, ready, empty, scale, position, context, end, done, GROUP: gl.constexpr,
-    WHICH: gl.constexpr,
+    q_tile, k_tiles, v_tiles, ready, empty, cleaned, scale, position, context, end, done, cleanings,
+    GROUP: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """The mix of values, [64, HEAD_DIM] float32, over key tiles end − 1 to 0."""
     STAGES: gl.constexpr = k_tiles.type.shape[0]
@@ -217,12 +225,16 @@ def _attend(
     weights = gl.convert_layout(p.to(dtype), weights_in)
     mbarrier.wait(ready.index(STAGES + stage), done // STAGES & 1)
     if end * BLOCK_N > context:
-        # Values past the context's end: 0 · NaN is NaN. Both groups write the same.
+        # Values past the context's end: 0 · NaN is NaN. Each group clears a part of the tile, and both wait for both.
+        PART: gl.constexpr = BLOCK_N // GROUPS
         lines: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
-        key = (end - 1) * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, lines))
-        v = v_tiles.index(stage).load(lines)
-        v_tiles.index(stage).store(gl.where((key < context)[:, None], v, 0.0))
+        key = (end - 1) * BLOCK_N + WHICH * PART + gl.arange(0, PART, gl.SliceLayout(1, lines))
+        part = v_tiles.index(stage).slice(WHICH * PART, PART)
+        v = part.load(lines)
+        part.store(gl.where((key < context)[:, None], v, 0.0))
         fence_async_shared()
+        mbarrier.arrive(cleaned, count=1)
+        mbarrier.wait(cleaned, cleanings & 1)
 
     for i in range(1, end):
         at = done + i
