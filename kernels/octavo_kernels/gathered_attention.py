@@ -22,6 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from octavo_kernels.hopper_attention import hopper_attention, takes_chunks
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, paged_attention
+from octavo_kernels.shared_prefix_attention import shared_prefix_attention, takes
 
 _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile of keys
 # Scratch memory of `attention`, taken whole at the first long chunk and kept: it depends on no step's shape, so a
@@ -44,8 +45,11 @@ def attention(
 ) -> torch.Tensor:
     """As `paged_attention`, by what is known to be fastest: on Hopper a kernel of its own for chunks.
 
-    Elsewhere, and for what that one does not take, K and V of long chunks are gathered first.
+    Prefixes that `metadata.shared` names are read once for all that share them. Elsewhere, and for what these do not
+    take, K and V of long chunks are gathered first.
     """
+    if takes(metadata, k_cache, sliding_window):
+        return shared_prefix_attention(q, k_cache, v_cache, metadata, scale)
     if takes_chunks(q, k_cache, v_cache, metadata, sliding_window):
         out = _single_tokens(q, k_cache, v_cache, metadata, scale)
         return hopper_attention(q, k_cache, v_cache, metadata, scale, out=out)

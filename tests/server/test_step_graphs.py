@@ -25,6 +25,7 @@ from octavo_server.worker.graph_ladder import (
     decode_ladder,
     mixed_ladder,
     most_tokens,
+    sharing_ladder,
 )
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow
@@ -57,6 +58,18 @@ def test_the_decode_ladder_rises_to_the_largest_and_fills_up_few_rows(largest: i
     for rows in range(1, largest + 1):
         size = min(size for size in sizes if size >= rows)
         assert size - rows <= (7 if rows <= 256 else 31) and (rows > 4 or size <= 2 * rows)
+
+
+@pytest.mark.parametrize("largest", [1, 7, 8, 9, 60, 100, 256, 512])
+def test_the_ladder_for_shared_prefixes_fills_up_at_most_half_as_many_rows_again(largest: int) -> None:
+    shapes = sharing_ladder(largest)
+    assert shapes == sorted(set(shapes)) and all(shape[:1] * 2 + (True, True) == shape for shape in shapes)
+    assert not shapes if largest < 8 else shapes[-1].rows == largest
+    first, rest = capture_order(0, largest, shares=True)
+    assert [shape for shape in first if shape.shares] == shapes[-1:]
+    assert [shape for shape in rest if shape.shares] == shapes[:-1] == rest[: len(shapes) - 1]
+    for rows in range(8, largest + 1):
+        assert min(shape.rows for shape in shapes if shape.rows >= rows) <= max(16, 1.5 * rows)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 100, 512])
@@ -244,6 +257,63 @@ def test_a_mixed_graphs_inputs_are_those_of_the_plain_step_and_what_is_beyond_be
         assert (got.max_query_len, got.max_context_len) == (None, WIDTH * BLOCK)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_tables_on_the_device_follow_requests_that_come_grow_and_leave(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots change hands, some steps go without a graph, and tokens that were sampled are known in the slot alone."""
+    monkeypatch.setattr(step_packing, "MOST_PAGES", 20)  # some steps bring more
+    draw, seen, slots = random.Random(seed), Seen(), 10
+    last = torch.zeros(slots, dtype=torch.int64)
+    graphs = StepGraphs(seen, CallingRecorder(), GraphLimits(8, 200, WIDTH, BLOCK, 3, SCRATCH), last)
+    while graphs.capture_next():
+        pass
+    batch, lengths, held = InputBatch(BLOCK, CPU, slots), dict[str, int](), dict[str, int]()
+    for step in range(60):
+        gone = [name for name in lengths if lengths[name] > 40 or draw.random() < 0.1]
+        for name in gone:
+            del lengths[name], held[name]
+        new, counts, added = list[NewRequest](), dict[str, int](), dict[str, list[int]]()
+        for name in lengths:  # a token each, and a page where it is needed, or one early
+            counts[name] = 1
+            if held[name] * BLOCK < lengths[name] + 1 or draw.random() < 0.1:
+                added[name] = [draw.randrange(900)]
+                held[name] += 1
+        while len(lengths) < 8 and draw.random() < 0.6:
+            name, length = f"{step} {len(lengths)}", draw.randint(1, 40)
+            held[name] = -(-length // BLOCK)
+            pages = [draw.randrange(900) for _ in range(held[name])]
+            computed = draw.randint(0, length - 1)
+            new.append(NewRequest(name, tokens(length, step), length, 60, SamplingParams(), pages, computed))
+            counts[name], lengths[name] = length - computed, length - 1
+        if not counts:
+            continue
+        added = {name: pages for name, pages in added.items() if held[name] <= WIDTH}
+        batch.apply(SchedulerOutput(step, new, added, counts, finished_ids=gone))
+        rows = batch.advance(counts)
+        plain = batch.build(rows).forward
+        if draw.random() < 0.7:
+            inputs = graphs.build(rows)
+            assert inputs is not None
+            graphs.run(inputs)
+            got, used = seen.batch, len(plain.token_ids)
+            assert got is not None
+            for ours, theirs in (
+                (got.token_ids, plain.token_ids),
+                (got.positions, plain.positions),
+                (got.slot_mapping, plain.slot_mapping),
+            ):
+                assert torch.equal(ours[:used], theirs)
+            for row, table in zip(rows, got.block_tables, strict=False):
+                state = row.state
+                assert table[: state.num_blocks].tolist() == state.block_ids[: state.num_blocks].tolist()
+        for row in rows:
+            token = draw.randrange(10_000)
+            row.state.learn(row.end, token)
+            last[row.state.slot] = token
+            lengths[row.state.request_id] += 1
+
+
 def test_a_step_takes_the_smallest_graph_that_is_there_and_fits() -> None:
     graphs = graphs_of(Seen(), CallingRecorder(), largest=10, tokens=100)
 
@@ -340,7 +410,7 @@ def test_a_capture_that_fails_beside_requests_leaves_the_graphs_that_are_there(
     made.decoder = random_decoder(CONFIG, seed=3)
     made.allocate_cache(4)
     made.capture_first_graphs(16)
-    assert recorder.recorded == len(capture_order(0, 30)[0])
+    assert recorder.recorded == len(capture_order(0, 30, shares=True)[0])
 
     def broken(_run: object) -> Any:
         raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -367,7 +437,7 @@ def test_host_memory_and_graphs_take_turns_in_idle_moments() -> None:
     assert made.idle() and recorder.recorded == before + 1
     while made.idle():
         pass
-    assert recorder.recorded == len(decode_ladder(60))
+    assert recorder.recorded == len(decode_ladder(60)) + len(sharing_ladder(60))
 
 
 def test_the_bill_has_room_for_the_pool_and_for_every_graph() -> None:
@@ -380,7 +450,7 @@ def test_the_bill_has_room_for_the_pool_and_for_every_graph() -> None:
     def used() -> int:
         return 5000 + (100 if recorder.recorded else 0) + 7 * max(0, recorder.recorded - 1)
 
-    assert graph_bytes(made, 64, used) == 100 + 7 * (len(decode_ladder(40)) - 1)
+    assert graph_bytes(made, 64, used) == 100 + 7 * (len(decode_ladder(40)) + len(sharing_ladder(40)) - 1)
     made.drop_cache()
     assert made.graphs is None and recorder.runs == []
     assert graph_bytes(runner(None), 64, used) == 0

@@ -3,10 +3,11 @@
 `launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
 while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
 last stay on the device for the next step to take, and go down beside. A step that is not too large is one launch of a
-graph (`step_graphs`). There is one exception, rows whose sampling looks at their tokens on the host (penalties, bad
-words): their step waits for the tokens of the one before it.
+graph (`step_graphs`). Without the sampling kernels, as on the CPU, there is one exception, rows whose sampling looks at
+their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInput
 from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
+from octavo_server.worker.shared_prefix import least_pages
 from octavo_server.worker.step_graphs import GraphLimits, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.step_packing import GraphInputs
@@ -69,15 +71,25 @@ class ModelRunner:
         self.disk: DiskStore | None = None
         self.profiler: StepProfiler | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
+        self._batch_invariant = False
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
         self._graph_tokens = most_tokens(max_num_batched_tokens, config.num_parameters) if recorder is not None else 0
-        self._tokens = NextTokens(num_slots, 0, eos_token_ids, device)
+        self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False, random_weights: bool = False) -> None:
-        """Builds the model and reads its weights, unless they are to be random.
+    def load(
+        self,
+        path: Path,
+        *,
+        batch_invariant: bool = False,
+        random_weights: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
+        """Builds the model and reads its weights, unless they are to be random; returns the seconds that this took.
+
+        meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
@@ -88,15 +100,31 @@ class ModelRunner:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
+        self._batch_invariant = batch_invariant
+
+        def begun(decoder: Decoder) -> None:
+            self.decoder = decoder
+            if meanwhile is not None:
+                meanwhile()
+
         if random_weights:
+            begin = time.perf_counter()
             self.decoder = random_decoder(self.config, self.dtype, self.device, ops)
-        else:
-            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+            seconds = time.perf_counter() - begin
+            begun(self.decoder)
+            return seconds
+        loaded = load_decoder(path, self.config, self.dtype, self.device, ops, begun if meanwhile is not None else None)
+        self.decoder = loaded
+        return loaded.read_seconds
 
     @property
     def bytes_per_page(self) -> int:
         """Bytes of one page over all layers, K and V."""
         return self._cache_spec(1).bytes_per_block
+
+    def request_bytes(self, length: int) -> int:
+        """Bytes that a request of that length takes at most beside its pages."""
+        return self._tokens.request_bytes(length)
 
     @property
     def copy_bytes_per_second(self) -> float:
@@ -138,7 +166,8 @@ class ModelRunner:
         block_size, scratch_page = self.batch.block_size, self.kv_cache[0][0].shape[0] - 1
         width = -(-max_model_len // block_size)
         limits = GraphLimits(
-            self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page
+            *(self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page),
+            least_shared=self._least_shared(max_model_len),
         )
         self.graphs = StepGraphs(self._to_logits, self.recorder, limits, self._tokens.last)
         return self.graphs
@@ -170,9 +199,11 @@ class ModelRunner:
         self._under_way = [handle for handle in self._under_way if not handle.is_reported]
         handle = StepHandle(self._under_way[-1] if self._under_way else None)
         self._under_way.append(handle)
-        busy, inputs, failure = self._pages_in_use(output), None, None
+        busy, inputs, changes, failure = self._pages_in_use(output), None, None, None
         try:
             self.batch.apply(output)
+            joining = [self.batch.states[new.request_id] for new in output.new_requests]
+            changes = self._tokens.changes(joining, (*output.finished_ids, *output.preempted_ids))
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self._build(rows) if rows else None
             handle.states = [row.state for row in rows]
@@ -192,6 +223,7 @@ class ModelRunner:
             if failure is not None:
                 raise failure
             try:
+                self._tokens.apply(changes)
                 return Launched() if inputs is None else self._compute(inputs, handle, progress)
             finally:
                 if self.swapper is not None:
@@ -210,8 +242,10 @@ class ModelRunner:
     def rehearse(self, rows: list[ScheduledRow]) -> None:
         """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
         handle, inputs = StepHandle(None), self.batch.build(rows)
+        self._tokens.apply(self._tokens.changes((row.state for row in rows), ()))
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
+        self._tokens.apply(self._tokens.changes((), (row.state.request_id for row in rows)))
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """CUDA's allocator has an exception of its own, the CPU's has not."""
@@ -269,6 +303,13 @@ class ModelRunner:
                 in_use[state.block_ids[: state.num_blocks]] = True
         return {page for page in pages if in_use[page]}
 
+    def _least_shared(self, max_model_len: int) -> int:
+        """Pages; 0 where no layer reads whole prefixes, or where a row's bits must not depend on its company."""
+        whole = [window is None or window >= max_model_len for window in self.config.sliding_window]
+        if self._batch_invariant or not any(whole):
+            return 0
+        return least_pages(self.batch.block_size, self.bytes_per_page // self.batch.block_size // len(whole))
+
     def _cache_spec(self, num_blocks: int) -> KVCacheSpec:
         return KVCacheSpec(
             num_layers=self.config.num_layers,
@@ -315,7 +356,7 @@ class ModelRunner:
                 return decoder.logits(hidden[last[part]])
 
         rows = [row for row in inputs.rows if row.samples]
-        if any(row.pending and row.state.history is not None for row in rows):
+        if self._tokens.needs_tokens(rows):
             handle.settle_before()
         sampled = self._tokens.draw(rows, slot, vocab_size, logits)
         event = None

@@ -8,17 +8,22 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from octavo_kernels import logit_entries, sampling, truncation
 from octavo_kernels.gathered_attention import attention, gathered_attention
 from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
+from octavo_kernels.logprobs import logprobs
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rope import rotate_and_store
+from octavo_kernels.sampling_table import COLUMNS
+from octavo_kernels.shared_prefix_attention import shared_prefix_attention
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.small_linear import gemv
 from octavo_kernels.step_inputs import ExpandedStep, SlotState
 from octavo_kernels.step_inputs_kernel import expand_step
 from paged_case import make_case
+from shared_case import make_shared_case
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on Hopper
 
@@ -91,6 +96,15 @@ def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
     check(compiled, 3)
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"), [(128, torch.bfloat16), (80, torch.float16), (256, torch.bfloat16), (128, torch.float32)]
+)
+def test_attention_over_shared_prefixes(compiled: list[Any], head_dim: int, dtype: torch.dtype) -> None:
+    case = make_shared_case([600] * 20, [(list(range(20)), 30)], heads=8, head_dim=head_dim, dtype=dtype)
+    shared_prefix_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25)
+    check(compiled, 2)  # parts, their merge
+
+
 def test_what_lies_between(compiled: list[Any]) -> None:
     x, w = (torch.zeros(rows, 1024, dtype=torch.bfloat16) for rows in (1, 64))
     add_rms_norm(x, x.clone(), w[0], 1e-5)
@@ -105,6 +119,25 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
     check(compiled, 8)
+
+
+def test_sampling(compiled: list[Any]) -> None:
+    rows, vocab = 4, 151_936
+    logits, slots = torch.zeros(rows, vocab), torch.zeros(rows, dtype=torch.int64)
+    table, work = (
+        torch.zeros(rows, COLUMNS, dtype=torch.int64),
+        sampling.SamplingWorkspace.allocate(rows, vocab, torch.device("cpu")),
+    )
+    tokens, last = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
+    logit_entries.adjust(logits, slots, table)
+    sampling.draw_blocks(logits, slots, table, work)
+    truncation.draw_few(logits, slots, table, work)
+    truncation.draw_cut(logits, slots, table, work)
+    logit_entries.restore(logits, slots, table)
+    sampling.finish_draw(slots, table, work, last, tokens)
+    logit_entries.match_words(slots, table, tokens)
+    logprobs(logits, tokens, slots, 20)
+    check(compiled, 9)
 
 
 def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -> None:
