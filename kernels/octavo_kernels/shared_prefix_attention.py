@@ -112,11 +112,11 @@ def shared_prefix_attention(
     stats = q.new_empty((num_requests, heads, columns, 2), dtype=torch.float32)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     per_tile = -(-TILE_MEMBERS // (prefix.rows // group))
-    for part, tiles, splits in (
-        (prefix, len(shared.tiles) * per_tile, prefix_splits),
-        (own, num_requests, own_splits),
+    for part, grid, first_column, of_tile in (
+        (prefix, (kv_heads, len(shared.tiles) * per_tile, prefix_splits), 0, per_tile),
+        (own, (kv_heads, num_requests, own_splits), prefix_splits, 0),
     ):
-        _parts_kernel[(kv_heads, tiles, splits)](
+        _parts_kernel[grid](
             q,
             k_cache,
             v_cache,
@@ -129,7 +129,7 @@ def shared_prefix_attention(
             shared.tiles,
             scale * LOG2_E,
             columns,
-            0 if part is prefix else prefix_splits,
+            first_column,
             metadata.block_tables.stride(0),
             *q.stride()[:2],
             *k_cache.stride()[:3],
@@ -141,7 +141,7 @@ def shared_prefix_attention(
             BLOCK_M=part.rows,
             BLOCK_N=part.keys,
             LEAST=part.least_tiles,
-            PER_TILE=per_tile if part is prefix else 0,
+            PER_TILE=of_tile,
             AHEAD=part.ahead,
             num_warps=part.num_warps,
             num_stages=part.num_stages,
