@@ -408,8 +408,11 @@ def random_engine(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     real = decoders.load_decoder
 
-    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any) -> Any:
-        return random_weights(decoders.Decoder(model, dtype, where, ops))
+    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any, meanwhile: Any = None) -> Any:
+        decoder = random_weights(decoders.Decoder(model, dtype, where, ops))
+        if meanwhile is not None:
+            meanwhile(decoder)
+        return decoder
 
     decoders.load_decoder = load  # type: ignore[assignment]
     try:

@@ -16,9 +16,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 INTERPRETED = [
     "interpreted_attention.py",
+    "interpreted_chunk_tiles.py",
     "interpreted_shared_prefix.py",
     "interpreted_rows.py",
     "interpreted_step_inputs.py",
+    "interpreted_sampling.py",
+    "interpreted_engine.py",
 ]
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -41,3 +44,8 @@ def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
 @needs_triton
 def test_the_kernels_compile_for_hopper() -> None:
     run_tests("compiled.py", interpret=False)
+
+
+@needs_triton
+def test_kernels_are_compiled_before_they_are_launched() -> None:
+    run_tests("compiled_ahead.py", interpret=False)

@@ -3,10 +3,11 @@
 `launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
 while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
 last stay on the device for the next step to take, and go down beside. A step that is not too large is one launch of a
-graph (`step_graphs`). There is one exception, rows whose sampling looks at their tokens on the host (penalties, bad
-words): their step waits for the tokens of the one before it.
+graph (`step_graphs`). Without the sampling kernels, as on the CPU, there is one exception, rows whose sampling looks at
+their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,13 +74,22 @@ class ModelRunner:
         self._batch_invariant = False
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
         self._graph_tokens = most_tokens(max_num_batched_tokens, config.num_parameters) if recorder is not None else 0
-        self._tokens = NextTokens(num_slots, 0, eos_token_ids, device)
+        self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False, random_weights: bool = False) -> None:
-        """Builds the model and reads its weights, unless they are to be random.
+    def load(
+        self,
+        path: Path,
+        *,
+        batch_invariant: bool = False,
+        random_weights: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
+        """Builds the model and reads its weights, unless they are to be random; returns the seconds that this took.
+
+        meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
@@ -91,15 +101,30 @@ class ModelRunner:
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
         self._batch_invariant = batch_invariant
+
+        def begun(decoder: Decoder) -> None:
+            self.decoder = decoder
+            if meanwhile is not None:
+                meanwhile()
+
         if random_weights:
+            begin = time.perf_counter()
             self.decoder = random_decoder(self.config, self.dtype, self.device, ops)
-        else:
-            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+            seconds = time.perf_counter() - begin
+            begun(self.decoder)
+            return seconds
+        loaded = load_decoder(path, self.config, self.dtype, self.device, ops, begun if meanwhile is not None else None)
+        self.decoder = loaded
+        return loaded.read_seconds
 
     @property
     def bytes_per_page(self) -> int:
         """Bytes of one page over all layers, K and V."""
         return self._cache_spec(1).bytes_per_block
+
+    def request_bytes(self, length: int) -> int:
+        """Bytes that a request of that length takes at most beside its pages."""
+        return self._tokens.request_bytes(length)
 
     @property
     def copy_bytes_per_second(self) -> float:
@@ -174,9 +199,11 @@ class ModelRunner:
         self._under_way = [handle for handle in self._under_way if not handle.is_reported]
         handle = StepHandle(self._under_way[-1] if self._under_way else None)
         self._under_way.append(handle)
-        busy, inputs, failure = self._pages_in_use(output), None, None
+        busy, inputs, changes, failure = self._pages_in_use(output), None, None, None
         try:
             self.batch.apply(output)
+            joining = [self.batch.states[new.request_id] for new in output.new_requests]
+            changes = self._tokens.changes(joining, (*output.finished_ids, *output.preempted_ids))
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self._build(rows) if rows else None
             handle.states = [row.state for row in rows]
@@ -196,6 +223,7 @@ class ModelRunner:
             if failure is not None:
                 raise failure
             try:
+                self._tokens.apply(changes)
                 return Launched() if inputs is None else self._compute(inputs, handle, progress)
             finally:
                 if self.swapper is not None:
@@ -214,8 +242,10 @@ class ModelRunner:
     def rehearse(self, rows: list[ScheduledRow]) -> None:
         """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
         handle, inputs = StepHandle(None), self.batch.build(rows)
+        self._tokens.apply(self._tokens.changes((row.state for row in rows), ()))
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
+        self._tokens.apply(self._tokens.changes((), (row.state.request_id for row in rows)))
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """CUDA's allocator has an exception of its own, the CPU's has not."""
@@ -326,7 +356,7 @@ class ModelRunner:
                 return decoder.logits(hidden[last[part]])
 
         rows = [row for row in inputs.rows if row.samples]
-        if any(row.pending and row.state.history is not None for row in rows):
+        if self._tokens.needs_tokens(rows):
             handle.settle_before()
         sampled = self._tokens.draw(rows, slot, vocab_size, logits)
         event = None

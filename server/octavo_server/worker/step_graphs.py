@@ -114,17 +114,18 @@ class StepGraphs:
         seconds = time.perf_counter() - begin
         self._longest = max(self._longest, seconds)
         _log.debug("captured the graph of %s in %.0f ms", _told(shape), seconds * 1000)
-        if not self._pending:
-            _log.info(
-                "all %d graphs are captured; the longest kept the engine for %.0f ms",
-                *(len(self._shapes), self._longest * 1000),
-            )
         return bool(self._pending)
 
     def capture_rest(self) -> bool:
         """As `capture_next`, but a failure ends it: steps then take the graphs that are there."""
         try:
-            return bool(self._pending) and self.capture_next()
+            if not self._pending or self.capture_next():
+                return bool(self._pending)
+            _log.info(
+                "all %d graphs are captured; the longest kept the engine for %.0f ms",
+                *(len(self._shapes), self._longest * 1000),
+            )
+            return False
         except RuntimeError:
             _log.exception("no further graph is captured; there are those of %s", "; ".join(map(_told, self._shapes)))
             self._pending.clear()
