@@ -8,6 +8,8 @@ engine fetches whole tiles, and no thread works out addresses.
 import triton
 import triton.language as tl
 
+from octavo_kernels.programmatic_launch import wait_for_inputs
+
 
 # Sizes and places that vary between steps must not make a kernel of their own.
 @triton.jit(
@@ -49,8 +51,10 @@ def attention_kernel(
     GATHERED: tl.constexpr,  # K and V are no pages, but one stretch; stride_kp is the rows of a request there
     DECODE: tl.constexpr,
     PARTIAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, kv_heads, splits) if DECODE, else (tiles of positions, kv_heads, 1), the last tile first."""
+    wait_for_inputs(OVERLAP)
     kv_head = tl.program_id(1)
     if DECODE:
         request = tl.program_id(0)
@@ -295,8 +299,10 @@ def merge_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
     LEAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, heads). Merges a row's splits from the first to the last of those that have keys."""
+    wait_for_inputs(OVERLAP)
     request = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.load(query_start_ptr + request)

@@ -24,6 +24,21 @@ class _Linear(Protocol):
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, /) -> torch.Tensor: ...
 
 
+class _LinearAddRmsNorm(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight_and_bias: tuple[torch.Tensor, torch.Tensor | None],
+        residual: torch.Tensor,
+        norm: tuple[torch.Tensor, float],
+        /,
+    ) -> Pair: ...
+
+
+class _Logits(Protocol):
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None, /) -> torch.Tensor: ...
+
+
 class _PagedAttention(Protocol):
     def __call__(
         self,
@@ -55,14 +70,15 @@ class Ops:
 
     rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
         int64) to what `rotate_and_store` takes; once a step.
-    add_rms_norm may write over the residual.
+    linear_add_rms_norm may write over the residual.
     """
 
     pack_weight: Callable[[torch.Tensor], torch.Tensor]
     linear: _Linear
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-    add_rms_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Pair]
-    silu_and_mul: Callable[[torch.Tensor], torch.Tensor]
+    linear_add_rms_norm: _LinearAddRmsNorm
+    gated_linear: _Linear
+    logits: _Logits
     rope_angles: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pair]
     rotate_and_store: _RotateAndStore
     paged_attention: _PagedAttention
@@ -72,8 +88,9 @@ REFERENCE = Ops(
     pack_weight=reference.pack_weight,
     linear=reference.linear,
     rms_norm=reference.rms_norm,
-    add_rms_norm=reference.add_rms_norm,
-    silu_and_mul=reference.silu_and_mul,
+    linear_add_rms_norm=reference.linear_add_rms_norm,
+    gated_linear=reference.gated_linear,
+    logits=reference.logits,
     rope_angles=reference.rope_angles,
     rotate_and_store=reference.rotate_and_store,
     paged_attention=paged_attention,
@@ -85,14 +102,17 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
 
     batch_invariant: a row's bits depend on nothing but the row, at a price; linear maps are then not cuBLAS's.
     """
-    from octavo_kernels import gathered_attention, linear, paged_attention, rms_norm, rope, silu_and_mul, small_linear
+    from octavo_kernels import gathered_attention, invariant_linear, paged_attention, rms_norm, rope, small_linear
 
     return Ops(
         pack_weight=lambda weight: weight,
-        linear=linear.linear_invariant if batch_invariant else small_linear.small_linear,
+        linear=invariant_linear.linear if batch_invariant else small_linear.linear,
         rms_norm=rms_norm.rms_norm,
-        add_rms_norm=rms_norm.add_rms_norm,
-        silu_and_mul=silu_and_mul.silu_and_mul,
+        linear_add_rms_norm=(
+            invariant_linear.linear_add_rms_norm if batch_invariant else small_linear.linear_add_rms_norm
+        ),
+        gated_linear=invariant_linear.gated_linear if batch_invariant else small_linear.gated_linear,
+        logits=invariant_linear.logits if batch_invariant else small_linear.logits,
         rope_angles=lambda cos, sin, positions: (cos[positions], sin[positions]),
         rotate_and_store=rope.rotate_and_store,
         paged_attention=(

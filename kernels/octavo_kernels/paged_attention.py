@@ -36,6 +36,7 @@ import triton
 
 from octavo_kernels.attention_kernel import attention_kernel, merge_kernel
 from octavo_kernels.metadata import AttentionMetadata
+from octavo_kernels.programmatic_launch import overlap
 
 LOG2_E: Final = 1.4426950408889634
 INVARIANT_SPLIT: Final = 1024  # keys; a multiple of every BLOCK_N
@@ -203,6 +204,7 @@ class Launch:
                 LEAST=_least_tiles(config),
                 num_warps=1,
                 enable_fp_fusion=not exact,
+                **overlap(self.q.device),
             )
 
     def chunks(self, config: AttentionConfig, num_tokens: int, num_requests: int, kv_heads: int, exact: bool) -> None:
@@ -266,6 +268,7 @@ class Launch:
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
             "enable_fp_fusion": not exact,
+            **overlap(self.q.device),
         }
 
 

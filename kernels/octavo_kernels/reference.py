@@ -92,6 +92,30 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return (gate / (1.0 + torch.exp(-gate))).to(x.dtype) * up
 
 
+def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """SwiGLU's first half: `silu_and_mul` of `linear`, [T, in] × [2 n, in] (gate first) → [T, n]."""
+    return silu_and_mul(linear(x, weight, bias))
+
+
+def linear_add_rms_norm(
+    x: torch.Tensor,
+    weight_and_bias: tuple[torch.Tensor, torch.Tensor | None],
+    residual: torch.Tensor,
+    norm: tuple[torch.Tensor, float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`add_rms_norm` of `linear`: the norm (weight and eps) of residual + x Wᵀ + b, and that sum, [T, out] each.
+
+    The residual must not be used again.
+    """
+    return add_rms_norm(linear(x, *weight_and_bias), residual, *norm)
+
+
+def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`linear` in float32, [n, in] × [vocab, in] → [n, vocab], into `out` if it is given. The weight may be packed."""
+    found = linear(x, weight)
+    return found.float() if out is None else out.copy_(found)
+
+
 def store_kv(
     k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slot_mapping: torch.Tensor
 ) -> None:

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
+
 _HEADS: Final = 8  # at most, in a program
 
 
@@ -60,6 +62,7 @@ def rotate_and_store(
         PAGE_SIZE=page_size,
         NORM=norms is not None,
         num_warps=2,
+        **overlap(qkv.device),
     )
     return q
 
@@ -92,8 +95,10 @@ def _rotate_and_store_kernel(
     BLOCK_HALF: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     NORM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (tokens, blocks of heads)."""
+    wait_for_inputs(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     i = tl.arange(0, BLOCK_HALF)

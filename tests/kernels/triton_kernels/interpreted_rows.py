@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from octavo_kernels import reference
+from octavo_kernels import reference, small_linear
+from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
+from octavo_kernels.gemv import GemvConfig, gated_gemv, gemv
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
-from octavo_kernels.small_linear import GemvConfig, gemv, small_linear
 
 # Of float16 one rounding may fall the other way: a unit in the last place.
 TOLERANCE = {torch.float32: {"rtol": 2e-6, "atol": 2e-6}, torch.float16: {"rtol": 2e-3, "atol": 1e-3}}
@@ -81,7 +82,10 @@ def test_linear_maps_are_exact(rows: int, inputs: int, outputs: int, with_bias: 
     expected = exact(x, weight, bias)
     assert_close(linear_invariant(x, weight, bias), expected)
     assert_close(linear_tiles(x, weight, bias, LinearConfig(16, 16, 64, 4, 2)), expected)
-    assert_close(small_linear(x, weight, bias), expected)
+    if 0 < rows <= 17:
+        some, few = min(rows, 16), FewRowsConfig(16, 64, 4, 2)
+        assert_close(few_rows_linear(x[:some], weight, bias, few), expected[:some])
+    assert_close(small_linear.linear(x, weight, bias), expected)
 
 
 @dtypes
@@ -91,6 +95,44 @@ def test_a_row_times_a_weight_is_exact(config: GemvConfig, dtype: torch.dtype) -
         x, weight = draw(1, inputs, dtype=dtype) / 8, draw(37, inputs, dtype=dtype, seed=1)
         bias = draw(37, dtype=dtype, seed=2)
         assert_close(gemv(x, weight, bias, config), exact(x, weight, bias))
+
+
+@dtypes
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("inputs", [64, 100])
+def test_a_gated_map_is_its_twin(inputs: int, with_bias: bool, dtype: torch.dtype) -> None:
+    weight = draw(2 * 37, inputs, dtype=dtype, seed=1)
+    bias = draw(2 * 37, dtype=dtype, seed=2) if with_bias else None
+    for rows in (1, 5, 16):
+        x = draw(rows, inputs, dtype=dtype) / 8
+        expected = reference.silu_and_mul(exact(x, weight, bias))
+        assert_close(few_rows_gated(x, weight, bias, FewRowsConfig(16, 32, 4, 2)), expected)
+        assert_close(small_linear.gated_linear(x, weight, bias), expected)
+        if rows == 1:
+            assert_close(gated_gemv(x, weight, bias, GemvConfig(2, 32, 4)), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("splits", [1, 3])
+def test_parts_of_a_product_add_up_to_it_in_the_norm(splits: int, dtype: torch.dtype) -> None:
+    for inputs in (128, 100):  # three splits of 64: the last has none
+        x, weight = draw(5, inputs, dtype=dtype) / 8, draw(37, inputs, dtype=dtype, seed=1)
+        residual, norm = draw(5, 37, dtype=dtype, seed=2), draw(37, dtype=dtype, seed=3)
+        parts = few_rows_parts(x, weight, FewRowsConfig(16, 64, 4, 2, splits))
+        assert parts.shape == (splits, 5, 37)
+        expected = reference.add_rms_norm(exact(x, weight, None), residual.clone(), norm, 1e-5)
+        for ours, theirs in zip(add_rms_norm(parts, residual, norm, 1e-5), expected, strict=True):
+            assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_logits_are_not_rounded_to_the_type_of_the_weight(rows: int) -> None:
+    x, weight = draw(rows, 64, dtype=torch.float16), draw(37, 64, dtype=torch.float16, seed=1)
+    found = small_linear.logits(x, weight)
+    torch.testing.assert_close(found, (x.double() @ weight.double().t()).float())
+    room = torch.empty_like(found)
+    assert small_linear.logits(x, weight, room) is room
+    assert torch.equal(room, found)
 
 
 @dtypes

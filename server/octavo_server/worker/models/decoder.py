@@ -25,8 +25,9 @@ class Projection:
         """Puts the weight, once it is read, into the order in which it is used."""
         self.weight = ops.pack_weight(self.weight)
 
-    def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
-        return ops.linear(x, self.weight, self.bias)
+    @property
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.weight, self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +88,20 @@ class Decoder:
         for layer, cache, window, next_norm in zip(
             self.layers, kv_cache, self.config.sliding_window, next_norms, strict=True
         ):
-            qkv = layer.qkv(ops, x).view(len(x), -1, self.config.head_dim)
+            qkv = ops.linear(x, *layer.qkv.parts).view(len(x), -1, self.config.head_dim)
             q = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
-            attended = ops.paged_attention(q, *cache, metadata, self.scale, window)
-            x, hidden = ops.add_rms_norm(layer.output(ops, attended.flatten(1)), hidden, layer.post_norm, eps)
+            attended = ops.paged_attention(q, *cache, metadata, self.scale, window).flatten(1)
+            x, hidden = ops.linear_add_rms_norm(attended, layer.output.parts, hidden, (layer.post_norm, eps))
             on_progress()
-            x = layer.down(ops, ops.silu_and_mul(layer.gate_up(ops, x)))
-            x, hidden = ops.add_rms_norm(x, hidden, next_norm, eps)
+            x = ops.gated_linear(x, *layer.gate_up.parts)
+            x, hidden = ops.linear_add_rms_norm(x, layer.down.parts, hidden, (next_norm, eps))
             on_progress()
         return x
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, hidden] → [n, vocab] float32, into `out` if it is given."""
-        found = self.head(self.ops, hidden_rows)
-        return found.float() if out is None else out.copy_(found)
+        return self.ops.logits(hidden_rows, self.head.weight, out)
 
     def pack(self) -> None:
         """Makes the weights ready for use, once they are read."""

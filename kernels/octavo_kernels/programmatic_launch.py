@@ -1,0 +1,33 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+"""Programmatic dependent launch: a kernel's programs come to the device while the kernel before is still at work.
+
+On Hopper and later a kernel may say that the next one can come (`launch_dependents`); whatever room its last programs
+leave is then taken by the next kernel's first ones. These fetch what no kernel writes, weights, and only then wait
+until the kernel before is complete. So neither the launch nor the first way to memory is waited for.
+
+Two rules keep it right, here and in CUDA graphs. Every program waits, even one with nothing to do: a kernel is then
+complete only after all that came before it, and the next one, which waits for this kernel alone, has waited for all.
+And before the wait nothing is read that a kernel of the step writes, and nothing is written at all. Kernels launched
+the ordinary way in between (cuBLAS, torch) wait for everything by themselves.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+
+@cache
+def overlap(device: torch.device) -> dict[str, bool]:
+    """Launch options of a kernel with a constexpr OVERLAP that calls `wait_for_inputs`."""
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"OVERLAP": able, "launch_pdl": able}
+
+
+@triton.jit
+def wait_for_inputs(OVERLAP: tl.constexpr):
+    """Lets the next kernel come, then waits for the one before. Under Triton's interpreter there is neither."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
