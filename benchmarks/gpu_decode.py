@@ -195,13 +195,7 @@ def time_products(end: float) -> dict[str, Any]:
                 if time.perf_counter() > end:
                     return {**report, "left out from": f"{model} {inputs} to {outputs}, {rows} rows"}
                 x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
-                found = {}
-                for name, product in {"cuBLAS": F.linear, **candidates(rows, kind, inputs)}.items():
-                    found[name] = round(
-                        common.tried(lambda p=product, x=x: common.graph_us([lambda w=w: p(x, w) for w in weights], 7)),  # type: ignore[misc]
-                        2,
-                    )
-                found = dict(sorted(found.items(), key=lambda item: item[1]))
+                found = time_product(x, weights, {"cuBLAS": F.linear, **candidates(rows, kind, inputs)})
                 name = f"{model}: {rows} x {inputs} to {outputs} {kind}"
                 report[name] = found
                 shown = ", ".join(f"{key}: {us}" for key, us in list(found.items())[:7])
@@ -213,6 +207,15 @@ def time_products(end: float) -> dict[str, Any]:
         for rows, (cublas, best) in sums.items():
             print(f"== {model}, {rows} rows, a step's: cuBLAS {cublas:.3f}, best {best:.3f} ms", flush=True)
     return report
+
+
+def time_product(x: torch.Tensor, weights: list[torch.Tensor], products: dict[str, Product]) -> dict[str, float]:
+    """Microseconds, the fastest first."""
+    found = {}
+    for name, product in products.items():
+        calls = [lambda w=w, p=product: p(x, w) for w in weights]  # type: ignore[misc]
+        found[name] = round(common.tried(lambda c=calls: common.graph_us(c, 7)), 2)  # type: ignore[misc]
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def time_models(end: float) -> dict[str, Any]:

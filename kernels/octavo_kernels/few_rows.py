@@ -153,10 +153,7 @@ def _few_rows_kernel(
             w = tl.load(w_at, mask=inside, other=0.0)
         total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
         if GATED:
-            if INPUTS % BLOCK_K == 0:
-                up = tl.load(up_at)
-            else:
-                up = tl.load(up_at, mask=inside, other=0.0)
+            up = tl.load(up_at) if INPUTS % BLOCK_K == 0 else tl.load(up_at, mask=inside, other=0.0)
             total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
             up_at += BLOCK_K
         x_at += BLOCK_K

@@ -36,9 +36,7 @@ def add_rms_norm(
     return y, residual
 
 
-def _launch(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, y: torch.Tensor, eps: float
-) -> None:
+def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:
     rows, width = y.shape
     if rows == 0:
         return
