@@ -54,17 +54,19 @@ def attention_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, kv_heads, splits) if DECODE, else (tiles of positions, kv_heads, 1), the last tile first."""
-    wait_for_inputs(OVERLAP)
     kv_head = tl.program_id(1)
     if DECODE:
+        # What the step was given no kernel of it writes: it is there before q.
         request = tl.program_id(0)
         first_row = tl.load(query_start_ptr + request)
         count = tl.load(query_start_ptr + request + 1) - first_row
-        if count != 1:
-            return
         context = tl.load(context_lens_ptr + request)
         position = context - 1
+        wait_for_inputs(OVERLAP)
+        if count != 1:
+            return
     else:
+        wait_for_inputs(OVERLAP)
         # Request r's tiles are numbered from query_start[r] // BLOCK_Q + r on: room enough for each, and rising in r.
         BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
         tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -302,13 +304,14 @@ def merge_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, heads). Merges a row's splits from the first to the last of those that have keys."""
-    wait_for_inputs(OVERLAP)
     request = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.load(query_start_ptr + request)
-    if tl.load(query_start_ptr + request + 1) - token != 1:
-        return
+    count = tl.load(query_start_ptr + request + 1) - token
     context = tl.load(context_lens_ptr + request)
+    wait_for_inputs(OVERLAP)
+    if count != 1:
+        return
     first_tile = 0
     if WINDOW > 0:
         first_tile = tl.maximum(0, context - WINDOW) // BLOCK_N

@@ -3,28 +3,24 @@
 import torch
 
 from octavo_kernels.linear import linear_invariant
-from octavo_kernels.rms_norm import add_rms_norm
+from octavo_kernels.residual import Linear, Norm, Residual
+from octavo_kernels.rms_norm import norm_residual
 from octavo_kernels.silu_and_mul import silu_and_mul
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], plus bias [out]."""
-    return linear_invariant(x, weight, bias)
+def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
+    """[T, out]: the linear map of the normed stream."""
+    return linear_invariant(norm_residual(residual, norm), *linear)
 
 
-def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """SwiGLU's first half: [T, in] × [2 n, in] (gate first) → [T, n]."""
-    return silu_and_mul(linear_invariant(x, weight, bias))
+def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
+    """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
+    return silu_and_mul(linear_invariant(norm_residual(residual, norm), *linear))
 
 
-def linear_add_rms_norm(
-    x: torch.Tensor,
-    weight_and_bias: tuple[torch.Tensor, torch.Tensor | None],
-    residual: torch.Tensor,
-    norm: tuple[torch.Tensor, float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of residual + (x Wᵀ + b), and that sum, [T, out] each; the sum is written over the residual."""
-    return add_rms_norm(linear_invariant(x, *weight_and_bias), residual, *norm)
+def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
+    """Adds x Wᵀ + b to a stream where nothing is pending."""
+    residual.pending = linear_invariant(x, *linear)
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

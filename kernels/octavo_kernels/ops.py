@@ -14,25 +14,11 @@ import torch
 from octavo_kernels import reference
 from octavo_kernels.metadata import AttentionMetadata, Workspace
 from octavo_kernels.reference_attention import paged_attention
+from octavo_kernels.residual import Linear, Norm, Residual
 
-__all__ = ["REFERENCE", "AttentionMetadata", "Ops", "Workspace", "has_triton", "pick_ops", "triton_ops"]
+__all__ = ["REFERENCE", "AttentionMetadata", "Ops", "Residual", "Workspace", "has_triton", "pick_ops", "triton_ops"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-class _Linear(Protocol):
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, /) -> torch.Tensor: ...
-
-
-class _LinearAddRmsNorm(Protocol):
-    def __call__(
-        self,
-        x: torch.Tensor,
-        weight_and_bias: tuple[torch.Tensor, torch.Tensor | None],
-        residual: torch.Tensor,
-        norm: tuple[torch.Tensor, float],
-        /,
-    ) -> Pair: ...
 
 
 class _Logits(Protocol):
@@ -70,14 +56,13 @@ class Ops:
 
     rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
         int64) to what `rotate_and_store` takes; once a step.
-    linear_add_rms_norm may write over the residual.
     """
 
     pack_weight: Callable[[torch.Tensor], torch.Tensor]
-    linear: _Linear
-    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-    linear_add_rms_norm: _LinearAddRmsNorm
-    gated_linear: _Linear
+    norm_linear: Callable[[Residual, Norm, Linear], torch.Tensor]
+    norm_gated_linear: Callable[[Residual, Norm, Linear], torch.Tensor]
+    linear_add: Callable[[torch.Tensor, Linear, Residual], None]
+    norm_residual: Callable[[Residual, Norm], torch.Tensor]
     logits: _Logits
     rope_angles: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pair]
     rotate_and_store: _RotateAndStore
@@ -86,10 +71,10 @@ class Ops:
 
 REFERENCE = Ops(
     pack_weight=reference.pack_weight,
-    linear=reference.linear,
-    rms_norm=reference.rms_norm,
-    linear_add_rms_norm=reference.linear_add_rms_norm,
-    gated_linear=reference.gated_linear,
+    norm_linear=reference.norm_linear,
+    norm_gated_linear=reference.norm_gated_linear,
+    linear_add=reference.linear_add,
+    norm_residual=reference.norm_residual,
     logits=reference.logits,
     rope_angles=reference.rope_angles,
     rotate_and_store=reference.rotate_and_store,
@@ -106,12 +91,10 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
 
     return Ops(
         pack_weight=lambda weight: weight,
-        linear=invariant_linear.linear if batch_invariant else small_linear.linear,
-        rms_norm=rms_norm.rms_norm,
-        linear_add_rms_norm=(
-            invariant_linear.linear_add_rms_norm if batch_invariant else small_linear.linear_add_rms_norm
-        ),
-        gated_linear=invariant_linear.gated_linear if batch_invariant else small_linear.gated_linear,
+        norm_linear=invariant_linear.norm_linear if batch_invariant else small_linear.norm_linear,
+        norm_gated_linear=invariant_linear.norm_gated_linear if batch_invariant else small_linear.norm_gated_linear,
+        linear_add=invariant_linear.linear_add if batch_invariant else small_linear.linear_add,
+        norm_residual=rms_norm.norm_residual,
         logits=invariant_linear.logits if batch_invariant else small_linear.logits,
         rope_angles=lambda cos, sin, positions: (cos[positions], sin[positions]),
         rotate_and_store=rope.rotate_and_store,

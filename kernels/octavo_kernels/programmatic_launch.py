@@ -7,8 +7,9 @@ until the kernel before is complete. So neither the launch nor the first way to 
 
 Two rules keep it right, here and in CUDA graphs. Every program waits, even one with nothing to do: a kernel is then
 complete only after all that came before it, and the next one, which waits for this kernel alone, has waited for all.
-And before the wait nothing is read that a kernel of the step writes, and nothing is written at all. Kernels launched
-the ordinary way in between (cuBLAS, torch) wait for everything by themselves.
+And before the wait nothing is written, and nothing is read but weights and what stood in memory when the step's last
+kernel of the ordinary kind (cuBLAS's, torch's: these wait for all before them) was launched: positions, block tables.
+A model looks its embeddings up the ordinary way, after all of these.
 """
 
 from functools import cache

@@ -17,6 +17,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
+from octavo_kernels.residual import Linear, Norm, Residual
+
 ROW_TILE: Final = 16
 
 
@@ -92,22 +94,26 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return (gate / (1.0 + torch.exp(-gate))).to(x.dtype) * up
 
 
-def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """SwiGLU's first half: `silu_and_mul` of `linear`, [T, in] × [2 n, in] (gate first) → [T, n]."""
-    return silu_and_mul(linear(x, weight, bias))
+def norm_residual(residual: Residual, norm: Norm) -> torch.Tensor:
+    """[T, n]: `rms_norm` of the stream; what was pending has then been added."""
+    if residual.pending is not None:
+        residual.hidden, residual.pending = residual.hidden + residual.pending, None
+    return rms_norm(residual.hidden, *norm)
 
 
-def linear_add_rms_norm(
-    x: torch.Tensor,
-    weight_and_bias: tuple[torch.Tensor, torch.Tensor | None],
-    residual: torch.Tensor,
-    norm: tuple[torch.Tensor, float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`add_rms_norm` of `linear`: the norm (weight and eps) of residual + x Wᵀ + b, and that sum, [T, out] each.
+def norm_linear(residual: Residual, norm: Norm, weight_and_bias: Linear) -> torch.Tensor:
+    """`linear` of the normed stream, [T, out]."""
+    return linear(norm_residual(residual, norm), *weight_and_bias)
 
-    The residual must not be used again.
-    """
-    return add_rms_norm(linear(x, *weight_and_bias), residual, *norm)
+
+def norm_gated_linear(residual: Residual, norm: Norm, weight_and_bias: Linear) -> torch.Tensor:
+    """SwiGLU's first half, `silu_and_mul` of `linear` of the normed stream: weight [2 n, in], gate first → [T, n]."""
+    return silu_and_mul(linear(norm_residual(residual, norm), *weight_and_bias))
+
+
+def linear_add(x: torch.Tensor, weight_and_bias: Linear, residual: Residual) -> None:
+    """Adds `linear` of x to a stream where nothing is pending."""
+    residual.pending = linear(x, *weight_and_bias)
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
+from octavo_kernels.residual import Norm, Residual
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -34,6 +35,15 @@ def add_rms_norm(
     y = torch.empty_like(residual, memory_format=torch.contiguous_format)
     _launch(x, residual, weight, y, eps)
     return y, residual
+
+
+def norm_residual(residual: Residual, norm: Norm) -> torch.Tensor:
+    """[T, n]: the norm of the stream; what was pending has then been added."""
+    if residual.pending is None:
+        return rms_norm(residual.hidden, *norm)
+    x, residual.hidden = add_rms_norm(residual.pending, residual.hidden, *norm)
+    residual.pending = None
+    return x
 
 
 def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:

@@ -3,7 +3,8 @@
 
 Each head of q and k is normed where the model does (RMSNorm over the head), then its halves turn by the angles of the
 token's position; k and v go to the token's slot. A program holds some heads of one token; every element is read once
-and written once. The twin is `reference.rotate_and_store`; rounding between the steps is the twin's.
+and written once; angles and slots before the kernel waits for the one before it (`programmatic_launch`). The twin is
+`reference.rotate_and_store`; rounding between the steps is the twin's.
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 """
 
@@ -98,11 +99,14 @@ def _rotate_and_store_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid: (tokens, blocks of heads)."""
-    wait_for_inputs(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     i = tl.arange(0, BLOCK_HALF)
     half = i[None, :] < HALF
+    slot = tl.load(slot_ptr + token)
+    cos = tl.load(cos_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
+    wait_for_inputs(OVERLAP)
     mask = (head < HEADS + 2 * KV_HEADS)[:, None] & half
     at = qkv_ptr + token * stride_t + head[:, None] * stride_h + i[None, :]
     raw_first = tl.load(at, mask=mask, other=0.0)
@@ -124,14 +128,11 @@ def _rotate_and_store_kernel(
         second = (second * scale).to(raw_first.dtype).to(tl.float32) * tl.where(is_q, q_second, k_second)
         first = first.to(raw_first.dtype).to(tl.float32)
         second = second.to(raw_first.dtype).to(tl.float32)
-    cos = tl.load(cos_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
-    sin = tl.load(sin_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
     turned_first = (first * cos - second * sin).to(raw_first.dtype)
     turned_second = (second * cos + first * sin).to(raw_first.dtype)
     q_at = q_ptr + (token * HEADS + head[:, None]) * (2 * HALF) + i[None, :]
     tl.store(q_at, turned_first, mask=is_q & half)
     tl.store(q_at + HALF, turned_second, mask=is_q & half)
-    slot = tl.load(slot_ptr + token)
     page = slot // PAGE_SIZE
     offset = slot % PAGE_SIZE
     k_at = k_ptr + page * stride_kp + offset * stride_kt + (head - HEADS)[:, None] * stride_kh + i[None, :]

@@ -1,50 +1,52 @@
-"""Linear maps as a model calls them on a GPU, each with what comes next to it, by the number of rows.
+"""Linear maps as a model calls them on a GPU, each with what stands before and behind it, by the number of rows.
 
 One row goes to `gemv`, 2 to `MOST_ROWS` rows to `few_rows`: there the reading of the weights is the work, and a kernel
 of our own can begin it before its input is there. More rows, and float32, where the library is exact and nothing is
 won, go to cuBLAS. Which tile for which shape: what was fastest on an H100 (benchmarks/LOG.md).
+The twins are `reference`'s functions of the same names.
 """
 
 import torch
 import torch.nn.functional as F
 
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
-from octavo_kernels.gemv import gated_gemv, gemv
-from octavo_kernels.rms_norm import add_rms_norm
+from octavo_kernels.gemv import gated_gemv, gemv, gemv_add
+from octavo_kernels.residual import Linear, Norm, Residual
+from octavo_kernels.rms_norm import norm_residual
 from octavo_kernels.silu_and_mul import silu_and_mul
 
 MOST_ROWS = 16
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], plus bias [out]. Sums in float32."""
+def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
+    """[T, out]: the linear map of the normed stream."""
+    if _is_row(residual.hidden) and residual.pending is None:
+        return gemv(residual.hidden, *linear, norm=norm)
+    x = norm_residual(residual, norm)
     if not _is_small(x):
-        return F.linear(x, weight, bias)
-    if len(x) == 1:
-        return gemv(x, weight, bias)
-    return few_rows_linear(x, weight, bias, few_rows_config(len(weight)))
+        return F.linear(x, *linear)
+    return few_rows_linear(x, *linear, few_rows_config(len(linear[0])))
 
 
-def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """SwiGLU's first half: [T, in] × [2 n, in] (gate first) → [T, n]."""
+def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
+    """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
+    if _is_row(residual.hidden) and residual.pending is None:
+        return gated_gemv(residual.hidden, *linear, norm=norm)
+    x = norm_residual(residual, norm)
     if not _is_small(x):
-        return silu_and_mul(F.linear(x, weight, bias))
-    if len(x) == 1:
-        return gated_gemv(x, weight, bias)
-    return few_rows_gated(x, weight, bias, gated_config())
+        return silu_and_mul(F.linear(x, *linear))
+    return few_rows_gated(x, *linear, gated_config())
 
 
-def linear_add_rms_norm(
-    x: torch.Tensor,
-    weight_and_bias: tuple[torch.Tensor, torch.Tensor | None],
-    residual: torch.Tensor,
-    norm: tuple[torch.Tensor, float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of residual + (x Wᵀ + b), and that sum, [T, out] each; the sum is written over the residual."""
-    weight, bias = weight_and_bias
-    if bias is None and _is_small(x) and len(x) > 1:
-        return add_rms_norm(few_rows_parts(x, weight, split_config(len(weight))), residual, *norm)
-    return add_rms_norm(linear(x, weight, bias), residual, *norm)
+def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
+    """Adds x Wᵀ + b to a stream where nothing is pending."""
+    weight, bias = linear
+    if _is_row(x):
+        gemv_add(x, weight, bias, residual.hidden)
+    elif bias is None and _is_small(x):
+        residual.pending = few_rows_parts(x, weight, split_config(len(weight)))
+    else:
+        residual.pending = F.linear(x, weight, bias)
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,6 +75,10 @@ def gated_config() -> FewRowsConfig:
 def split_config(outputs: int) -> FewRowsConfig:
     """For few outputs: so many splits that every processor has two programs."""
     return FewRowsConfig(32, 128, 4, 6, max(1, min(8, 8448 // outputs)))
+
+
+def _is_row(x: torch.Tensor) -> bool:
+    return len(x) == 1 and _is_small(x)
 
 
 def _is_small(x: torch.Tensor) -> bool:

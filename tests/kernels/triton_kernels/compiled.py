@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_parts
 from octavo_kernels.gathered_attention import gathered_attention
-from octavo_kernels.gemv import gated_gemv, gemv
+from octavo_kernels.gemv import gated_gemv, gemv, gemv_add
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.rms_norm import add_rms_norm
@@ -88,11 +88,12 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     for rows in (1, 1024):
         linear_tiles(x, w, None, linear_config(torch.bfloat16, rows, hopper=True))
     gemv(x, w)
-    gated_gemv(x, w)
+    gated_gemv(x, w, norm=(w[0], 1e-5))
+    gemv_add(x, w, w[0, :64], x[:, :64].contiguous())
     few_rows_gated(w[:16], w, w[0, :64], FewRowsConfig(16, 128, 4, 6, ahead=256))
     few_rows_parts(w[:16], w, FewRowsConfig(32, 128, 4, 6, splits=2))
     cache = torch.zeros(2, 4, 16, 2, 64, dtype=torch.bfloat16)
     angles = torch.zeros(1, 32)
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
-    check(compiled, 11)
+    check(compiled, 12)

@@ -7,7 +7,8 @@ from octavo_kernels import reference, small_linear
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import GemvConfig, gated_gemv, gemv
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
-from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.residual import Residual
+from octavo_kernels.rms_norm import add_rms_norm, norm_residual, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
 
@@ -85,7 +86,14 @@ def test_linear_maps_are_exact(rows: int, inputs: int, outputs: int, with_bias: 
     if 0 < rows <= 17:
         some, few = min(rows, 16), FewRowsConfig(16, 64, 4, 2)
         assert_close(few_rows_linear(x[:some], weight, bias, few), expected[:some])
-    assert_close(small_linear.linear(x, weight, bias), expected)
+    residual = Residual(draw(rows, outputs, dtype=dtype, seed=3))
+    total = residual.hidden + expected
+    small_linear.linear_add(x, (weight, bias), residual)
+    ones = torch.ones(outputs, dtype=dtype)
+    found = norm_residual(residual, (ones, 1e-5))
+    # Where a product was rounded the other way and most of it cancels, the difference stays.
+    torch.testing.assert_close(residual.hidden, total, rtol=2e-3, atol=4e-3)
+    assert_close(found, reference.rms_norm(residual.hidden, ones, 1e-5))
 
 
 @dtypes
@@ -107,9 +115,27 @@ def test_a_gated_map_is_its_twin(inputs: int, with_bias: bool, dtype: torch.dtyp
         x = draw(rows, inputs, dtype=dtype) / 8
         expected = reference.silu_and_mul(exact(x, weight, bias))
         assert_close(few_rows_gated(x, weight, bias, FewRowsConfig(16, 32, 4, 2)), expected)
-        assert_close(small_linear.gated_linear(x, weight, bias), expected)
         if rows == 1:
             assert_close(gated_gemv(x, weight, bias, GemvConfig(2, 32, 4)), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("rows", [1, 5, 17])
+@pytest.mark.parametrize("pending", [False, True])
+def test_maps_of_the_normed_stream_are_their_twins(rows: int, pending: bool, dtype: torch.dtype) -> None:
+    inputs, outputs = 600, 38  # two stretches of a row
+    weight, bias = draw(outputs, inputs, dtype=dtype, seed=1) / 16, draw(outputs, dtype=dtype, seed=2)
+    norm = (draw(inputs, dtype=dtype, seed=3), 1e-5)
+    hidden, more = draw(rows, inputs, dtype=dtype, seed=4), draw(rows, inputs, dtype=dtype, seed=5)
+    normed = reference.rms_norm(hidden + more if pending else hidden, *norm)
+    for found, expected in (
+        (small_linear.norm_linear, exact(normed, weight, bias)),
+        (small_linear.norm_gated_linear, reference.silu_and_mul(exact(normed, weight, bias))),
+    ):
+        residual = Residual(hidden.clone(), more.clone() if pending else None)
+        assert_close(found(residual, norm, (weight, bias)), expected)
+        assert residual.pending is None
+        assert_close(residual.hidden, hidden + more if pending else hidden)
 
 
 @dtypes

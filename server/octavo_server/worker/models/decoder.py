@@ -8,7 +8,7 @@ import torch
 
 from octavo_common.memory import context_length
 from octavo_common.model_config import ModelConfig
-from octavo_kernels.ops import AttentionMetadata, Ops, Workspace, pick_ops
+from octavo_kernels.ops import AttentionMetadata, Ops, Residual, Workspace, pick_ops
 from octavo_server.worker.models.interface import ForwardBatch
 from octavo_server.worker.models.rope import rope_cache
 from octavo_server.worker.weights import load_weights
@@ -81,22 +81,19 @@ class Decoder:
             max_context_len=batch.max_context_len,
         )
         rope = ops.rope_angles(self.cos, self.sin, batch.positions)
-        hidden = self.embedding[batch.token_ids]
-        # A norm is worked out with the sum before it, so the layer's first belongs to the layer before.
-        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
-        x = ops.rms_norm(hidden, self.layers[0].input_norm, eps)
-        for layer, cache, window, next_norm in zip(
-            self.layers, kv_cache, self.config.sliding_window, next_norms, strict=True
-        ):
-            qkv = ops.linear(x, *layer.qkv.parts).view(len(x), -1, self.config.head_dim)
+        # Angles come before embeddings: kernels that overlap (`programmatic_launch`) rely on them.
+        residual = Residual(self.embedding[batch.token_ids])
+        for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
+            qkv = ops.norm_linear(residual, (layer.input_norm, eps), layer.qkv.parts)
+            qkv = qkv.view(len(qkv), -1, self.config.head_dim)
             q = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
-            attended = ops.paged_attention(q, *cache, metadata, self.scale, window).flatten(1)
-            x, hidden = ops.linear_add_rms_norm(attended, layer.output.parts, hidden, (layer.post_norm, eps))
+            attended = ops.paged_attention(q, *cache, metadata, self.scale, window)
+            ops.linear_add(attended.flatten(1), layer.output.parts, residual)
             on_progress()
-            x = ops.gated_linear(x, *layer.gate_up.parts)
-            x, hidden = ops.linear_add_rms_norm(x, layer.down.parts, hidden, (next_norm, eps))
+            x = ops.norm_gated_linear(residual, (layer.post_norm, eps), layer.gate_up.parts)
+            ops.linear_add(x, layer.down.parts, residual)
             on_progress()
-        return x
+        return ops.norm_residual(residual, (self.norm, eps))
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
