@@ -12,6 +12,7 @@ Exit status 1 if something is wrong.
 import argparse
 import json
 import multiprocessing
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,23 +55,25 @@ PRODUCTS: Final = {
 }
 # Outputs, inputs at a time, warps.
 GEMV: Final = (
-    *((1, 512, 2), (1, 1024, 4), (1, 1024, 8), (1, 2048, 4), (1, 2048, 8), (1, 4096, 8)),
-    *((2, 1024, 4), (2, 2048, 8), (2, 4096, 8), (4, 512, 4), (4, 1024, 4), (4, 2048, 8)),
+    *((1, 512, 2), (1, 1024, 8), (1, 2048, 8), (2, 1024, 2), (2, 1024, 4), (2, 2048, 8)),
+    *((4, 512, 4), (4, 1024, 4), (4, 1024, 8), (8, 512, 4)),
 )
 # Outputs, inputs at a time, warps, stages, splits, ahead.
 FEW: Final = {
     "linear": (
-        *((32, 128, 4, 6, 1, 0), (32, 128, 4, 6, 1, 1024), (32, 256, 4, 4, 1, 0), (16, 256, 4, 5, 1, 0)),
-        *((16, 256, 2, 5, 1, 0), (32, 128, 2, 6, 1, 0), (64, 128, 4, 5, 1, 0), (32, 64, 4, 8, 1, 0)),
+        *((32, 128, 4, 6, 1, 0), (32, 128, 2, 6, 1, 0), (32, 128, 4, 6, 1, 512), (16, 256, 2, 5, 1, 0)),
+        *((32, 256, 4, 1, 1, 0), (32, 512, 4, 1, 1, 0), (16, 512, 2, 1, 1, 0), (16, 256, 2, 1, 1, 0)),
+        *((32, 256, 2, 1, 1, 0), (64, 256, 8, 1, 1, 0), (16, 1024, 2, 1, 1, 0)),
     ),
     "gated": (
-        *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 1024), (16, 128, 4, 6, 1, 0), (16, 256, 4, 4, 1, 0)),
-        *((16, 128, 2, 6, 1, 0), (32, 64, 4, 8, 1, 0), (64, 64, 4, 5, 1, 0)),
+        *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 512), (16, 128, 2, 6, 1, 0), (16, 256, 2, 4, 1, 0)),
+        *((32, 128, 4, 1, 1, 0), (32, 256, 4, 1, 1, 0), (16, 256, 2, 1, 1, 0), (16, 512, 2, 1, 1, 0)),
+        (16, 512, 4, 1, 1, 0),
     ),
     "split": (
-        *((32, 128, 4, 6, 1, 0), (32, 128, 4, 6, 2, 0), (32, 128, 4, 6, 4, 0), (32, 128, 4, 4, 8, 0)),
-        *((64, 128, 4, 5, 4, 0), (64, 128, 4, 4, 8, 0), (16, 256, 4, 5, 2, 0), (32, 128, 4, 6, 4, 512)),
-        (32, 256, 4, 4, 4, 0),
+        *((32, 128, 4, 6, 4, 512), (64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 512), (64, 128, 4, 4, 8, 512)),
+        *((32, 128, 4, 6, 8, 256), (32, 256, 4, 1, 4, 0), (32, 512, 4, 1, 4, 0), (16, 512, 2, 1, 2, 0)),
+        *((16, 256, 2, 1, 4, 0), (32, 256, 4, 1, 8, 0), (64, 256, 8, 1, 4, 0)),
     ),
 }
 OFF: Final = {"OVERLAP": False, "launch_pdl": False}
@@ -94,40 +97,48 @@ def candidates(rows: int, kind: str, inputs: int) -> dict[str, Product]:
     """What is tried, by name."""
     found: dict[str, Product] = {}
     if rows == 1:
-        map_ = gated_gemv if kind == "gated" else gemv.gemv
+        norm = (torch.ones(inputs, device="cuda", dtype=torch.bfloat16), 1e-6)
+        map_ = {
+            "gated": lambda x, w, b, c: gated_gemv(x, w, b, c, norm=norm),
+            "linear": lambda x, w, b, c: gemv.gemv(x, w, b, c, norm=norm),
+            "split": gemv.gemv,
+        }[kind]
         for c in GEMV:
-            if c[1] <= max(1024, inputs):
+            if c[1] <= inputs:
                 found["gemv {}x{} w{}".format(*c)] = lambda x, w, c=c, m=map_: m(x, w, None, GemvConfig(*c))  # type: ignore[misc]
     for f in FEW[kind] if rows > 1 else ():
-        config = FewRowsConfig(*f)
-        name = "tiles {}x{} w{} s{} /{} ahead {}".format(*f)
-        if kind == "gated":
-            found[name] = lambda x, w, c=config: few_rows_gated(x, w, None, c)  # type: ignore[misc]
-        elif kind == "split":
-            found[name] = lambda x, w, c=config: few_rows_parts(x, w, c)  # type: ignore[misc]
-        else:
-            found[name] = lambda x, w, c=config: few_rows_linear(x, w, None, c)  # type: ignore[misc]
+        found["tiles {}x{} w{} s{} /{} ahead {}".format(*f)] = product_of(kind, FewRowsConfig(*f))
     return found
 
 
-def compile_one(task: tuple[int, str, int, str]) -> str | None:
+def product_of(kind: str, config: FewRowsConfig) -> Product:
+    if kind == "gated":
+        return lambda x, w: few_rows_gated(x, w, None, config)
+    if kind == "split":
+        return lambda x, w: few_rows_parts(x, w, config)
+    return lambda x, w: few_rows_linear(x, w, None, config)
+
+
+def compile_one(task: tuple[int, str, int, str | FewRowsConfig]) -> str | None:
     """In a process of its own: what fails here fails again, and is told, where it is timed."""
-    rows, kind, inputs, name = task
+    rows, kind, inputs, what = task
     x, w = (torch.zeros(n, inputs, device="cuda", dtype=torch.bfloat16) for n in (rows, 128))
     try:
-        candidates(rows, kind, inputs)[name](x, w)
+        product = candidates(rows, kind, inputs)[what] if isinstance(what, str) else product_of(kind, what)
+        product(x, w)
     except Exception as error:
         return f"{task}: {error!r}"[:200]
     return None
 
 
 def compile_all(seconds: float) -> None:
-    tasks = [
-        (rows, kind, inputs, name)
-        for rows in (1, 8)
-        for kind, inputs in sorted({(kind, inputs) for shapes in PRODUCTS.values() for _, inputs, _, kind in shapes})
-        for name in candidates(rows, kind, inputs)
-    ]
+    tasks: list[tuple[int, str, int, str | FewRowsConfig]] = []
+    for outputs, inputs, _, kind in (shape for shapes in PRODUCTS.values() for shape in shapes):
+        tasks += [(rows, kind, inputs, name) for rows in (1, 8) for name in candidates(rows, kind, inputs)]
+        for one, gated, split in TRIPLES.values():
+            config = {"linear": FewRowsConfig(*one), "gated": FewRowsConfig(*gated), "split": split_of(outputs, split)}
+            tasks.append((8, kind, inputs, config[kind]))
+    tasks = list(dict.fromkeys(tasks))
     begin = time.perf_counter()
     with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as pool:
         failed = [error for error in pool.map(compile_one, tasks, timeout=seconds, chunksize=4) if error]
@@ -141,7 +152,7 @@ def check_right() -> dict[str, Any]:
             weight = torch.randn(2 * outputs if kind == "gated" else outputs, inputs, device="cuda").bfloat16()
             for rows in (1, 8, 13):
                 x = torch.randn(rows, inputs, device="cuda").bfloat16() / inputs**0.5
-                truth = x.double() @ weight.double().t()
+                truth = (x.double() if rows > 1 or kind == "split" else normed(x)) @ weight.double().t()
                 if kind == "gated":
                     truth = reference.silu_and_mul(truth)
                 for name, product in candidates(rows, kind, inputs).items():
@@ -155,6 +166,10 @@ def check_right() -> dict[str, Any]:
                         failures.append(f"{rows} x {inputs} to {outputs} {kind}, {name}: {error:.1e}")
     failures += check_overlap()
     return {"failures": failures} if failures else {}
+
+
+def normed(x: torch.Tensor) -> torch.Tensor:
+    return x.double() / (x.double().square().mean() + 1e-6).sqrt()
 
 
 def check_overlap() -> list[str]:
@@ -213,7 +228,7 @@ def time_product(x: torch.Tensor, weights: list[torch.Tensor], products: dict[st
     """Microseconds, the fastest first."""
     found = {}
     for name, product in products.items():
-        calls = [lambda w=w, p=product: p(x, w) for w in weights]  # type: ignore[misc]
+        calls = [lambda w=w, p=product: p(x, w) for w in weights * -(-24 // len(weights))]  # type: ignore[misc]
         found[name] = round(common.tried(lambda c=calls: common.graph_us(c, 7)), 2)  # type: ignore[misc]
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
@@ -246,6 +261,10 @@ def time_models(end: float) -> dict[str, Any]:
                 copied = round(common.tried(lambda s=step: common.graph_us([s]) / 1000), 3)  # type: ignore[misc]
                 report[f"{name}, logits copied"], decoder.ops = copied, usual_ops
                 print(f"    {name}, logits of 16 bits, copied: {copied} ms", flush=True)
+            if requests <= 8:
+                profile(step)
+                with without_overlap():
+                    profile(step)
             for kind, patched in variants(requests).items():
                 usual = {key: getattr(module, key) for module, key, _ in patched}
                 for module, key, value in patched:
@@ -259,25 +278,82 @@ def time_models(end: float) -> dict[str, Any]:
     return report
 
 
+_PLAIN: Final = (32, 128, 4, 6, 1, 0), (32, 128, 4, 5, 1, 0), (32, 128, 4, 6, 0, 0)
+# Of steps of 8 rows: the choices for qkv and head, for gate and up, and for output and down (their splits: two programs
+# a processor, 8 at most).
+TRIPLES: Final = {
+    "split ahead 512": (*_PLAIN[:2], (32, 128, 4, 6, 0, 512)),
+    "split 64 wide": (*_PLAIN[:2], (64, 128, 4, 5, 0, 0)),
+    "split 64 wide, ahead 512": (*_PLAIN[:2], (64, 128, 4, 5, 0, 512)),
+    "split registers": (*_PLAIN[:2], (32, 256, 4, 1, 0, 0)),
+    "linear two warps": ((32, 128, 2, 6, 1, 0), *_PLAIN[1:]),
+    "linear ahead 512": ((32, 128, 4, 6, 1, 512), *_PLAIN[1:]),
+    "linear registers": ((32, 256, 4, 1, 1, 0), *_PLAIN[1:]),
+    "linear registers 16": ((16, 512, 2, 1, 1, 0), *_PLAIN[1:]),
+    "gated registers": (_PLAIN[0], (32, 128, 4, 1, 1, 0), _PLAIN[2]),
+    "gated registers 16": (_PLAIN[0], (16, 256, 2, 1, 1, 0), _PLAIN[2]),
+    "gated ahead 256": (_PLAIN[0], (32, 128, 4, 5, 1, 256), _PLAIN[2]),
+    "all registers": ((32, 256, 4, 1, 1, 0), (32, 128, 4, 1, 1, 0), (32, 256, 4, 1, 0, 0)),
+}
+
+
+def split_of(outputs: int, choice: tuple[int, ...]) -> FewRowsConfig:
+    return FewRowsConfig(*choice[:4], max(1, min(8, 264 * choice[0] // outputs)), choice[5])
+
+
 def variants(requests: int) -> dict[str, list[tuple[Any, str, Any]]]:
     """Other choices for steps of so many rows: what stands where."""
     found: dict[str, list[tuple[Any, str, Any]]] = {}
     if requests == 1:
-        for c in ((1, 4096, 8), (2, 2048, 8), (2, 1024, 4), (1, 2048, 8)):
+        for c in ((2, 1024, 8), (2, 1024, 4), (4, 1024, 8), (4, 1024, 4), (4, 512, 4), (2, 2048, 8)):
             found[f"gemv {c}"] = [
                 (gemv, "gemv_config", lambda n, c=c: GemvConfig(c[0], c[1] if n % c[1] == 0 else 1024, c[2]))
             ]
     if requests == 8:
-        for ahead in (512, 2048):
-            found[f"ahead {ahead}"] = [
-                (small_linear, "few_rows_config", lambda _, a=ahead: FewRowsConfig(32, 128, 4, 6, 1, a)),
-                (small_linear, "gated_config", lambda a=ahead: FewRowsConfig(32, 128, 4, 5, 1, a)),
-                (small_linear, "split_config", lambda n, a=ahead: FewRowsConfig(32, 128, 4, 6, min(8, 8448 // n), a)),
+        for name, (one, gated, split) in TRIPLES.items():
+            found[name] = [
+                (small_linear, "few_rows_config", lambda _, c=one: FewRowsConfig(*c)),
+                (small_linear, "gated_config", lambda c=gated: FewRowsConfig(*c)),
+                (small_linear, "split_config", lambda n, c=split: split_of(n, c)),
             ]
-        found["splits for four programs a processor"] = [
-            (small_linear, "split_config", lambda n: FewRowsConfig(32, 128, 4, 4, min(16, 16896 // n)))
-        ]
     return found
+
+
+def profile(step: Callable[[], object]) -> None:
+    """Prints the kernels of a step's middle layer: microseconds and the gap before, from a replayed graph."""
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(3):
+            graph.replay()
+        torch.cuda.synchronize()
+    events = sorted(found.events(), key=lambda event: event.time_range.start)
+    events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    each = len(events) // 3
+    heads = [i for i in range(each, 2 * each) if "rotate" in events[i].name]
+    if len(heads) < 12:
+        print("    profile:", [event.name for event in events[:5]], flush=True)
+        return
+    period = heads[11] - heads[10]
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for head in heads[4:-2]:
+        for offset in range(period):
+            now, last = events[head + offset].time_range, events[head + offset - 1].time_range
+            spans.setdefault(offset, []).append((now.end - now.start, now.start - last.end))
+    told = []
+    for offset, values in spans.items():
+        times, gaps = zip(*values, strict=True)
+        name = events[heads[10] + offset].name.replace("_kernel", "").strip("_")[:22]
+        told.append(f"{name} {statistics.median(times):.1f} (+{statistics.median(gaps):.1f})")
+    around = [
+        f"{e.name[:30]} {e.time_range.elapsed_us():.1f}"
+        for e in (*events[each : heads[0]], *events[2 * each - 3 : 2 * each])
+    ]
+    print("    a layer:", "; ".join(told), "| around:", "; ".join(around), flush=True)
 
 
 def main() -> int:

@@ -26,7 +26,8 @@ BLOCK_ROWS = 16
 class FewRowsConfig:
     """Outputs of a program (gated: pairs), inputs at a time, splits of the inputs, and what is fetched ahead.
 
-    ahead: inputs of each row of W fetched before the wait; a multiple of 32.
+    num_stages: of copies to shared memory; 1: W goes through registers, a stretch ahead, the first before the wait.
+    ahead: inputs of each row of W fetched into the L2 before the wait; a multiple of 32.
     """
 
     block_n: int
@@ -63,10 +64,16 @@ def few_rows_gated(
 
 
 def few_rows_parts(x: torch.Tensor, weight: torch.Tensor, config: FewRowsConfig) -> torch.Tensor:
-    """[T, in] × [out, in] → [splits, T, out] float32, whose sum over the splits, in order, is the product."""
-    y = x.new_empty(config.splits, len(x), len(weight), dtype=torch.float32)
+    """[T, in] × [out, in] → [splits or fewer, T, out] float32, whose sum over these, in order, is the product."""
+    splits = triton.cdiv(x.shape[1], _share(x.shape[1], config))
+    y = x.new_empty(splits, len(x), len(weight), dtype=torch.float32)
     _launch(x, weight, None, y, config, gated=False)
     return y
+
+
+def _share(inputs: int, config: FewRowsConfig) -> int:
+    """Inputs of a split, a multiple of block_k."""
+    return triton.cdiv(triton.cdiv(inputs, config.splits), config.block_k) * config.block_k
 
 
 def _launch(
@@ -79,8 +86,8 @@ def _launch(
     gated: bool,
 ) -> None:
     (rows, inputs), outputs = x.shape, y.shape[-1]
-    share = triton.cdiv(triton.cdiv(inputs, config.splits), config.block_k) * config.block_k
-    _few_rows_kernel[(triton.cdiv(outputs, config.block_n), config.splits)](
+    share = _share(inputs, config)
+    _few_rows_kernel[(triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share))](
         x,
         weight,
         weight if bias is None else bias,
@@ -96,6 +103,7 @@ def _launch(
         BLOCK_M=BLOCK_ROWS,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
+        REGISTERS=config.num_stages == 1,
         AHEAD=min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -120,6 +128,7 @@ def _few_rows_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    REGISTERS: tl.constexpr,
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -140,24 +149,35 @@ def _few_rows_kernel(
         _fetch(first, AHEAD)
         if GATED:
             _fetch(first + outputs.to(tl.int64) * stride_weight, AHEAD)
+    if REGISTERS:
+        w = _tile(w_at, k[None, :], True, 0, INPUTS, SHARE)
+        if GATED:
+            up = _tile(up_at, k[None, :], True, 0, INPUTS, SHARE)
     wait_for_inputs(OVERLAP)
     total = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     total_up = total
-    for start in range(begin, end, BLOCK_K):
-        if INPUTS % BLOCK_K == 0:
-            x = tl.load(x_at, mask=is_row, other=0.0)
-            w = tl.load(w_at)
-        else:
-            inside = k[None, :] - begin + start < INPUTS
-            x = tl.load(x_at, mask=is_row & inside, other=0.0)
-            w = tl.load(w_at, mask=inside, other=0.0)
-        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
-        if GATED:
-            up = tl.load(up_at) if INPUTS % BLOCK_K == 0 else tl.load(up_at, mask=inside, other=0.0)
-            total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
-            up_at += BLOCK_K
-        x_at += BLOCK_K
-        w_at += BLOCK_K
+    if REGISTERS:
+        for start in tl.static_range(0, SHARE, BLOCK_K):
+            x = _tile(x_at, k[None, :], is_row, start, INPUTS, SHARE)
+            if start + BLOCK_K < SHARE:
+                next_w = _tile(w_at, k[None, :], True, start + BLOCK_K, INPUTS, SHARE)
+                if GATED:
+                    next_up = _tile(up_at, k[None, :], True, start + BLOCK_K, INPUTS, SHARE)
+            total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+            if GATED:
+                total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
+            if start + BLOCK_K < SHARE:
+                w = next_w
+                if GATED:
+                    up = next_up
+    else:
+        for start in range(0, end - begin, BLOCK_K):
+            x = _tile(x_at + start, k[None, :] + start, is_row, 0, INPUTS, BLOCK_K)
+            w = _tile(w_at + start, k[None, :] + start, True, 0, INPUTS, BLOCK_K)
+            total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+            if GATED:
+                up = _tile(up_at + start, k[None, :] + start, True, 0, INPUTS, BLOCK_K)
+                total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     if BIAS:
         # Rounded before and after, as in the twin.
@@ -169,6 +189,14 @@ def _few_rows_kernel(
         total = silu_times(total, total_up, dtype)
     at = (tl.program_id(1) * rows + row).to(tl.int64)[:, None] * outputs + output[None, :]
     tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=is_row & (output < outputs)[None, :])
+
+
+@triton.jit
+def _tile(at, k, mask, start: tl.constexpr, INPUTS: tl.constexpr, MULTIPLE: tl.constexpr):
+    """What stands `start` columns behind, zeros where there are no such inputs or the mask is not set."""
+    if INPUTS % MULTIPLE == 0:
+        return tl.load(at + start, mask=mask, other=0.0)
+    return tl.load(at + start, mask=(k + start < INPUTS) & mask, other=0.0)
 
 
 @triton.jit
