@@ -261,6 +261,12 @@ def time_models(end: float) -> dict[str, Any]:
                 copied = round(common.tried(lambda s=step: common.graph_us([s]) / 1000), 3)  # type: ignore[misc]
                 report[f"{name}, logits copied"], decoder.ops = copied, usual_ops
                 print(f"    {name}, logits of 16 bits, copied: {copied} ms", flush=True)
+            if requests <= 16:
+                tables = F.pad(batch.block_tables, (0, 1024 - batch.block_tables.shape[1]))
+                long = replace(batch, max_context_len=16384, block_tables=tables)
+                long_ms = common.tried(lambda s=step, b=long: common.graph_us([lambda: s(b)]) / 1000)  # type: ignore[misc]
+                report[f"{name}, room for 16384"] = round(long_ms, 3)
+                print(f"    {name}, room for 16384 tokens: {long_ms:.3f} ms", flush=True)
             if requests <= 8:
                 profile(step)
                 with without_overlap():
@@ -304,6 +310,9 @@ def split_of(outputs: int, choice: tuple[int, ...]) -> FewRowsConfig:
 def variants(requests: int) -> dict[str, list[tuple[Any, str, Any]]]:
     """Other choices for steps of so many rows: what stands where."""
     found: dict[str, list[tuple[Any, str, Any]]] = {}
+    if requests <= 8:
+        for keys in (0, 64, 256):
+            found[f"{keys} keys of a split fetched"] = [(paged_attention, "_FETCHED_KEYS", keys)]
     if requests == 1:
         for c in ((2, 1024, 8), (2, 1024, 4), (4, 1024, 8), (4, 1024, 4), (4, 512, 4), (2, 2048, 8)):
             found[f"gemv {c}"] = [

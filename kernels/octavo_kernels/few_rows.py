@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.gemv import silu_times
-from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
+from octavo_kernels.programmatic_launch import fetch, overlap, wait_for_inputs
 
 BLOCK_ROWS = 16
 
@@ -73,7 +73,8 @@ def few_rows_parts(x: torch.Tensor, weight: torch.Tensor, config: FewRowsConfig)
 
 def _share(inputs: int, config: FewRowsConfig) -> int:
     """Inputs of a split, a multiple of block_k."""
-    return triton.cdiv(triton.cdiv(inputs, config.splits), config.block_k) * config.block_k
+    share = -(-inputs // config.splits)
+    return -(-share // config.block_k) * config.block_k
 
 
 def _launch(
@@ -146,9 +147,10 @@ def _few_rows_kernel(
     up_at = w_at + outputs.to(tl.int64) * stride_weight
     if OVERLAP and AHEAD > 0:
         first = weight_ptr + w_row * stride_weight + begin
-        _fetch(first, AHEAD)
+        piece = tl.arange(0, 4)[None, :] * (AHEAD // 4)  # so that each thread has one
+        fetch(first[:, None] + piece, AHEAD // 4)
         if GATED:
-            _fetch(first + outputs.to(tl.int64) * stride_weight, AHEAD)
+            fetch(first[:, None] + outputs.to(tl.int64) * stride_weight + piece, AHEAD // 4)
     if REGISTERS:
         w = _tile(w_at, k[None, :], True, 0, INPUTS, SHARE)
         if GATED:
@@ -197,17 +199,3 @@ def _tile(at, k, mask, start: tl.constexpr, INPUTS: tl.constexpr, MULTIPLE: tl.c
     if INPUTS % MULTIPLE == 0:
         return tl.load(at + start, mask=mask, other=0.0)
     return tl.load(at + start, mask=(k + start < INPUTS) & mask, other=0.0)
-
-
-@triton.jit
-def _fetch(row_ptr, AHEAD: tl.constexpr):
-    """Into the L2: the first AHEAD elements of 16 bits of each row. In four pieces, so that every thread has one."""
-    piece = row_ptr[:, None] + tl.arange(0, 4)[None, :] * (AHEAD // 4)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [piece.to(tl.int64), tl.full([1, 1], AHEAD // 4 * 2, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
