@@ -8,7 +8,7 @@ engine fetches whole tiles, and no thread works out addresses.
 import triton
 import triton.language as tl
 
-from octavo_kernels.programmatic_launch import fetch, wait_for_inputs
+from octavo_kernels.programmatic_launch import fetch, let_next_come, wait_for_inputs
 
 
 # Sizes and places that vary between steps must not make a kernel of their own.
@@ -64,7 +64,7 @@ def attention_kernel(
         context = tl.load(context_lens_ptr + request)
         position = context - 1
         begin, end = _split(position, WINDOW, BLOCK_N, SPLIT, LEAST)
-        if OVERLAP and FETCH > 0:  # noqa: SIM102, as the compiler knows this one
+        if OVERLAP > 0 and FETCH > 0:  # noqa: SIM102, as the compiler knows this one
             if (begin < end) & (count == 1):
                 page = begin * BLOCK_N // PAGE_SIZE + tl.arange(0, FETCH)
                 page = tl.minimum(page, tl.minimum(end * BLOCK_N - 1, position) // PAGE_SIZE)
@@ -157,6 +157,7 @@ def attention_kernel(
             total = total * old + sum_split * new
             m = m_new
 
+    let_next_come(OVERLAP)
     if PARTIAL:
         index = (request * tl.num_programs(1) * GROUP + head).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
         tl.store(mix_ptr + index[:, None] * BLOCK_D + d[None, :], acc, mask=row_mask[:, None])

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.gemv import silu_times
-from octavo_kernels.programmatic_launch import fetch, overlap, wait_for_inputs
+from octavo_kernels.programmatic_launch import fetch, let_next_come, overlap, wait_for_inputs
 
 BLOCK_ROWS = 16
 
@@ -145,7 +145,7 @@ def _few_rows_kernel(
     w_row = tl.minimum(output, outputs - 1).to(tl.int64)
     w_at = weight_ptr + w_row[:, None] * stride_weight + k[None, :]
     up_at = w_at + outputs.to(tl.int64) * stride_weight
-    if OVERLAP and AHEAD > 0:
+    if OVERLAP > 0 and AHEAD > 0:
         first = weight_ptr + w_row * stride_weight + begin
         piece = tl.arange(0, 4)[None, :] * (AHEAD // 4)  # so that each thread has one
         fetch(first[:, None] + piece, AHEAD // 4)
@@ -180,6 +180,7 @@ def _few_rows_kernel(
             if GATED:
                 up = _tile(up_at + start, k[None, :] + start, True, 0, INPUTS, BLOCK_K)
                 total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
+    let_next_come(OVERLAP)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     if BIAS:
         # Rounded before and after, as in the twin.

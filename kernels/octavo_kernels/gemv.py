@@ -146,7 +146,13 @@ def _gemv_kernel(
         up = _stretch(up_at, k[None, :], 0, INPUTS, BLOCK_K)
     if NORM:
         norm = _stretch(norm_ptr + k, k, 0, INPUTS, BLOCK_K)
+    if BIAS:
+        bias = tl.load(bias_ptr + row).to(tl.float32)
+        if GATED:
+            up_bias = tl.load(bias_ptr + outputs + row).to(tl.float32)
     wait_for_inputs(OVERLAP)
+    if ADD:
+        before = tl.load(y_ptr + row).to(tl.float32)
     x = _stretch(x_ptr + k, k, 0, INPUTS, BLOCK_K).to(tl.float32)
     if NORM:
         squares = x * x
@@ -169,14 +175,14 @@ def _gemv_kernel(
     y = tl.sum(total, 1)
     if BIAS:
         # Rounded before and after, as in the twin.
-        y = y.to(dtype).to(tl.float32) + tl.load(bias_ptr + row).to(tl.float32)
+        y = y.to(dtype).to(tl.float32) + bias
     if GATED:
         up_sum = tl.sum(total_up, 1)
         if BIAS:
-            up_sum = up_sum.to(dtype).to(tl.float32) + tl.load(bias_ptr + outputs + row).to(tl.float32)
+            up_sum = up_sum.to(dtype).to(tl.float32) + up_bias
         y = silu_times(y, up_sum, dtype)
     if ADD:
-        y = y.to(dtype).to(tl.float32) + tl.load(y_ptr + row).to(tl.float32)
+        y = y.to(dtype).to(tl.float32) + before
     tl.store(y_ptr + output, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 

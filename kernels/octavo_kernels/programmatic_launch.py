@@ -20,18 +20,26 @@ import triton.language as tl
 
 
 @cache
-def overlap(device: torch.device) -> dict[str, bool]:
+def overlap(device: torch.device) -> dict[str, int]:
     """Launch options of a kernel with a constexpr OVERLAP that calls `wait_for_inputs`."""
-    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    able = int(device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0))
     return {"OVERLAP": able, "launch_pdl": able}
 
 
 @triton.jit
 def wait_for_inputs(OVERLAP: tl.constexpr):
     """Lets the next kernel come, then waits for the one before. Under Triton's interpreter there is neither."""
-    if OVERLAP:
+    if OVERLAP == 1:
         tl.extra.cuda.gdc_launch_dependents()
+    if OVERLAP > 0:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def let_next_come(OVERLAP: tl.constexpr):
+    """For kernels whose OVERLAP may be 2: the next one comes only when this one is nearly through."""
+    if OVERLAP == 2:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

@@ -10,12 +10,16 @@ nothing but the row.
 Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 """
 
+from typing import Final
+
 import torch
 import triton
 import triton.language as tl
 
 from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
 from octavo_kernels.residual import Norm, Residual
+
+_FEW: Final = 64
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -65,9 +69,14 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
         BLOCK=block,
         ADD=residual is not None,
         PARTS=len(x) if x.dim() == 3 else 1,
-        num_warps=max(1, min(16, block // 512)),
+        num_warps=_warps(rows, block),
         **overlap(x.device),
     )
+
+
+def _warps(rows: int, block: int) -> int:
+    """Of few rows each takes as long as its way to memory: many threads, each with few elements."""
+    return max(1, min(16, block // (128 if rows <= _FEW else 512)))
 
 
 @triton.jit(do_not_specialize=["eps", "stride_part"])

@@ -3,8 +3,7 @@
 
 Each head of q and k is normed where the model does (RMSNorm over the head), then its halves turn by the angles of the
 token's position; k and v go to the token's slot. A program holds some heads of one token; every element is read once
-and written once; angles and slots before the kernel waits for the one before it (`programmatic_launch`). The twin is
-`reference.rotate_and_store`; rounding between the steps is the twin's.
+and written once. The twin is `reference.rotate_and_store`; rounding between the steps is the twin's.
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 """
 
@@ -103,10 +102,10 @@ def _rotate_and_store_kernel(
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     i = tl.arange(0, BLOCK_HALF)
     half = i[None, :] < HALF
+    wait_for_inputs(OVERLAP)
     slot = tl.load(slot_ptr + token)
     cos = tl.load(cos_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
     sin = tl.load(sin_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
-    wait_for_inputs(OVERLAP)
     mask = (head < HEADS + 2 * KV_HEADS)[:, None] & half
     at = qkv_ptr + token * stride_t + head[:, None] * stride_h + i[None, :]
     raw_first = tl.load(at, mask=mask, other=0.0)

@@ -20,29 +20,35 @@ MOST_ROWS = 16
 
 def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, out]: the linear map of the normed stream."""
-    if _is_row(residual.hidden) and residual.pending is None:
+    if residual.pending is None and norms_row(residual.hidden):
         return gemv(residual.hidden, *linear, norm=norm)
     x = norm_residual(residual, norm)
     if not _is_small(x):
         return F.linear(x, *linear)
+    if len(x) == 1:
+        return gemv(x, *linear)
     return few_rows_linear(x, *linear, few_rows_config(len(linear[0])))
 
 
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
-    if _is_row(residual.hidden) and residual.pending is None:
+    if residual.pending is None and norms_row(residual.hidden):
         return gated_gemv(residual.hidden, *linear, norm=norm)
     x = norm_residual(residual, norm)
     if not _is_small(x):
         return silu_and_mul(F.linear(x, *linear))
+    if len(x) == 1:
+        return gated_gemv(x, *linear)
     return few_rows_gated(x, *linear, gated_config())
 
 
 def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
     """Adds x Wᵀ + b to a stream where nothing is pending."""
     weight, bias = linear
-    if _is_row(x):
+    if adds_row(x):
         gemv_add(x, weight, bias, residual.hidden)
+    elif _is_row(x):
+        residual.pending = gemv(x, weight, bias)
     elif bias is None and _is_small(x):
         residual.pending = few_rows_parts(x, weight, split_config(len(weight)))
     else:
@@ -75,6 +81,16 @@ def gated_config() -> FewRowsConfig:
 def split_config(outputs: int) -> FewRowsConfig:
     """For few outputs: so many splits that every processor has two programs."""
     return FewRowsConfig(32, 128, 4, 6, max(1, min(8, 8448 // outputs)))
+
+
+def norms_row(x: torch.Tensor) -> bool:
+    """Whether the product of one row norms it by itself."""
+    return _is_row(x)
+
+
+def adds_row(x: torch.Tensor) -> bool:
+    """Whether the product of one row adds to the stream by itself."""
+    return _is_row(x)
 
 
 def _is_row(x: torch.Tensor) -> bool:

@@ -81,7 +81,6 @@ class Decoder:
             max_context_len=batch.max_context_len,
         )
         rope = ops.rope_angles(self.cos, self.sin, batch.positions)
-        # Angles come before embeddings: kernels that overlap (`programmatic_launch`) rely on them.
         residual = Residual(self.embedding[batch.token_ids])
         for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
             qkv = ops.norm_linear(residual, (layer.input_norm, eps), layer.qkv.parts)
