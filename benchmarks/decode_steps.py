@@ -4,6 +4,7 @@ Parts of `gpu_session.py`. Each function returns what it found; "failures" in it
 """
 
 import json
+import sys
 import tempfile
 import time
 import warnings
@@ -49,11 +50,11 @@ def engine_of(model: Path, **config: Any) -> EngineCore:
 
 
 def count_replays(engine: EngineCore) -> list[int]:
-    """Grows by the size of each graph that is replayed from now on."""
+    """Grows by the rows of each graph that is replayed from now on."""
     graphs, sizes = engine.runner.graphs, list[int]()  # type: ignore[attr-defined]
     if graphs is not None:
         run = graphs.run
-        graphs.run = lambda inputs: (sizes.append(inputs.size), run(inputs))[1]
+        graphs.run = lambda inputs: (sizes.append(inputs.shape.rows), run(inputs))[1]
     return sizes
 
 
@@ -150,6 +151,49 @@ def check_synchronisation(prompts: list[list[int]], device: str = "cuda") -> dic
     report = {"steps": engine.meter.num_steps, "replays": len(replays), "places": found}
     engine.close(1.0)
     return {**report, "failures": [f"a launch waits: {place} ({count} times)" for place, count in found.items()]}
+
+
+def compiled_kernels() -> dict[str, int]:
+    """Variants of each Triton kernel of ours that there are in this process."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("octavo_")]
+    kernels = {
+        f"{module.__name__.rpartition('.')[2]}.{name}": kernel
+        for module in modules
+        for name, kernel in vars(module).items()
+        if hasattr(kernel, "device_caches") and kernel.fn.__module__ == module.__name__
+    }
+    return {
+        name: sum(len(caches[0]) for caches in kernel.device_caches.values())
+        for name, kernel in sorted(kernels.items())
+    }
+
+
+def check_compiles(prompts: list[list[int]], device: str = "cuda") -> dict[str, Any]:
+    """Kernels that are compiled once the engine is ready, for batches and prompts of many sizes: none should be."""
+    report: dict[str, Any] = {"failures": []}
+    for name, config in (("graphs", {}), ("eager", {"enforce_eager": True}), ("invariant", {"batch_invariant": True})):
+        engine = start_engine(
+            EngineConfig(model=DEMO, device=device, dtype="bfloat16", kv_cache_memory_bytes=2**28, **config),  # type: ignore[arg-type]
+            lambda _phase: None,
+        )
+        before, longest = compiled_kernels(), min(900, engine.scheduler.limits.max_model_len - 8)
+        for size in (1, 2, 3, 5, 8, 13, 31, 64, 100, 200):
+            for index in range(size):
+                text = (prompts[index % len(prompts)] * 40)[: 1 + 37 * index * size % longest]
+                sampling = SamplingParams(temperature=0.5 * (index % 2), max_tokens=3 + index % 4, ignore_eos=True)
+                engine.add(AddRequest(0, f"{size} {index}", text, sampling, 0.0))
+            while engine.has_work:
+                engine.step()
+                engine.idle()
+        after = compiled_kernels()
+        new = {
+            kernel: after[kernel] - before.get(kernel, 0) for kernel in after if after[kernel] > before.get(kernel, 0)
+        }
+        report[name] = {"variants": sum(after.values()), "compiled later": new}
+        if new:
+            report["failures"].append(f"{name}: compiled once the engine was ready: {new}")
+        engine.close(1.0)
+    return report
 
 
 @contextmanager
@@ -276,8 +320,9 @@ def time_size(engine: EngineCore, eager: bool) -> dict[str, Any]:
         del runner.launch
     runner.graphs = graphs  # type: ignore[attr-defined]
     if graphs is not None and torch.cuda.is_available():
-        size = next(size for size in graphs._sizes if size >= len(engine.scheduler.requests))
-        found["replay alone"] = round(event_ms(graphs._replays[size]), 3)
+        running = len(engine.scheduler.requests)
+        shape = next(shape for shape in graphs._shapes if shape.is_decode and shape.rows >= running)
+        found["replay alone"] = round(event_ms(graphs._replays[shape]), 3)
     return found
 
 
@@ -308,7 +353,7 @@ def capture_rest(engine: EngineCore) -> dict[str, Any]:
             "planned": engine.runner.planned_bytes >> 20,  # type: ignore[attr-defined]
         }
     graphs = engine.runner.graphs  # type: ignore[attr-defined]
-    found["graphs"] = 0 if graphs is None else len(graphs._sizes)
+    found["graphs"] = 0 if graphs is None else len(graphs._shapes)
     return found
 
 
@@ -339,29 +384,39 @@ def measured_worst_steps(seconds: list[float]) -> Iterator[None]:
         memory._run = run
 
 
-def config_of(model: Path, device: str) -> EngineConfig:
+def config_of(model: Path, device: str, enable_prefix_caching: bool = False) -> EngineConfig:
     """As by default, but with long steps of prefill, so that contexts are alike when all prompts are read."""
     return EngineConfig(
         model=model,
         device=device,  # type: ignore[arg-type]
         dtype="bfloat16",
         swap_space=0.0,
-        enable_prefix_caching=False,
+        enable_prefix_caching=enable_prefix_caching,
         max_num_batched_tokens=8192,
     )
 
 
-def random_engine(config: dict[str, Any], folder: Path, device: str, begin_phase: Callable[[str], None]) -> EngineCore:
+def random_engine(
+    config: dict[str, Any],
+    folder: Path,
+    device: str,
+    begin_phase: Callable[[str], None],
+    *,
+    enable_prefix_caching: bool = False,
+) -> EngineCore:
     """An engine whose model has random weights instead of a checkpoint."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     real = decoders.load_decoder
 
-    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any) -> Any:
-        return random_weights(decoders.Decoder(model, dtype, where, ops))
+    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any, meanwhile: Any = None) -> Any:
+        decoder = random_weights(decoders.Decoder(model, dtype, where, ops))
+        if meanwhile is not None:
+            meanwhile(decoder)
+        return decoder
 
     decoders.load_decoder = load  # type: ignore[assignment]
     try:
-        return start_engine(config_of(folder, device), begin_phase)
+        return start_engine(config_of(folder, device, enable_prefix_caching), begin_phase)
     finally:
         decoders.load_decoder = real
 

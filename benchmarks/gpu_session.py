@@ -229,6 +229,7 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "invariant": lambda: decode_steps.check_invariant(demo_prompts()),
     "synchronisation": lambda: decode_steps.check_synchronisation(demo_prompts()),
     "bounds": decode_steps.check_bounds,
+    "compiles": lambda: decode_steps.check_compiles(demo_prompts()),
     "steps-demo": lambda: decode_steps.time_steps("demo", eager=True),
     "steps-0.6b": lambda: decode_steps.time_steps("0.6b"),
     "steps-8b": lambda: decode_steps.time_steps("8b"),

@@ -1,7 +1,9 @@
 """Whole models on random weights: a decode step in a CUDA graph, and prefill. The shapes are those of the tables."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,18 +15,10 @@ from octavo_kernels.ops import triton_ops
 from octavo_server.worker.models.decoder import Decoder, weight_places
 from octavo_server.worker.models.interface import ForwardBatch, KVCacheSpec
 
-_COMMON: Final = {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 16384}
+SHAPES: Final = Path(__file__).resolve().parent / "shapes"
 MODELS: Final[dict[str, dict[str, Any]]] = {
-    "8b": {
-        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096},
-        **{"intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-5},
-        **{"tie_word_embeddings": False, **_COMMON},
-    },
-    "0.6b": {
-        **{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024},
-        **{"intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "rms_norm_eps": 1e-6},
-        **{"tie_word_embeddings": True, **_COMMON},
-    },
+    name: json.loads((SHAPES / file).read_text(encoding="utf-8"))
+    for name, file in (("8b", "llama-8b.json"), ("0.6b", "qwen3-0.6b.json"))
 }
 PREFILLS: Final = ((1, 128), (1, 512), (1, 1024), (1, 2048), (1, 8192), (4, 2048))
 # Up to how many rows the small linear maps are taken, otherwise cuBLAS.

@@ -15,9 +15,21 @@ from octavo_kernels import reference
 from octavo_kernels.metadata import AttentionMetadata, Workspace
 from octavo_kernels.reference_attention import paged_attention
 from octavo_kernels.residual import Linear, Norm, Residual
+from octavo_kernels.step_inputs import ExpandedStep, SlotState, expand_step
 
-__all__ = ["REFERENCE", "AttentionMetadata", "Ops", "Residual", "Workspace", "has_triton", "pick_ops", "triton_ops"]
+__all__ = [
+    "REFERENCE",
+    "AttentionMetadata",
+    "Ops",
+    "Residual",
+    "Workspace",
+    "has_triton",
+    "pick_expand_step",
+    "pick_ops",
+    "triton_ops",
+]
 
+ExpandStep = Callable[[torch.Tensor, SlotState, ExpandedStep, int], None]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -122,3 +134,12 @@ def pick_ops(device: torch.device, *, batch_invariant: bool = False) -> Ops:
             "batch invariance on CUDA needs Triton, which is not installed: pip install 'octavo[server]'"
         )
     return REFERENCE
+
+
+def pick_expand_step(device: torch.device) -> ExpandStep:
+    """What works out the inputs of a step, see `step_inputs`."""
+    if not has_triton(device):
+        return expand_step
+    from octavo_kernels import step_inputs_kernel
+
+    return step_inputs_kernel.expand_step

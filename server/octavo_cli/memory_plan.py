@@ -14,7 +14,14 @@ from octavo_cli.manifest_file import in_fields
 from octavo_cli.options import validated
 from octavo_cli.serve import serve
 from octavo_common.json_fields import ModelConfigError, read_json_object
-from octavo_common.memory import MemoryBill, MemoryLimits, default_batched_tokens, human_bytes, memory_bill
+from octavo_common.memory import (
+    MemoryBill,
+    MemoryLimits,
+    default_batched_tokens,
+    default_num_seqs,
+    human_bytes,
+    memory_bill,
+)
 from octavo_common.model_config import ModelConfig, parse_model_config, read_model_config
 from octavo_common.names import SERVER_PORT
 from octavo_server.config import ServerConfig
@@ -131,7 +138,7 @@ def _limits(
         total_bytes=gpu_bytes,
         block_size=config.block_size,
         max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=config.max_num_seqs or default_num_seqs(gpu_bytes),
         max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device),
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,

@@ -18,6 +18,7 @@ _LOGPROB_CHUNK_BYTES: Final = (
 _KIB, _GIB = 2**10, 2**30
 _SPARE_BYTES: Final = 128 * 2**20
 _SPARES_AT_MOST: Final = 64
+_LARGE_GPU_BYTES: Final = 39 * 2**30  # of what is sold as 40 GB a little is missing
 
 
 class DoesNotFit(ValueError):
@@ -223,6 +224,14 @@ def slots_within(host_bytes: int, page_bytes: int, *, disk: bool) -> int:
     """Pages that so much host memory keeps, with the spare ones for a disk cache beside them."""
     total = host_bytes // page_bytes
     return max(0, total - spare_slots(page_bytes, total)) if disk else total
+
+
+def default_num_seqs(gpu_bytes: int | None) -> int:
+    """Requests in a step at most where no flag says so, by the GPU's memory, if there is a GPU.
+
+    The more run at once, the more tokens are made of each reading of the weights, as long as their contexts fit.
+    """
+    return 512 if gpu_bytes is not None and gpu_bytes >= _LARGE_GPU_BYTES else 256
 
 
 def default_batched_tokens(device: str) -> int:

@@ -22,6 +22,11 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(description="directory in Hugging Face layout")
+    load_format: Literal["safetensors", "random"] = Field(
+        "safetensors",
+        description="random: no weights are read, they are noise of the shape that config.json describes, "
+        "to time a model that is not at hand",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU, else cpu")
     dtype: DTypeName = Field("auto", description="auto: the model's own on a GPU, float32 on the CPU")
     max_model_len: int | None = Field(
@@ -40,7 +45,12 @@ class EngineConfig(BaseModel):
     kv_cache_memory_bytes: int | None = Field(
         None, ge=1, le=2**50, description="bytes of KV cache [default: on a GPU what is left, on the CPU 1 GiB at most]"
     )
-    max_num_seqs: int = Field(256, ge=1, le=65_536, description="requests in a step at most")
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="requests in a step at most [default: 512 on a GPU with 40 GiB of memory or more, else 256]",
+    )
     max_num_batched_tokens: int | None = Field(
         None,
         ge=1,
@@ -72,7 +82,16 @@ class EngineConfig(BaseModel):
         False, description="a request's tokens depend on it alone, not on its batch (always so on the CPU)"
     )
     enforce_eager: bool = Field(
-        False, description="no CUDA graphs: a decode step launches each kernel by itself (always so on the CPU)"
+        False, description="no CUDA graphs: a step launches each kernel by itself (always so on the CPU)"
+    )
+    profile_dir: Path | None = Field(
+        None,
+        description="name steps for profilers (NVTX); once a file `start` appears here, record the next 50 beside it",
+    )
+    compile_cache_dir: Path | None = Field(
+        None,
+        description="directory for compiled GPU kernels, which replicas may share "
+        "[default: TRITON_CACHE_DIR, else ~/.triton/cache]",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 
@@ -102,6 +121,10 @@ class EngineConfig(BaseModel):
         if value is not None and not info.data.get("enable_prefix_caching", True):
             raise PydanticCustomError(
                 "disk_cache", "No page on disk is ever looked up with --no-enable-prefix-caching: leave one of them out"
+            )
+        if value is not None and info.data.get("load_format") == "random":
+            raise PydanticCustomError(
+                "disk_cache", "Pages on disk are named by the weights they come from: leave out --load-format random"
             )
         return value
 

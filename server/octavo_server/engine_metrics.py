@@ -1,6 +1,10 @@
 """The metrics of the engine: what it tells of itself after its steps."""
 
+from collections.abc import Iterable
 from typing import Final
+
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
 
 from octavo_common import names
 from octavo_server.ipc import EngineStats, Ready
@@ -9,10 +13,11 @@ from octavo_server.metric_families import SCHEDULE_BUCKETS, STEP_BUCKETS, STEP_T
 _NOTHING: Final = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
 
 
-class EngineFamilies:
+class EngineFamilies(Collector):
     """What the engine tells of itself after its steps."""
 
     def __init__(self, families: Families) -> None:
+        families.registry.register(self)  # before its own, so that they are up to date when they are asked
         gauge, counter = families.gauge, families.counter
         self._running = gauge(names.METRIC_REQUESTS_RUNNING, "Requests in the running batch.")
         self._waiting = gauge(names.METRIC_REQUESTS_WAITING, "Requests that wait for a place in the batch.")
@@ -32,6 +37,13 @@ class EngineFamilies:
         self._phases = families.gauge_of(
             "octavo:startup_phase_seconds", "Seconds that a phase of the engine's last start took.", "phase"
         )
+        self._figures = {
+            "weights_bytes": gauge("octavo:startup_weights_bytes", "Weights read at the engine's last start."),
+            "weights_seconds": gauge("octavo:startup_weights_seconds", "Seconds that reading them took."),
+            "kernels": gauge("octavo:startup_kernels", "Kernels made ready at the engine's last start."),
+            "kernels_cached": gauge("octavo:startup_kernels_cached", "Of these, found compiled on disk."),
+            "kernels_seconds": gauge("octavo:startup_kernels_seconds", "Seconds until all of them were ready."),
+        }
         self.restarts = counter("octavo:engine_restarts", "Starts of the engine after its first.")
         self._steps = counter("octavo:steps", "Steps of the engine.")
         self._preemptions = counter(names.METRIC_PREEMPTIONS, "Requests that gave up their pages to others.")
@@ -66,7 +78,7 @@ class EngineFamilies:
             "The host's part of a step: deciding it, and taking in its tokens.",
             SCHEDULE_BUCKETS,
         )
-        self._last: EngineStats | None = None
+        self._shown = self._now = _NOTHING
 
     def ready(self, ready: Ready) -> None:
         """It has started."""
@@ -74,15 +86,31 @@ class EngineFamilies:
         self._pages["free"].set(ready.num_blocks)
         for phase, seconds in ready.phases.items():
             self._phases(phase).set(seconds)
+        for name, figure in self._figures.items():
+            figure.set(ready.figures.get(name, 0.0))
 
     def state(self, stats: EngineStats | None) -> None:
-        """Its state after a step; None when it is gone."""
-        last, self._last = self._last, stats
-        self._show(stats if stats is not None else _NOTHING)
-        if stats is not None:
-            self._count(stats, last if last is not None else _NOTHING)
+        """Its state after a step; None when it is gone. There are many steps between two scrapes: those do most."""
+        if stats is None:
+            self.collect()
+            self._shown = self._now = _NOTHING
+            self._set(_NOTHING)
+            return
+        if stats.steps > self._now.steps:
+            self._step_seconds.observe(stats.step_seconds)
+            self._schedule_seconds.observe(stats.schedule_seconds)
+            self._step_tokens.observe(stats.step_tokens)
+        self._now = stats
 
-    def _show(self, stats: EngineStats) -> None:
+    def collect(self) -> Iterable[Metric]:
+        """For the registry, at a scrape: brings gauges and counters up to the newest state. Has none of its own."""
+        if self._now is not self._shown:
+            self._set(self._now)
+            self._count(self._now, self._shown)
+            self._shown = self._now
+        return ()
+
+    def _set(self, stats: EngineStats) -> None:
         """The gauges."""
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
@@ -120,8 +148,4 @@ class EngineFamilies:
         self._moved["disk_load"].inc(now.loaded - last.loaded)
         self._moved["disk_store"].inc(now.stored - last.stored)
         self._disk_dropped.inc(now.dropped - last.dropped)
-        if now.steps > last.steps:
-            self._steps.inc(now.steps - last.steps)
-            self._step_seconds.observe(now.step_seconds)
-            self._schedule_seconds.observe(now.schedule_seconds)
-            self._step_tokens.observe(now.step_tokens)
+        self._steps.inc(now.steps - last.steps)

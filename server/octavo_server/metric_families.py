@@ -1,10 +1,15 @@
 """How the metrics of one server are made: all with the labels `model_name` and `engine`, in one registry."""
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # nothing reads those second series
 
@@ -45,6 +50,32 @@ def length_buckets(longest: int) -> list[int]:
     return buckets
 
 
+class Histogram(Collector):
+    """Counts of values up to bounds: to the scraper like the library's, at a fraction of its cost.
+
+    No lock and no search through the buckets one by one, since values come with every token, and in one thread.
+    """
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float], values: Sequence[str]) -> None:
+        """`values`: of `LABELS`."""
+        self._name, self._text, self._values = name, text, values
+        self._bounds = tuple(buckets)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value in the first bucket whose bound is not below it."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """For the registry."""
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        family = HistogramMetricFamily(self._name, self._text, labels=LABELS)
+        family.add_metric(self._values, list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
+        yield family
+
+
 class Families:
     """Makes metrics. A name ends without `_total`, which is put behind a counter's."""
 
@@ -76,8 +107,10 @@ class Families:
         return {value: family.labels(*self._values, value) for value in values}
 
     def histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        """Counts of values up to each of `buckets`."""
-        return Histogram(name, text, LABELS, registry=self.registry, buckets=buckets).labels(*self._values)
+        """Counts of values up to each of `buckets`, which ascend."""
+        histogram = Histogram(name, text, buckets, self._values)
+        self.registry.register(histogram)
+        return histogram
 
     def info(self, name: str, text: str, facts: dict[str, str]) -> None:
         """Facts as the labels of a gauge that is 1. vLLM's such metrics have no `model_name`."""

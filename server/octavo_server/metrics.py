@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Final
 
 import prometheus_client
-from prometheus_client import Histogram
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine_metrics import EngineFamilies
@@ -22,6 +21,7 @@ from octavo_server.metric_families import (
     TOKEN_BUCKETS,
     TTFT_BUCKETS,
     Families,
+    Histogram,
     length_buckets,
 )
 
@@ -189,7 +189,8 @@ class RequestMetrics:
     def output(self, output: RequestOutput, count: int) -> None:
         """A result of the engine, of whose tokens `count` belong to the answer; none where only the prompt counts."""
         now, requests = self._metrics.clock(), self._requests
-        self._preemptions = max(self._preemptions, output.num_preemptions)
+        if output.num_preemptions > self._preemptions:
+            self._preemptions = output.num_preemptions
         if not self._begun:
             self._begin(output, now)
         elif count:

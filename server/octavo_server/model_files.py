@@ -11,14 +11,17 @@ INDEX_FILE: Final = "model.safetensors.index.json"
 _PICKLES: Final = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
-def check_model_directory(directory: Path) -> None:
+def check_model_directory(directory: Path, *, weights: bool = True) -> None:
     """Sees to it that all is there that serving needs: config, weights, tokenizer. Opens none of them but the index.
+
+    weights: False where they are not read.
 
     Raises:
         ModelError: what is missing, and what to do.
     """
     check_config_file(directory)
-    weight_files(directory)
+    if weights:
+        weight_files(directory)
     check_tokenizer_file(directory)
 
 

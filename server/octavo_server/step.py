@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from octavo_server.ipc import SamplingParams, TokenLogprobs
 
 
@@ -101,8 +103,7 @@ class SchedulerOutput:
         return not (self.num_scheduled_tokens or moves or self.finished_ids or self.preempted_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledRow:
+class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step: five times as fast as a dataclass
     """What the worker has to say of one request after a step.
 
     `token_id` is None while its prompt is not through, or if the row failed; then `error` says how, for people.

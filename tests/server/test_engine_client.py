@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,37 +206,39 @@ async def test_an_error_of_the_engine_keeps_its_kind_and_ends_only_its_own_reque
         assert await tokens_of(other) == [[5]]
 
 
-async def test_the_event_loop_is_woken_once_for_a_message_and_not_at_all_for_those_who_want_the_whole(
-    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+async def test_a_message_wakes_those_who_stream_at_once_and_those_who_want_the_whole_at_its_end_alone(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
 ) -> None:
     client, peer = ends
-    loop, woken = asyncio.get_running_loop(), []
-    plain = loop.call_soon_threadsafe
-
-    def counting(callback: Callable[..., object], *args: Any, **kwargs: Any) -> asyncio.Handle:
-        if threading.current_thread().name == "engine link":
-            woken.append(callback)
-        return plain(callback, *args, **kwargs)
-
-    monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
     streams = [client.submit([choice(f"stream {index}")]) for index in range(50)]
-    wholes = [client.submit([choice(f"whole {index}")], whole=True) for index in range(50)]
+    whole = client.submit([choice("whole a"), choice("whole b")], whole=True)
+    waiting = asyncio.ensure_future(anext(whole.deltas()))
     for token in (5, 6):
-        await peer.outputs(*(ipc.RequestOutput(f"stream {index}", [token]) for index in range(50)))
+        results = [ipc.RequestOutput(f"{kind}", [token]) for kind in ("whole a", "whole b")]
+        await peer.outputs(*results, *(ipc.RequestOutput(f"stream {index}", [token]) for index in range(50)))
         for stream in streams:
             assert [delta.token_ids for _, delta in await anext(stream.deltas())] == [[token]]
-    assert len(woken) == 2
-    for token in (5, 6):
-        await peer.outputs(*(ipc.RequestOutput(f"whole {index}", [token]) for index in range(50)))
-    await peer.outputs(*(ipc.RequestOutput(f"whole {index}", [7], finish_reason="length") for index in range(50)))
-    assert [await tokens_of(stream) for stream in wholes] == [[[5, 6, 7]]] * 50
-    assert len(woken) == 3
-    with client.submit([choice("late")]), client.submit([choice("last")], whole=True) as last:
-        for token in (5, 6, 7):
-            await peer.output("late", token)
-        await peer.output("last", 5, finish_reason="length")
-        assert await tokens_of(last) == [[5]]
-    assert len(woken) in (4, 5)  # once for the one that never came, who was told already; the last may come with it
+        assert not waiting.done()
+    await peer.outputs(ipc.RequestOutput("whole a", [7], finish_reason="length"))
+    await peer.outputs(ipc.RequestOutput("stream 0", [7]))
+    await anext(streams[0].deltas())
+    assert not waiting.done()
+    await peer.outputs(ipc.RequestOutput("whole b", [8], finish_reason="length"))
+    assert [delta.token_ids for _, delta in await waiting] == [[5, 6, 7], [5, 6, 8]]
+
+
+async def test_what_arrives_while_requests_are_sent_is_read_however_little_comes_after(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
+    client, peer = ends
+    for number in range(300):  # sending takes note of what has arrived, so that the descriptor does not tell of it
+        name = f"{number}"
+        with client.submit([choice(name)]) as stream:
+            await peer.hear()
+            await peer.output(name, 5, finish_reason="length")
+            client.submit([choice(f"beside {name}")])
+            await peer.hear()
+            assert await tokens_of(stream) == [[5]]
 
 
 async def test_a_reader_that_does_not_come_finds_all_in_one_piece(

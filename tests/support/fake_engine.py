@@ -213,7 +213,7 @@ def main() -> None:
     socket.connect(f"ipc://{start['socket']}")
     model = json.loads((Path(start["config"]["model"]) / "config.json").read_text())
     ring = StepRing(steps_path(start["socket"]))
-    engine = FakeEngine(socket, start["epoch"], model["eos_token_id"], start["config"]["max_num_seqs"], ring)
+    engine = FakeEngine(socket, start["epoch"], model["eos_token_id"], start["config"]["max_num_seqs"] or 256, ring)
     engine.send(ipc.Starting(engine.epoch, "load weights", 0.0))
     gate = os.environ.get("FAKE_GATE")
     parent = os.getppid()

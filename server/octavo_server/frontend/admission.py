@@ -19,7 +19,7 @@ _REMEMBERED: Final = 64  # ends of answers, from which the rate is estimated
 
 
 class Admission:
-    """Counts the choices that are open. `ended` may be called by any thread, the rest by the event loop's."""
+    """Counts the choices that are open. Of the event loop alone."""
 
     def __init__(
         self, limit: int, num_submitted: Callable[[], int], clock: Callable[[], float] = time.monotonic

@@ -15,14 +15,17 @@ class Delta:
     """What one or several steps add to a choice; what a slow reader missed is one of them.
 
     It grows at a cost that does not depend on its length, and holds a token in a few bytes: who reads slowly should
-    cost no more than the answer. `logprobs` has an entry for each token, where they were asked for.
+    cost no more than the answer. `logprobs` has an entry for each token, where they were asked for. One is made for
+    every token, and most hold no second: what only longer ones need is made with their second token.
     """
 
-    __slots__ = ("_ids", "_offsets", "_text", "finish_reason", "logprobs", "prompt_logprobs", "stop_reason")
+    __slots__ = ("_first", "_more", "_text", "_texts", "finish_reason", "logprobs", "prompt_logprobs", "stop_reason")
 
     def __init__(self) -> None:
-        self._text = StringIO()
-        self._ids, self._offsets = array("i"), array("i")
+        self._text = ""
+        self._texts: StringIO | None = None  # all of the text, once there is a second piece
+        self._first: tuple[int, int] | None = None  # a token and its offset
+        self._more: tuple[array[int], array[int]] | None = None  # the tokens behind it, and their offsets
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.finish_reason: str | None = None
@@ -31,17 +34,17 @@ class Delta:
     @property
     def text(self) -> str:
         """Characters that are complete and belong to no stop string."""
-        return self._text.getvalue()
+        return self._text if self._texts is None else self._texts.getvalue()
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens, those without a text too."""
-        return self._ids.tolist()
+        return self._column(0)
 
     @property
     def offsets(self) -> list[int]:
         """Where in the answer's text (in characters) each token begins, before any stop string is cut off."""
-        return self._offsets.tolist()
+        return self._column(1)
 
     @property
     def num_logprobs(self) -> int:
@@ -52,12 +55,30 @@ class Delta:
 
     def add_token(self, token_id: int, offset: int) -> None:
         """Add to the tokens."""
-        self._ids.append(token_id)
-        self._offsets.append(offset)
+        if self._first is None:
+            self._first = token_id, offset
+            return
+        if self._more is None:
+            self._more = array("i"), array("i")
+        ids, offsets = self._more
+        ids.append(token_id)
+        offsets.append(offset)
 
     def add_text(self, text: str) -> None:
         """Add to the text."""
-        self._text.write(text)
+        if self._texts is not None:
+            self._texts.write(text)
+        elif not self._text:
+            self._text = text
+        elif text:
+            self._texts = StringIO()
+            self._texts.write(self._text)
+            self._texts.write(text)
+            self._text = ""
+
+    def _column(self, number: int) -> list[int]:
+        first = [] if self._first is None else [self._first[number]]
+        return first if self._more is None else first + self._more[number].tolist()
 
 
 class Answer:
@@ -87,7 +108,8 @@ class Answer:
         delta.finish_reason, delta.stop_reason = output.finish_reason, output.stop_reason
         if output.prompt_logprobs is not None:
             delta.prompt_logprobs = output.prompt_logprobs
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = output.num_cached_tokens
         taken = self._take_tokens(output, delta)
         if output.logprobs is not None:
             delta.logprobs += output.logprobs[:taken]
@@ -107,6 +129,9 @@ class Answer:
             if self._text.include_stop or not (position == last and output.finish_reason == "stop"):
                 piece = self._detokenizer.add(token_id)
                 self._length += len(piece)
+                if not self._text.stops:
+                    delta.add_text(piece)
+                    continue
                 may_end = self.num_tokens + position >= self._text.min_tokens
                 delta.add_text(self._stops.add(piece, may_end=may_end))
             if self._stops.found is not None:

@@ -1,5 +1,7 @@
 """The routes, and what stands before and behind them."""
 
+from collections.abc import Awaitable
+
 import msgspec
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -54,18 +56,14 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer a chat."""
-        chat = await until_disconnect(request, Chat.prepare(state, body, _caller(request)))
-        if body.stream:
-            return await stream(request, chat.events())
-        return _encoded(await until_disconnect(request, chat.answer()))
+        chat = Chat.prepare(state, body, _caller(request))
+        return await stream(request, chat) if body.stream else await _whole(request, chat)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several texts."""
-        job = await until_disconnect(request, Completions.prepare(state, body, _caller(request)))
-        if body.stream:
-            return await stream(request, job.events())
-        return _encoded(await until_disconnect(request, job.answer()))
+        job = Completions.prepare(state, body, _caller(request))
+        return await stream(request, job) if body.stream else await _whole(request, job)
 
 
 def _add_operations_routes(app: FastAPI, state: ServerState) -> None:
@@ -92,6 +90,15 @@ def _add_operations_routes(app: FastAPI, state: ServerState) -> None:
         """Figures for Prometheus."""
         body, content_type = state.metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
+
+
+async def _whole(request: Request, job: Awaitable[Chat | Completions]) -> Response:
+    """The whole answer, unless the client leaves before it is there."""
+
+    async def answer() -> bytes:
+        return await (await job).answer()
+
+    return _encoded(await until_disconnect(request.receive, answer()))
 
 
 async def _nobody_there(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -88,6 +89,7 @@ def _parse(raw: bytes) -> Any:
         raise RequestError(f"the body is not valid JSON: {why_unreadable(error)}", code="invalid_json") from error
 
 
+@lru_cache(maxsize=64)
 def _is_json(content_type: str) -> bool:
     message = Message()
     message["content-type"] = content_type

@@ -23,7 +23,7 @@ from octavo_server.frontend.responses import (
 )
 from octavo_server.frontend.responses import Delta as ChunkDelta
 from octavo_server.frontend.responses import Message as AnswerMessage
-from octavo_server.frontend.sse import DONE, frame
+from octavo_server.frontend.sse import DONE, TextFrames, frame
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.ipc import TokenLogprobs
@@ -41,6 +41,8 @@ class Chat:
         self._id = f"chatcmpl-{generation.id}"
         self._created = state.now()
         self._name = state.names[0]
+        self._text_frames: dict[int, TextFrames] = {}
+        self._only_text = not request.logprobs and not request.return_token_ids
 
     @classmethod
     async def prepare(cls, state: ServerState, request: ChatCompletionRequest, caller: Caller) -> "Chat":
@@ -55,7 +57,7 @@ class Chat:
         text = await template.in_thread(_render, template, request.messages)
         prompts = await state.tokenize(model, [text], "messages", alone=False)
         lengths = Lengths(request.token_limit, default=None, param="messages")
-        return cls(state, request, await state.in_thread(Generation, state, request, prompts, lengths, caller))
+        return cls(state, request, await Generation.prepare(state, request, prompts, lengths, caller))
 
     async def answer(self) -> bytes:
         """The whole answer, as JSON.
@@ -79,12 +81,16 @@ class Chat:
         """
         begun: set[int] = set()
         async for changes in self._generation.deltas():
-            weight = sum(delta.num_logprobs for _, delta in changes)
-            if frames := await self._state.render(weight, partial(self._frames, changes, begun)):
+            complete = self._generation.is_complete  # before anything waits, and more may come
+            if self._only_text and len(changes) == 1:
+                frames = self._frames(changes, begun)
+            else:
+                weight = sum(delta.num_logprobs for _, delta in changes)
+                frames = await self._state.render(weight, partial(self._frames, changes, begun))
+            if complete:
+                frames += self._closing()
+            if frames:
                 yield frames
-        if self._request.include_usage:
-            yield frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage()))
-        yield DONE
 
     def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
         with_ids = bool(self._request.return_token_ids)
@@ -113,13 +119,31 @@ class Chat:
 
     def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
-        chunks = []
+        frames = []
         for answer, delta in changes:
             if answer.index not in begun:
-                chunks.append(self._opening(answer, first=not begun))
+                frames.append(frame(self._opening(answer, first=not begun)))
                 begun.add(answer.index)
-            chunks += self._chunks(answer, delta)
-        return b"".join(map(frame, chunks))
+            if self._only_text and delta.finish_reason is None:
+                frames.append(self._text_frame(answer.index, delta.text))
+            else:
+                frames += map(frame, self._chunks(answer, delta))
+        return b"".join(frames)
+
+    def _closing(self) -> bytes:
+        """What follows the last choice's end."""
+        if not self._request.include_usage:
+            return DONE
+        return frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage())) + DONE
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        """The event of a choice that only goes on; the same bytes as by the long way."""
+        if not text:
+            return b""
+        if (frames := self._text_frames.get(index)) is None:
+            frames = TextFrames(lambda text: self._chunk(ChatChunkChoice(index, ChunkDelta(content=text))))
+            self._text_frames[index] = frames
+        return frames(text)
 
     def _opening(self, answer: Answer, *, first: bool) -> ChatChunk:
         chunk = self._chunk(ChatChunkChoice(answer.index, ChunkDelta(role="assistant", content="")))

@@ -1,8 +1,8 @@
 """The API process's view of the engine: requests go out, results come back, over one ZeroMQ pair.
 
-The link's thread decodes the engine's messages, and tokens become text there. The event loop is woken once for all
-that arrived together, and only if somebody waits for it. A stream that ends for any reason (disconnect, cancellation,
-an error) aborts what it left unfinished.
+The event loop decodes the engine's messages and turns tokens into text, for all that arrived together, and then wakes
+those who wait for it. A stream that ends for any reason (disconnect, cancellation, an error) aborts what it left
+unfinished.
 """
 
 import asyncio
@@ -29,10 +29,7 @@ LAST_WORDS_SECONDS: Final = 0.3
 
 
 class EngineClient:
-    """Sends requests to the engine of the present epoch and hands out its results.
-
-    The link's thread takes entries out of `_streams`, the event loop puts them in: each is one step of a dict.
-    """
+    """Sends requests to the engine of the present epoch and hands out its results. Of the event loop alone."""
 
     def __init__(
         self,
@@ -42,7 +39,7 @@ class EngineClient:
     ) -> None:
         """`on_stats` gets the engine's state after its steps and when it is idle, and None when it is gone.
 
-        It and `on_end`, which is called for each choice that ended by itself, are called by the link's thread.
+        `on_end` is called for each choice that ended by itself.
         """
         self._on_stats = on_stats
         self._on_ready = on_ready
@@ -82,7 +79,7 @@ class EngineClient:
         self.epoch, self.ready, self.stats, self.failure, self.phase = epoch, None, None, None, "starting"
         self._failed.clear()
         self._last_heard = time.monotonic()
-        self._link = EngineLink(self._context, path, partial(self._receive, epoch, asyncio.get_running_loop()))
+        self._link = EngineLink(self._context, path, partial(self._receive, epoch))
 
     def end_streams(self, reason: str) -> None:
         """End every open request with an error; the engine, if it still is there, forgets them."""
@@ -142,9 +139,7 @@ class EngineClient:
         if known and self._link is not None:
             self._link.send(ipc.encoder.encode(ipc.Abort(self.epoch, known)))
 
-    # --- in the link's thread
-
-    def _receive(self, epoch: int, loop: asyncio.AbstractEventLoop, frames: list[bytes]) -> list[bytes]:
+    def _receive(self, epoch: int, frames: list[bytes]) -> list[bytes]:
         """Messages that arrived together; what is to be sent to the engine in return."""
         touched: set[OutputStream] = set()
         surplus: list[str] = []
@@ -161,9 +156,10 @@ class EngineClient:
                     self._dispatch(output, touched, surplus)
             else:
                 others.append(message)
-        told = [stream for stream in touched if stream.to_be_told()]
-        if told or others:
-            loop.call_soon_threadsafe(self._tell, epoch, told, others)
+        for stream in touched:
+            stream.tell()
+        for other in others:
+            self._take(other)
         self._show(stats)
         return [ipc.encoder.encode(ipc.Abort(epoch, surplus))] if surplus else []
 
@@ -185,22 +181,15 @@ class EngineClient:
             if output.finish_reason is None:
                 surplus.append(output.request_id)  # ended by a stop string, of which the engine knows nothing
 
-    # --- in the event loop
-
-    def _tell(self, epoch: int, streams: list[OutputStream], messages: list[ipc.EngineMessage]) -> None:
-        for stream in streams:
-            stream.tell()
-        if epoch != self.epoch:
-            return  # of an engine that is gone since
-        for message in messages:
-            match message:
-                case ipc.Starting():
-                    self.phase = message.phase
-                    log.info("engine: %s (after %.1f s)", message.phase, message.seconds)
-                case ipc.Ready():
-                    self._become_ready(message)
-                case ipc.Failed():
-                    self._fail(message.message)
+    def _take(self, message: ipc.EngineMessage) -> None:
+        match message:
+            case ipc.Starting():
+                self.phase = message.phase
+                log.info("engine: %s (after %.1f s)", message.phase, message.seconds)
+            case ipc.Ready():
+                self._become_ready(message)
+            case ipc.Failed():
+                self._fail(message.message)
 
     def _become_ready(self, message: ipc.Ready) -> None:
         if message.version != ipc.PROTOCOL_VERSION:
@@ -208,12 +197,24 @@ class EngineClient:
             return
         self.ready, self.phase = message, "ready"
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in message.phases.items())
+        if message.figures:
+            log.info("engine: %s", _told(message.figures))
         log.info("engine: ready for contexts of %d tokens (%s)", message.max_model_len, phases)
         self._on_ready(message)
 
     def _fail(self, message: str) -> None:
         self.failure = message
         self._failed.set()
+
+
+def _told(figures: dict[str, float]) -> str:
+    """What was noted at the start, for people."""
+    size, seconds = figures["weights_bytes"] / 1e9, figures["weights_seconds"]
+    told = f"{size:.1f} GB of weights read in {seconds:.1f} s ({size / max(seconds, 1e-9):.1f} GB/s)"
+    if "kernels" in figures:
+        told += f", {figures['kernels']:.0f} kernels made ready in {figures['kernels_seconds']:.1f} s"
+        told += f" ({figures['kernels_cached']:.0f} of them compiled before)"
+    return told
 
 
 def _decode(frame: bytes) -> ipc.EngineMessage | None:

@@ -15,7 +15,7 @@ from octavo_server.frontend.logprobs import (
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
-from octavo_server.frontend.sse import DONE, frame
+from octavo_server.frontend.sse import DONE, TextFrames, frame
 from octavo_server.frontend.state import ServerState
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -34,10 +34,12 @@ class Completions:
         self._id = f"cmpl-{generation.id}"
         self._created = state.now()
         self._name = state.names[0]
+        self._text_frames: dict[int, TextFrames] = {}
+        self._only_text = request.logprobs is None and not request.return_token_ids
 
     @classmethod
     async def prepare(cls, state: ServerState, request: CompletionRequest, caller: Caller) -> "Completions":
-        """Tokenize the prompts, beside the event loop.
+        """Tokenize the prompts, where they are text, beside the event loop.
 
         Raises:
             RequestError: a prompt is empty or does not fit; the server is full.
@@ -45,10 +47,10 @@ class Completions:
         model, _ = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
-        tokenized = await state.tokenize(model, texts, "prompt", alone=True)
+        tokenized = await state.tokenize(model, texts, "prompt", alone=True) if texts else []
         ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
         lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
-        generation = await state.in_thread(Generation, state, request, ids, lengths, caller)
+        generation = await Generation.prepare(state, request, ids, lengths, caller)
         echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
@@ -70,12 +72,16 @@ class Completions:
         """
         begun: set[int] = set()
         async for changes in self._generation.deltas():
-            weight = sum(delta.num_logprobs for _, delta in changes)
-            if frames := await self._state.render(weight, partial(self._frames, changes, begun)):
+            complete = self._generation.is_complete  # before anything waits, and more may come
+            if self._only_text and len(changes) == 1:
+                frames = self._frames(changes, begun)
+            else:
+                weight = sum(delta.num_logprobs for _, delta in changes)
+                frames = await self._state.render(weight, partial(self._frames, changes, begun))
+            if complete:
+                frames += self._closing()
+            if frames:
                 yield frames
-        if self._request.include_usage:
-            yield frame(self._completion([], usage=True))
-        yield DONE
 
     def _whole(self, wholes: Sequence[tuple[Answer, Delta]]) -> Completion:
         choices = [self._choice(answer, whole, opening=True) for answer, whole in wholes]
@@ -85,12 +91,28 @@ class Completions:
         """The events for what steps brought. `begun`: choices that have had some, to which it adds."""
         frames = []
         for answer, delta in changes:
+            if self._only_text and answer.index in begun and delta.finish_reason is None:
+                frames.append(self._text_frame(answer.index, delta.text))
+                continue
             part = self._choice(answer, delta, opening=answer.index not in begun)
             begun.add(answer.index)
             asked_for = self._request.return_token_ids or part.logprobs
             if part.text or part.finish_reason or (delta.token_ids and asked_for):
                 frames.append(frame(self._completion([part])))
         return b"".join(frames)
+
+    def _closing(self) -> bytes:
+        """What follows the last choice's end."""
+        return frame(self._completion([], usage=True)) + DONE if self._request.include_usage else DONE
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        """The event of a choice that only goes on; the same bytes as by the long way."""
+        if not text:
+            return b""
+        if (frames := self._text_frames.get(index)) is None:
+            frames = TextFrames(lambda text: self._completion([CompletionChoice(index, text)]))
+            self._text_frames[index] = frames
+        return frames(text)
 
     def _choice(self, answer: Answer, delta: Delta, *, opening: bool) -> CompletionChoice:
         """What steps add to a choice; the opening carries the prompt, where it is echoed."""

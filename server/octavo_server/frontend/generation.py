@@ -1,9 +1,10 @@
 """The choices of one HTTP request, from its prompts to the last token."""
 
 import contextlib
-import uuid
+import secrets
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, Self
 
 import msgspec
 
@@ -29,6 +30,9 @@ from octavo_server.frontend.state import ServerState
 from octavo_server.metrics import PromptMetrics, RequestMetrics
 from octavo_server.page_hash import hash_pages
 
+PREPARE_TOKENS: Final = 4096  # of prompts, and choices, that are prepared in the event loop: a millisecond
+PREPARE_CHOICES: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -51,6 +55,25 @@ class Caller:
 class Generation:
     """One HTTP request to the engine. Each prompt becomes `n` choices, those of a prompt behind each other."""
 
+    @classmethod
+    async def prepare(
+        cls,
+        state: ServerState,
+        request: GenerationRequest,
+        prompts: Sequence[list[int]],
+        lengths: Lengths,
+        caller: Caller,
+    ) -> Self:
+        """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
+
+        Raises:
+            RequestError: as making one does.
+        """
+        choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
+        if choices <= PREPARE_CHOICES and tokens <= PREPARE_TOKENS and not request.bad_words:
+            return cls(state, request, prompts, lengths, caller)
+        return await state.in_thread(cls, state, request, prompts, lengths, caller)
+
     def __init__(
         self,
         state: ServerState,
@@ -61,7 +84,7 @@ class Generation:
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
 
-        To be called beside the event loop: its work grows with the prompts.
+        Its work grows with the prompts: the event loop calls `prepare` instead.
 
         Raises:
             RequestError: a prompt is empty, too long, or has a token id that does not exist; no requests are taken.
@@ -71,7 +94,7 @@ class Generation:
         self._request = request
         self._prompts = prompts
         self._caller = caller
-        self.id = uuid.uuid4().hex
+        self.id = secrets.token_hex(16)
         check_parameters(request, self.model, prompts)
         bad_words = encode_bad_words(self.model, request)
         self._epoch = state.client.epoch
@@ -99,6 +122,11 @@ class Generation:
         finally:
             for answer in self.answers:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all choices have ended: right behind what `deltas` gave out, whether that was the last of it."""
+        return all(answer.finished for answer in self.answers)
 
     async def whole(self) -> list[Delta]:
         """The choices in their order, once all have ended.

@@ -1,11 +1,11 @@
-"""The engine's socket, and the one thread that reads and writes it.
+"""The engine's socket, in the event loop.
 
-ZeroMQ sockets belong to one thread. What others have to send goes through an in-process pair, which wakes the thread
-as a message of the engine does; without either it sleeps.
+No thread of its own: two threads of Python take turns rather than run together, and what they do to each other whenever
+one of them writes to a socket costs more than all that there is to do for a token. ZeroMQ's own thread moves the bytes.
 """
 
+import asyncio
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -16,12 +16,11 @@ from octavo_server.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-_END: Final = b""  # no message of the protocol is empty
 _AT_ONCE: Final = 16  # messages that are handled together: those who wait for the first should not wait for long
 
 
 class EngineLink:
-    """The link to one engine. Made, used and closed by one thread; `receive` is called in the link's own."""
+    """The link to one engine. Made, used and closed in one event loop, which calls `receive`."""
 
     def __init__(
         self, context: "zmq.Context[zmq.Socket[bytes]]", path: Path, receive: Callable[[list[bytes]], Iterable[bytes]]
@@ -38,52 +37,42 @@ class EngineLink:
         except zmq.ZMQError as error:
             self._engine.close()
             raise EngineError(f"no socket at {path}: {error.strerror}; set TMPDIR to a short, writable path") from error
-        self._outbox, self._inbox = _pair(context), _pair(context)
-        name = f"inproc://link-{id(self)}"
-        self._outbox.bind(name)
-        self._inbox.connect(name)
-        self._thread = threading.Thread(target=self._run, name="engine link", daemon=True)
-        self._thread.start()
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = int(self._engine.getsockopt(zmq.FD))
+        self._loop.add_reader(self._descriptor, self._take_in)
+        self._again: asyncio.Handle | None = None
+        self._look_again()
 
     def send(self, frame: bytes) -> None:
         """Send a message; never blocks. What is queued is bounded by the requests that are open."""
-        self._outbox.send(frame)
-
-    def close(self) -> None:
-        """Send what was given to `send`, then end the thread. Waits for it: milliseconds."""
-        self._outbox.send(_END)
-        self._thread.join()
-        self._outbox.close()
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._engine, zmq.POLLIN)
-        poller.register(self._inbox, zmq.POLLIN)
-        try:
-            while True:
-                poller.poll()
-                for frame in _waiting(self._inbox):
-                    if frame == _END:
-                        return
-                    self._to_engine(frame)
-                if frames := _waiting(self._engine):
-                    self._handle(frames)
-        finally:
-            self._engine.close()
-            self._inbox.close()
-
-    def _handle(self, frames: list[bytes]) -> None:
-        try:
-            for reply in self._receive(frames):
-                self._to_engine(reply)
-        except Exception:
-            log.exception("messages of the engine could not be handled")  # the next ones may be
-
-    def _to_engine(self, frame: bytes) -> None:
         try:
             self._engine.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError as error:  # there is no limit on what may be queued, but nobody is there
             log.debug("the engine takes no messages: %s", error)
+        self._look_again()
+
+    def close(self) -> None:
+        """Close the socket; what it did not get rid of by now is lost."""
+        self._loop.remove_reader(self._descriptor)
+        if self._again is not None:
+            self._again.cancel()
+        self._engine.close()
+
+    def _take_in(self) -> None:
+        self._again = None
+        if frames := _waiting(self._engine):
+            try:
+                for reply in self._receive(frames):
+                    self.send(reply)
+            except Exception:
+                log.exception("messages of the engine could not be handled")  # the next ones may be
+        if not self._engine.closed:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """The descriptor tells that something has changed, and any use of the socket may be what takes note of it."""
+        if self._again is None and int(self._engine.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._again = self._loop.call_soon(self._take_in)
 
 
 def _pair(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":

@@ -1,12 +1,11 @@
-"""The results of one HTTP request on their way from the engine's thread to the event loop.
+"""The results of one HTTP request on their way from the engine's messages to whoever answers it.
 
-The thread turns tokens into text and adds it up; the event loop takes what is there. A reader that is slow finds more
-the next time: nothing waits for it, and what is kept for it is its answer.
+Tokens become text as they come, and add up until the reader takes them. One that is slow finds more the next time:
+nothing waits for it, and what is kept for it is its answer.
 """
 
 import asyncio
 import logging
-import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,7 +34,7 @@ class Choice:
 class OutputStream:
     """Results of the choices of one HTTP request. Leaving it as a context aborts what is unfinished.
 
-    An answer is changed by the engine's thread under the lock, and only while its choice is open.
+    An answer is changed only while its choice is open.
     """
 
     def __init__(self, choices: Sequence[Choice], give_up: Callable[[Iterable[str]], None], *, whole: bool) -> None:
@@ -44,9 +43,8 @@ class OutputStream:
         self._open = set(self._answers)
         self._give_up = give_up
         self._whole = whole
-        self._lock = threading.Lock()
-        self._news = asyncio.Event()  # of the event loop alone
-        self._told = False
+        self._news = False
+        self._reader: asyncio.Future[None] | None = None
         self._pending: dict[str, Delta] = {}
         self._error: EngineError | None = None
 
@@ -56,46 +54,41 @@ class OutputStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            left, self._open = self._open, set()
+        left, self._open = self._open, set()
         self._give_up(left)
 
     def take(self, output: ipc.RequestOutput) -> bool:
-        """Called by the engine's thread: a result. Whether its choice has ended, here if not in the engine."""
-        with self._lock:
-            answer = self._answers[output.request_id]
-            if output.request_id not in self._open:
-                return True
-            if output.finish_reason == "error":
-                self._end(output.request_id, EngineError(output.error or "it failed in the engine", output.error_kind))
-                return True
-            try:
-                answer.take(output, self._pending.setdefault(output.request_id, Delta()))
-            except Exception:
-                log.exception("a result of the engine could not be turned into text")
-                self._end(output.request_id, EngineError("the server failed; its log says why", "internal"))
-                return True
-            if answer.finished:
-                self._open.discard(output.request_id)
-            return answer.finished
+        """A result of the engine. Whether its choice has ended, here if not in the engine."""
+        request_id = output.request_id
+        if request_id not in self._open:
+            return True
+        if output.finish_reason == "error":
+            return self._end(request_id, EngineError(output.error or "it failed in the engine", output.error_kind))
+        if (delta := self._pending.get(request_id)) is None:
+            delta = self._pending[request_id] = Delta()
+        answer = self._answers[request_id]
+        try:
+            answer.take(output, delta)
+        except Exception:
+            log.exception("a result of the engine could not be turned into text")
+            return self._end(request_id, EngineError("the server failed; its log says why", "internal"))
+        if answer.finished:
+            self._open.discard(request_id)
+        return answer.finished
 
     def fail(self, error: EngineError) -> None:
-        """Called in the event loop: no choice that is open will end otherwise."""
-        with self._lock:
-            self._error = self._error or error
-            self._open.clear()
-        self._news.set()
-
-    def to_be_told(self) -> bool:
-        """Called by the engine's thread after results: whether the reader waits for a word, which is told to it now."""
-        with self._lock:
-            wanted = not self._told and (not self._whole or not self._open or self._error is not None)
-            self._told = self._told or wanted
-            return wanted
+        """No choice that is open will end otherwise."""
+        self._error = self._error or error
+        self._open.clear()
+        self.tell()
 
     def tell(self) -> None:
-        """Called in the event loop: there is something to read."""
-        self._news.set()
+        """There may be something to read: wakes the reader if it waits for that."""
+        if self._whole and self._open and self._error is None:
+            return
+        self._news = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def deltas(self) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What the choices got since the last time, until all have ended.
@@ -105,16 +98,18 @@ class OutputStream:
         """
         ended = False
         while not ended:
-            await self._news.wait()
-            self._news.clear()
-            with self._lock:
-                pending, self._pending, self._told = self._pending, {}, False
-                error, ended = self._error, not self._open
+            if not self._news:
+                self._reader = asyncio.get_running_loop().create_future()
+                await self._reader
+            self._news = False
+            pending, self._pending = self._pending, {}
+            error, ended = self._error, not self._open
             if pending:
                 yield [(self._answers[request_id], delta) for request_id, delta in pending.items()]
             if error is not None:
                 raise error
 
-    def _end(self, request_id: str, error: EngineError) -> None:
+    def _end(self, request_id: str, error: EngineError) -> bool:
         self._open.discard(request_id)
         self._error = self._error or error
+        return True

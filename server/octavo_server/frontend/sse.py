@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import Any, Final, TypeVar
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from octavo_server.errors import EngineError
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject, engine_error
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 DONE: Final = b"data: [DONE]\n\n"
+_MARK: Final = uuid.uuid4().hex  # stands for a text; nobody could have put it anywhere else in an event
 
 
 class ClientGone(Exception):
@@ -29,31 +31,72 @@ def frame(event: msgspec.Struct) -> bytes:
     return b"data: " + encode(event) + b"\n\n"
 
 
-async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
+class TextFrames:
+    """Events that differ in nothing but a text, as nearly all of a stream do: what stays the same is encoded once."""
+
+    def __init__(self, event_of: Callable[[str], msgspec.Struct]) -> None:
+        """`event_of` makes such an event, in which the text stands once."""
+        mark = encode(_MARK)
+        before, found, after = frame(event_of(_MARK)).partition(mark)
+        if not found or mark in after:
+            raise ValueError("the event has to hold its text once")
+        self._before, self._after = before, after
+
+    def __call__(self, text: str) -> bytes:
+        """The event with this text."""
+        return self._before + encode(text) + self._after
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away.
+
+    It runs in the task that calls, as with `asyncio.timeout`: a task of its own would cost as much as what it does.
 
     Raises:
         ClientGone: it did.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(request.receive))
+    task, working, gone = asyncio.current_task(), True, False
+    if task is None:
+        raise RuntimeError("it needs a task to cancel")
+
+    def leave(watcher: "asyncio.Task[None]") -> None:
+        nonlocal gone
+        if working and not watcher.cancelled():
+            watcher.exception()  # whatever it was, the connection is of no use
+            gone = task.cancel()
+
+    watcher = asyncio.create_task(_disconnected(receive))
+    watcher.add_done_callback(leave)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise  # somebody else wants it to end, too
     finally:
-        await _cancel(task, watcher)
+        working = False
+        watcher.cancel()
 
 
-async def stream(request: Request, events: AsyncGenerator[bytes, None]) -> Response:
+async def stream(request: Request, job: Awaitable["Streamed"]) -> Response:
     """An event stream that begins with its first event: what goes wrong before has a status of its own.
 
     Raises:
         ClientGone: the client left before the first event.
     """
-    first = await until_disconnect(request, anext(events))
-    return EventStream(first, events)
+
+    async def begin() -> Response:
+        events = (await job).events()
+        return EventStream(await anext(events), events)
+
+    return await until_disconnect(request.receive, begin())
+
+
+class Streamed(Protocol):
+    """A request whose answer is streamed."""
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Its events."""
 
 
 class EventStream(Response):
@@ -69,39 +112,35 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
-        sender = asyncio.ensure_future(self._send_all(send))
-        watcher = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await until_disconnect(receive, self._send_all(scope, send))
+        except ClientGone:
+            log.debug("a client left its stream")
         finally:
-            await _cancel(sender, watcher)
             await self._events.aclose()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for data in self._with_errors():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _with_errors(self) -> AsyncIterator[bytes]:
-        """The events; an error becomes the last one, since the status has long been sent."""
-        yield self._first
+        # The framework had to see the beginning; the rest, which comes token by token, takes the short way.
+        send_body: Send = scope.get("state", {}).get("send", send)
+        last, data = b"", self._first
         try:
-            async for data in self._events:
-                yield data
-        except EngineError as error:
-            yield frame(ErrorBody(engine_error(error)))
+            while not data.endswith(DONE):
+                await send_body(_body(data))
+                data = await anext(self._events)
+            last = data  # with the answer's end, as one write
+        except EngineError as error:  # it becomes the last event: the status has long been sent
+            last = frame(ErrorBody(engine_error(error)))
         except Exception:
             log.exception("a stream broke off")
-            yield frame(ErrorBody(ErrorObject("the server failed; its log says why", type="server_error")))
+            last = frame(ErrorBody(ErrorObject("the server failed; its log says why", type="server_error")))
+        await send_body(_body(last, more=False))
+
+
+def _body(data: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -39,8 +39,9 @@ class ServerState:
         self.config = config
         self.names = config.served_model_name or (config.model.resolve().name,)
         self.metrics = ServerMetrics(self.names[0], config)
-        self.client = EngineClient(self.metrics.engine_stats, self.metrics.engine_ready, lambda: self.admission.ended())
-        self.admission = Admission(config.max_num_seqs + config.max_queued_requests, lambda: self.client.num_open)
+        self.client = EngineClient(self.metrics.engine_stats, self._engine_ready, lambda: self.admission.ended())
+        limit = (config.max_num_seqs or 0) + config.max_queued_requests
+        self.admission = Admission(limit, lambda: self.client.num_open)
         self.model: ServedModel | None = None
         self.draining = False
         self.started_at = int(time.time())
@@ -49,6 +50,11 @@ class ServerState:
         self._idle.set()
         self._seeds = random.Random(config.seed)
         self.text_threads = TextThreads()
+
+    def _engine_ready(self, ready: Ready) -> None:
+        """Without a flag only the engine knows how many requests it runs at once."""
+        self.metrics.engine_ready(ready)
+        self.admission.limit = (self.config.max_num_seqs or ready.max_num_seqs) + self.config.max_queued_requests
 
     def readiness(self) -> Readiness:
         """As `/ready` tells it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ class RequestState:
     """One request on the worker. Its arrays are as long as it can become: nothing is copied as it grows.
 
     `num_tokens` counts what the steps launched so far sample, too; of these the first `num_known` stand in `token_ids`.
-    A later one is known on the device alone, in the row `slot` of the tokens that were sampled last.
+    A later one is known on the device alone, in the row `slot` of the tokens that were sampled last. The first
+    `num_given` came from the scheduler; the others were sampled in that slot. Of the `num_blocks` pages the first
+    `num_sent` stand in the slot's block table on the device (`step_packing`).
     """
 
     __slots__ = (
@@ -26,8 +29,10 @@ class RequestState:
         "history",
         "num_blocks",
         "num_computed",
+        "num_given",
         "num_known",
         "num_prompt",
+        "num_sent",
         "num_tokens",
         "request_id",
         "sampling",
@@ -42,13 +47,13 @@ class RequestState:
         self.failed = False
         self.num_prompt = new.num_prompt_tokens
         self.num_computed = new.num_computed_tokens
-        self.num_tokens = self.num_known = len(new.token_ids)
+        self.num_tokens = self.num_known = self.num_given = len(new.token_ids)
         # One more than it may have: where no token is wanted at all (max_tokens 0) one is sampled, and dropped later.
         self.token_ids = np.zeros(max(new.max_tokens_in_all, self.num_tokens) + 1, dtype=np.int64)
         self.token_ids[: self.num_tokens] = new.token_ids
         self.history = History(self.token_ids, self.num_prompt) if needs_history(new.sampling) else None
         self.block_ids = np.zeros(-(-len(self.token_ids) // block_size), dtype=np.int32)
-        self.num_blocks = 0
+        self.num_blocks = self.num_sent = 0
         self.add_blocks(new.block_ids)
 
     def add_blocks(self, block_ids: list[int]) -> None:
@@ -62,7 +67,7 @@ class RequestState:
         self.num_known = position + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make it twice as dear
 class ScheduledRow:
     """A request's part in a step: its tokens from `start` up to `end`, which are rows `offset`… of the batch.
 
@@ -146,41 +151,61 @@ class InputBatch:
 
     def build(self, rows: list[ScheduledRow]) -> StepInputs:
         """The inputs of a step with `rows`, one or more."""
-        starts = np.array([row.start for row in rows], dtype=np.int64)
-        ends = np.array([row.end for row in rows], dtype=np.int64)
-        query_start = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(ends - starts, out=query_start[1:])
-        row_of_token = np.repeat(np.arange(len(rows)), ends - starts)
-        positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
-        tables = block_tables(rows)
-        pages = tables[row_of_token, positions // self.block_size].astype(np.int64)
-        pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
-        token_ids, positions_there, slot_mapping, starts_there, context_lens, tables_there, *indices = upload_together(
-            [
-                np.concatenate([row.state.token_ids[row.start : row.end] for row in rows]),
-                positions,
-                pages * self.block_size + positions % self.block_size,
-                query_start.astype(np.int32),
-                ends.astype(np.int32),
-                tables,
-                _int64(row.last_index for row in pending),
-                _int64(row.state.slot for row in pending),
-                _int64(row.last_index for row in sampling),
-                _int64(row.state.slot for row in sampling),
-            ],
-            self.device,
+        arrays = arrange(rows, self.block_size)
+        token_ids, positions, slot_mapping, query_start, context_lens, tables, *indices = upload_together(
+            arrays, self.device
         )
         forward = ForwardBatch(
             token_ids,
-            positions_there,
+            positions,
             slot_mapping,
-            starts_there,
+            query_start,
             context_lens,
-            tables_there,
-            max_query_len=int((ends - starts).max()),
-            max_context_len=int(ends.max()),
+            tables,
+            max_query_len=int(np.diff(arrays.query_start).max()),
+            max_context_len=int(arrays.context_lens.max()),
         )
-        return StepInputs(rows, forward, tables, *indices)
+        return StepInputs(rows, forward, arrays.tables, *indices)
+
+
+class StepArrays(NamedTuple):
+    """What a step computes with, in host memory: see `ForwardBatch` and `StepInputs`."""
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    slot_mapping: np.ndarray
+    query_start: np.ndarray
+    context_lens: np.ndarray
+    tables: np.ndarray
+    pending_index: np.ndarray
+    pending_slot: np.ndarray
+    last_index: np.ndarray
+    slot: np.ndarray
+
+
+def arrange(rows: list[ScheduledRow], block_size: int) -> StepArrays:
+    """The arrays of a step with `rows`, one or more."""
+    starts = np.array([row.start for row in rows], dtype=np.int64)
+    ends = np.array([row.end for row in rows], dtype=np.int64)
+    query_start = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(ends - starts, out=query_start[1:])
+    row_of_token = np.repeat(np.arange(len(rows)), ends - starts)
+    positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
+    tables = block_tables(rows)
+    pages = tables[row_of_token, positions // block_size].astype(np.int64)
+    pending, sampling = [row for row in rows if row.pending], [row for row in rows if row.samples]
+    return StepArrays(
+        np.concatenate([row.state.token_ids[row.start : row.end] for row in rows]),
+        positions,
+        pages * block_size + positions % block_size,
+        query_start.astype(np.int32),
+        ends.astype(np.int32),
+        tables,
+        _int64(row.last_index for row in pending),
+        _int64(row.state.slot for row in pending),
+        _int64(row.last_index for row in sampling),
+        _int64(row.state.slot for row in sampling),
+    )
 
 
 def block_tables(rows: list[ScheduledRow]) -> np.ndarray:

@@ -5,15 +5,18 @@ In two halves: `launch_logprobs` enqueues the work and waits for nothing, `Logpr
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
+from octavo_kernels.ops import has_triton
 from octavo_server.ipc import TokenLogprobs
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.transfer import download, upload
 
 # What one chunk of rows may take at 8 bytes a vocabulary entry, whatever a request asks for.
 CHUNK_BYTES = 64 * 2**20
+MOST_ON_DEVICE: Final = 32  # alternatives that the kernel finds; OpenAI's API has 20 at most
 
 
 def rows_per_chunk(vocab_size: int) -> int:
@@ -44,15 +47,27 @@ class LogprobTensors:
         return [TokenLogprobs(ids[: count + 1], values[: count + 1], rank) for ids, values, rank, count in rows]
 
 
-def launch_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, counts: Sequence[int]) -> LogprobTensors:
+def launch_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, counts: Sequence[int], rows: torch.Tensor | None = None
+) -> LogprobTensors:
     """For each row the token's log-probability and rank, and the `counts[r]` likeliest tokens with theirs.
 
-    logits: [n, vocab] float32, as the model gave them. token_ids: [n] int64, on the same device. Ranks begin at 1;
-    equally likely tokens share theirs, and are listed by rising id. Worked on in chunks of rows. A count above the
-    vocabulary's size gives all of it. n is 1 or more.
+    logits: [n, vocab] float32, as the model gave them. token_ids: [n] integers, on the same device. Ranks begin at 1;
+    equally likely tokens share theirs, and are listed by rising id. A count above the vocabulary's size gives all of
+    it. n is 1 or more. rows: [m] int64, those that are wanted; None for all of them. What is told of a token below 0
+    means nothing.
     """
     vocab_size = logits.shape[-1]
-    step, most = rows_per_chunk(vocab_size), min(max(counts), vocab_size)
+    most = min(max(counts), vocab_size)
+    if has_triton(logits.device) and most <= MOST_ON_DEVICE:
+        from octavo_kernels.logprobs import logprobs
+
+        if rows is None:
+            rows = torch.arange(len(logits), device=logits.device)
+        return LogprobTensors(*logprobs(logits, token_ids, rows, most), counts)
+    if rows is not None:
+        logits, token_ids = logits[rows], token_ids[rows]
+    step, token_ids = rows_per_chunk(vocab_size), token_ids.to(torch.int64).clamp(min=0)
     chunks = [
         _chunk(logits[begin : begin + step], token_ids[begin : begin + step], most)
         for begin in range(0, len(counts), step)

@@ -2,11 +2,12 @@
 
 `launch` hands a step over and `StepHandle.wait` brings its tokens, so that the next step can be decided, and launched,
 while one runs. On CUDA nothing in `launch` waits for the device: inputs go up from pinned memory, the tokens sampled
-last stay on the device for the next step to take, and go down beside. A step that only decodes is one launch of a graph
-(`decode_graphs`). There is one exception, rows whose sampling
-looks at their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
+last stay on the device for the next step to take, and go down beside. A step that is not too large is one launch of a
+graph (`step_graphs`). Without the sampling kernels, as on the CPU, there is one exception, rows whose sampling looks at
+their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +22,18 @@ from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import pick_ops
 from octavo_server.errors import ConfigError, EngineError
 from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
-from octavo_server.worker.decode_graphs import MOST_ROWS, DecodeGraphs, DecodeInputs, GraphLimits, input_words
 from octavo_server.worker.disk_store import DiskStore
+from octavo_server.worker.graph_ladder import MOST_ROWS, most_tokens
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
 from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
-from octavo_server.worker.next_tokens import NextTokens, rows_at_once
+from octavo_server.worker.next_tokens import NextTokens
+from octavo_server.worker.shared_prefix import least_pages
+from octavo_server.worker.step_graphs import GraphLimits, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
+from octavo_server.worker.step_packing import GraphInputs
+from octavo_server.worker.step_profiler import StepProfiler
 from octavo_server.worker.swapper import Swapper
 
 
@@ -46,10 +51,12 @@ class ModelRunner:
         eos_token_ids: Sequence[int] = (),
         threaded: bool = False,
         recorder: Recorder | None = None,
+        max_num_batched_tokens: int = 0,
     ) -> None:
         """threaded: steps are computed on a thread of their own, in order. Of use on the CPU; CUDA has a stream.
 
-        recorder: makes graphs of decode steps; None launches their kernels one by one.
+        recorder: makes graphs of steps; None launches their kernels one by one. max_num_batched_tokens: of steps that
+        do not only decode; 0 makes graphs of none of these.
         """
         self.config = config
         self.device = device
@@ -59,33 +66,65 @@ class ModelRunner:
         self.kv_cache: KVCache = []
         self.decoder: Decoder | None = None
         self.recorder = recorder
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         self.swapper: Swapper | None = None
         self.disk: DiskStore | None = None
+        self.profiler: StepProfiler | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
-        self._graph_rows = min(max_num_seqs, MOST_ROWS, rows_at_once(config.vocab_size)) if recorder is not None else 0
-        self._tokens = NextTokens(num_slots, input_words(self._graph_rows), eos_token_ids, device)
+        self._batch_invariant = False
+        self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
+        self._graph_tokens = most_tokens(max_num_batched_tokens, config.num_parameters) if recorder is not None else 0
+        self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False) -> None:
-        """Builds the model and reads its weights.
+    def load(
+        self,
+        path: Path,
+        *,
+        batch_invariant: bool = False,
+        random_weights: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
+        """Builds the model and reads its weights, unless they are to be random; returns the seconds that this took.
+
+        meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
         from octavo_server.worker.models.decoder import load_decoder
+        from octavo_server.worker.random_weights import random_decoder
 
         try:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
-        self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+        self._batch_invariant = batch_invariant
+
+        def begun(decoder: Decoder) -> None:
+            self.decoder = decoder
+            if meanwhile is not None:
+                meanwhile()
+
+        if random_weights:
+            begin = time.perf_counter()
+            self.decoder = random_decoder(self.config, self.dtype, self.device, ops)
+            seconds = time.perf_counter() - begin
+            begun(self.decoder)
+            return seconds
+        loaded = load_decoder(path, self.config, self.dtype, self.device, ops, begun if meanwhile is not None else None)
+        self.decoder = loaded
+        return loaded.read_seconds
 
     @property
     def bytes_per_page(self) -> int:
         """Bytes of one page over all layers, K and V."""
         return self._cache_spec(1).bytes_per_block
+
+    def request_bytes(self, length: int) -> int:
+        """Bytes that a request of that length takes at most beside its pages."""
+        return self._tokens.request_bytes(length)
 
     @property
     def copy_bytes_per_second(self) -> float:
@@ -117,8 +156,8 @@ class ModelRunner:
         self._idle_work.append(self.swapper.grow)
         self.disk = disk
 
-    def make_graphs(self, max_model_len: int) -> DecodeGraphs | None:
-        """Makes room for graphs of decode steps over the cache that is there, of which none is captured yet.
+    def make_graphs(self, max_model_len: int) -> StepGraphs | None:
+        """Makes room for graphs of steps over the cache that is there, of which none is captured yet.
 
         None if there is to be none.
         """
@@ -126,8 +165,11 @@ class ModelRunner:
             return None
         block_size, scratch_page = self.batch.block_size, self.kv_cache[0][0].shape[0] - 1
         width = -(-max_model_len // block_size)
-        limits = GraphLimits(self._graph_rows, width, block_size, self.config.vocab_size, scratch_page)
-        self.graphs = DecodeGraphs(self._decode, self.recorder, limits, self._tokens.memory, len(self._tokens.last))
+        limits = GraphLimits(
+            *(self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page),
+            least_shared=self._least_shared(max_model_len),
+        )
+        self.graphs = StepGraphs(self._to_logits, self.recorder, limits, self._tokens.last)
         return self.graphs
 
     def capture_first_graphs(self, max_model_len: int) -> None:
@@ -148,15 +190,23 @@ class ModelRunner:
         Calls `on_progress` whenever a part of the step is done on the calling thread: on the CPU a step may take
         minutes, a part of it does not. With `threaded` nothing is done there; see `StepHandle.progress`.
         """
+        if self.profiler is None:
+            return self._launch(output, on_progress)
+        with self.profiler.step(output):
+            return self._launch(output, on_progress)
+
+    def _launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> StepHandle:
         self._under_way = [handle for handle in self._under_way if not handle.is_reported]
         handle = StepHandle(self._under_way[-1] if self._under_way else None)
         self._under_way.append(handle)
-        busy, inputs, failure = self._pages_in_use(output), None, None
+        busy, inputs, changes, failure = self._pages_in_use(output), None, None, None
         try:
             self.batch.apply(output)
+            joining = [self.batch.states[new.request_id] for new in output.new_requests]
+            changes = self._tokens.changes(joining, (*output.finished_ids, *output.preempted_ids))
             rows = self.batch.advance(output.num_scheduled_tokens)
             inputs = self._build(rows) if rows else None
-            handle.tables = None if inputs is None else inputs.tables
+            handle.states = [row.state for row in rows]
         except Exception as error:
             failure = error
 
@@ -173,6 +223,7 @@ class ModelRunner:
             if failure is not None:
                 raise failure
             try:
+                self._tokens.apply(changes)
                 return Launched() if inputs is None else self._compute(inputs, handle, progress)
             finally:
                 if self.swapper is not None:
@@ -191,8 +242,10 @@ class ModelRunner:
     def rehearse(self, rows: list[ScheduledRow]) -> None:
         """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
         handle, inputs = StepHandle(None), self.batch.build(rows)
+        self._tokens.apply(self._tokens.changes((row.state for row in rows), ()))
         handle.run(lambda: self._compute(inputs, handle, lambda: None))
         handle.wait()
+        self._tokens.apply(self._tokens.changes((), (row.state.request_id for row in rows)))
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """CUDA's allocator has an exception of its own, the CPU's has not."""
@@ -229,6 +282,8 @@ class ModelRunner:
 
     def close(self) -> None:
         """Ends the threads, and gives back the host memory for pages."""
+        if self.profiler is not None:
+            self.profiler.end()
         if self._thread is not None:
             self._thread.shutdown()
         if self.swapper is not None:
@@ -242,11 +297,18 @@ class ModelRunner:
         pages = {page for page, _ in output.swap_out} | {page for _, page in output.swap_in}
         if not pages or self.device.type != "cuda":
             return set()
-        tables = [handle.tables for handle in self._under_way if handle.tables is not None and handle.may_be_computing]
         in_use = np.zeros(self.kv_cache[0][0].shape[0], dtype=bool)
-        for table in tables:
-            in_use[table] = True
+        for handle in self._under_way:
+            for state in handle.states if handle.may_be_computing else ():
+                in_use[state.block_ids[: state.num_blocks]] = True
         return {page for page in pages if in_use[page]}
+
+    def _least_shared(self, max_model_len: int) -> int:
+        """Pages; 0 where no layer reads whole prefixes, or where a row's bits must not depend on its company."""
+        whole = [window is None or window >= max_model_len for window in self.config.sliding_window]
+        if self._batch_invariant or not any(whole):
+            return 0
+        return least_pages(self.batch.block_size, self.bytes_per_page // self.batch.block_size // len(whole))
 
     def _cache_spec(self, num_blocks: int) -> KVCacheSpec:
         return KVCacheSpec(
@@ -259,21 +321,22 @@ class ModelRunner:
             device=self.device,
         )
 
-    def _build(self, rows: list[ScheduledRow]) -> StepInputs | DecodeInputs:
+    def _build(self, rows: list[ScheduledRow]) -> StepInputs | GraphInputs:
         return (None if self.graphs is None else self.graphs.build(rows)) or self.batch.build(rows)
 
-    def _decode(self, batch: ForwardBatch, logits: torch.Tensor) -> None:
-        """What a graph is made of."""
+    def _to_logits(self, batch: ForwardBatch, last: torch.Tensor | None, out: torch.Tensor) -> None:
+        """What a graph is made of: logits of the tokens at `last`, or of all if it is None, into `out`."""
         decoder = self._decoder()
-        decoder.logits(decoder.forward(batch, self.kv_cache, lambda: None), logits)
+        hidden = decoder.forward(batch, self.kv_cache, lambda: None)
+        decoder.logits(hidden if last is None else hidden.index_select(0, last), out)
 
     @torch.inference_mode()
     def _compute(
-        self, inputs: StepInputs | DecodeInputs, handle: StepHandle, on_progress: Callable[[], None]
+        self, inputs: StepInputs | GraphInputs, handle: StepHandle, on_progress: Callable[[], None]
     ) -> Launched:
         decoder, vocab_size, prompts = self._decoder(), self.config.vocab_size, {}
-        if isinstance(inputs, DecodeInputs):
-            rows, (found, slot) = inputs.rows, self._replay(inputs)
+        if isinstance(inputs, GraphInputs):
+            found, slot = self._replay(inputs)
             on_progress()
 
             def logits(part: slice) -> torch.Tensor:
@@ -288,12 +351,12 @@ class ModelRunner:
                 for row in inputs.rows
                 if row.wants_prompt_logprobs
             }
-            rows = [row for row in inputs.rows if row.samples]
 
             def logits(part: slice) -> torch.Tensor:
                 return decoder.logits(hidden[last[part]])
 
-        if any(row.pending and row.state.history is not None for row in rows):
+        rows = [row for row in inputs.rows if row.samples]
+        if self._tokens.needs_tokens(rows):
             handle.settle_before()
         sampled = self._tokens.draw(rows, slot, vocab_size, logits)
         event = None
@@ -302,7 +365,7 @@ class ModelRunner:
             event.record()
         return Launched(inputs.rows, sampled, prompts, event)
 
-    def _replay(self, inputs: DecodeInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _replay(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
         if self.graphs is None:
             raise RuntimeError("the cache that the step was made for is gone")
         return self.graphs.run(inputs)

@@ -1,13 +1,18 @@
 """The tokens sampled last: they stay on the device, where the next step takes them, one slot for each request."""
 
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from octavo_server.worker.input_batch import ScheduledRow
+from octavo_kernels.ops import has_triton
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.sampler import SampledTensors, Sampler
+
+if TYPE_CHECKING:
+    from octavo_server.worker.device_sampler import DeviceSampler
+    from octavo_server.worker.sampling_slots import SlotChanges
 
 # Logits of rows that sample are made and worked on in chunks of this size: 256 MiB, whatever --max-num-seqs says.
 _SAMPLED_LOGITS_BYTES: Final = 2**28
@@ -19,27 +24,65 @@ def rows_at_once(vocab_size: int) -> int:
 
 
 class NextTokens:
-    """Draws tokens into their slots. `last`: [slots] int64; `memory`: the same, with room for more behind it."""
+    """Draws tokens into their slots. `last`: [slots] int64.
 
-    def __init__(self, num_slots: int, room: int, eos_token_ids: Iterable[int], device: torch.device) -> None:
-        self.memory = torch.zeros(num_slots + room, dtype=torch.int64, device=device)
-        self.last = self.memory[:num_slots]
+    With Triton by kernels that know the requests (`device_sampler`), else in torch (`sampler`).
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
+        self.last = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._vocab_size = vocab_size
         self._sampler = Sampler(eos_token_ids)
+        self._device_sampler = _device_sampler(num_slots, vocab_size, eos_token_ids, device)
+
+    def request_bytes(self, length: int) -> int:
+        """What a request of that length takes at most besides, by its penalties: 12 bytes for each token it has."""
+        return 0 if self._device_sampler is None else 12 * min(length + 1, self._vocab_size)
+
+    def needs_tokens(self, rows: Iterable[ScheduledRow]) -> bool:
+        """Whether the host must know the tokens of the step before when it draws the next ones of these rows."""
+        return self._device_sampler is None and any(row.pending and row.state.history is not None for row in rows)
+
+    def changes(self, joining: Iterable[RequestState], leaving: Iterable[str]) -> "SlotChanges | None":
+        """What a step that these requests join must bring, to be called before it counts their tokens."""
+        return None if self._device_sampler is None else self._device_sampler.slots.changes(joining, leaving)
+
+    def apply(self, changes: "SlotChanges | None") -> None:
+        """Brings it, before the step draws. Only enqueues."""
+        if self._device_sampler is not None and changes is not None:
+            self._device_sampler.slots.apply(changes)
 
     def draw(
         self, rows: list[ScheduledRow], slot: torch.Tensor, vocab_size: int, logits: Callable[[slice], torch.Tensor]
     ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
         """The next token of each row, some rows at a time; on their way to the host, too.
 
-        slot: [n] int64, where they go. logits: makes those of a part of the rows, [part, vocab] float32.
+        slot: [n] int64, where they go. logits: makes those of a part of the rows, [part, vocab] float32, which may be
+        written over.
         """
         found, step = [], rows_at_once(vocab_size)
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
-            asked = [
-                SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history) for row in rows[part]
-            ]
-            sampled = self._sampler.launch(logits(part), asked)
-            self.last.index_copy_(0, slot[part], sampled.tokens)
+            if self._device_sampler is not None:
+                sampled = self._device_sampler.launch(logits(part), slot[part], rows[part], self.last)
+            else:
+                asked = [
+                    SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history)
+                    for row in rows[part]
+                ]
+                sampled = self._sampler.launch(logits(part), asked)
+                self.last.index_copy_(0, slot[part], sampled.tokens.clamp(min=0))
             found.append((rows[part], sampled.to_host()))
         return found
+
+
+def _device_sampler(
+    num_slots: int, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device
+) -> "DeviceSampler | None":
+    if not has_triton(device):
+        return None
+    from octavo_server.worker.device_sampler import DeviceSampler
+    from octavo_server.worker.sampling_slots import SamplingSlots
+
+    slots = SamplingSlots(num_slots, vocab_size, eos_token_ids, device)
+    return DeviceSampler(slots, min(num_slots, rows_at_once(vocab_size)), vocab_size)

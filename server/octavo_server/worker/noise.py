@@ -9,7 +9,8 @@ the finalizer of D. Stafford's variant 13: with γ = 0x9E3779B97F4A7C15 and, mod
 
 the i-th number of the generator seeded with s is mix(s + (i + 1)·γ), computable without those before it. It is used
 thrice: the first number of a seed's stream opens a stream of keys, one for each position; a key opens the stream of
-that position, one number for each token id. Of several answers to one prompt (`choice` 1, 2, …) each has a seed of its
+that position, of which each number serves two token ids: of 4096 successive ones the first 2048 take the high words of
+2048 numbers, the others the low words. Of several answers to one prompt (`choice` 1, 2, …) each has a seed of its
 own, drawn from the stream that the second number of the request's seed opens; choice 0 has the request's. torch has no
 unsigned 64-bit arithmetic; its signed products and sums wrap, which gives the same bits.
 """
@@ -21,6 +22,8 @@ import torch
 from octavo_server.worker.transfer import upload
 
 _MASK = (1 << 64) - 1
+_WORD = (1 << 32) - 1
+_HALF = 2048  # of the token ids that share numbers
 
 
 def _signed(value: int) -> int:
@@ -45,6 +48,11 @@ def _mix(z: torch.Tensor) -> torch.Tensor:
     return z ^ _shift_right(z, 31)
 
 
+def stream_of(seed: int, choice: int) -> int:
+    """What opens the stream of the positions' keys: a signed number of 64 bits."""
+    return _signed(_mix_int(choice_seed(seed, choice) + _GAMMA))
+
+
 def choice_seed(seed: int, choice: int) -> int:
     """The seed of the choice-th answer, modulo 2⁶⁴; that of the first one is the request's own."""
     if choice == 0:
@@ -62,18 +70,26 @@ def _mix_int(z: int) -> int:
 
 
 def random_bits(seeds: Sequence[int], positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
-    """[n, count] int64 of 64 random bits each; row r is a function of seeds[r] (modulo 2⁶⁴) and positions[r]."""
+    """[n, count] int64 of 32 random bits each; row r is a function of seeds[r] (modulo 2⁶⁴) and positions[r]."""
     seed = upload([_signed(seed) for seed in seeds], torch.int64, device)
     position = upload(positions, torch.int64, device)
     key = _mix(_mix(seed + _GAMMA) + (position + 1) * _GAMMA)
-    index = torch.arange(1, count + 1, dtype=torch.int64, device=device)
-    return _mix(key[:, None] + index * _GAMMA)
+    whole, rest = divmod(count, 2 * _HALF)
+    index = torch.arange(1, whole * _HALF + min(rest, _HALF) + 1, dtype=torch.int64, device=device)
+    number = _mix(key[:, None] + index * _GAMMA)
+    high, low = _shift_right(number, 32), number & _WORD
+    if count <= _HALF:
+        return high
+    paired = [words[:, : whole * _HALF].view(len(number), whole, _HALF) for words in (high, low)]
+    tail = [high[:, whole * _HALF :], low[:, whole * _HALF : whole * _HALF + max(0, rest - _HALF)]]
+    return torch.cat([torch.cat(paired, dim=2).flatten(1), *tail], dim=1)
 
 
 def exponential_noise(seeds: Sequence[int], positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
-    """[n, count] float64, exponentially distributed with mean 1, each > 0 and finite.
+    """[n, count] float32, exponentially distributed with mean 1, each > 0 and finite.
 
-    -log u of a u in the middle of one of 2⁵² equal parts of (0, 1).
+    -log(1 - u), u being the bits over 2³². The least numbers decide who wins, so they are to be precise: a small u is
+    as a float, 1 - u is not. 0 is taken for a half, and the last step below 1 for what lies above it.
     """
-    bits = _shift_right(random_bits(seeds, positions, count, device), 12)
-    return bits.to(torch.float64).add_(0.5).mul_(2.0**-52).log_().neg_()
+    bits = random_bits(seeds, positions, count, device).to(torch.float32)
+    return bits.clamp_(min=0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24).neg_().log1p_().neg_()

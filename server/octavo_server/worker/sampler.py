@@ -35,28 +35,33 @@ class Sampled:
 class SampledTensors:
     """What was launched for n rows.
 
-    tokens: [n] int64, always ids of the vocabulary. usable: [n] bool, False where a row has no distribution and its
-    token means nothing. logprobs: of the rows `logprob_rows`, in their order.
+    tokens: [n] of integers, -1 where a row has no distribution. logprobs: of the rows `logprob_rows`, in their order.
     """
 
     tokens: torch.Tensor
-    usable: torch.Tensor
-    logprobs: LogprobTensors | None
-    logprob_rows: Sequence[int]
+    logprobs: LogprobTensors | None = None
+    logprob_rows: Sequence[int] = ()
 
     def to_host(self) -> "SampledTensors":
         """The same in host memory, which CUDA has still to write."""
         logprobs = None if self.logprobs is None else self.logprobs.to_host()
-        return SampledTensors(download(self.tokens), download(self.usable), logprobs, self.logprob_rows)
+        return SampledTensors(download(self.tokens), logprobs, self.logprob_rows)
+
+    def token_ids(self) -> list[int]:
+        """A token for each row. Waits for the device if the tensors are still there."""
+        return self.tokens.tolist()
+
+    def logprobs_by_row(self) -> dict[int, TokenLogprobs]:
+        """Of the rows that asked for them. Waits, too."""
+        found = [] if self.logprobs is None else self.logprobs.results()
+        return dict(zip(self.logprob_rows, found, strict=True))
 
     def results(self) -> list[Sampled]:
-        """One for each row. Waits for the device if the tensors are still there."""
-        found = [] if self.logprobs is None else self.logprobs.results()
-        logprobs = dict(zip(self.logprob_rows, found, strict=True))
-        pairs = zip(self.tokens.tolist(), self.usable.tolist(), strict=True)
+        """Both, one for each row."""
+        logprobs = self.logprobs_by_row()
         return [
-            Sampled(token, logprobs.get(row)) if usable else Sampled(None, None)
-            for row, (token, usable) in enumerate(pairs)
+            Sampled(token, logprobs.get(row)) if token >= 0 else Sampled(None, None)
+            for row, token in enumerate(self.token_ids())
         ]
 
 
@@ -91,7 +96,8 @@ class Sampler:
             tokens[where], ok = self._draw(logits[where], [rows[index] for index in chunk])
             usable[where] &= ok
         wanted = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
-        return SampledTensors(tokens, usable, _logprobs(logits, tokens, rows, wanted), wanted)
+        logprobs = _logprobs(logits, tokens, rows, wanted)
+        return SampledTensors(tokens.masked_fill_(~usable, -1), logprobs, wanted)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
         """Both halves at once."""
@@ -121,7 +127,8 @@ def processed_logits(scores: torch.Tensor, highest: torch.Tensor, params: Sequen
 
     scores: [n, vocab] float32. highest: [n, 1], its maxima.
     """
-    scaled = (scores - highest) / _column([param.temperature for param in params], scores)
+    # By the reciprocal, as the kernels do: the order of tokens, equal ones among them, is then the same.
+    scaled = (scores - highest) * _column([1 / param.temperature for param in params], scores)
     if any(param.min_p > 0.0 for param in params):
         # p ≥ min_p · p_max, as a difference of logits
         floor = _column([math.log(param.min_p) if param.min_p > 0.0 else -math.inf for param in params], scores)
@@ -153,10 +160,8 @@ def _logprobs(
 ) -> LogprobTensors | None:
     if not wanted:
         return None
-    if len(wanted) < len(rows):
-        index = upload(wanted, torch.int64, logits.device)
-        logits, tokens = logits[index], tokens[index]
-    return launch_logprobs(logits, tokens, [rows[row].params.logprobs or 0 for row in wanted])
+    which = upload(wanted, torch.int64, logits.device) if len(wanted) < len(rows) else None
+    return launch_logprobs(logits, tokens, [rows[row].params.logprobs or 0 for row in wanted], which)
 
 
 def _chunks(indices: list[int], vocab_size: int) -> Iterator[list[int]]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
 import torch
 
 from octavo_server.errors import EngineError
 from octavo_server.ipc import TokenLogprobs
 from octavo_server.step import SampledRow
-from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logprobs import LogprobTensors
 from octavo_server.worker.sampler import SampledTensors
 
@@ -56,15 +55,19 @@ class Launched:
         prompts = {row.state.request_id: self._prompt_logprobs(row) for row in self.rows if row.wants_prompt_logprobs}
         result = []
         for rows, tensors in self.sampled:
-            for row, sampled in zip(rows, tensors.results(), strict=True):
+            logprobs = tensors.logprobs_by_row()
+            for index, (row, token) in enumerate(zip(rows, tensors.token_ids(), strict=True)):
                 state = row.state
-                prompt = prompts.pop(state.request_id, None)
-                state.learn(row.end, sampled.token_id or 0)
-                state.failed |= sampled.token_id is None
-                if state.failed:  # now or before: what is computed from a token that means nothing does not, either
+                state.learn(row.end, max(token, 0))
+                if token < 0 or state.failed:  # what is computed from a token that means nothing does not, either
+                    state.failed = True
+                    prompts.pop(state.request_id, None)
                     result.append(SampledRow(state.request_id, error=NO_DISTRIBUTION))
+                elif logprobs or prompts:
+                    prompt = prompts.pop(state.request_id, None)
+                    result.append(SampledRow(state.request_id, token, logprobs.get(index), prompt))
                 else:
-                    result.append(SampledRow(state.request_id, sampled.token_id, sampled.logprobs, prompt))
+                    result.append(SampledRow(state.request_id, token))
         return result + [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompts.items()]
 
     def _prompt_logprobs(self, row: ScheduledRow) -> list[TokenLogprobs | None]:
@@ -81,7 +84,7 @@ class StepHandle:
     def __init__(self, behind: "StepHandle | None") -> None:
         """behind: the step before it, if `wait` has not said yet what came of that."""
         self.progress = 0  # grows as parts of the step get done
-        self.tables: np.ndarray | None = None  # its block tables, on the host
+        self.states: list[RequestState] = []  # of its requests, whose pages it reads and writes
         self._behind = behind
         self._ran = threading.Event()  # everything is enqueued, or on the CPU computed
         self._launched = Launched()

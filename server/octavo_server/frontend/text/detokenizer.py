@@ -19,9 +19,18 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = at_start
+        self._whole = tokenizer.whole_texts(skip_special=skip_special)
+        self._between = not at_start  # between two characters: what the token stands for alone is what it adds
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; may be empty."""
+        if self._between and (text := self._whole[token_id]) is not None:
+            return text
+        text = self._decode(token_id)
+        self._between = not self._at_start and not self._decoder.getstate()[0]
+        return text
+
+    def _decode(self, token_id: int) -> str:
         data = self._tokenizer.token_bytes(token_id)
         if token_id in self._left_out or not data:
             return ""  # what has no text opens none: the next one may still be the first

@@ -49,6 +49,7 @@ class TextTokenizer:
         self.special_ids = self._find_special_ids()
         self._context = None if "ByteLevel" in self._decoder_types else self._find_context()
         self._bytes: dict[int, bytes] = {}
+        self._whole = WholeTexts(self, frozenset()), WholeTexts(self, self.special_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; with `add_special_tokens` as `tokenizer(text)` of transformers would give them.
@@ -72,6 +73,10 @@ class TextTokenizer:
         if known is None:
             known = self._bytes[token_id] = self._token_bytes(token_id)
         return known
+
+    def whole_texts(self, *, skip_special: bool) -> "WholeTexts":
+        """The texts of tokens that are whole characters."""
+        return self._whole[skip_special]
 
     def first_bytes(self, token_id: int) -> bytes:
         """As `token_bytes`, for a token that opens a text: some decoders drop its leading space."""
@@ -138,6 +143,26 @@ class TextTokenizer:
             ):
                 return token_id, text
         raise ModelError("tokenizer.json has no plain token: this kind of tokenizer is not supported")
+
+
+class WholeTexts(dict[int, str | None]):
+    """Texts of the tokens that are whole characters, None of the others; found out when first asked for.
+
+    A table, because it is asked for every token of every answer.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, left_out: frozenset[int]) -> None:
+        """`left_out`: tokens that add no text."""
+        super().__init__()
+        self._tokenizer, self._left_out = tokenizer, left_out
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = "" if token_id in self._left_out else self._tokenizer.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
 
 
 def read_tokenizer_config(directory: Path) -> dict[str, Any]:

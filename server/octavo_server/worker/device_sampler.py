@@ -1,0 +1,62 @@
+"""Sampling by kernels: what `sampler.Sampler` does in torch, without a word of the host from one token to the next."""
+
+from collections.abc import Sequence
+
+import torch
+
+from octavo_kernels import logit_entries
+from octavo_kernels.sampling import SamplingWorkspace, draw_blocks, finish_draw
+from octavo_kernels.truncation import draw_cut, draw_few
+from octavo_server.worker.input_batch import ScheduledRow
+from octavo_server.worker.logprobs import LogprobTensors, launch_logprobs
+from octavo_server.worker.sampler import SampledTensors
+from octavo_server.worker.sampling_slots import (
+    ADJUSTED,
+    CUT,
+    FEW,
+    LOGPROBS,
+    SAVED,
+    WORDED,
+    SamplingSlots,
+)
+from octavo_server.worker.transfer import upload
+
+
+class DeviceSampler:
+    """Draws tokens for slots. Nothing waits for the device."""
+
+    def __init__(self, slots: SamplingSlots, most_rows: int, vocab_size: int) -> None:
+        """most_rows: that are drawn for at once."""
+        self.slots = slots
+        self._workspace = SamplingWorkspace.allocate(most_rows, vocab_size, slots.table.device)
+
+    def launch(
+        self, logits: torch.Tensor, slot: torch.Tensor, rows: Sequence[ScheduledRow], last: torch.Tensor
+    ) -> SampledTensors:
+        """Enqueues the drawing of one token for each of the rows, and writes them into `last` at their slots.
+
+        logits: [n, vocab] float32, changed where rows ask for it. slot: [n] int64.
+        """
+        table, work, flags = self.slots.table, self._workspace, self.slots.flags(rows)
+        if flags & ADJUSTED:
+            logit_entries.adjust(logits, slot, table)
+        draw_blocks(logits, slot, table, work)
+        if flags & FEW:
+            draw_few(logits, slot, table, work)
+        if flags & CUT:
+            draw_cut(logits, slot, table, work)
+        if flags & SAVED:
+            logit_entries.restore(logits, slot, table)  # before the drawn token becomes an entry
+        tokens = torch.empty(len(slot), dtype=torch.int32, device=logits.device)
+        finish_draw(slot, table, work, last, tokens)
+        if flags & WORDED:
+            logit_entries.match_words(slot, table, tokens)
+        return _with_logprobs(logits, tokens, rows) if flags & LOGPROBS else SampledTensors(tokens)
+
+
+def _with_logprobs(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[ScheduledRow]) -> SampledTensors:
+    asked = {index: row.state.sampling.logprobs for index, row in enumerate(rows)}
+    counts = {index: count for index, count in asked.items() if count is not None}
+    which = upload(list(counts), torch.int64, logits.device)
+    found: LogprobTensors = launch_logprobs(logits, tokens, list(counts.values()), which)
+    return SampledTensors(tokens, found, list(counts))

@@ -1,0 +1,84 @@
+"""Which steps have a graph: by rows where every row decodes one token, else by tokens and rows.
+
+A decode step is the reading of weights and of contexts, and a row more costs next to nothing: rungs are near each other
+where batches are small, and up to 7 (from 256 rows on, 31) rows fill up. The tokens of a mixed step are work: from 128
+on, rungs are a tile of matrix products apart. What its rows cost is what empty programs of attention cost, so there are
+three bounds. Few rows are one of them: only then are the keys of a long context split over many programs.
+"""
+
+from typing import Final, NamedTuple
+
+MOST_ROWS: Final = 512
+MOST_TOKENS: Final = 2048
+_FAST_TOKENS: Final = 1024  # of a model of any size, launching takes longer than computing fewer ones
+_TILE: Final = 128
+_FEW_ROWS: Final = (8, 64)
+
+
+class GraphShape(NamedTuple):
+    """Tokens and requests that a graph has room for.
+
+    is_decode: each request has one token, and samples. shares: a decode graph that reads shared prefixes once.
+    """
+
+    tokens: int
+    rows: int
+    is_decode: bool
+    shares: bool = False
+
+
+def most_tokens(max_num_batched_tokens: int, num_parameters: int) -> int:
+    """Of a mixed step that has a graph: above it the device takes longer than the launches, so none would gain."""
+    # Launching some 300 kernels takes 15 to 20 ms: as many operations as a large GPU does in that time.
+    fast = 10**13 // (2 * num_parameters) // _TILE * _TILE
+    return min(max_num_batched_tokens, MOST_TOKENS, max(_FAST_TOKENS, fast))
+
+
+def decode_ladder(largest: int) -> list[int]:
+    """Batch sizes: 1, 2, 4, 8, multiples of 8 up to 256, then of 32, and `largest` itself."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest, 32)]
+    return [*(size for size in sizes if size < largest), largest]
+
+
+def sharing_ladder(largest: int) -> list[GraphShape]:
+    """Of decode graphs that read shared prefixes once: 8, 16, 24, 32, 48, 64, 96 and so on rows, and the largest."""
+    sizes = {8, largest, *(rung << power for power in range(3, largest.bit_length()) for rung in (1, 3))}
+    return [GraphShape(size, size, True, True) for size in sorted(sizes) if 8 <= size <= largest]
+
+
+def mixed_ladder(tokens: int, rows: int) -> list[GraphShape]:
+    """Up to so many tokens and rows: 32, 64, multiples of 128 up to 1024, then of 256, and `tokens` itself."""
+    sizes = [32, 64, *range(_TILE, 1024, _TILE), *range(1024, tokens, 2 * _TILE), tokens]
+    return [
+        GraphShape(size, bound, False)
+        for size in sorted({size for size in sizes if 0 < size <= tokens})
+        for bound in sorted({min(few, size, rows) for few in (*_FEW_ROWS, rows)})
+    ]
+
+
+def capture_order(tokens: int, rows: int, *, shares: bool = False) -> tuple[list[GraphShape], list[GraphShape]]:
+    """All shapes in two parts: what a start waits for, and what is left for later. tokens 0: no mixed steps.
+
+    shares: some read shared prefixes once. The largest of these belongs to the first part: it compiles their kernels.
+    The largest first: its memory is the pool, in which the others find room. Then the powers of two, so that from the
+    start no batch is filled up to more than twice its size, or to the largest; of mixed steps from 128 tokens on, each
+    with the most rows that it can have.
+    """
+    mixed = mixed_ladder(tokens, rows)[::-1]
+    decode = [GraphShape(size, size, True) for size in decode_ladder(rows)]
+    sharing = sharing_ladder(rows) if shares else []
+    first = [
+        *(shape for shape in mixed if shape.rows == min(shape.tokens, rows) and _waits(shape.tokens, tokens)),
+        decode[-1],
+        *(shape for shape in decode[:-1] if _is_power_of_two(shape.rows)),
+        *sharing[-1:],
+    ]
+    return first, [shape for shape in (*sharing, *mixed[::-1], *decode) if shape not in first]
+
+
+def _waits(size: int, largest: int) -> bool:
+    return size == largest or (size >= _TILE and _is_power_of_two(size))
+
+
+def _is_power_of_two(size: int) -> bool:
+    return size & (size - 1) == 0

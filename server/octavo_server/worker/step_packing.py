@@ -1,0 +1,118 @@
+"""What the host says of a step to the device, in one stretch of host memory: see `octavo_kernels.step_inputs`.
+
+Of a request's pages only those are sent that its slot's block table on the device lacks; `RequestState.num_sent` counts
+them. A step that fails ends its requests, so that nobody counts on pages which it may not have brought. A slot that is
+given away begins anew, and what a step under way still reads of it is overwritten behind that step.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+
+from octavo_kernels.step_inputs import packed_words, sections
+from octavo_server.worker.graph_ladder import GraphShape
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
+
+MOST_PAGES: Final = 16_384  # new ones that a packed step takes
+
+
+class NewPages(NamedTuple):
+    """`pages` [n] int32, in host memory, go behind the first `known` of the slot's table."""
+
+    slot: int
+    known: int
+    pages: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInputs:
+    """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
+
+    num_sampling: of its rows, those that sample. before: pages that slots' tables get before the step, as there are
+    more than a packed step takes. shared: who shares prefixes, for `SharedBuffers`.
+    """
+
+    rows: list[ScheduledRow]
+    shape: GraphShape
+    num_sampling: int
+    packed: torch.Tensor
+    before: list[NewPages]
+    shared: torch.Tensor | None = None
+
+
+class StepPacker:
+    """Packs steps for graphs. scratch_slot: nobody's; rows that fill up a decode graph take it."""
+
+    def __init__(self, scratch_slot: int, *, pinned: bool) -> None:
+        self._scratch_slot = scratch_slot
+        self._pinned = pinned
+        self._blanks: dict[GraphShape, np.ndarray] = {}
+
+    def pack(self, rows: list[ScheduledRow], shape: GraphShape) -> GraphInputs:
+        """Says what there is to say of the rows, which fit in; from here on their pages count as sent."""
+        count, states = len(rows), [row.state for row in rows]
+        new, before = [state for state in states if state.num_blocks > state.num_sent], list[NewPages]()
+        num_new = sum([state.num_blocks - state.num_sent for state in new])
+        if num_new > MOST_PAGES:
+            new, num_new, before = [], 0, self._send(new)
+        blank = self._blank(shape)
+        packed = torch.empty(len(blank) + num_new, dtype=torch.int32, pin_memory=self._pinned)
+        memory = packed.numpy()
+        memory[: len(blank)] = blank
+        to = sections(memory, shape.tokens, shape.rows)
+        to.start[:count] = [row.start for row in rows]
+        to.slot[:count] = [state.slot for state in states]
+        to.known[:count] = [state.num_sent for state in states]
+        num_sampling = count
+        if shape.is_decode:
+            to.token_ids[:count] = -1
+            for row in [row for row in rows if row.start < row.state.num_given]:
+                to.token_ids[row.offset] = row.state.token_ids[row.start]
+        elif rows:
+            sampling = [index for index, row in enumerate(rows) if row.samples]
+            num_sampling = len(sampling)
+            to.sampling[:num_sampling] = sampling
+            tokens = _token_ids(rows)
+            to.token_ids[: len(tokens)] = tokens
+            to.query_start[:count] = [row.offset for row in rows]
+            to.query_start[count:] = len(tokens)
+        if new:
+            added = [state.num_blocks - state.num_sent for state in states]
+            np.cumsum(added, out=to.page_start[1 : count + 1])
+            to.page_start[count + 1 :] = num_new
+            np.concatenate([state.block_ids[state.num_sent : state.num_blocks] for state in new], out=to.pages)
+            for state in new:
+                state.num_sent = state.num_blocks
+        return GraphInputs(rows, shape, num_sampling, packed, before)
+
+    def _blank(self, shape: GraphShape) -> np.ndarray:
+        """A step without rows: in a decode graph each row has a token 0 all the same."""
+        found = self._blanks.get(shape)
+        if found is None:
+            found = self._blanks[shape] = np.zeros(packed_words(shape.tokens, shape.rows), dtype=np.int32)
+            to = sections(found, shape.tokens, shape.rows)
+            to.slot[:], to.known[:] = self._scratch_slot, 1
+            if shape.is_decode:
+                to.query_start[:], to.sampling[:] = np.arange(shape.rows + 1), np.arange(shape.rows)
+        return found
+
+    def _send(self, states: list[RequestState]) -> list[NewPages]:
+        """All pages that are not there yet, one by one: so many come when requests join together on long prefixes."""
+        found = []
+        for state in states:
+            pages = torch.empty(state.num_blocks - state.num_sent, dtype=torch.int32, pin_memory=self._pinned)
+            pages.numpy()[:] = state.block_ids[state.num_sent : state.num_blocks]
+            found.append(NewPages(state.slot, state.num_sent, pages))
+            state.num_sent = state.num_blocks
+        return found
+
+
+def _token_ids(rows: list[ScheduledRow]) -> np.ndarray:
+    """Of all tokens of the rows; −1 for one that was sampled in the row's slot, which is always its last one."""
+    tokens = np.concatenate([row.state.token_ids[row.start : row.end] for row in rows])
+    for row in rows:
+        if row.end > row.state.num_given:
+            tokens[row.last_index] = -1
+    return tokens
