@@ -1,10 +1,12 @@
-"""What a decode step of few rows is made of, on a GPU: products alone, and steps of whole models, by configuration.
+"""What a decode step of few rows is made of, on a GPU: products alone, and the choices in steps of whole models.
 
-    python benchmarks/gpu_decode.py [--json FILE] [--only right products models] [--seconds SECONDS]
+    python benchmarks/gpu_decode.py [--json FILE] [--only right search profile products] [--seconds SECONDS]
 
 - right: products against float64; logits of a whole step with overlapping launches equal to the bit to those without.
-- products: each product of a step at 1 and 8 rows, by configuration, one after the other with weights past the L2.
-- models: steps of whole models in one CUDA graph at a context of 1024, with and without overlap, by configuration.
+- search: a step in one CUDA graph at a context of 1024, of 1 and of 8 rows; choice after choice each candidate is
+  tried, and the best is kept for those that follow. Then steps of other sizes with what was kept.
+- profile: the kernels of a layer, one after the other. (The profiler slows all that is timed after it.)
+- products: each product of a step at 1 and 8 rows alone, by configuration, with weights past the L2.
 
 Exit status 1 if something is wrong.
 """
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,18 +30,26 @@ import torch
 import torch.nn.functional as F
 
 from octavo_common.model_config import parse_model_config
-from octavo_kernels import few_rows, gemv, paged_attention, reference, rms_norm, rope, silu_and_mul, small_linear
+from octavo_kernels import (
+    few_rows,
+    gemv,
+    paged_attention,
+    product_choices,
+    reference,
+    rms_norm,
+    rope,
+    silu_and_mul,
+    small_linear,
+)
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import GemvConfig, gated_gemv
 
-# Written down before the first run.
+# Written down before the third run.
 PREDICTIONS: Final = {
-    "8b 1": "5.25 ms (5.66 without overlap): 2 us a product to fill and drain, and half of 0.44 ms of small kernels",
-    "8b 8": "6.0 ms (6.51): the same, less what tensor-core tiles cannot fetch ahead",
-    "0.6b 1": "0.90 ms (1.14): 28 x 8 us of launches and first reads",
-    "0.6b 8": "1.40 ms (1.67): splits for products of 1024 outputs, and the launches",
-    "gemv": "stretches of a whole row of 4096: 1 us a product faster than 1024, as more is fetched before the wait",
-    "few rows": "two splits and more for 4096 outputs: 10 % faster; ahead: 1 us a product",
+    "8b 1": "5.20 ms (5.25 in the first run, 5.6 in the second, with norms and sums in the products)",
+    "0.6b 1": "0.80 ms (0.84)",
+    "8b 8": "6.15 ms (6.36): norms of 8 parts 1.5 us faster each, keys fetched ahead 3 us a layer",
+    "0.6b 8": "1.35 ms (1.50): the same, and weights of the gates fetched ahead 2 us a layer",
 }
 
 # Outputs (gated: pairs), inputs, how often in a step, and what kind of map.
@@ -55,25 +65,22 @@ PRODUCTS: Final = {
 }
 # Outputs, inputs at a time, warps.
 GEMV: Final = (
-    *((1, 512, 2), (1, 1024, 8), (1, 2048, 8), (2, 1024, 2), (2, 1024, 4), (2, 2048, 8)),
-    *((4, 512, 4), (4, 1024, 4), (4, 1024, 8), (8, 512, 4)),
+    *((1, 1024, 8), (1, 2048, 8), (1, 4096, 8), (2, 1024, 4), (2, 2048, 8), (2, 4096, 8)),
+    *((4, 1024, 4), (4, 512, 4)),
 )
 # Outputs, inputs at a time, warps, stages, splits, ahead.
 FEW: Final = {
     "linear": (
-        *((32, 128, 4, 6, 1, 0), (32, 128, 2, 6, 1, 0), (32, 128, 4, 6, 1, 512), (16, 256, 2, 5, 1, 0)),
-        *((32, 256, 4, 1, 1, 0), (32, 512, 4, 1, 1, 0), (16, 512, 2, 1, 1, 0), (16, 256, 2, 1, 1, 0)),
-        *((32, 256, 2, 1, 1, 0), (64, 256, 8, 1, 1, 0), (16, 1024, 2, 1, 1, 0)),
+        *((32, 128, 4, 6, 1, 0), (32, 128, 4, 6, 1, 256), (32, 128, 4, 6, 1, 512), (32, 128, 2, 6, 1, 0)),
+        *((16, 256, 2, 5, 1, 0), (16, 256, 2, 5, 1, 512), (64, 128, 4, 5, 1, 256), (16, 512, 2, 1, 1, 0)),
     ),
     "gated": (
-        *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 512), (16, 128, 2, 6, 1, 0), (16, 256, 2, 4, 1, 0)),
-        *((32, 128, 4, 1, 1, 0), (32, 256, 4, 1, 1, 0), (16, 256, 2, 1, 1, 0), (16, 512, 2, 1, 1, 0)),
-        (16, 512, 4, 1, 1, 0),
+        *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 256), (32, 128, 4, 5, 1, 512), (32, 128, 4, 5, 1, 1024)),
+        *((16, 128, 2, 6, 1, 256), (32, 128, 4, 4, 1, 256), (32, 128, 4, 6, 1, 256), (16, 256, 2, 1, 1, 0)),
     ),
     "split": (
-        *((32, 128, 4, 6, 4, 512), (64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 512), (64, 128, 4, 4, 8, 512)),
-        *((32, 128, 4, 6, 8, 256), (32, 256, 4, 1, 4, 0), (32, 512, 4, 1, 4, 0), (16, 512, 2, 1, 2, 0)),
-        *((16, 256, 2, 1, 4, 0), (32, 256, 4, 1, 8, 0), (64, 256, 8, 1, 4, 0)),
+        *((32, 128, 4, 6, 8, 0), (32, 128, 4, 6, 4, 0), (32, 128, 4, 6, 4, 512), (32, 128, 4, 6, 2, 0)),
+        *((32, 128, 4, 6, 2, 512), (64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 512), (64, 128, 4, 5, 8, 256)),
     ),
 }
 OFF: Final = {"OVERLAP": False, "launch_pdl": False}
@@ -83,32 +90,39 @@ Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 @contextmanager
 def without_overlap() -> Iterator[None]:
     modules = (few_rows, gemv, paged_attention, rms_norm, rope, silu_and_mul)
-    usual = gemv.overlap
+    usual = [module.overlap for module in modules]
     for module in modules:
         module.overlap = lambda _: OFF  # type: ignore[assignment]
     try:
         yield
     finally:
-        for module in modules:
-            module.overlap = usual
+        for module, before in zip(modules, usual, strict=True):
+            module.overlap = before
 
 
 def candidates(rows: int, kind: str, inputs: int) -> dict[str, Product]:
     """What is tried, by name."""
     found: dict[str, Product] = {}
     if rows == 1:
-        norm = (torch.ones(inputs, device="cuda", dtype=torch.bfloat16), 1e-6)
-        map_ = {
-            "gated": lambda x, w, b, c: gated_gemv(x, w, b, c, norm=norm),
-            "linear": lambda x, w, b, c: gemv.gemv(x, w, b, c, norm=norm),
-            "split": gemv.gemv,
-        }[kind]
-        for c in GEMV:
-            if c[1] <= inputs:
-                found["gemv {}x{} w{}".format(*c)] = lambda x, w, c=c, m=map_: m(x, w, None, GemvConfig(*c))  # type: ignore[misc]
+        for c in (c for c in GEMV if c[1] <= inputs):
+            name, config = "gemv {}x{} w{}".format(*c), GemvConfig(*c)
+            if kind == "split":
+                found[name] = lambda x, w, c=config: gemv.gemv(x, w, None, c)  # type: ignore[misc]
+                found[f"{name}, added"] = lambda x, w, c=config: added(x, w, c)  # type: ignore[misc]
+                continue
+            product = gated_gemv if kind == "gated" else gemv.gemv
+            norm = (torch.ones(inputs, device="cuda", dtype=torch.bfloat16), 1e-6)
+            found[name] = lambda x, w, c=config, p=product: p(x, w, None, c)  # type: ignore[misc]
+            found[f"{name}, normed"] = lambda x, w, c=config, p=product, n=norm: p(x, w, None, c, norm=n)  # type: ignore[misc]
     for f in FEW[kind] if rows > 1 else ():
         found["tiles {}x{} w{} s{} /{} ahead {}".format(*f)] = product_of(kind, FewRowsConfig(*f))
     return found
+
+
+def added(x: torch.Tensor, w: torch.Tensor, config: GemvConfig) -> torch.Tensor:
+    total = x.new_zeros(1, len(w))
+    gemv.gemv_add(x, w, None, total, config)
+    return total
 
 
 def product_of(kind: str, config: FewRowsConfig) -> Product:
@@ -119,26 +133,36 @@ def product_of(kind: str, config: FewRowsConfig) -> Product:
     return lambda x, w: few_rows_linear(x, w, None, config)
 
 
-def compile_one(task: tuple[int, str, int, str | FewRowsConfig]) -> str | None:
+@dataclass(frozen=True)
+class Task:
+    """A product to compile, and how its kernel overlaps."""
+
+    rows: int
+    kind: str
+    inputs: int
+    name: str
+    overlap: int
+
+
+def compile_one(task: Task) -> str | None:
     """In a process of its own: what fails here fails again, and is told, where it is timed."""
-    rows, kind, inputs, what = task
-    x, w = (torch.zeros(n, inputs, device="cuda", dtype=torch.bfloat16) for n in (rows, 128))
+    x, w = (torch.zeros(n, task.inputs, device="cuda", dtype=torch.bfloat16) for n in (task.rows, 128))
+    few_rows.overlap = lambda _: {"OVERLAP": task.overlap, "launch_pdl": 1}  # type: ignore[assignment]
     try:
-        product = candidates(rows, kind, inputs)[what] if isinstance(what, str) else product_of(kind, what)
-        product(x, w)
+        candidates(task.rows, task.kind, task.inputs)[task.name](x, w)
     except Exception as error:
         return f"{task}: {error!r}"[:200]
     return None
 
 
 def compile_all(seconds: float) -> None:
-    tasks: list[tuple[int, str, int, str | FewRowsConfig]] = []
-    for outputs, inputs, _, kind in (shape for shapes in PRODUCTS.values() for shape in shapes):
-        tasks += [(rows, kind, inputs, name) for rows in (1, 8) for name in candidates(rows, kind, inputs)]
-        for one, gated, split in TRIPLES.values():
-            config = {"linear": FewRowsConfig(*one), "gated": FewRowsConfig(*gated), "split": split_of(outputs, split)}
-            tasks.append((8, kind, inputs, config[kind]))
-    tasks = list(dict.fromkeys(tasks))
+    tasks = [
+        Task(rows, kind, inputs, name, overlap)
+        for kind, inputs in sorted({(kind, inputs) for shapes in PRODUCTS.values() for _, inputs, _, kind in shapes})
+        for rows in (1, 8)
+        for name in candidates(rows, kind, inputs)
+        for overlap in ((1, 2) if rows > 1 else (1,))
+    ]
     begin = time.perf_counter()
     with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as pool:
         failed = [error for error in pool.map(compile_one, tasks, timeout=seconds, chunksize=4) if error]
@@ -150,12 +174,13 @@ def check_right() -> dict[str, Any]:
     for shapes in PRODUCTS.values():
         for outputs, inputs, _, kind in shapes[:4]:
             weight = torch.randn(2 * outputs if kind == "gated" else outputs, inputs, device="cuda").bfloat16()
-            for rows in (1, 8, 13):
+            for rows in (1, 13):
                 x = torch.randn(rows, inputs, device="cuda").bfloat16() / inputs**0.5
-                truth = (x.double() if rows > 1 or kind == "split" else normed(x)) @ weight.double().t()
+                truths = [y @ weight.double().t() for y in (x.double(), normed(x))]
                 if kind == "gated":
-                    truth = reference.silu_and_mul(truth)
+                    truths = [reference.silu_and_mul(truth) for truth in truths]
                 for name, product in candidates(rows, kind, inputs).items():
+                    truth = truths["normed" in name]
                     try:
                         found = product(x, weight)
                     except Exception:
@@ -233,98 +258,158 @@ def time_product(x: torch.Tensor, weights: list[torch.Tensor], products: dict[st
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def time_models(end: float) -> dict[str, Any]:
+Patch = Callable[[], None]
+
+
+class Model:
+    """Random weights, a cache, and steps over it."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self.config = parse_model_config(kernel_models.MODELS[name])
+        self.decoder = kernel_models.random_decoder(self.config, False)
+        self.cache = kernel_models.random_cache(self.config, most * (kernel_models.CONTEXT // 16 + 1))
+
+    def step(self, requests: int, room: int | None = None) -> Callable[[], object]:
+        """room: tokens of the longest context that the graph is made for."""
+        batch = kernel_models.batch_of(requests, 1, kernel_models.CONTEXT, self.cache)
+        if room is not None:
+            tables = F.pad(batch.block_tables, (0, room // 16 - batch.block_tables.shape[1]))
+            batch = replace(batch, max_context_len=room, block_tables=tables)
+        out = torch.empty(requests, self.config.vocab_size, device="cuda")
+        return lambda: self.decoder.logits(self.decoder.forward(batch, self.cache), out)
+
+
+def step_ms(step: Callable[[], object]) -> float:
+    return round(common.tried(lambda: common.graph_us([step], 15) / 1000), 4)
+
+
+def search(end: float) -> dict[str, Any]:
     report: dict[str, Any] = {}
-    for model in ("0.6b", "8b"):
-        config = parse_model_config(kernel_models.MODELS[model])
-        decoder = kernel_models.random_decoder(config, False)
-        cache = kernel_models.random_cache(config, 256 * (kernel_models.CONTEXT // 16 + 1))
-        for requests in (1, 8, 16, 64, 256):
-            batch = kernel_models.batch_of(requests, 1, kernel_models.CONTEXT, cache)
-            out = torch.empty(requests, config.vocab_size, device="cuda")
-
-            def step(batch: Any = batch, out: torch.Tensor = out, decoder: Any = decoder, cache: Any = cache) -> object:
-                return decoder.logits(decoder.forward(batch, cache), out)
-
-            name = f"{model} {requests}"
+    for name in ("0.6b", "8b"):
+        model = Model(name, 256)
+        for rows in (1, 8):
             if time.perf_counter() > end:
-                return {**report, "left out from": name}
-            report[name] = round(common.tried(lambda s=step: common.graph_us([s]) / 1000), 3)  # type: ignore[misc]
+                return {**report, "left out from": f"{name} {rows}"}
+            report[f"{name} {rows}"] = descend(name, rows, model.step(rows), end)
             with without_overlap():
-                plain = round(common.tried(lambda s=step: common.graph_us([s]) / 1000), 3)  # type: ignore[misc]
-            report[f"{name}, without overlap"] = plain
-            said = PREDICTIONS.get(name, "-")
-            print(f"{name}: {report[name]} ms, without overlap {plain}; predicted {said}", flush=True)
-            if requests >= 64:
-                usual_ops = decoder.ops
-                decoder.ops = replace(usual_ops, logits=lambda x, w, out: out.copy_(F.linear(x, w)))
-                copied = round(common.tried(lambda s=step: common.graph_us([s]) / 1000), 3)  # type: ignore[misc]
-                report[f"{name}, logits copied"], decoder.ops = copied, usual_ops
-                print(f"    {name}, logits of 16 bits, copied: {copied} ms", flush=True)
-            if requests <= 16:
-                tables = F.pad(batch.block_tables, (0, 1024 - batch.block_tables.shape[1]))
-                long = replace(batch, max_context_len=16384, block_tables=tables)
-                long_ms = common.tried(lambda s=step, b=long: common.graph_us([lambda: s(b)]) / 1000)  # type: ignore[misc]
-                report[f"{name}, room for 16384"] = round(long_ms, 3)
-                print(f"    {name}, room for 16384 tokens: {long_ms:.3f} ms", flush=True)
-            if requests <= 8:
-                profile(step)
-                with without_overlap():
-                    profile(step)
-            for kind, patched in variants(requests).items():
-                usual = {key: getattr(module, key) for module, key, _ in patched}
-                for module, key, value in patched:
-                    setattr(module, key, value)
-                report[f"{name}, {kind}"] = round(common.tried(lambda s=step: common.graph_us([s]) / 1000), 3)  # type: ignore[misc]
-                for module, key, _ in patched:
-                    setattr(module, key, usual[key])
-                print(f"    {name}, {kind}: {report[f'{name}, {kind}']} ms", flush=True)
-        del decoder, cache, step
+                print(f"    {name} {rows}, without overlap: {step_ms(model.step(rows))} ms", flush=True)
+        for rows in (1, 2, 4, 8, 16, 64, 256):
+            told = [step_ms(model.step(rows)), step_ms(model.step(rows, 16384))]
+            if 1 < rows <= 16:
+                usual, small_linear.MOST_ROWS = small_linear.MOST_ROWS, 1
+                told.append(step_ms(model.step(rows)))
+                small_linear.MOST_ROWS = usual
+            report[f"{name} {rows}, and with room for 16384, and cuBLAS"] = told
+            print(
+                f"    {name} {rows}: {told[0]} ms, with room for 16384 tokens {told[1]}, by cuBLAS {told[2:]}",
+                flush=True,
+            )
+        del model
         torch.cuda.empty_cache()
     return report
 
 
-_PLAIN: Final = (32, 128, 4, 6, 1, 0), (32, 128, 4, 5, 1, 0), (32, 128, 4, 6, 0, 0)
-# Of steps of 8 rows: the choices for qkv and head, for gate and up, and for output and down (their splits: two programs
-# a processor, 8 at most).
-TRIPLES: Final = {
-    "split ahead 512": (*_PLAIN[:2], (32, 128, 4, 6, 0, 512)),
-    "split 64 wide": (*_PLAIN[:2], (64, 128, 4, 5, 0, 0)),
-    "split 64 wide, ahead 512": (*_PLAIN[:2], (64, 128, 4, 5, 0, 512)),
-    "split registers": (*_PLAIN[:2], (32, 256, 4, 1, 0, 0)),
-    "linear two warps": ((32, 128, 2, 6, 1, 0), *_PLAIN[1:]),
-    "linear ahead 512": ((32, 128, 4, 6, 1, 512), *_PLAIN[1:]),
-    "linear registers": ((32, 256, 4, 1, 1, 0), *_PLAIN[1:]),
-    "linear registers 16": ((16, 512, 2, 1, 1, 0), *_PLAIN[1:]),
-    "gated registers": (_PLAIN[0], (32, 128, 4, 1, 1, 0), _PLAIN[2]),
-    "gated registers 16": (_PLAIN[0], (16, 256, 2, 1, 1, 0), _PLAIN[2]),
-    "gated ahead 256": (_PLAIN[0], (32, 128, 4, 5, 1, 256), _PLAIN[2]),
-    "all registers": ((32, 256, 4, 1, 1, 0), (32, 128, 4, 1, 1, 0), (32, 256, 4, 1, 0, 0)),
-}
+def descend(name: str, rows: int, step: Callable[[], object], end: float) -> dict[str, Any]:
+    """Milliseconds of each candidate of each choice, on top of the best of those before."""
+    best = step_ms(step)
+    found: dict[str, Any] = {"first": best}
+    print(f"{name} {rows}: {best} ms; predicted {PREDICTIONS[f'{name} {rows}']}", flush=True)
+    for choice, options in (choices_of_one(name) if rows == 1 else choices_of_few(name)).items():
+        if time.perf_counter() > end:
+            break
+        times = {}
+        for option, patch in options.items():
+            patch()
+            times[option] = step_ms(step)
+        winner = min(times, key=lambda option: times[option])
+        # Within the noise the first one stays.
+        if times[winner] > 0.998 * next(iter(times.values())):
+            winner = next(iter(times))
+        options[winner]()
+        found[choice] = {"taken": winner, **times}
+        print(f"    {choice}: {winner}; {times}", flush=True)
+    found["last"] = step_ms(step)
+    print(f"== {name} {rows}: {found['last']} ms", flush=True)
+    return found
 
 
-def split_of(outputs: int, choice: tuple[int, ...]) -> FewRowsConfig:
-    return FewRowsConfig(*choice[:4], max(1, min(8, 264 * choice[0] // outputs)), choice[5])
+def setter(module: Any, key: str, value: Any) -> Patch:
+    return lambda: setattr(module, key, value)
 
 
-def variants(requests: int) -> dict[str, list[tuple[Any, str, Any]]]:
-    """Other choices for steps of so many rows: what stands where."""
-    found: dict[str, list[tuple[Any, str, Any]]] = {}
-    if requests <= 8:
-        for keys in (0, 64, 256):
-            found[f"{keys} keys of a split fetched"] = [(paged_attention, "_FETCHED_KEYS", keys)]
-    if requests == 1:
-        for c in ((2, 1024, 8), (2, 1024, 4), (4, 1024, 8), (4, 1024, 4), (4, 512, 4), (2, 2048, 8)):
-            found[f"gemv {c}"] = [
-                (gemv, "gemv_config", lambda n, c=c: GemvConfig(c[0], c[1] if n % c[1] == 0 else 1024, c[2]))
-            ]
-    if requests == 8:
-        for name, (one, gated, split) in TRIPLES.items():
-            found[name] = [
-                (small_linear, "few_rows_config", lambda _, c=one: FewRowsConfig(*c)),
-                (small_linear, "gated_config", lambda c=gated: FewRowsConfig(*c)),
-                (small_linear, "split_config", lambda n, c=split: split_of(n, c)),
-            ]
+def overlaps(module: Any, early: bool = True) -> dict[str, Patch]:
+    """early: first the usual way."""
+    modes = {"early": {"OVERLAP": 1, "launch_pdl": 1}, "late": {"OVERLAP": 2, "launch_pdl": 1}, "none": OFF}
+    return {name: setter(module, "overlap", lambda _, mode=mode: mode) for name, mode in modes.items()}
+
+
+def attentions(rows: int, *cuts: tuple[int, ...]) -> dict[str, Patch]:
+    """cuts: keys, warps, stages, programs wanted, the least keys of a split; for steps of so many rows."""
+    usual = paged_attention.decode_config
+
+    def patch(cut: tuple[int, ...]) -> Patch:
+        def config(dtype: torch.dtype, block_d: int, group: int, programs: int) -> paged_attention.AttentionConfig:
+            if programs != 8 * rows:
+                return usual(dtype, block_d, group, programs)
+            return paged_attention.AttentionConfig(16, *cut)
+
+        return setter(paged_attention, "decode_config", config)
+
+    return {str(cut): patch(cut) for cut in cuts}
+
+
+def choices_of_one(name: str) -> dict[str, dict[str, Patch]]:
+    def table(shape: tuple[int, int], config: tuple[int, int, int]) -> Patch:
+        return lambda: product_choices.ONE_ROW.update({shape: GemvConfig(*config)})
+
+    small = small_linear._is_row
+    found: dict[str, dict[str, Patch]] = {
+        "norm": {
+            "kernel": setter(small_linear, "norms_row", lambda _: False),
+            "product": setter(small_linear, "norms_row", small),
+        },
+        "sum": {
+            "norm": setter(small_linear, "adds_row", lambda _: False),
+            "product": setter(small_linear, "adds_row", small),
+        },
+    }
+    for outputs, inputs, _, kind in PRODUCTS[name]:
+        shape = (2 * outputs if kind == "gated" else outputs, inputs)
+        usual = (1, 1024, 8) if inputs >= 4096 else (2, 1024, 4)
+        configs = dict.fromkeys((usual, *(c for c in GEMV if c[1] <= inputs)))
+        found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in configs}
+    found["norm again"], found["sum again"] = found["norm"], found["sum"]
+    found["keys fetched"] = {str(n): setter(paged_attention, "_FETCHED_KEYS", n) for n in (128, 0)}
+    found["attention"] = attentions(
+        (128, 4, 3, 128, 128), (64, 4, 3, 128, 64), (64, 4, 2, 264, 64), (128, 8, 3, 64, 128)
+    )
+    found["attention overlaps"] = overlaps(paged_attention)
+    return found
+
+
+def choices_of_few(name: str) -> dict[str, dict[str, Patch]]:
+    def table(shape: tuple[int, int], config: tuple[int, ...]) -> Patch:
+        return lambda: product_choices.FEW_ROWS.update({shape: FewRowsConfig(*config)})
+
+    found = {
+        "products overlap": {key: patch for key, patch in overlaps(few_rows).items() if key != "none"},
+        "attention": attentions(
+            8,
+            *(
+                (64, 4, 2, 528, 256),
+                (64, 4, 2, 528, 128),
+                (64, 4, 3, 264, 256),
+                (128, 4, 2, 264, 256),
+                (32, 4, 4, 528, 128),
+            ),
+        ),
+        "attention overlaps": overlaps(paged_attention),
+        "keys fetched": {str(n): setter(paged_attention, "_FETCHED_KEYS", n) for n in (128, 0, 64, 256)},
+        "norms overlap": {key: patch for key, patch in overlaps(rms_norm).items() if key != "late"},
+    }
+    for outputs, inputs, _, kind in PRODUCTS[name]:
+        shape = (2 * outputs if kind == "gated" else outputs, inputs)
+        found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in FEW[kind]}
     return found
 
 
@@ -365,10 +450,28 @@ def profile(step: Callable[[], object]) -> None:
     print("    a layer:", "; ".join(told), "| around:", "; ".join(around), flush=True)
 
 
+def show_profiles(end: float) -> dict[str, Any]:
+    for name in ("0.6b", "8b"):
+        model = Model(name, 8)
+        for rows in (1, 8):
+            if time.perf_counter() < end:
+                print(f"{name} {rows}, without overlap:", flush=True)
+                with without_overlap():
+                    profile(model.step(rows))
+        del model
+        torch.cuda.empty_cache()
+    return {}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    sections = {"right": lambda _: check_right(), "models": time_models, "products": time_products}
+    sections = {
+        "right": lambda _: check_right(),
+        "search": search,
+        "profile": show_profiles,
+        "products": time_products,
+    }
     parser.add_argument("--only", nargs="+", choices=sections, default=list(sections), metavar="SECTION")
     parser.add_argument("--seconds", type=float, default=80.0, help="nothing begins after so many (default: 80)")
     arguments = parser.parse_args()

@@ -10,7 +10,7 @@ program has the first of its rows of W fetched into the L2 (`programmatic_launch
 Twins: `reference.linear` and `reference.gated_linear`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -45,21 +45,21 @@ def few_rows_linear(
     config: FewRowsConfig,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], T ≤ 16, plus bias [out]. config: one split.
+    """[T, in] × [out, in] → [T, out], T ≤ 16, plus bias [out]. Without splits.
 
     out: where it goes, contiguous, of any floating type.
     """
     y = x.new_empty(len(x), len(weight)) if out is None else out
-    _launch(x, weight, bias, y, config, gated=False)
+    _launch(x, weight, bias, y, replace(config, splits=1), gated=False)
     return y
 
 
 def few_rows_gated(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: FewRowsConfig
 ) -> torch.Tensor:
-    """[T, in] × [2 n, in] (gate first) → [T, n], T ≤ 16: SwiGLU's first half. config: one split."""
+    """[T, in] × [2 n, in] (gate first) → [T, n], T ≤ 16: SwiGLU's first half. Without splits."""
     y = x.new_empty(len(x), len(weight) // 2)
-    _launch(x, weight, bias, y, config, gated=True)
+    _launch(x, weight, bias, y, replace(config, splits=1), gated=True)
     return y
 
 

@@ -34,18 +34,14 @@ class GemvConfig:
     num_warps: int
 
 
-def gemv_config(inputs: int) -> GemvConfig:
-    """What was fastest in whole steps on an H100 (benchmarks/LOG.md): short rows two at a time, on few warps."""
-    if inputs < 4096:
-        return GemvConfig(2, min(1024, triton.next_power_of_2(inputs)), 4)
-    return GemvConfig(1, 1024, 8)
+DEFAULT: Final = GemvConfig(1, 1024, 8)
 
 
 def gemv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
-    config: GemvConfig | None = None,
+    config: GemvConfig = DEFAULT,
     *,
     norm: Norm | None = None,
     out: torch.Tensor | None = None,
@@ -60,7 +56,7 @@ def gated_gemv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
-    config: GemvConfig | None = None,
+    config: GemvConfig = DEFAULT,
     *,
     norm: Norm | None = None,
 ) -> torch.Tensor:
@@ -75,7 +71,7 @@ def gemv_add(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     total: torch.Tensor,
-    config: GemvConfig | None = None,
+    config: GemvConfig = DEFAULT,
 ) -> None:
     """As `gemv`; what comes out is added to total, [1, out] contiguous."""
     _launch(x, None, (weight, bias), total, _ADD, config)
@@ -87,12 +83,11 @@ def _launch(
     linear: Linear,
     y: torch.Tensor,
     end: int,
-    config: GemvConfig | None,
+    config: GemvConfig,
 ) -> None:
     weight, bias = linear
     norm_weight, eps = norm or (x, 0.0)
     outputs, inputs = y.shape[1], weight.shape[1]
-    config = config or gemv_config(inputs)
     _gemv_kernel[(triton.cdiv(outputs, config.outputs),)](
         x,
         norm_weight,

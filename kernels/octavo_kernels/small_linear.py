@@ -2,14 +2,15 @@
 
 One row goes to `gemv`, 2 to `MOST_ROWS` rows to `few_rows`: there the reading of the weights is the work, and a kernel
 of our own can begin it before its input is there. More rows, and float32, where the library is exact and nothing is
-won, go to cuBLAS. Which tile for which shape: what was fastest on an H100 (benchmarks/LOG.md).
+won, go to cuBLAS. Which tile for which shape, `product_choices` says.
 The twins are `reference`'s functions of the same names.
 """
 
 import torch
 import torch.nn.functional as F
 
-from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
+from octavo_kernels import product_choices as choices
+from octavo_kernels.few_rows import few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import gated_gemv, gemv, gemv_add
 from octavo_kernels.residual import Linear, Norm, Residual
 from octavo_kernels.rms_norm import norm_residual
@@ -21,36 +22,36 @@ MOST_ROWS = 16
 def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, out]: the linear map of the normed stream."""
     if residual.pending is None and norms_row(residual.hidden):
-        return gemv(residual.hidden, *linear, norm=norm)
+        return gemv(residual.hidden, *linear, choices.one_row(linear[0]), norm=norm)
     x = norm_residual(residual, norm)
     if not _is_small(x):
         return F.linear(x, *linear)
     if len(x) == 1:
-        return gemv(x, *linear)
-    return few_rows_linear(x, *linear, few_rows_config(len(linear[0])))
+        return gemv(x, *linear, choices.one_row(linear[0]))
+    return few_rows_linear(x, *linear, choices.few_rows(linear[0]))
 
 
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
     if residual.pending is None and norms_row(residual.hidden):
-        return gated_gemv(residual.hidden, *linear, norm=norm)
+        return gated_gemv(residual.hidden, *linear, choices.one_row(linear[0]), norm=norm)
     x = norm_residual(residual, norm)
     if not _is_small(x):
         return silu_and_mul(F.linear(x, *linear))
     if len(x) == 1:
-        return gated_gemv(x, *linear)
-    return few_rows_gated(x, *linear, gated_config())
+        return gated_gemv(x, *linear, choices.one_row(linear[0]))
+    return few_rows_gated(x, *linear, choices.few_rows_of_gates(linear[0]))
 
 
 def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
     """Adds x Wᵀ + b to a stream where nothing is pending."""
     weight, bias = linear
     if adds_row(x):
-        gemv_add(x, weight, bias, residual.hidden)
+        gemv_add(x, weight, bias, residual.hidden, choices.one_row(weight))
     elif _is_row(x):
-        residual.pending = gemv(x, weight, bias)
+        residual.pending = gemv(x, weight, bias, choices.one_row(weight))
     elif bias is None and _is_small(x):
-        residual.pending = few_rows_parts(x, weight, split_config(len(weight)))
+        residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight))
     else:
         residual.pending = F.linear(x, weight, bias)
 
@@ -64,23 +65,10 @@ def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = Non
     if x.dtype == torch.float32:
         return torch.mm(x, weight.t(), out=out)
     if len(x) == 1:
-        return gemv(x, weight, out=out)
+        return gemv(x, weight, None, choices.one_row(weight), out=out)
     if len(x) <= MOST_ROWS:
-        return few_rows_linear(x, weight, None, few_rows_config(len(weight)), out)
+        return few_rows_linear(x, weight, None, choices.few_rows(weight), out)
     return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
-
-
-def few_rows_config(outputs: int) -> FewRowsConfig:
-    return FewRowsConfig(32, 128, 4, 6)
-
-
-def gated_config() -> FewRowsConfig:
-    return FewRowsConfig(32, 128, 4, 5)
-
-
-def split_config(outputs: int) -> FewRowsConfig:
-    """For few outputs: so many splits that every processor has two programs."""
-    return FewRowsConfig(32, 128, 4, 6, max(1, min(8, 8448 // outputs)))
 
 
 def norms_row(x: torch.Tensor) -> bool:
