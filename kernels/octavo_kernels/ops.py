@@ -66,8 +66,8 @@ class _RotateAndStore(Protocol):
 class Ops:
     """One implementation of each operation; the functions of these names in `reference` say what they compute.
 
-    rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
-        int64) to what `rotate_and_store` takes; once a step.
+    begin_step: from embeddings, and cos and sin of every position ([P, d / 2] float32 each), to a step's hidden states
+        and to what `rotate_and_store` takes for its positions.
     """
 
     pack_weight: Callable[[torch.Tensor], torch.Tensor]
@@ -76,7 +76,9 @@ class Ops:
     linear_add: Callable[[torch.Tensor, Linear, Residual], None]
     norm_residual: Callable[[Residual, Norm], torch.Tensor]
     logits: _Logits
-    rope_angles: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pair]
+    begin_step: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Pair]
+    ]
     rotate_and_store: _RotateAndStore
     paged_attention: _PagedAttention
 
@@ -88,7 +90,7 @@ REFERENCE = Ops(
     linear_add=reference.linear_add,
     norm_residual=reference.norm_residual,
     logits=reference.logits,
-    rope_angles=reference.rope_angles,
+    begin_step=reference.begin_step,
     rotate_and_store=reference.rotate_and_store,
     paged_attention=paged_attention,
 )
@@ -99,7 +101,15 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
 
     batch_invariant: a row's bits depend on nothing but the row, at a price; linear maps are then not cuBLAS's.
     """
-    from octavo_kernels import gathered_attention, invariant_linear, paged_attention, rms_norm, rope, small_linear
+    from octavo_kernels import (
+        gathered_attention,
+        invariant_linear,
+        paged_attention,
+        rms_norm,
+        rope,
+        small_linear,
+        step_start,
+    )
 
     return Ops(
         pack_weight=lambda weight: weight,
@@ -108,7 +118,7 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
         linear_add=invariant_linear.linear_add if batch_invariant else small_linear.linear_add,
         norm_residual=rms_norm.norm_residual,
         logits=invariant_linear.logits if batch_invariant else small_linear.logits,
-        rope_angles=lambda cos, sin, positions: (cos[positions], sin[positions]),
+        begin_step=step_start.begin_step,
         rotate_and_store=rope.rotate_and_store,
         paged_attention=(
             paged_attention.paged_attention_invariant if batch_invariant else gathered_attention.attention

@@ -137,10 +137,15 @@ def store_kv(
     v_cache[page, offset] = v
 
 
-def rope_angles(cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin as `apply_rope` takes them, [T, d] each, from those of every position, [P, d / 2]; positions: [T]."""
+def begin_step(
+    embedding: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, token_ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """The tokens' embeddings, [T, n], and cos and sin of their positions as `apply_rope` takes them, [T, d] each.
+
+    embedding: [vocab, n]. cos, sin: of every position, [P, d / 2]. token_ids, positions: [T] int64.
+    """
     cos, sin = cos[positions], sin[positions]
-    return torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+    return embedding[token_ids], (torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1))
 
 
 def rotate_and_store(

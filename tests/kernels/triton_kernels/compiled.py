@@ -24,6 +24,7 @@ from octavo_kernels.shared_prefix_attention import shared_prefix_attention
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.step_inputs import ExpandedStep, SlotState
 from octavo_kernels.step_inputs_kernel import expand_step
+from octavo_kernels.step_start import begin_step
 from paged_case import make_case
 from shared_case import make_shared_case
 
@@ -116,6 +117,7 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     x, w = (torch.zeros(rows, 1024, dtype=torch.bfloat16) for rows in (1, 64))
     add_rms_norm(x, x.clone(), w[0], 1e-5)
     silu_and_mul(x)
+    begin_step(w, torch.zeros(9, 32), torch.zeros(9, 32), *torch.zeros(2, 3, dtype=torch.int64))
     linear_invariant(x, w, w[0, :64])
     linear_invariant(x.float(), w.float())
     for rows in (1, 1024):
@@ -130,7 +132,7 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     angles = torch.zeros(1, 32)
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
-    check(compiled, 13)
+    check(compiled, 14)
 
 
 def test_sampling(compiled: list[Any]) -> None:

@@ -11,6 +11,7 @@ from octavo_kernels.residual import Residual
 from octavo_kernels.rms_norm import add_rms_norm, norm_residual, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
+from octavo_kernels.step_start import begin_step
 
 # Of float16 one rounding may fall the other way: a unit in the last place.
 TOLERANCE = {torch.float32: {"rtol": 2e-6, "atol": 2e-6}, torch.float16: {"rtol": 2e-3, "atol": 1e-3}}
@@ -35,6 +36,22 @@ def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     expected = reference.add_rms_norm(x, residual.clone(), weight, 1e-5)
     for ours, theirs in zip(add_rms_norm(x, residual, weight, 1e-5), expected, strict=True):
         assert_close(ours, theirs)
+
+
+@dtypes
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_a_step_begins_with_embeddings_and_angles(tokens: int, dtype: torch.dtype) -> None:
+    embedding, cos, sin = (
+        draw(30, 1100, dtype=dtype),
+        draw(40, 24, dtype=torch.float32),
+        -draw(40, 24, dtype=torch.float32),
+    )
+    token_ids, positions = torch.arange(tokens) * 7 % 30, torch.arange(tokens) * 11 % 40
+    hidden, angles = begin_step(embedding, cos, sin, token_ids, positions)
+    expected, twice = reference.begin_step(embedding, cos, sin, token_ids, positions)
+    assert torch.equal(hidden, expected)
+    for ours, theirs in zip(angles, twice, strict=True):
+        assert torch.equal(torch.cat((ours, ours), 1), theirs)
 
 
 @dtypes

@@ -84,8 +84,8 @@ class Decoder:
             max_context_len=batch.max_context_len,
             shared=batch.shared,
         )
-        rope = ops.rope_angles(self.cos, self.sin, batch.positions)
-        residual = Residual(self.embedding[batch.token_ids])
+        hidden, rope = ops.begin_step(self.embedding, self.cos, self.sin, batch.token_ids, batch.positions)
+        residual = Residual(hidden)
         for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
             qkv = ops.norm_linear(residual, (layer.input_norm, eps), layer.qkv.parts)
             qkv = qkv.view(len(qkv), -1, self.config.head_dim)
