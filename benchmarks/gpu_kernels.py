@@ -28,6 +28,7 @@ from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E4
 
 from octavo_kernels import gathered_attention as gathered  # noqa: E402
 from octavo_kernels import paged_attention as attention  # noqa: E402
+from octavo_kernels.gemv import GemvConfig, gemv  # noqa: E402
 from octavo_kernels.hopper_attention import HopperConfig  # noqa: E402
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles  # noqa: E402
 from octavo_kernels.ops import triton_ops  # noqa: E402
@@ -35,7 +36,6 @@ from octavo_kernels.paged_attention import AttentionConfig  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm  # noqa: E402
 from octavo_kernels.rope import rotate_and_store  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
-from octavo_kernels.small_linear import GemvConfig, gemv  # noqa: E402
 
 BANDWIDTH: Final = 3.08e12  # bytes/s that the card was seen to read
 RATE: Final = 739e12  # bf16 operations/s that it was seen to do
