@@ -13,7 +13,8 @@ beyond compute the token 0 as the first of a request whose one page, the scratch
 tokens beyond belong to no request, so that attention leaves them out, and rows beyond have no token; K and V of such
 tokens go to the scratch page. Nothing that is theirs is read, and they write to no page that is in use.
 
-Sampling is not part of the graph.
+Tokens are drawn in the graph, too, if all rows of the step ask for nothing but a temperature; else the step says so,
+no row of the graph's last kernels is anybody's, and they are drawn behind it.
 """
 
 import logging
@@ -21,6 +22,7 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +36,9 @@ from octavo_server.worker.step_packing import MOST_PAGES, GraphInputs, StepPacke
 
 _log = logging.getLogger(__name__)
 
+# Draws tokens [n] int32 from logits [n, vocab] float32 for slots [n] int64, none where the slot is below 0, −1 where
+# there is no distribution, and puts them where the next step takes them.
+Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 # Computes logits [n, vocab] float32 into the last argument: of the tokens at the places [n] int64, or of all (None).
 Forward = Callable[[ForwardBatch, torch.Tensor | None, torch.Tensor], None]
 
@@ -54,12 +59,26 @@ class GraphLimits:
     scratch_page: int
 
 
+class GraphOutputs(NamedTuple):
+    """Of the rows that sample, until the next step: logits [n, vocab] float32, and the slots [n] of their next tokens.
+
+    tokens: [n] int32 if they are drawn already, −1 where there is no distribution.
+    """
+
+    logits: torch.Tensor
+    slot: torch.Tensor
+    tokens: torch.Tensor | None
+
+
 class StepGraphs:
     """The graphs and their buffers."""
 
-    def __init__(self, forward: Forward, recorder: Recorder, limits: GraphLimits, last: torch.Tensor) -> None:
+    def __init__(
+        self, forward: Forward, draw: Draw, recorder: Recorder, limits: GraphLimits, last: torch.Tensor
+    ) -> None:
         """last: [slots] int64, the tokens sampled last."""
         self._forward = forward
+        self._draw = draw
         self._recorder = recorder
         self._limits = limits
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
@@ -81,7 +100,9 @@ class StepGraphs:
             block_tables=room(rows, limits.width, dtype=torch.int32),
             last_index=room(rows, dtype=torch.int64),
             slot=room(rows, dtype=torch.int64),
+            draw_slot=room(rows, dtype=torch.int64),
         )
+        self._drawn = room(rows, dtype=torch.int32)
         self._logits = torch.empty(rows, limits.vocab_size, device=device)
         self._replays: dict[GraphShape, Callable[[], None]] = {}
         self._shapes: list[GraphShape] = []  # of `_replays`, rising
@@ -138,15 +159,15 @@ class StepGraphs:
         shape = self.shape_for(rows)
         return None if shape is None else self._packer.pack(rows, shape)
 
-    def run(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Enqueues the step: logits of rows that sample, [n, vocab] float32, and the slots [n] of their next tokens.
-
-        Both are overwritten by the next step.
-        """
+    def run(self, inputs: GraphInputs, *, draws: bool) -> "GraphOutputs":
+        """Enqueues the step, the drawing of its tokens included if `draws` says so."""
+        count = inputs.num_sampling
+        if draws:
+            sections(inputs.packed, inputs.shape.tokens, inputs.shape.rows).draws[0] = 1
         self._upload(inputs)
         self._replays[inputs.shape]()
-        count = inputs.num_sampling
-        return self._logits[:count], self._expanded.slot[:count]
+        tokens = self._drawn[:count] if draws else None
+        return GraphOutputs(self._logits[:count], self._expanded.slot[:count], tokens)
 
     def _upload(self, inputs: GraphInputs) -> None:
         for slot, known, pages in inputs.before:
@@ -171,7 +192,9 @@ class StepGraphs:
             max_query_len=1 if shape.is_decode else None,
             max_context_len=limits.width * limits.block_size,
         )
-        self._forward(batch, None if shape.is_decode else inputs.last_index, self._logits[: shape.rows])
+        logits = self._logits[: shape.rows]
+        self._forward(batch, None if shape.is_decode else inputs.last_index, logits)
+        self._draw(logits, inputs.draw_slot, self._drawn[: shape.rows])
 
 
 def _told(shape: GraphShape) -> str:
