@@ -384,29 +384,39 @@ def measured_worst_steps(seconds: list[float]) -> Iterator[None]:
         memory._run = run
 
 
-def config_of(model: Path, device: str) -> EngineConfig:
+def config_of(model: Path, device: str, enable_prefix_caching: bool = False) -> EngineConfig:
     """As by default, but with long steps of prefill, so that contexts are alike when all prompts are read."""
     return EngineConfig(
         model=model,
         device=device,  # type: ignore[arg-type]
         dtype="bfloat16",
         swap_space=0.0,
-        enable_prefix_caching=False,
+        enable_prefix_caching=enable_prefix_caching,
         max_num_batched_tokens=8192,
     )
 
 
-def random_engine(config: dict[str, Any], folder: Path, device: str, begin_phase: Callable[[str], None]) -> EngineCore:
+def random_engine(
+    config: dict[str, Any],
+    folder: Path,
+    device: str,
+    begin_phase: Callable[[str], None],
+    *,
+    enable_prefix_caching: bool = False,
+) -> EngineCore:
     """An engine whose model has random weights instead of a checkpoint."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     real = decoders.load_decoder
 
-    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any) -> Any:
-        return random_weights(decoders.Decoder(model, dtype, where, ops))
+    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any, meanwhile: Any = None) -> Any:
+        decoder = random_weights(decoders.Decoder(model, dtype, where, ops))
+        if meanwhile is not None:
+            meanwhile(decoder)
+        return decoder
 
     decoders.load_decoder = load  # type: ignore[assignment]
     try:
-        return start_engine(config_of(folder, device), begin_phase)
+        return start_engine(config_of(folder, device, enable_prefix_caching), begin_phase)
     finally:
         decoders.load_decoder = real
 

@@ -12,6 +12,7 @@ from octavo_kernels import gathered_attention as gathered
 from octavo_kernels import paged_attention as attention
 from octavo_kernels import reference
 from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention
+from octavo_kernels.hopper_attention import CONFIGS, HopperConfig, hopper_attention, takes_chunks
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig
@@ -104,6 +105,9 @@ class Case:
     def run_gathered(self, window: int | None = None, config: AttentionConfig | None = None) -> torch.Tensor:
         return gathered_attention(self.q, self.k, self.v, self.metadata, self.scale, window, config)
 
+    def run_hopper(self, config: HopperConfig) -> torch.Tensor:
+        return hopper_attention(self.q, self.k, self.v, self.metadata, self.scale, config)
+
     def expected(self, window: int | None = None) -> torch.Tensor:
         """In float64, one request and key head at a time."""
         out = torch.zeros(self.q.shape, dtype=torch.float64, device=self.q.device)
@@ -178,6 +182,9 @@ def warm_checks() -> set[str]:
                     c.run(w)
                 )  # type: ignore[misc]
             calls[f"{case_name(name, page_size, window)} {dtype} gathered"] = lambda c=case, w=window: c.run_gathered(w)  # type: ignore[misc]
+            for index in range(len(hopper_configs(case, window))):
+                key = f"{case_name(name, page_size, window)} {dtype} hopper {index}"
+                calls[key] = lambda c=case, i=index: c.run_hopper(CONFIGS[i])  # type: ignore[misc]
         for name, window in INVARIANT:
             case = Case(short, heads=SHAPES[name], dtype=dtype)
             calls[f"invariant {name} {dtype}"] = lambda c=case, w=window: c.run(w, invariant=True)  # type: ignore[misc]
@@ -185,6 +192,11 @@ def warm_checks() -> set[str]:
         calls[f"rope {dtype}"] = lambda t=dtype: check_rope(Errors(), t, "cuda")  # type: ignore[misc]
     ready = warm(calls.values(), COMPILING)
     return {name for name, is_ready in zip(calls, ready, strict=True) if not is_ready}
+
+
+def hopper_configs(case: Case, window: int | None) -> tuple[HopperConfig, ...]:
+    """Those that are worth a check: none where Hopper's kernel does not take the case."""
+    return CONFIGS if takes_chunks(case.q, case.k, case.v, case.metadata, window) else ()
 
 
 def case_name(name: str, page_size: int, window: int | None) -> str:
@@ -230,6 +242,9 @@ def check_correct(device: str = "cuda", requests: list[tuple[int, int]] = RAGGED
             chunks = torch.cat([torch.full((count,), count > 1) for count in case.counts]).to(device)
             found = poisoned(lambda c=case, w=window: c.run_gathered(w))  # type: ignore[misc]
             errors.add(f"gathered {name}", dtype, found[chunks], truth[chunks], where)
+            for config in hopper_configs(case, window):
+                found = poisoned(lambda c=case, x=config: c.run_hopper(x))  # type: ignore[misc]
+                errors.add(f"hopper {name}", dtype, found[chunks], truth[chunks], f"{where}, {config}")
         if not clock.leaves_out(f"rows {dtype}"):
             check_rows(errors, dtype, device)
         if not clock.leaves_out(f"rope {dtype}"):

@@ -19,8 +19,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo_kernels.hopper_attention import hopper_attention, takes_chunks
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, paged_attention
+from octavo_kernels.shared_prefix_attention import shared_prefix_attention, takes
 
 _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile of keys
 # Scratch memory of `attention`, taken whole at the first long chunk and kept: it depends on no step's shape, so a
@@ -41,19 +43,39 @@ def attention(
     scale: float,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
-    """As `paged_attention`; K and V of long chunks are gathered first, where that is known to be faster."""
+    """As `paged_attention`, by what is known to be fastest: on Hopper a kernel of its own for chunks.
+
+    Prefixes that `metadata.shared` names are read once for all that share them. Elsewhere, and for what these do not
+    take, K and V of long chunks are gathered first.
+    """
+    if takes(metadata, k_cache, sliding_window):
+        return shared_prefix_attention(q, k_cache, v_cache, metadata, scale)
+    if takes_chunks(q, k_cache, v_cache, metadata, sliding_window):
+        out = _single_tokens(q, k_cache, v_cache, metadata, scale)
+        return hopper_attention(q, k_cache, v_cache, metadata, scale, out=out)
     most_keys = _most_keys(metadata, k_cache)
     if not _is_long(q, metadata, most_keys):
         return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)
     scratch = metadata.workspace.take("gathered", (SCRATCH_BYTES // q.element_size(),), q)
     if math.prod(_stretch(k_cache, metadata, most_keys)) > len(scratch):
         return paged_attention(q, k_cache, v_cache, metadata, scale, sliding_window)
-    if len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):  # all are chunks
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    else:
-        singles = replace(metadata, max_query_len=1)
-        out = paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)
+    out = _single_tokens(q, k_cache, v_cache, metadata, scale, sliding_window)
     return gathered_attention(q, k_cache, v_cache, metadata, scale, sliding_window, out=out)
+
+
+def _single_tokens(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """As `paged_attention` for requests with one token; the other rows may be anything."""
+    if len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):  # all are chunks
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    singles = replace(metadata, max_query_len=1)
+    return paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)
 
 
 def _is_long(q: torch.Tensor, metadata: AttentionMetadata, most_keys: int) -> bool:

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
+
+TILE_MEMBERS: Final = 16  # requests of a group that one tile of `SharedPrefixes` takes at most
 
 
 class Workspace:
@@ -23,6 +25,21 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefixes:
+    """Groups of requests whose block tables begin with the same pages, which are then read once for a group.
+
+    lens: [R] int32; request r shares its first lens[r] tokens with its group, 0 if it has none. Less than its context.
+    members: [R] int32, requests, those of a group one after the other; what stands behind them is not read.
+    tiles: [T, 2] int32; where in `members` some of one group begin, and how many they are: TILE_MEMBERS at most, 0 for
+        a tile that is not used. Each request that shares something is in exactly one.
+    """
+
+    lens: torch.Tensor
+    members: torch.Tensor
+    tiles: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMetadata:
     """Which tokens of a step belong to whom, and where their requests' K and V lie. R requests, B pages at most.
 
@@ -35,6 +52,7 @@ class AttentionMetadata:
     plans: what an implementation works out from these once and uses again in each layer; empty at first.
     max_query_len, max_context_len: the host's upper bounds of a request's tokens in the step and in the cache; None if
         it knows no better than q and block_tables show. They may exceed the truth, as they do in a graph.
+    shared: for a step in which every request has one token; what it says changes how keys are read, not what is seen.
     """
 
     query_start: torch.Tensor
@@ -44,3 +62,4 @@ class AttentionMetadata:
     plans: dict[Any, Any] = field(default_factory=dict)
     max_query_len: int | None = None
     max_context_len: int | None = None
+    shared: SharedPrefixes | None = None

@@ -4,17 +4,17 @@ Fields that are empty are left out, so that a server-side apply owns exactly wha
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo_common.names import API_GROUP, API_VERSION, DEPLOYMENT_LABEL, FIELD_MANAGER, KIND, SERVER_PORT
 from octavo_operator.api import FieldError, LLMDeployment, ManifestError
 from octavo_operator.api.pod_template import InitContainer, TopologySpreadConstraint
-from octavo_operator.api.spec import Accelerator, EnvVar, Resources
+from octavo_operator.api.spec import Accelerator, Resources, Server
 
 Manifest = dict[str, Any]
 
 MODEL_DIRECTORY: Final = "/octavo/model"
+COMPILE_CACHE_DIRECTORY: Final = "/octavo/compile-cache"
 DEFAULT_STARTUP_SECONDS: Final = 1800
 GRACE_MARGIN_SECONDS: Final = 30
 """Between the end of the drain and SIGKILL: for the processes to end, and for a kubelet that is late."""
@@ -153,6 +153,9 @@ def _pod_spec(deployment: LLMDeployment, image: str) -> Manifest:
     claim = deployment.spec.model.source.persistent_volume_claim
     if claim is not None:
         volumes += [{"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True}}]
+    cache = deployment.spec.server.compile_cache
+    if cache is not None:
+        volumes += [{"name": "compile-cache", "persistentVolumeClaim": {"claimName": cache.claim_name}}]
     constraints = [_spread(each, selector(deployment)) for each in template.topology_spread_constraints]
     return _without_empty(
         {
@@ -187,13 +190,15 @@ def _container(deployment: LLMDeployment, image: str) -> Manifest:
     mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]
     if spec.model.source.persistent_volume_claim is not None:
         mounts += [{"name": "model", "mountPath": MODEL_DIRECTORY, "readOnly": True}]
+    if spec.server.compile_cache is not None:
+        mounts += [{"name": "compile-cache", "mountPath": COMPILE_CACHE_DIRECTORY}]
     return _without_empty(
         {
             "name": "server",
             "image": image,
             "command": ["octavo"],
             "args": server_arguments(deployment, host="0.0.0.0", port=SERVER_PORT),
-            "env": _environment(spec.server.env),
+            "env": _environment(spec.server),
             "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
             "resources": _resources(spec.resources),
             "volumeMounts": mounts + [_plain(each) for each in spec.pod_template.volume_mounts],
@@ -208,11 +213,18 @@ def _container(deployment: LLMDeployment, image: str) -> Manifest:
     )
 
 
-def _environment(variables: Sequence[EnvVar]) -> list[Manifest]:
-    """HOME is where caches go: the root file system is read-only, and the user has no entry that names another."""
-    named = {variable.name for variable in variables}
-    home = [] if "HOME" in named else [{"name": "HOME", "value": "/tmp"}]
-    return home + [_plain(variable) for variable in variables]
+def _environment(server: Server) -> list[Manifest]:
+    """HOME is where caches go: the root file system is read-only, and the user has no entry that names another.
+
+    Compiled kernels are kept elsewhere by Triton's own variable: replicas may share the directory, as it moves each
+    file there when it is complete, under a name that stands for what it was compiled from, and for what device.
+    """
+    ours = {"HOME": "/tmp"}
+    if server.compile_cache is not None:
+        ours["TRITON_CACHE_DIR"] = COMPILE_CACHE_DIRECTORY
+    named = {variable.name for variable in server.env}
+    given = [{"name": name, "value": value} for name, value in ours.items() if name not in named]
+    return given + [_plain(variable) for variable in server.env]
 
 
 def _resources(resources: Resources) -> Manifest:

@@ -10,6 +10,7 @@ import click
 from octavo_cli.options import options_of, validated
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ModelError
+from octavo_server.frontend.engine_child import EngineChild
 from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
@@ -35,9 +36,13 @@ def serve(model: str, **options: Any) -> int:
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="MODEL") from error
     config = validated(ServerConfig, {"model": directory, **options})
-    from octavo_server.frontend.server import run  # imported late: `--help` answers at once
+    engine = EngineChild()  # before the imports, which take as long as some of its own
+    try:
+        from octavo_server.frontend.server import run  # imported late: `--help` answers at once
 
-    return run(config)
+        return run(config, engine=engine)
+    finally:
+        engine.discard()
 
 
 def _directory(model: str) -> Path:

@@ -88,6 +88,11 @@ class EngineConfig(BaseModel):
         None,
         description="name steps for profilers (NVTX); once a file `start` appears here, record the next 50 beside it",
     )
+    compile_cache_dir: Path | None = Field(
+        None,
+        description="directory for compiled GPU kernels, which replicas may share "
+        "[default: TRITON_CACHE_DIR, else ~/.triton/cache]",
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
 
     # What would be ignored is refused. Where that depends on the device that is found, `memory_bill` does it.

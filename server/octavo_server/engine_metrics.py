@@ -37,6 +37,13 @@ class EngineFamilies(Collector):
         self._phases = families.gauge_of(
             "octavo:startup_phase_seconds", "Seconds that a phase of the engine's last start took.", "phase"
         )
+        self._figures = {
+            "weights_bytes": gauge("octavo:startup_weights_bytes", "Weights read at the engine's last start."),
+            "weights_seconds": gauge("octavo:startup_weights_seconds", "Seconds that reading them took."),
+            "kernels": gauge("octavo:startup_kernels", "Kernels made ready at the engine's last start."),
+            "kernels_cached": gauge("octavo:startup_kernels_cached", "Of these, found compiled on disk."),
+            "kernels_seconds": gauge("octavo:startup_kernels_seconds", "Seconds until all of them were ready."),
+        }
         self.restarts = counter("octavo:engine_restarts", "Starts of the engine after its first.")
         self._steps = counter("octavo:steps", "Steps of the engine.")
         self._preemptions = counter(names.METRIC_PREEMPTIONS, "Requests that gave up their pages to others.")
@@ -79,6 +86,8 @@ class EngineFamilies(Collector):
         self._pages["free"].set(ready.num_blocks)
         for phase, seconds in ready.phases.items():
             self._phases(phase).set(seconds)
+        for name, figure in self._figures.items():
+            figure.set(ready.figures.get(name, 0.0))
 
     def state(self, stats: EngineStats | None) -> None:
         """Its state after a step; None when it is gone. There are many steps between two scrapes: those do most."""

@@ -5,6 +5,7 @@ Imports nothing heavy until it has said that it starts.
 
 import ctypes
 import gc
+import importlib
 import logging
 import os
 import select
@@ -141,16 +142,21 @@ class Phases:
 
     def __init__(self, channel: Channel, started: float) -> None:
         self.seconds: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
         self._channel = channel
         self._started = started
         self._current: tuple[str, float] | None = None
 
     def begin(self, name: str) -> None:
-        """The phase before it, if any, has ended."""
+        """The phase before it has ended; the first one began with the process."""
         self.end()
         now = time.monotonic()
-        self._current = (name, now)
+        self._current = (name, now if self.seconds else self._started)
         self._channel.send(ipc.Starting(self._channel.epoch, name, now - self._started))
+
+    def note(self, name: str, value: float) -> None:
+        """A figure of the phase, see `start_engine`."""
+        self.figures[name] = value
 
     def end(self) -> None:
         """Closes the last phase."""
@@ -165,7 +171,14 @@ def main() -> int:
     started = time.monotonic()
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    # Threads that spin while they wait for each other make a step tens of times slower where cores are shared. This is
+    # read once, when torch loads its OpenMP library.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not _stdin_says(select.POLLIN):
+        importlib.import_module("torch")  # while whoever started this has still to begin itself
     line = sys.stdin.buffer.readline()
+    if not line:
+        return 1  # nobody is there any more
     try:
         start = msgspec.json.decode(line, type=StartMessage)
     except msgspec.DecodeError as error:
@@ -188,18 +201,15 @@ def main() -> int:
 def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     phases = Phases(channel, started)
     phases.begin("import")
-    # Threads that spin while they wait for each other make a step tens of times slower where cores are shared. This is
-    # read once, when torch loads its OpenMP library.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from octavo_server.config import EngineConfig
     from octavo_server.engine_start import start_engine
 
-    core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin)
+    core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin, phases.note)
     phases.end()
     core.ring = StepRing(steps_path(start.socket))
     loop = EngineLoop(core, channel)
     signal.signal(signal.SIGTERM, loop.stop)  # until now it ended the process at once, which was right
-    channel.send(_ready(core, channel.epoch, phases.seconds))
+    channel.send(_ready(core, channel.epoch, phases))
     gc.collect()
     gc.freeze()  # what the start made stays: the collector need not go through it again and again
     gc.set_threshold(*GC_THRESHOLDS)
@@ -211,7 +221,7 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     core.close(CLOSE_SECONDS)
 
 
-def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Ready:
+def _ready(core: "EngineCore", epoch: int, phases: Phases) -> ipc.Ready:
     kv_cache = core.scheduler.kv_cache
     return ipc.Ready(
         epoch=epoch,
@@ -219,7 +229,8 @@ def _ready(core: "EngineCore", epoch: int, phases: dict[str, float]) -> ipc.Read
         max_model_len=core.scheduler.limits.max_model_len,
         block_size=kv_cache.block_size,
         num_blocks=kv_cache.pool.num_blocks,
-        phases=phases,
+        phases=phases.seconds,
+        figures=phases.figures,
         max_num_seqs=core.scheduler.limits.max_num_seqs,
         prefix_caching=kv_cache.prefix_caching,
     )
@@ -232,8 +243,13 @@ def _give_up(channel: Channel, message: str) -> int:
 
 def stdin_ended() -> bool:
     """Whether nobody holds the other end of stdin any more. Costs about a microsecond."""
+    return _stdin_says(0)
+
+
+def _stdin_says(event: int) -> bool:
+    """Whether there is a hang-up, or such an event."""
     poll = select.poll()
-    poll.register(0, 0)  # what is asked for beside a hang-up: nothing
+    poll.register(0, event)
     return bool(poll.poll(0))
 
 

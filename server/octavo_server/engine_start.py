@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from octavo_common.memory import (
 )
 from octavo_common.model_config import ModelConfig, read_model_config
 from octavo_common.version import __version__
+from octavo_kernels.ops import has_triton
 from octavo_server.config import DISK_CACHE_GIB, EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
@@ -35,20 +38,27 @@ from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
-from octavo_server.worker.memory import StepBounds, measure, reserve
+from octavo_server.worker.kernel_variants import compile_kernels
+from octavo_server.worker.memory import measure, outside_bytes, reserve, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.shallow import StepBounds
 from octavo_server.worker.step_profiler import StepProfiler
 
 log = logging.getLogger(__name__)
 
 
-def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
-    """Builds the engine and runs it once. Calls `begin_phase` as each phase begins.
+def start_engine(
+    config: EngineConfig, begin_phase: Callable[[str], None], note: Callable[[str, float], None] = lambda *_: None
+) -> EngineCore:
+    """Builds the engine and runs it once. Calls `begin_phase` as each phase begins, `note` with what one was about.
+
+    What is noted: `weights_bytes` read in `weights_seconds`, and beside it, with Triton, `kernels` made ready in
+    `kernels_seconds`, of which `kernels_cached` had been compiled before.
 
     Raises ModelError or ConfigError, whose message says what to change.
     """
     try:
-        return _start(config, begin_phase)
+        return _start(config, begin_phase, note)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the GPU's memory does not suffice: lower --gpu-memory-utilization or --max-num-batched-tokens, "
@@ -56,8 +66,9 @@ def start_engine(config: EngineConfig, begin_phase: Callable[[str], None]) -> En
         ) from error
 
 
-def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCore:
+def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Callable[[str, float], None]) -> EngineCore:
     begin_phase("load weights")
+    _keep_compiled(config.compile_cache_dir)
     device = pick_device(config.device)
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
@@ -67,6 +78,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     plan = _bill(model, limits, None)  # what cannot fit is not read first
     _check_free(plan, free_bytes)
+    bounds = StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
     runner = ModelRunner(
         model,
         device,
@@ -78,16 +90,17 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None]) -> EngineCo
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
         max_num_batched_tokens=limits.max_num_batched_tokens,
     )
-    runner.load(config.model, batch_invariant=config.batch_invariant, random_weights=config.load_format == "random")
-    begin_phase("allocate cache")
-    bounds = StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
-    bill = _bill(model, limits, measure(runner, bounds, plan))
+    outside = outside_bytes(device)
+    _load(runner, config, bounds, note)
+    begin_phase("measure memory")
+    bill = _bill(model, limits, measure(runner, bounds, plan, outside))
     if free_bytes is not None:
         _check_free(bill, torch.cuda.mem_get_info(device)[0], bill.weights_bytes)
     for warning in bill.warnings:
         log.warning("%s", warning)
     log.info("memory:\n%s", bill.table())
     runner.planned_bytes = bill.needed_bytes
+    begin_phase("allocate cache")
     runner.allocate_cache(bill.num_blocks)
     if bill.swap_bytes:
         _add_lower_tiers(runner, config, bill)
@@ -125,6 +138,41 @@ def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
         return model, frozenset(model.eos_token_ids) | frozenset(read_generation_defaults(directory).eos_token_ids)
     except ModelConfigError as error:
         raise ModelError(str(error)) from error
+
+
+def _keep_compiled(directory: Path | None) -> None:
+    """Names the place to Triton, which is not imported yet and knows no other way."""
+    if directory is None:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--compile-cache-dir {directory}: {error.strerror}; give a directory that can be written to"
+        ) from error
+    os.environ["TRITON_CACHE_DIR"] = str(directory)
+
+
+def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: Callable[[str, float], None]) -> None:
+    """Weights, and beside them what steps will launch."""
+
+    def compile_all() -> None:
+        compiled = compile_kernels(runner, bounds)
+        note("kernels", compiled.kernels)
+        note("kernels_cached", compiled.cached)
+        note("kernels_seconds", compiled.seconds)
+
+    meanwhile = compile_all if has_triton(runner.device) else None
+    seconds = runner.load(
+        config.model,
+        batch_invariant=config.batch_invariant,
+        random_weights=config.load_format == "random",
+        meanwhile=meanwhile,
+    )
+    note("weights_bytes", weights_bytes(runner.decoder))
+    note("weights_seconds", seconds)
 
 
 def _window(model: ModelConfig) -> int | None:

@@ -169,7 +169,10 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 
 
 class Starting(msgspec.Struct, frozen=True, tag=True):
-    """A phase of the start begins: "import", "load weights", "allocate cache", "warm up", on a GPU "capture graphs"."""
+    """A phase of the start begins.
+
+    They are "import", "load weights", "measure memory", "allocate cache", "warm up", and on a GPU "capture graphs".
+    """
 
     epoch: int
     phase: str
@@ -185,6 +188,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     block_size: int
     num_blocks: int
     phases: dict[str, float]  # seconds each phase took
+    figures: dict[str, float] = {}  # what `start_engine` noted of them
     max_num_seqs: int = 0
     prefix_caching: bool = False  # whether `page_hashes` are of use
 

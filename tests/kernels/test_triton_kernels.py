@@ -14,6 +14,15 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+INTERPRETED = [
+    "interpreted_attention.py",
+    "interpreted_chunk_tiles.py",
+    "interpreted_shared_prefix.py",
+    "interpreted_rows.py",
+    "interpreted_step_inputs.py",
+    "interpreted_sampling.py",
+    "interpreted_engine.py",
+]
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
@@ -27,16 +36,7 @@ def run_tests(file: str, interpret: bool) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    "file",
-    [
-        "interpreted_attention.py",
-        "interpreted_rows.py",
-        "interpreted_step_inputs.py",
-        "interpreted_sampling.py",
-        "interpreted_engine.py",
-    ],
-)
+@pytest.mark.parametrize("file", INTERPRETED)
 def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
     run_tests(file, interpret=True)
 
@@ -44,3 +44,8 @@ def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
 @needs_triton
 def test_the_kernels_compile_for_hopper() -> None:
     run_tests("compiled.py", interpret=False)
+
+
+@needs_triton
+def test_kernels_are_compiled_before_they_are_launched() -> None:
+    run_tests("compiled_ahead.py", interpret=False)

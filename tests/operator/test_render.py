@@ -225,6 +225,18 @@ def test_variables_are_passed_on_and_home_may_be_another() -> None:
     assert container(server={"env": variables})["env"] == variables
 
 
+def test_compiled_kernels_are_kept_on_the_claim_that_is_named() -> None:
+    assert all(variable["name"] != "TRITON_CACHE_DIR" for variable in container()["env"])
+    spec = pod(server={"compileCache": {"claimName": "kernels"}})
+    assert {"name": "compile-cache", "persistentVolumeClaim": {"claimName": "kernels"}} in spec["volumes"]
+    (server,) = spec["containers"]
+    assert {"name": "compile-cache", "mountPath": "/octavo/compile-cache"} in server["volumeMounts"]
+    assert {"name": "TRITON_CACHE_DIR", "value": "/octavo/compile-cache"} in server["env"]
+    assert server["securityContext"]["readOnlyRootFilesystem"] is True
+    elsewhere = {"name": "TRITON_CACHE_DIR", "value": "/octavo/compile-cache/a"}
+    assert elsewhere in container(server={"compileCache": {"claimName": "kernels"}, "env": [elsewhere]})["env"]
+
+
 def test_roll_outs_follow_the_spec() -> None:
     made = deployment(rollout={"maxSurge": 2, "maxUnavailable": 0})["spec"]
     assert made["strategy"]["rollingUpdate"] == {"maxSurge": 2, "maxUnavailable": 0}

@@ -38,10 +38,17 @@ def engine(model: Path) -> Iterator[EngineProcess]:
 
 def test_the_start_is_told_phase_by_phase_and_ends_with_ready(engine: EngineProcess) -> None:
     starting = [message for message in engine.inbox if isinstance(message, Starting)]
-    assert [message.phase for message in starting] == ["import", "load weights", "allocate cache", "warm up"]
+    assert [message.phase for message in starting] == [
+        "import",
+        "load weights",
+        "measure memory",
+        "allocate cache",
+        "warm up",
+    ]
     assert [message.seconds for message in starting] == sorted(message.seconds for message in starting)
     ready = next(message for message in engine.inbox if isinstance(message, Ready))
     assert list(ready.phases) == [message.phase for message in starting]
+    assert ready.figures["weights_bytes"] > 0 and ready.figures["weights_seconds"] > 0
     assert (ready.version, ready.max_model_len, ready.block_size) == (ipc.PROTOCOL_VERSION, 512, 16)
     assert ready.num_blocks == 256 * 512 // 16
 

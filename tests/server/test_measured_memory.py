@@ -16,8 +16,9 @@ from octavo_server.errors import ConfigError
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker import memory
 from octavo_server.worker.input_batch import ScheduledRow
-from octavo_server.worker.memory import StepBounds, measure, weights_bytes, worst_steps
+from octavo_server.worker.memory import measure, weights_bytes, worst_steps
 from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.shallow import StepBounds
 from tiny_models import config_json, random_decoder, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def plan(config: dict[str, Any]) -> MemoryBill:
 def run_the_largest_step_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes, but for the sampling, which takes the longest."""
     monkeypatch.setattr(memory, "_CPU_OPERATIONS", 1e12)
-    monkeypatch.setattr(memory, "_FULL_SAMPLING", SamplingParams(temperature=0.0))
+    monkeypatch.setattr(memory, "FULL_SAMPLING", SamplingParams(temperature=0.0))
 
 
 def tokens(rows: list[ScheduledRow]) -> int:

@@ -1,5 +1,7 @@
 """Who gets on when there is not enough for all: fair shares, turns, priorities, deadlines, and pages."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine_fakes import VOCAB, FakeEngine, alone
@@ -343,3 +345,47 @@ def test_tenants_with_salts_of_their_own_share_nothing() -> None:
         engine.add(f"r{salt!r}", prompt(20), max_tokens=2, salt=salt)
         engine.run()
     assert engine.core.stats().prefix_hits == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_all_that_hit_what_a_step_computes_join_in_that_very_step(overlap: bool) -> None:
+    """More of them than a step looks at at a time. The others take only what the first one leaves them to compute."""
+    engine = FakeEngine(
+        prefix_caching=True, max_num_seqs=64, max_num_batched_tokens=200, num_blocks=200, overlap=overlap
+    )
+    shared = prompt(16)
+    prompts = {f"r{index}": [*shared, *prompt(1 + index % 4, 7 + index)] for index in range(40)}
+    for name, tokens in prompts.items():
+        engine.add(name, tokens, max_tokens=5)
+    first = engine.step().num_scheduled_tokens
+    assert first == {name: len(tokens) - 16 * (name != "r0") for name, tokens in prompts.items()}
+    engine.run()
+    assert engine.outputs == {name: alone(tokens, 5) for name, tokens in prompts.items()}
+
+
+def test_those_that_hit_what_a_step_computes_join_as_far_as_its_budget_goes_and_the_others_in_the_next() -> None:
+    engine = FakeEngine(prefix_caching=True, max_num_seqs=64, max_num_batched_tokens=50, num_blocks=200)
+    shared = prompt(30)  # seven full pages of 4
+    prompts = {f"r{index}": [*shared, 40, index] for index in range(12)}
+    for name, tokens in prompts.items():
+        engine.add(name, tokens, max_tokens=5)
+    first, second = engine.step().num_scheduled_tokens, engine.step().num_scheduled_tokens
+    assert list(first.values()) == [32, 4, 4, 4, 4, 2]
+    assert second == {**dict.fromkeys(list(prompts)[:5], 1), "r5": 2, **dict.fromkeys(list(prompts)[6:], 4)}
+    engine.run()
+    assert engine.outputs == {name: alone(tokens, 5) for name, tokens in prompts.items()}
+
+
+def test_one_that_does_not_fit_is_passed_once_by_each_that_joins_in_one_step() -> None:
+    """Two join by what was known of them, two more because these found most of their tokens in the cache."""
+    engine = FakeEngine(prefix_caching=True, max_num_batched_tokens=61, num_blocks=28)
+    engine.add("old", prompt(60, 9), max_tokens=4)
+    engine.step()
+    engine.scheduler.limits = replace(engine.scheduler.limits, max_num_batched_tokens=25)
+    engine.add("large", prompt(61, 13), max_tokens=1)
+    for index in range(6):
+        engine.add(f"r{index}", [*prompt(16), 50, index], max_tokens=1)
+    assert engine.step().num_scheduled_tokens == {"old": 1, "r0": 18, "r1": 2, "r2": 2, "r3": 2}
+    assert engine.scheduler.requests["large"].tokens_passed_by == 4 * 18
+    engine.run()
+    assert len(engine.outputs) == 8 and engine.scheduler.counts["preemptions"] == 0

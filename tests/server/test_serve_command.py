@@ -22,10 +22,18 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     """What the server would have been started with."""
     configs: list[ServerConfig] = []
 
-    def run(config: ServerConfig) -> int:
+    class Engine:
+        """Nothing is started."""
+
+        def discard(self) -> None:
+            """There is nothing to end."""
+
+    def run(config: ServerConfig, *, engine: Engine) -> int:
+        assert isinstance(engine, Engine)
         configs.append(config)
         return 0
 
+    monkeypatch.setattr("octavo_cli.serve.EngineChild", Engine)
     monkeypatch.setattr("octavo_server.frontend.server.run", run)
     return configs
 

@@ -87,7 +87,8 @@ def metrics(clock: Clock, tmp_path: Path) -> ServerMetrics:
     return made
 
 
-READY = Ready(1, 1, MODEL_LEN, 16, 64, {"import": 2.5}, prefix_caching=True)
+NOTED = {"weights_bytes": 16e9, "weights_seconds": 1.5, "kernels": 20.0, "kernels_cached": 5.0, "kernels_seconds": 2.0}
+READY = Ready(1, 1, MODEL_LEN, 16, 64, {"import": 2.5}, NOTED, prefix_caching=True)
 
 
 def value(metrics: ServerMetrics, name: str, **labels: str) -> float:
@@ -276,6 +277,7 @@ def test_counters_grow_over_restarts_of_the_engine(metrics: ServerMetrics) -> No
     metrics.engine_ready(READY)
     assert value(metrics, "octavo:engine_restarts_total") == 1
     assert value(metrics, "octavo:startup_phase_seconds", phase="import") == 2.5
+    assert {name: value(metrics, f"octavo:startup_{name}") for name in NOTED} == NOTED
 
 
 def test_hits_are_told_by_where_they_were_found(metrics: ServerMetrics) -> None:

@@ -25,6 +25,7 @@ from octavo_server.worker.graph_ladder import (
     decode_ladder,
     mixed_ladder,
     most_tokens,
+    sharing_ladder,
 )
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow
@@ -57,6 +58,18 @@ def test_the_decode_ladder_rises_to_the_largest_and_fills_up_few_rows(largest: i
     for rows in range(1, largest + 1):
         size = min(size for size in sizes if size >= rows)
         assert size - rows <= (7 if rows <= 256 else 31) and (rows > 4 or size <= 2 * rows)
+
+
+@pytest.mark.parametrize("largest", [1, 7, 8, 9, 60, 100, 256, 512])
+def test_the_ladder_for_shared_prefixes_fills_up_at_most_half_as_many_rows_again(largest: int) -> None:
+    shapes = sharing_ladder(largest)
+    assert shapes == sorted(set(shapes)) and all(shape[:1] * 2 + (True, True) == shape for shape in shapes)
+    assert not shapes if largest < 8 else shapes[-1].rows == largest
+    first, rest = capture_order(0, largest, shares=True)
+    assert [shape for shape in first if shape.shares] == shapes[-1:]
+    assert [shape for shape in rest if shape.shares] == shapes[:-1] == rest[: len(shapes) - 1]
+    for rows in range(8, largest + 1):
+        assert min(shape.rows for shape in shapes if shape.rows >= rows) <= max(16, 1.5 * rows)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 100, 512])
@@ -411,7 +424,7 @@ def test_a_capture_that_fails_beside_requests_leaves_the_graphs_that_are_there(
     made.decoder = random_decoder(CONFIG, seed=3)
     made.allocate_cache(4)
     made.capture_first_graphs(16)
-    assert recorder.recorded == len(capture_order(0, 30)[0])
+    assert recorder.recorded == len(capture_order(0, 30, shares=True)[0])
 
     def broken(_run: object) -> Any:
         raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -438,7 +451,7 @@ def test_host_memory_and_graphs_take_turns_in_idle_moments() -> None:
     assert made.idle() and recorder.recorded == before + 1
     while made.idle():
         pass
-    assert recorder.recorded == len(decode_ladder(60))
+    assert recorder.recorded == len(decode_ladder(60)) + len(sharing_ladder(60))
 
 
 def test_the_bill_has_room_for_the_pool_and_for_every_graph() -> None:
@@ -451,7 +464,7 @@ def test_the_bill_has_room_for_the_pool_and_for_every_graph() -> None:
     def used() -> int:
         return 5000 + (100 if recorder.recorded else 0) + 7 * max(0, recorder.recorded - 1)
 
-    assert graph_bytes(made, 64, used) == 100 + 7 * (len(decode_ladder(40)) - 1)
+    assert graph_bytes(made, 64, used) == 100 + 7 * (len(decode_ladder(40)) + len(sharing_ladder(40)) - 1)
     made.drop_cache()
     assert made.graphs is None and recorder.runs == []
     assert graph_bytes(runner(None), 64, used) == 0

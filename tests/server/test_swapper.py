@@ -228,7 +228,7 @@ def test_a_system_without_memory_left_gives_the_slots_that_it_has(
     def refuse(_num_bytes: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(host_memory, "_reserve", refuse)
+    monkeypatch.setattr(host_memory, "map_memory", refuse)
     assert not swapper.grow()
     assert [event.count for event in swapper.poll()] == [4]
     assert "4 of 10 slots" in caplog.text

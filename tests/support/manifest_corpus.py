@@ -55,6 +55,7 @@ server:
   args: [--max-num-seqs, '64']
   maxModelLength: 8192
   dtype: BFloat16
+  compileCache: {claimName: kernels.2}
   env: [{name: A, value: ''}, {name: B}, {name: C, valueFrom: {secretKeyRef: {name: s, key: k, optional: true}}}]
 """),
     ),
@@ -124,6 +125,7 @@ BAD = [
     Case("fewer than none", with_source("replicas: -1"), "spec.replicas"),
     Case("too many", with_source("replicas: 1001"), "spec.replicas"),
     Case("true for a number", with_source("replicas: true"), "spec.replicas"),
+    Case("a cache nowhere", with_source("server: {compileCache: {}}"), "spec.server.compileCache.claimName"),
     Case("a number for text", with_source("server: {env: [{name: A, value: 1}]}"), "spec.server.env[0].value"),
     Case("text for true", with_source("suspend: 'yes'"), "spec.suspend"),
     Case("a list for a mapping", with_source("server: []"), "spec.server"),

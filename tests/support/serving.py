@@ -163,8 +163,8 @@ def main(kind: str, values: str) -> int:
     from octavo_server.config import ServerConfig
     from octavo_server.errors import OctavoError
     from octavo_server.frontend import client, start_watch
+    from octavo_server.frontend.engine_child import ENGINE_COMMAND
     from octavo_server.frontend.server import run
-    from octavo_server.frontend.supervisor import ENGINE_COMMAND
 
     if limit := os.environ.get("HANG_SECONDS"):
         client.HANG_SECONDS = float(limit)  # type: ignore[misc]  # so that no test waits for the real one

@@ -39,7 +39,9 @@ class LocalObjectReference(ApiModel):
 class Volume(PreservedModel):
     """A volume as in a Pod, passed on as given; only its name is checked here."""
 
-    name: DNSLabel = Field(description="Name that volumeMounts refer to; tmp and model are the operator's.")
+    name: DNSLabel = Field(
+        description="Name that volumeMounts refer to; tmp, model and compile-cache are the operator's."
+    )
 
 
 class VolumeMount(ApiModel):

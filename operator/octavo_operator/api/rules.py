@@ -14,7 +14,7 @@ FLAGS_OF_THE_OPERATOR: Final = (
     r"^(--(served-model-name|host|port|admin-port|max-model-len|dtype|drain-seconds|api-key|help)(=|$)|-h)"
 )
 LABELS_OF_THE_OPERATOR: Final = r"^(octavo[.]dev/.*|app[.]kubernetes[.]io/(name|instance|component|managed-by))$"
-VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model")
+VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model", "compile-cache")
 MOUNTS_OF_THE_OPERATOR: Final = r"^/(tmp|octavo)(/|$)"
 
 LLM_DEPLOYMENT: Final = (
@@ -116,8 +116,8 @@ POD_TEMPLATE: Final = (
         field="labels",
     ),
     Rule(
-        cel="!has(self.volumes) || !self.volumes.exists(volume, volume.name in ['tmp', 'model'])",
-        message="the volume names tmp and model are the operator's",
+        cel="!has(self.volumes) || !self.volumes.exists(volume, volume.name in ['tmp', 'model', 'compile-cache'])",
+        message="the volume names tmp, model and compile-cache are the operator's",
         holds=lambda t: not any(volume.name in VOLUMES_OF_THE_OPERATOR for volume in t.volumes),
         field="volumes",
     ),

@@ -109,6 +109,15 @@ class EnvVar(ApiModel):
     value_from: EnvVarSource | None = Field(None, description="Where its value is read from, instead of value.")
 
 
+class CompileCache(ApiModel):
+    """Where compiled GPU kernels are kept."""
+
+    claim_name: DNSSubdomain = Field(
+        description="PersistentVolumeClaim in the same namespace, that every replica can write to.",
+        examples=["octavo-kernels"],
+    )
+
+
 class Server(ApiModel):
     """The inference server's container."""
 
@@ -138,6 +147,9 @@ class Server(ApiModel):
     )
     dtype: Literal["Auto", "Float32", "Float16", "BFloat16"] = Field(
         "Auto", description="Number format of weights and KV cache. Auto: the model's own on a GPU, Float32 on a CPU."
+    )
+    compile_cache: CompileCache | None = Field(
+        None, description="Where compiled GPU kernels outlive a pod; when left out, each pod compiles its own."
     )
 
 

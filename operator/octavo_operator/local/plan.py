@@ -125,6 +125,7 @@ def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
         f"spec.podTemplate.{_alias(spec.pod_template, name)}" for name in sorted(spec.pod_template.model_fields_set)
     ]
     given += ["spec.server.image"] if spec.server.image is not None else []
+    given += ["spec.server.compileCache"] if spec.server.compile_cache is not None else []
     given += ["spec.rollout"] if "rollout" in spec.model_fields_set else []
     if given:
         yield f"{', '.join(given)}: no effect without a cluster"

@@ -137,8 +137,8 @@ class Scheduler:
         batch = _Batch(output, self.limits.max_num_batched_tokens)
         self._schedule_decodes(batch)
         left = batch.budget
-        if left > 0 and (batch.prefills or self.waiting):
-            self._schedule_prefills(batch)
+        while batch.budget > 0 and (batch.prefills or self.waiting) and self._schedule_prefills(batch):
+            self._hits.clear()  # what those who joined compute may be hit by others, in this very step
         self.num_prefill_tokens = max(0, left - batch.budget)
         for request in batch.unserved:  # what prefills left, as long as nobody has to give way for it
             if batch.budget > 0 and request.status is RequestStatus.RUNNING:
@@ -263,9 +263,11 @@ class Scheduler:
         batch.output.preempted_ids.append(victim.request_id)
         self._enqueue(victim)
 
-    def _schedule_prefills(self, batch: _Batch) -> None:
-        """Shares what is left of the budget between the prefills under way and the requests that can join."""
-        claims = {r: r.num_tokens_to_compute for r in batch.prefills if r.status is RequestStatus.RUNNING}
+    def _schedule_prefills(self, batch: _Batch) -> bool:
+        """Shares what is left of the budget between prefills without a part and requests that can join; if any did."""
+        given, prefills, joined = batch.requests, batch.prefills, len(batch.output.new_requests)
+        unserved = [r for r in prefills if r.request_id not in given]
+        claims = {r: r.num_tokens_to_compute for r in unserved if r.status is RequestStatus.RUNNING}
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
             claims |= self._candidates(batch)
         shares, followers = _fair_shares(claims, batch.budget), dict[Request, int]()
@@ -274,13 +276,13 @@ class Scheduler:
             shares = _fair_shares({r: count for r, count in claims.items() if r not in followers}, batch.budget)
         for request, share in shares.items():
             if request.status is RequestStatus.RUNNING:
-                self._put_with_pages(request, share, batch)
-        leaders = [r for r in batch.prefills if r.request_id in batch.requests]
-        coming = {self._next_page(r, r.num_computed_tokens): r.key for r in reversed(leaders)}
+                self._put_with_pages(request, share, batch, preempt=not joined)
+        coming = {self._next_page(r, r.num_computed_tokens): r.key for r in reversed(prefills) if r.request_id in given}
         for request in (*shares, *followers):
             share = min(shares.get(request) or followers[request], batch.budget)
             if share and request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
                 self._join(request, share, coming, batch)
+        return len(batch.output.new_requests) > joined
 
     def _followers(self, shares: dict[Request, int], claims: dict[Request, int]) -> dict[Request, int]:
         """Waiting requests that share what one before them computes next, and still would behind its share.
@@ -309,7 +311,7 @@ class Scheduler:
         to_come = sum(self.kv_cache.blocks_needed(request, request.num_tokens + 1) for request in batch.prefills)
         watermark = int(WATERMARK * self.kv_cache.pool.num_blocks)
         kept = to_come + max(watermark, len(self.running) - len(batch.prefills))
-        batch.room = self.kv_cache.pool.num_free - kept
+        batch.room, batch.blocked = self.kv_cache.pool.num_free - kept, []
         if batch.room <= 0 and self.running:
             return found
         looked_at, seats = 0, self.limits.max_num_seqs - len(self.running)
@@ -383,6 +385,7 @@ class Scheduler:
             )
         )
         batch.put(request, count)
+        batch.prefills.append(request)
         coming.setdefault(self._next_page(request, request.num_computed_tokens), request.key)
 
     def _update_prompt(self, request: Request, row: SampledRow) -> list[RequestOutput]:

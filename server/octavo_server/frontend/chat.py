@@ -81,16 +81,16 @@ class Chat:
         """
         begun: set[int] = set()
         async for changes in self._generation.deltas():
+            complete = self._generation.is_complete  # before anything waits, and more may come
             if self._only_text and len(changes) == 1:
                 frames = self._frames(changes, begun)
             else:
                 weight = sum(delta.num_logprobs for _, delta in changes)
                 frames = await self._state.render(weight, partial(self._frames, changes, begun))
+            if complete:
+                frames += self._closing()
             if frames:
                 yield frames
-        if self._request.include_usage:
-            yield frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage()))
-        yield DONE
 
     def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
         with_ids = bool(self._request.return_token_ids)
@@ -129,6 +129,12 @@ class Chat:
             else:
                 frames += map(frame, self._chunks(answer, delta))
         return b"".join(frames)
+
+    def _closing(self) -> bytes:
+        """What follows the last choice's end."""
+        if not self._request.include_usage:
+            return DONE
+        return frame(ChatChunk(self._id, self._created, self._name, [], usage=self._generation.usage())) + DONE
 
     def _text_frame(self, index: int, text: str) -> bytes:
         """The event of a choice that only goes on; the same bytes as by the long way."""

@@ -197,12 +197,24 @@ class EngineClient:
             return
         self.ready, self.phase = message, "ready"
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in message.phases.items())
+        if message.figures:
+            log.info("engine: %s", _told(message.figures))
         log.info("engine: ready for contexts of %d tokens (%s)", message.max_model_len, phases)
         self._on_ready(message)
 
     def _fail(self, message: str) -> None:
         self.failure = message
         self._failed.set()
+
+
+def _told(figures: dict[str, float]) -> str:
+    """What was noted at the start, for people."""
+    size, seconds = figures["weights_bytes"] / 1e9, figures["weights_seconds"]
+    told = f"{size:.1f} GB of weights read in {seconds:.1f} s ({size / max(seconds, 1e-9):.1f} GB/s)"
+    if "kernels" in figures:
+        told += f", {figures['kernels']:.0f} kernels made ready in {figures['kernels_seconds']:.1f} s"
+        told += f" ({figures['kernels_cached']:.0f} of them compiled before)"
+    return told
 
 
 def _decode(frame: bytes) -> ipc.EngineMessage | None:

@@ -72,16 +72,16 @@ class Completions:
         """
         begun: set[int] = set()
         async for changes in self._generation.deltas():
+            complete = self._generation.is_complete  # before anything waits, and more may come
             if self._only_text and len(changes) == 1:
                 frames = self._frames(changes, begun)
             else:
                 weight = sum(delta.num_logprobs for _, delta in changes)
                 frames = await self._state.render(weight, partial(self._frames, changes, begun))
+            if complete:
+                frames += self._closing()
             if frames:
                 yield frames
-        if self._request.include_usage:
-            yield frame(self._completion([], usage=True))
-        yield DONE
 
     def _whole(self, wholes: Sequence[tuple[Answer, Delta]]) -> Completion:
         choices = [self._choice(answer, whole, opening=True) for answer, whole in wholes]
@@ -100,6 +100,10 @@ class Completions:
             if part.text or part.finish_reason or (delta.token_ids and asked_for):
                 frames.append(frame(self._completion([part])))
         return b"".join(frames)
+
+    def _closing(self) -> bytes:
+        """What follows the last choice's end."""
+        return frame(self._completion([], usage=True)) + DONE if self._request.include_usage else DONE
 
     def _text_frame(self, index: int, text: str) -> bytes:
         """The event of a choice that only goes on; the same bytes as by the long way."""

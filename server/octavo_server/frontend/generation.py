@@ -1,7 +1,7 @@
 """The choices of one HTTP request, from its prompts to the last token."""
 
 import contextlib
-import uuid
+import secrets
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -94,7 +94,7 @@ class Generation:
         self._request = request
         self._prompts = prompts
         self._caller = caller
-        self.id = uuid.uuid4().hex
+        self.id = secrets.token_hex(16)
         check_parameters(request, self.model, prompts)
         bad_words = encode_bad_words(self.model, request)
         self._epoch = state.client.epoch
@@ -122,6 +122,11 @@ class Generation:
         finally:
             for answer in self.answers:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all choices have ended: right behind what `deltas` gave out, whether that was the last of it."""
+        return all(answer.finished for answer in self.answers)
 
     async def whole(self) -> list[Delta]:
         """The choices in their order, once all have ended.

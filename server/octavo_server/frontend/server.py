@@ -20,10 +20,11 @@ import uvloop
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.app import create_app
+from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.http import HttpServer, http_server
 from octavo_server.frontend.model import load_model
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.supervisor import ENGINE_COMMAND, Supervisor
+from octavo_server.frontend.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -34,31 +35,36 @@ GC_THRESHOLDS: Final = (10_000, 20, 100)
 _FLUSH_SECONDS: Final = 2  # for answers that are complete but not sent
 
 
-def run(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
+def run(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND, engine: EngineChild | None = None) -> int:
     """Serve until a signal ends it; returns the exit status.
+
+    engine: one that was started early, with that command.
 
     Raises:
         OctavoError: the address is taken, the model cannot be served, or the engine died for good.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     with _listen(config) as listener:
-        return uvloop.run(_Server(config, listener, engine_command).run())
+        return uvloop.run(_Server(config, listener, engine_command, engine).run())
 
 
 class _Server:
     """The parts of a running server."""
 
-    def __init__(self, config: ServerConfig, listener: socket.socket, engine_command: Sequence[str]) -> None:
+    def __init__(
+        self, config: ServerConfig, listener: socket.socket, engine_command: Sequence[str], engine: EngineChild | None
+    ) -> None:
         self._config = config
         self._listener = listener
         self._engine_command = engine_command
+        self._engine = engine
         self._grace_seconds = QUICK_GRACE_SECONDS
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
 
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
         self._take_signals()
-        self._supervisor = Supervisor(state.client, self._config, command=self._engine_command)
+        self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
         http = http_server(create_app(state), log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         engine = asyncio.create_task(self._supervisor.run(), name="engine")

@@ -123,11 +123,12 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         # The framework had to see the beginning; the rest, which comes token by token, takes the short way.
         send_body: Send = scope.get("state", {}).get("send", send)
-        await send_body(_body(self._first))
-        last = b""
+        last, data = b"", self._first
         try:
-            async for data in self._events:
+            while not data.endswith(DONE):
                 await send_body(_body(data))
+                data = await anext(self._events)
+            last = data  # with the answer's end, as one write
         except EngineError as error:  # it becomes the last event: the status has long been sent
             last = frame(ErrorBody(engine_error(error)))
         except Exception:

@@ -1,9 +1,8 @@
 """Starts the engine process, watches it, and starts it again when it dies. One that hangs is killed.
 
-The engine is `python -m octavo_server.engine_process`. Its start message is one line of JSON on stdin, `{"config":
+Its start message is one line of JSON on stdin, `{"config":
 EngineConfig, "socket": path, "epoch": integer, "log_level": text}`; it connects to the socket, which is bound before
-it is started. It runs in a session of its own, so that Ctrl-C reaches the API process alone, which then ends it in
-order; should the API process be killed, the kernel and the engine's own look at its parent end it.
+it is told. Should the API process be killed, the kernel and the engine's own look at its parent end it.
 """
 
 import asyncio
@@ -11,7 +10,6 @@ import json
 import logging
 import secrets
 import signal
-import sys
 import tempfile
 import time
 from collections import deque
@@ -23,6 +21,7 @@ from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.crash_report import Crash, keep_report
+from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.start_watch import StartWatch
 from octavo_server.step_ring import read_steps, steps_path
 
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 RESTARTS: Final = 3
 RESTARTS_WITHIN_SECONDS: Final = 300.0
 LOOK_SECONDS: Final = 1.0
-ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine_process")
 
 
 class Supervisor:
@@ -43,13 +41,16 @@ class Supervisor:
         config: ServerConfig,
         *,
         command: Sequence[str] = ENGINE_COMMAND,
+        first: EngineChild | None = None,
     ) -> None:
+        """first: an engine that is there already, and has been told nothing yet."""
         self._client = client
         self._config = config
         self._engine_config = config.engine()
         self._command = tuple(command)
+        self._first = first
         self._deaths: deque[float] = deque()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: EngineChild | None = None
         self._crash: Crash | None = None
         self._stopping = False
 
@@ -78,7 +79,7 @@ class Supervisor:
         """End the engine: asked first, killed after `grace_seconds`."""
         self._stopping = True
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None or process.has_ended:
             return
         if self._client.ready is not None:
             self._client.shut_down()
@@ -101,10 +102,7 @@ class Supervisor:
             "epoch": epoch,
             "log_level": self._config.log_level,
         }
-        # The engine's stdout is our stderr: stdout belongs to the line that says where we listen.
-        process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, stdout=sys.stderr, start_new_session=True
-        )
+        process, self._first = self._first or EngineChild(self._command), None
         self._process = process
         self._crash = None
         started = time.monotonic()
@@ -118,11 +116,9 @@ class Supervisor:
                 self._crash = self._examine(ended, process.pid, time.monotonic() - started, socket)
             return ended
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            process.discard()
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> str:
+    async def _watch(self, process: EngineChild) -> str:
         """Until the process has ended; returns how. One that is silent for too long is killed."""
         ended, hung = asyncio.create_task(process.wait(), name="end of the engine"), False
         start = StartWatch(process.pid)
@@ -172,13 +168,10 @@ class Supervisor:
         log.error("%s; starting it again (%d of %d)", reason, len(self._deaths), RESTARTS)
 
 
-async def _write_line(process: asyncio.subprocess.Process, line: str) -> None:
-    if process.stdin is None:
-        raise EngineError("the engine was started without stdin")
+async def _write_line(process: EngineChild, line: str) -> None:
     try:
-        process.stdin.write(line.encode() + b"\n")
-        await process.stdin.drain()
-    except (BrokenPipeError, ConnectionResetError):
+        await process.tell(line.encode() + b"\n")
+    except OSError:
         log.debug("the engine ended before it read its start message")
 
 

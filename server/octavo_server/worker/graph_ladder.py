@@ -16,11 +16,15 @@ _ROW_BOUNDS: Final = (8, 64, 256)
 
 
 class GraphShape(NamedTuple):
-    """Tokens and requests that a graph has room for. is_decode: each request has one token, and samples."""
+    """Tokens and requests that a graph has room for.
+
+    is_decode: each request has one token, and samples. shares: a decode graph that reads shared prefixes once.
+    """
 
     tokens: int
     rows: int
     is_decode: bool
+    shares: bool = False
 
 
 def most_tokens(max_num_batched_tokens: int, num_parameters: int) -> int:
@@ -36,6 +40,12 @@ def decode_ladder(largest: int) -> list[int]:
     return [*(size for size in sizes if size < largest), largest]
 
 
+def sharing_ladder(largest: int) -> list[GraphShape]:
+    """Of decode graphs that read shared prefixes once: 8, 16, 24, 32, 48, 64, 96 and so on rows, and the largest."""
+    sizes = {8, largest, *(rung << power for power in range(3, largest.bit_length()) for rung in (1, 3))}
+    return [GraphShape(size, size, True, True) for size in sorted(sizes) if 8 <= size <= largest]
+
+
 def mixed_ladder(tokens: int, rows: int) -> list[GraphShape]:
     """Up to so many tokens and rows: 32, 64, multiples of 128 up to 1024, then of 256, and `tokens` itself."""
     sizes = [32, 64, *range(_TILE, 1024, _TILE), *range(1024, tokens, 2 * _TILE), tokens]
@@ -46,21 +56,24 @@ def mixed_ladder(tokens: int, rows: int) -> list[GraphShape]:
     ]
 
 
-def capture_order(tokens: int, rows: int) -> tuple[list[GraphShape], list[GraphShape]]:
+def capture_order(tokens: int, rows: int, *, shares: bool = False) -> tuple[list[GraphShape], list[GraphShape]]:
     """All shapes in two parts: what a start waits for, and what is left for later. tokens 0: no mixed steps.
 
+    shares: some read shared prefixes once. The largest of these belongs to the first part: it compiles their kernels.
     The largest first: its memory is the pool, in which the others find room. Then the powers of two, so that from the
     start no batch is filled up to more than twice its size, or to the largest; of mixed steps from 128 tokens on, each
     with the most rows that it can have.
     """
     mixed = mixed_ladder(tokens, rows)[::-1]
     decode = [GraphShape(size, size, True) for size in decode_ladder(rows)]
+    sharing = sharing_ladder(rows) if shares else []
     first = [
         *(shape for shape in mixed if shape.rows == min(shape.tokens, rows) and _waits(shape.tokens, tokens)),
         decode[-1],
         *(shape for shape in decode[:-1] if _is_power_of_two(shape.rows)),
+        *sharing[-1:],
     ]
-    return first, [shape for shape in (*mixed[::-1], *decode) if shape not in first]
+    return first, [shape for shape in (*sharing, *mixed[::-1], *decode) if shape not in first]
 
 
 def _waits(size: int, largest: int) -> bool:

@@ -33,7 +33,7 @@ class HostMemory:
         self._rows: list[torch.Tensor] = []
         self._pinned: list[int] = []  # addresses
         # Memory that is given back while it is registered spoils what is allocated in its place later.
-        weakref.finalize(self, _unpin, self._pinned).atexit = False
+        weakref.finalize(self, unpin, self._pinned).atexit = False
 
     def grow(self) -> int:
         """Reserves the next chunk; the number of slots that it adds, 0 if all are there or the system gives no more."""
@@ -41,10 +41,10 @@ class HostMemory:
         if count <= 0:
             return 0
         try:
-            chunk = _reserve(count * self.page_bytes)
+            chunk = map_memory(count * self.page_bytes)
             rows = torch.frombuffer(chunk, dtype=self._word).view(count, -1)
             if self._device.type == "cuda":
-                _pin(rows, self._device)
+                pin(rows, self._device)
                 self._pinned.append(rows.data_ptr())
         except (OSError, RuntimeError) as error:
             _log.warning("host memory for pages ends at %d of %d slots: %s", self.ready, self.num_slots, error)
@@ -79,13 +79,14 @@ class HostMemory:
 
     def close(self) -> None:
         """Gives the memory back. No copy may be under way."""
-        _unpin(self._pinned)
+        unpin(self._pinned)
         self._rows.clear()
         self._chunks.clear()
         self.num_slots = self.ready = 0
 
 
-def _reserve(num_bytes: int) -> mmap.mmap:
+def map_memory(num_bytes: int) -> mmap.mmap:
+    """Memory of its own, which goes back to the system as a whole. Raises OSError if there is not so much."""
     chunk = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # a fork would copy what the device writes to
         if hasattr(mmap, advice):
@@ -98,13 +99,14 @@ def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def _unpin(addresses: list[int]) -> None:
+def unpin(addresses: list[int]) -> None:
+    """Takes all of them out of the list, and from the driver."""
     while addresses:
         _cudart().cudaHostUnregister(addresses.pop())
 
 
-def _pin(rows: torch.Tensor, device: torch.device) -> None:
-    """Raises RuntimeError if the driver refuses."""
+def pin(rows: torch.Tensor, device: torch.device) -> None:
+    """Registers the tensor's memory with the driver. Raises RuntimeError if that refuses."""
     code = _cudart().cudaHostRegister(rows.data_ptr(), rows.numel() * rows.element_size(), 0)
     if int(code) == 0:
         return

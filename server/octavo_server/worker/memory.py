@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +15,18 @@ from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker import swapper
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.logprobs import rows_per_chunk
 from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.shallow import StepBounds, shallow_runner
 
 log = logging.getLogger(__name__)
 
 _CUDA_SEGMENT_BYTES: Final = 2 * 2**20  # what torch's allocator rounds large pieces up to
 _TRIED_GRAPHS: Final = 6
+_LAYERS: Final = 3  # of each window, of a model in which they have nothing to leave to each other
 _CPU_OPERATIONS: Final = 5e8  # some tenths of a second, whatever the CPU
 # All that a request can ask for at once. Its top-k keeps more than anybody asks for: a sort of the whole vocabulary.
-_FULL_SAMPLING: Final = SamplingParams(
+FULL_SAMPLING: Final = SamplingParams(
     temperature=1.0,
     top_p=0.9,
     top_k=1_000_000,
@@ -36,32 +38,31 @@ _FULL_SAMPLING: Final = SamplingParams(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StepBounds:
-    """What the largest step is made of."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-
-
 def weights_bytes(decoder: object) -> int:
     """Bytes of the tensors that a decoder holds, one that serves twice counted once. Packed ones have no storage."""
     tensors = {id(tensor): tensor for value in vars(decoder).values() for tensor in _tensors(value)}
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-def measure(runner: ModelRunner, bounds: StepBounds, plan: MemoryBill) -> MeasuredMemory:
+def outside_bytes(device: torch.device) -> int:
+    """What is taken of a GPU's memory by anybody but torch's allocator here: CUDA's contexts, other processes."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def measure(runner: ModelRunner, bounds: StepBounds, plan: MemoryBill, outside: int = 0) -> MeasuredMemory:
     """Runs worst steps and sees what they take. The runner has its weights, and no KV cache yet.
 
     plan: from estimates; that of the workspace is reported
     where the steps would take too long, as on the CPU, on which nothing is decided by it: there a smaller step is run,
-    and what that took is told.
+    and what that took is told. outside: `outside_bytes` before the weights were loaded.
     """
     weights = weights_bytes(runner.decoder)
     if runner.device.type == "cuda":
         swapping = swapper.workspace_bytes(plan.page_bytes, plan.num_host_blocks, runner.device)
-        workspace = _cuda_workspace(runner, bounds, weights)
+        workspace = _cuda_workspace(runner, bounds, weights, outside)
         runner.allocate_cache(1)
         graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
         runner.drop_cache()
@@ -92,8 +93,10 @@ def worst_steps(runner: ModelRunner, bounds: StepBounds) -> list[list[ScheduledR
 def _step(runner: ModelRunner, bounds: StepBounds, decodes: int, prefill: int) -> list[ScheduledRow]:
     """Many rows are one request's: nobody looks at what they say."""
     longest, rows, offset = bounds.max_model_len, list[ScheduledRow](), 0
-    asking = _state(runner, longest, msgspec.structs.replace(_FULL_SAMPLING, prompt_logprobs=20))
-    answering = _state(runner, longest, _FULL_SAMPLING)
+    asking = _state(runner, longest, msgspec.structs.replace(FULL_SAMPLING, prompt_logprobs=20))
+    # Of whole prompts it would take most of the time, and no more memory: they are worked on in chunks.
+    asking.num_prompt = min(longest, longest - min(prefill, longest) + 8 * rows_per_chunk(runner.config.vocab_size))
+    answering = _state(runner, longest, FULL_SAMPLING)
     for _ in range(decodes):
         rows.append(ScheduledRow(answering, longest - 1, longest, offset, True, False, False))
         offset += 1
@@ -133,30 +136,29 @@ def _tokens_for(operations: float, config: ModelConfig, context: int) -> int:
     return max(1, int(operations / (2 * config.num_parameters + attention)))
 
 
-def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int) -> int:
+def _cuda_workspace(runner: ModelRunner, bounds: StepBounds, weights: int, outside: int) -> int:
     """By how much torch's reserve grows at most, and all that is neither that nor weights nor pages.
 
     The reserve and not what is in use of it: the gaps between pieces are gone for others, too. Outside of it are
-    libraries, loaded kernels and CUDA's context. That is there before anything can be asked, grows while weights are
-    loaded, and is seen together with what other processes take; so it is the lesser of these and of what contexts are
-    known to take.
+    libraries, loaded kernels and CUDA's context. That is there before anything can be asked and is seen together with
+    what other processes take; so what was there before the weights were loaded (`outside`) counts as the lesser of that
+    and of what contexts are known to take, and to it comes what was added since.
+
+    Run on a few layers: of the further ones each takes what the one before has left. Torch keeps what the steps took.
     """
     device = runner.device
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
     loaded = torch.cuda.memory_reserved(device)
-    runner.allocate_cache(1)
     torch.cuda.reset_peak_memory_stats(device)
-    _run(runner, worst_steps(runner, bounds))
+    few = shallow_runner(runner, bounds, _LAYERS)
+    few.allocate_cache(1)
+    _run(few, worst_steps(few, bounds))
     torch.cuda.synchronize(device)
-    peak, reserved = torch.cuda.max_memory_reserved(device), torch.cuda.memory_reserved(device)
-    outside = free - torch.cuda.mem_get_info(device)[0] - (reserved - loaded)
-    runner.drop_cache()
-    torch.cuda.empty_cache()
-    context = min(CUDA_CONTEXT_BYTES, max(0, total - free - loaded))
+    peak, added = torch.cuda.max_memory_reserved(device), outside_bytes(device) - outside
+    context = min(CUDA_CONTEXT_BYTES, max(0, outside))
     rounding = max(0, loaded - weights) + runner.config.num_layers * _CUDA_SEGMENT_BYTES
-    return peak - loaded + max(0, outside) + context + rounding
+    return peak - loaded + max(0, added) + context + rounding
 
 
 def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[], int]) -> int:
@@ -184,9 +186,11 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
 
 
 def _driver_bytes(device: torch.device) -> int:
-    """What is taken of the device's memory by whomever, torch's free pieces given back before."""
+    """What is taken of the device's memory by whomever, torch's free pieces included.
+
+    These are not given back before: the worst steps have left enough of them, and a graph takes none of them.
+    """
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return total - free
 
@@ -211,7 +215,12 @@ def _status_bytes(name: str) -> int:
 
 
 def reserve(runner: ModelRunner, bounds: StepBounds) -> None:
-    """On CUDA, once the KV cache is there: makes torch take what the worst steps need, so that no other process can."""
-    _run(runner, worst_steps(runner, bounds))
+    """On CUDA, once the KV cache is there: makes torch take what the worst steps need, so that no other process can.
+
+    It may have given that back to make room for the cache.
+    """
+    few = shallow_runner(runner, bounds, _LAYERS)
+    few.kv_cache = runner.kv_cache[: few.config.num_layers]
+    _run(few, worst_steps(few, bounds))
     reserved, planned = torch.cuda.memory_reserved(runner.device), runner.planned_bytes
     log.info("torch has reserved %s of GPU memory; %s are planned with", human_bytes(reserved), human_bytes(planned))

@@ -7,6 +7,7 @@ graph (`step_graphs`). Without the sampling kernels, as on the CPU, there is one
 their tokens on the host (penalties, bad words): their step waits for the tokens of the one before it.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
 from octavo_server.worker.sampler import SampledTensors
+from octavo_server.worker.shared_prefix import least_pages
 from octavo_server.worker.step_graphs import GraphLimits, GraphOutputs, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.step_packing import GraphInputs
@@ -70,6 +72,7 @@ class ModelRunner:
         self.disk: DiskStore | None = None
         self.profiler: StepProfiler | None = None
         self.planned_bytes = 0  # of the device's memory, by the bill
+        self._batch_invariant = False
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
         self._graph_tokens = most_tokens(max_num_batched_tokens, config.num_parameters) if recorder is not None else 0
         self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
@@ -77,8 +80,17 @@ class ModelRunner:
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
 
-    def load(self, path: Path, *, batch_invariant: bool = False, random_weights: bool = False) -> None:
-        """Builds the model and reads its weights, unless they are to be random.
+    def load(
+        self,
+        path: Path,
+        *,
+        batch_invariant: bool = False,
+        random_weights: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
+        """Builds the model and reads its weights, unless they are to be random; returns the seconds that this took.
+
+        meanwhile: is called while they are read: the model is there, and each of its weights 0 or what it is to be.
 
         Raises ModelError if the directory cannot be served, ConfigError if the device cannot be batch-invariant.
         """
@@ -89,10 +101,22 @@ class ModelRunner:
             ops = pick_ops(self.device, batch_invariant=batch_invariant)
         except RuntimeError as error:
             raise ConfigError(f"--batch-invariant: {error}") from error
+        self._batch_invariant = batch_invariant
+
+        def begun(decoder: Decoder) -> None:
+            self.decoder = decoder
+            if meanwhile is not None:
+                meanwhile()
+
         if random_weights:
+            begin = time.perf_counter()
             self.decoder = random_decoder(self.config, self.dtype, self.device, ops)
-        else:
-            self.decoder = load_decoder(path, self.config, self.dtype, self.device, ops)
+            seconds = time.perf_counter() - begin
+            begun(self.decoder)
+            return seconds
+        loaded = load_decoder(path, self.config, self.dtype, self.device, ops, begun if meanwhile is not None else None)
+        self.decoder = loaded
+        return loaded.read_seconds
 
     @property
     def bytes_per_page(self) -> int:
@@ -143,7 +167,8 @@ class ModelRunner:
         block_size, scratch_page = self.batch.block_size, self.kv_cache[0][0].shape[0] - 1
         width = -(-max_model_len // block_size)
         limits = GraphLimits(
-            self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page
+            *(self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page),
+            least_shared=self._least_shared(max_model_len),
         )
         self.graphs = StepGraphs(self._to_logits, self._tokens.draw_plain, self.recorder, limits, self._tokens.last)
         return self.graphs
@@ -278,6 +303,13 @@ class ModelRunner:
             for state in handle.states if handle.may_be_computing else ():
                 in_use[state.block_ids[: state.num_blocks]] = True
         return {page for page in pages if in_use[page]}
+
+    def _least_shared(self, max_model_len: int) -> int:
+        """Pages; 0 where no layer reads whole prefixes, or where a row's bits must not depend on its company."""
+        whole = [window is None or window >= max_model_len for window in self.config.sliding_window]
+        if self._batch_invariant or not any(whole):
+            return 0
+        return least_pages(self.batch.block_size, self.bytes_per_page // self.batch.block_size // len(whole))
 
     def _cache_spec(self, num_blocks: int) -> KVCacheSpec:
         return KVCacheSpec(

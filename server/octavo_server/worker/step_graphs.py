@@ -13,6 +13,9 @@ beyond compute the token 0 as the first of a request whose one page, the scratch
 tokens beyond belong to no request, so that attention leaves them out, and rows beyond have no token; K and V of such
 tokens go to the scratch page. Nothing that is theirs is read, and they write to no page that is in use.
 
+A decode step in which requests share long prefixes takes a graph of another kind (`shared_prefix`), which is told who
+shares what by a second copy. The others are spared what that costs where nothing is shared.
+
 Tokens are drawn in the graph, too, if all rows of the step ask for nothing but a temperature; else the step says so,
 no row of the graph's last kernels is anybody's, and they are drawn behind it.
 """
@@ -20,8 +23,10 @@ no row of the graph's last kernels is anybody's, and they are drawn behind it.
 import logging
 import time
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -32,6 +37,7 @@ from octavo_server.worker.graph_ladder import GraphShape, capture_order
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.models.interface import ForwardBatch
+from octavo_server.worker.shared_prefix import PrefixFinder, SharedBuffers
 from octavo_server.worker.step_packing import MOST_PAGES, GraphInputs, StepPacker
 
 _log = logging.getLogger(__name__)
@@ -48,7 +54,8 @@ class GraphLimits:
     """Fixed sizes of the buffers.
 
     rows: of the largest graph. tokens: of the largest mixed one, 0 if there is none. width: pages in a block table.
-    scratch_page: of the KV cache, nobody's.
+    scratch_page: of the KV cache, nobody's. least_shared: pages that shared prefixes must save in a step to be read
+    once; 0: they never are.
     """
 
     rows: int
@@ -57,6 +64,7 @@ class GraphLimits:
     block_size: int
     vocab_size: int
     scratch_page: int
+    least_shared: int = 0
 
 
 class GraphOutputs(NamedTuple):
@@ -106,7 +114,10 @@ class StepGraphs:
         self._logits = torch.empty(rows, limits.vocab_size, device=device)
         self._replays: dict[GraphShape, Callable[[], None]] = {}
         self._shapes: list[GraphShape] = []  # of `_replays`, rising
-        first, rest = capture_order(limits.tokens, rows)
+        self._by_kind = defaultdict[tuple[bool, bool], list[GraphShape]](list)  # the same by is_decode and shares
+        self._prefixes = PrefixFinder(limits.block_size, limits.least_shared)
+        self._shared = SharedBuffers(rows, device)
+        first, rest = capture_order(limits.tokens, rows, shares=limits.least_shared > 0)
         self.num_first = len(first)  # that should be there before the first request
         self._pending = [*first, *rest]
         self._longest = 0.0  # seconds that a capture took
@@ -121,23 +132,25 @@ class StepGraphs:
         """Captures the next graph; True if there are more. No step may be under way on another thread."""
         shape = self._pending.pop(0)
         begin = time.perf_counter()
-        self._upload(self._packer.pack([], shape))  # the work is done while it is captured: on nobody's page
+        self._upload(self._pack([], shape))  # the work is done while it is captured: on nobody's page
         self._replays[shape] = self._recorder.record(lambda: self._work(shape))
         insort(self._shapes, shape)
+        insort(self._by_kind[shape.is_decode, shape.shares], shape)
         seconds = time.perf_counter() - begin
         self._longest = max(self._longest, seconds)
         _log.debug("captured the graph of %s in %.0f ms", _told(shape), seconds * 1000)
-        if not self._pending:
-            _log.info(
-                "all %d graphs are captured; the longest kept the engine for %.0f ms",
-                *(len(self._shapes), self._longest * 1000),
-            )
         return bool(self._pending)
 
     def capture_rest(self) -> bool:
         """As `capture_next`, but a failure ends it: steps then take the graphs that are there."""
         try:
-            return bool(self._pending) and self.capture_next()
+            if not self._pending or self.capture_next():
+                return bool(self._pending)
+            _log.info(
+                "all %d graphs are captured; the longest kept the engine for %.0f ms",
+                *(len(self._shapes), self._longest * 1000),
+            )
+            return False
         except RuntimeError:
             _log.exception("no further graph is captured; there are those of %s", "; ".join(map(_told, self._shapes)))
             self._pending.clear()
@@ -150,14 +163,20 @@ class StepGraphs:
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
         is_decode = tokens == count and all(row.samples for row in rows)
-        large_enough = self._shapes[bisect_left(self._shapes, (tokens, count)) :]
-        fitting = (shape for shape in large_enough if shape.rows >= count and shape.is_decode == is_decode)
-        return next(fitting, None)
+        sharing = self._smallest((is_decode, True), tokens, count)
+        if sharing is not None and self._prefixes.find(rows):
+            return sharing
+        return self._smallest((is_decode, False), tokens, count)
+
+    def _smallest(self, kind: tuple[bool, bool], tokens: int, rows: int) -> GraphShape | None:
+        shapes = self._by_kind[kind]
+        large_enough = islice(shapes, bisect_left(shapes, (tokens, rows)), None)
+        return next((shape for shape in large_enough if shape.rows >= rows), None)
 
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
         """The inputs of a step of these rows, one or more; None if there is no graph for it."""
         shape = self.shape_for(rows)
-        return None if shape is None else self._packer.pack(rows, shape)
+        return None if shape is None else self._pack(rows, shape)
 
     def run(self, inputs: GraphInputs, *, draws: bool) -> "GraphOutputs":
         """Enqueues the step, the drawing of its tokens included if `draws` says so."""
@@ -169,10 +188,19 @@ class StepGraphs:
         tokens = self._drawn[:count] if draws else None
         return GraphOutputs(self._logits[:count], self._expanded.slot[:count], tokens)
 
+    def _pack(self, rows: list[ScheduledRow], shape: GraphShape) -> GraphInputs:
+        inputs = self._packer.pack(rows, shape)
+        if not shape.shares:
+            return inputs
+        shared = self._shared.pack(self._prefixes.find(rows), shape.rows, self._limits.block_size)
+        return replace(inputs, shared=shared)
+
     def _upload(self, inputs: GraphInputs) -> None:
         for slot, known, pages in inputs.before:
             self._state.tables[slot, known : known + len(pages)].copy_(pages, non_blocking=True)
         self._packed[: len(inputs.packed)].copy_(inputs.packed, non_blocking=True)
+        if inputs.shared is not None:
+            self._shared.upload(inputs.shared)
 
     def _work(self, shape: GraphShape) -> None:
         """What is captured: everything in it is a kernel on a buffer that stays."""
@@ -191,6 +219,7 @@ class StepGraphs:
             # Of a mixed step nothing is known that will hold for the next one, too: no kernel may count on it.
             max_query_len=1 if shape.is_decode else None,
             max_context_len=limits.width * limits.block_size,
+            shared=self._shared.sections(shape.rows) if shape.shares else None,
         )
         logits = self._logits[: shape.rows]
         self._forward(batch, None if shape.is_decode else inputs.last_index, logits)
@@ -198,4 +227,6 @@ class StepGraphs:
 
 
 def _told(shape: GraphShape) -> str:
-    return f"{shape.rows} rows" if shape.is_decode else f"{shape.tokens} tokens of {shape.rows} rows"
+    if shape.is_decode:
+        return f"{shape.rows} rows{' that share prefixes' if shape.shares else ''}"
+    return f"{shape.tokens} tokens of {shape.rows} rows"

@@ -31,7 +31,7 @@ class GraphInputs:
     """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
 
     num_sampling: of its rows, those that sample. before: pages that slots' tables get before the step, as there are
-    more than a packed step takes.
+    more than a packed step takes. shared: who shares prefixes, for `SharedBuffers`.
     """
 
     rows: list[ScheduledRow]
@@ -39,6 +39,7 @@ class GraphInputs:
     num_sampling: int
     packed: torch.Tensor
     before: list[NewPages]
+    shared: torch.Tensor | None = None
 
 
 class StepPacker:

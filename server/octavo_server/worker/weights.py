@@ -1,19 +1,22 @@
-"""Reads a checkpoint: safetensors only, memory-mapped, every tensor cast once, straight into its place."""
+"""Reads a checkpoint: safetensors only, every tensor cast once, straight into its place.
+
+On the CPU out of a memory map, so that nothing is there twice; to a GPU by several threads (`weight_stream`).
+"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from octavo_server.errors import ModelError
 from octavo_server.model_files import weight_files
+from octavo_server.worker.checkpoint_file import DTYPES, CheckpointFile, StoredTensor
+from octavo_server.worker.weight_stream import pieces_of, stream
 
 # Tables that old checkpoints carry though they follow from the config.
 _DERIVED_SUFFIX: Final = ".rotary_emb.inv_freq"
-_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 _NAMED_AT_MOST: Final = 5
 
 
@@ -34,21 +37,17 @@ def load_weights(directory: Path, places: Mapping[str, torch.Tensor], optional: 
     """
     allowed_absent = set(optional)
     with ExitStack() as stack:
-        files = [_open(path, stack) for path in weight_files(directory)]
-        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no mapping)
+        files = [stack.enter_context(CheckpointFile(path)) for path in weight_files(directory)]
+        where = {name: file for file in files for name in file.tensors}
         _check_names(directory, set(where), set(places), allowed_absent)
-        found = [name for name in places if name in where]
-        _check_tensors({name: where[name].get_slice(name) for name in found}, places)
+        found = {name: where[name].tensors[name] for name in places if name in where}
+        _check_tensors(found, places)
+        streamed = {name for name in found if places[name].device.type != "cpu" and places[name].is_contiguous()}
         for name in found:
-            _copy(where[name], name, places[name])
+            if name not in streamed:
+                places[name].copy_(where[name].read(name))
+        _stream([found[name] for name in streamed], places)
     return allowed_absent & set(where)
-
-
-def _open(path: Path, stack: ExitStack) -> Any:
-    try:
-        return stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no readable safetensors file ({error}); download it again") from error
 
 
 def _check_names(directory: Path, found: set[str], expected: set[str], optional: set[str]) -> None:
@@ -66,21 +65,22 @@ def _check_names(directory: Path, found: set[str], expected: set[str], optional:
         )
 
 
-def _check_tensors(slices: Mapping[str, Any], places: Mapping[str, torch.Tensor]) -> None:
+def _check_tensors(tensors: Mapping[str, StoredTensor], places: Mapping[str, torch.Tensor]) -> None:
     """Shapes and types, before anything is copied."""
-    for name, found in slices.items():
-        shape, expected = list(found.get_shape()), list(places[name].shape)
-        if shape != expected:
+    for name, found in tensors.items():
+        expected = list(places[name].shape)
+        if found.shape != expected:
             raise ModelError(
-                f"{name} has shape {shape} in the checkpoint; config.json makes it {expected}. "
+                f"{name} has shape {found.shape} in the checkpoint; config.json makes it {expected}. "
                 "Check that config.json and weights belong together"
             )
-        if found.get_dtype() not in _DTYPES:
-            raise ModelError(f"{name} is of type {found.get_dtype()}; supported are {', '.join(_DTYPES)}")
+        if found.dtype not in DTYPES:
+            raise ModelError(f"{name} is of type {found.dtype}; supported are {', '.join(DTYPES)}")
 
 
-def _copy(file: Any, name: str, place: torch.Tensor) -> None:
-    try:
-        place.copy_(file.get_tensor(name))
-    except SafetensorError as error:
-        raise ModelError(f"{name} cannot be read ({error}); download the checkpoint again") from error
+def _stream(tensors: Iterable[StoredTensor], places: Mapping[str, torch.Tensor]) -> None:
+    """In the order in which they stand in the files: so a disk reads on."""
+    ordered = sorted(tensors, key=lambda tensor: (tensor.path, tensor.offset))
+    pieces = [piece for tensor in ordered for piece in pieces_of(tensor, places[tensor.name])]
+    if pieces:
+        stream(pieces, pieces[0].place.device)

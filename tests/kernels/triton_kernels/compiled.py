@@ -9,18 +9,21 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_kernels import logit_entries, sampling, truncation
-from octavo_kernels.gathered_attention import gathered_attention
+from octavo_kernels.gathered_attention import attention, gathered_attention
+from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.logprobs import logprobs
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.sampling_table import COLUMNS
+from octavo_kernels.shared_prefix_attention import shared_prefix_attention
 from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.small_linear import gemv
 from octavo_kernels.step_inputs import ExpandedStep, SlotState
 from octavo_kernels.step_inputs_kernel import expand_step
 from paged_case import make_case
+from shared_case import make_shared_case
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on Hopper
 
@@ -71,10 +74,35 @@ def test_attention(compiled: list[Any], page_size: int, window: int | None, head
     check(compiled, 5)
 
 
+@pytest.mark.parametrize(
+    ("page_size", "heads", "head_dim", "dtype"),
+    [(16, 8, 128, torch.bfloat16), (256, 8, 64, torch.float16), (8, 14, 128, torch.bfloat16)],
+)
+def test_chunks_on_hopper(
+    compiled: list[Any], page_size: int, heads: int, head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_kernels.hopper_attention._is_hopper", lambda _: True)
+    case = make_case([(90, 600), (40, 600)], heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype)
+    case.run(None, attention)
+    check(compiled, 4)  # single tokens in splits, their merge, tiles, chunks
+    for config in CONFIGS:
+        hopper_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, config)
+    assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in compiled)
+
+
 def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
     case = make_case([(5, 2000), (1, 600)], heads=8, head_dim=64)
     paged_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, invariant=True)
     check(compiled, 3)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"), [(128, torch.bfloat16), (80, torch.float16), (256, torch.bfloat16), (128, torch.float32)]
+)
+def test_attention_over_shared_prefixes(compiled: list[Any], head_dim: int, dtype: torch.dtype) -> None:
+    case = make_shared_case([600] * 20, [(list(range(20)), 30)], heads=8, head_dim=head_dim, dtype=dtype)
+    shared_prefix_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25)
+    check(compiled, 2)  # parts, their merge
 
 
 def test_what_lies_between(compiled: list[Any]) -> None:

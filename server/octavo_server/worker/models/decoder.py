@@ -1,6 +1,8 @@
 """The decoder of the Llama family, shaped by its config: Llama, Qwen2, Qwen3, Mistral."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,7 @@ class Decoder:
         self.layers = [_empty_layer(config, dtype, device) for _ in range(config.num_layers)]
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.head = Projection(torch.empty_like(self.embedding), None)
+        self.read_seconds = 0.0  # that reading its weights took
         self._workspace = Workspace()
         self.cos, self.sin = rope_cache(config.rope, config.head_dim, context_length(config), device)
 
@@ -78,6 +81,7 @@ class Decoder:
             self._workspace,
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
+            shared=batch.shared,
         )
         rope = ops.rope_angles(self.cos, self.sin, batch.positions)
         hidden = self.embedding[batch.token_ids]
@@ -117,9 +121,16 @@ class Decoder:
 
 
 def load_decoder(
-    path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, ops: Ops | None = None
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    ops: Ops | None = None,
+    meanwhile: Callable[[Decoder], None] | None = None,
 ) -> Decoder:
     """The decoder with the weights of the model directory. ops: by default those that suit the device.
+
+    meanwhile: is given the decoder while its weights are read; each of them is 0 or what it is to be.
 
     Raises:
         ModelError: the weights are missing, broken, or not those of `config`; the message names the remedy.
@@ -128,11 +139,30 @@ def load_decoder(
     places = weight_places(decoder)
     # A checkpoint may carry the head though it is tied to the embedding; where it differs, transformers unties it.
     optional = ["lm_head.weight"] if config.tie_word_embeddings else []
-    found = load_weights(path, places, optional)
+
+    def load() -> set[str]:
+        begin = time.perf_counter()
+        found = load_weights(path, places, optional)
+        decoder.read_seconds = time.perf_counter() - begin
+        return found
+
+    found = load() if meanwhile is None else _load_beside(load, decoder, meanwhile)
     if optional and (not found or torch.equal(decoder.head.weight, decoder.embedding)):
         decoder.head.weight = decoder.embedding
     decoder.pack()
     return decoder
+
+
+def _load_beside(load: Callable[[], set[str]], decoder: Decoder, meanwhile: Callable[[Decoder], None]) -> set[str]:
+    """What `load` returns, in a thread of its own while this one has other work."""
+    for place in weight_places(decoder).values():
+        place.zero_()
+    if decoder.embedding.device.type == "cuda":
+        torch.cuda.synchronize(decoder.embedding.device)  # other streams write there from now on
+    with ThreadPoolExecutor(1, thread_name_prefix="octavo load") as thread:
+        loading = thread.submit(load)
+        meanwhile(decoder)
+        return loading.result()
 
 
 def _empty_layer(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Layer:

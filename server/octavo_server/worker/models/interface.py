@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+from octavo_kernels.metadata import SharedPrefixes
+
 KVCache = list[tuple[torch.Tensor, torch.Tensor]]  # K and V of each layer
 
 
@@ -51,6 +53,7 @@ class ForwardBatch:
     block_tables: [R, B] int32, page numbers of each request, padded with 0.
     max_query_len, max_context_len: upper bounds of a request's tokens in the pass and in the cache, as far as the host
         knows them; with max_query_len 1 no kernel for chunks is launched.
+    shared: in a step in which each request has one token, which of them share the beginnings of their tables.
     """
 
     token_ids: torch.Tensor
@@ -61,6 +64,7 @@ class ForwardBatch:
     block_tables: torch.Tensor
     max_query_len: int | None = None
     max_context_len: int | None = None
+    shared: SharedPrefixes | None = None
 
 
 class Decoder(Protocol):

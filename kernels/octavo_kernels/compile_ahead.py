@@ -1,0 +1,87 @@
+# mypy: disable-error-code="no-untyped-call"
+"""Compiles kernels beside each other, that would otherwise be compiled one after the other as they are first launched.
+
+Which variants a model needs (types, sizes, alignments, tiles) only its launches tell. So within `KernelCompiler`
+launches are made and do nothing: Triton asks a hook before it compiles, which takes note of the variant, hands it to a
+pool of threads, and says no. What is computed meanwhile is of no use, so it must be a computation that nobody looks at,
+and that bears with outputs that stay as they were allocated.
+
+Threads suffice: compiling leaves Python alone but for a tenth of the time, some 30 ms a kernel. Compiled kernels go to
+Triton's cache on disk, too, from which the next process takes them.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from triton import knobs
+from triton.runtime.cache import triton_key
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What was made ready. cached: how many of them were in the cache on disk. seconds: until the last was ready."""
+
+    kernels: int
+    cached: int
+    seconds: float
+
+
+class KernelCompiler:
+    """A context within which no kernel is launched that has yet to be compiled; they are, in threads.
+
+    Launches of other threads within the context are taken for its own. Not to be entered twice at a time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="octavo compile")
+        self._begin = time.perf_counter()
+        self._jobs: dict[tuple[str, Any], Future[None]] = {}
+        self._hits: list[None] = []  # appending is atomic
+        # The hash over all of Triton that is part of every name in its cache: some tenths of a second, and only once.
+        self._key = self._pool.submit(triton_key)
+
+    def __enter__(self) -> Self:
+        self._outer = knobs.runtime.jit_cache_hook, knobs.compilation.listener
+        knobs.runtime.jit_cache_hook = self._note
+        knobs.compilation.listener = self._count
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        knobs.runtime.jit_cache_hook = self._outer[0]
+
+    def finish(self) -> Compiled:
+        """Waits for the threads. A variant that could not be compiled fails once more when it is launched."""
+        for (name, _), job in self._jobs.items():
+            if (error := job.exception()) is not None:
+                _log.warning("kernel %s could not be compiled ahead: %s", name, error)
+        self._pool.shutdown()
+        knobs.compilation.listener = self._outer[1]
+        return Compiled(len(self._jobs), len(self._hits), time.perf_counter() - self._begin)
+
+    def _note(self, *, key: Any, fn: Any, compile: dict[str, Any], is_manual_warmup: bool, **_: object) -> bool:
+        """Triton's hook: whether the kernel is neither to be compiled nor launched."""
+        if is_manual_warmup:  # by a thread of the pool
+            return False
+        job = f"{fn.module}.{fn.name}", key
+        if job not in self._jobs:
+            preload = fn.jit_function.preload
+            self._jobs[job] = self._pool.submit(self._compile, preload, compile["specialization_data"])
+        return True
+
+    def _compile(self, preload: Callable[[str], Any], variant: str) -> None:
+        self._key.result()
+        # To ask for what runs it loads it onto the device, and up to Triton 3.6 compiles a launcher in C.
+        _ = preload(variant).run
+
+    def _count(self, *, cache_hit: bool, **_: object) -> None:
+        if cache_hit:
+            self._hits.append(None)

@@ -1,0 +1,148 @@
+"""Attention of chunks on Hopper: the launch, and the tiles of a step. `hopper_kernel` is what runs on the device.
+
+K and V come out of their pages by the copy engine, a piece of a page at a time: nothing is gathered first. What
+`takes_chunks` leaves goes to `gathered_attention` and `paged_attention`; their twin is this one's, too.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import torch
+import triton
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from octavo_kernels.hopper_kernel import hopper_kernel, tiles_kernel
+from octavo_kernels.metadata import AttentionMetadata
+from octavo_kernels.paged_attention import LOG2_E
+
+_TYPES: Final = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class HopperConfig:
+    """How the work is cut.
+
+    groups: of 64 rows (positions times query heads of a key head) in a tile; 1 or 2. keys: of a tile. stages: tiles of
+    K and of V in shared memory. programs: at most, each taking one tile after the other. heads_first: a tile's key
+    heads follow each other, not a key head's tiles.
+    """
+
+    groups: int
+    keys: int
+    stages: int
+    programs: int
+    heads_first: bool
+
+
+CONFIGS: Final = (HopperConfig(2, 128, 2, 132, heads_first=False), HopperConfig(1, 64, 3, 264, heads_first=True))
+
+
+def takes_chunks(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, metadata: AttentionMetadata, window: int | None
+) -> bool:
+    """Whether `hopper_attention` computes the step's chunks, if it has any: what types, sizes and places it bears."""
+    if q.dtype not in _TYPES or window is not None or metadata.max_query_len == 1 or not _is_hopper(q.device):
+        return False
+    return q.shape[1] // k_cache.shape[2] <= 64 and all(_has_rows(cache) for cache in (k_cache, v_cache))
+
+
+def _has_rows(cache: torch.Tensor) -> bool:
+    """Whether its memory is rows of one head's elements that the copy engine can fetch, those of a page in order."""
+    head_dim, page_size = cache.shape[3], cache.shape[1]
+    places = (cache.stride(0), cache.stride(2), cache.storage_offset())
+    in_rows = cache.stride(1) == head_dim and not any(place % head_dim for place in places)
+    return head_dim in (64, 128) and page_size >= 8 and in_rows and cache.untyped_storage().data_ptr() % 16 == 0
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    """Its matrix instructions are in no other generation."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def hopper_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    config: HopperConfig | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `paged_attention` without a window, but rows of requests with one token are left as they are.
+
+    For steps that `takes_chunks` takes. out: where the result goes, contiguous.
+    """
+    num_tokens, heads, head_dim = q.shape
+    _, page_size, kv_heads, _ = k_cache.shape
+    group = heads // kv_heads
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    config = config or hopper_config(metadata.max_query_len or num_tokens)
+    tiles = chunk_tiles(metadata, num_tokens, 64 * config.groups // group)
+    box = min(page_size, config.keys)
+    items = kv_heads * len(tiles)
+    hopper_kernel[(min(items, config.programs),)](
+        q,
+        _rows(k_cache, metadata, box),
+        _rows(v_cache, metadata, box),
+        out,
+        tiles,
+        metadata.block_tables,
+        scale * LOG2_E,
+        metadata.block_tables.stride(0),
+        items,
+        k_cache.storage_offset() // head_dim,
+        v_cache.storage_offset() // head_dim,
+        k_cache.stride(0) // head_dim,
+        k_cache.stride(2) // head_dim,
+        *q.stride()[:2],
+        *out.stride()[:2],
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        GROUPS=config.groups,
+        BLOCK_N=config.keys,
+        PAGE_SIZE=page_size,
+        STAGES=config.stages,
+        HEADS_FIRST=config.heads_first,
+        num_warps=4,
+        maxnreg=168 if config.groups == 2 else 128,
+    )
+    return out
+
+
+def hopper_config(longest: int) -> HopperConfig:
+    """By the longest chunk."""
+    return CONFIGS[0]
+
+
+def chunk_tiles(metadata: AttentionMetadata, num_tokens: int, positions: int) -> torch.Tensor:
+    """The tiles of so many positions that the step's requests with two tokens or more are cut into, [tiles, 4] int32.
+
+    Of each its first token, that one's position, its request's context, and its request; the context is 0 for tiles
+    that are not there. The last tiles come first: they are likely to have the most keys. Worked out once a step.
+    """
+    key = ("chunk tiles", positions)
+    found: torch.Tensor | None = metadata.plans.get(key)
+    if found is None:
+        requests = len(metadata.block_tables)
+        tiles = num_tokens // positions + requests
+        found = metadata.plans[key] = metadata.query_start.new_empty(tiles, 4)
+        tiles_kernel[(triton.cdiv(tiles, 128),)](
+            metadata.query_start, metadata.context_lens, found, requests, tiles, positions, BLOCK=128
+        )
+    return found
+
+
+def _rows(cache: torch.Tensor, metadata: AttentionMetadata, box: int) -> Any:
+    """All of the memory that a cache is a view of, as rows of d elements: one descriptor for a whole step."""
+    storage, head_dim = cache.untyped_storage(), cache.shape[3]
+    key = ("rows", storage.data_ptr(), head_dim, box)
+    found = metadata.plans.get(key)
+    if found is None:
+        shape = [storage.nbytes() // cache.element_size() // head_dim, head_dim]
+        layout = gl.NVMMASharedLayout.get_default_for([box, head_dim], _TYPES[cache.dtype])
+        rows = cache.as_strided(shape, [head_dim, 1], 0)
+        found = metadata.plans[key] = TensorDescriptor(rows, shape, [head_dim, 1], [box, head_dim], layout)
+    return found

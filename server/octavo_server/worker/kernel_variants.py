@@ -1,0 +1,162 @@
+"""Compiles, before the first step and beside the reading of weights, every kernel variant that steps will need.
+
+Nobody lists them. Steps of all sizes and kinds are run on a model of few layers, whose kernels are compiled instead of
+launched (`octavo_kernels.compile_ahead`); whatever a step will launch is met here first, as far as it differs by the
+number of rows, the length of chunks and contexts, and what requests ask for. Layers repeat, but for their windows, so
+one of each window is enough, and such a step takes the host a few milliseconds.
+
+A kernel that was not launched leaves its output as it was allocated. What is allocated within is zeroed, so that such
+an output is a valid index, and no NaN, for the operations of torch's own that really run.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from octavo_server.ipc import SamplingParams
+from octavo_server.step import NewRequest
+from octavo_server.worker.device import available_cpus
+from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.memory import FULL_SAMPLING
+from octavo_server.worker.model_runner import ModelRunner
+from octavo_server.worker.shallow import StepBounds, shallow_runner
+
+if TYPE_CHECKING:
+    from octavo_kernels.compile_ahead import Compiled
+
+log = logging.getLogger(__name__)
+
+_MOST_THREADS: Final = 16
+_SHORT: Final = 64  # tokens of a context that needs no splits
+_MOST_ASKING: Final = 8  # rows of a step whose requests ask for everything: that takes long, and is alike for more
+# What requests ask for, by what sampling does with it.
+_SAMPLINGS: Final = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=1.0, top_k=40, top_p=0.9, logprobs=1),
+    FULL_SAMPLING,
+)
+_ALLOCATING: Final = frozenset(
+    {
+        torch.ops.aten.empty.memory_format,
+        torch.ops.aten.empty_like.default,
+        torch.ops.aten.empty_strided.default,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.new_empty_strided.default,
+    }
+)
+
+
+class DryRecorder:
+    """A recorder that runs what it is given once, and makes no graph of it."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """See Recorder."""
+        run()
+        return run
+
+    def forget(self) -> None:
+        """See Recorder."""
+
+
+class ZeroedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, new tensors are zero."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        return found.zero_() if func in _ALLOCATING else found
+
+
+def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
+    """Compiles what steps within `bounds` launch, in threads.
+
+    like: the runner that will launch them, left as it is. Its decoder's weights are finite.
+    """
+    from octavo_kernels.compile_ahead import KernelCompiler
+
+    recorder = None if like.recorder is None else DryRecorder()
+    runner = shallow_runner(like, bounds, 1, recorder)
+    compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()))
+    try:
+        with compiler, ZeroedMemory():  # type: ignore[no-untyped-call]
+            run_variants(runner, bounds)
+    except Exception:  # of no consequence but for the time that the first steps then take
+        log.exception("not all kernels are compiled ahead")
+    finally:
+        found = compiler.finish()
+    return found
+
+
+def run_variants(runner: ModelRunner, bounds: StepBounds) -> None:
+    """A step of every kind, alone on the device."""
+    runner.allocate_cache(1)
+    for rows in _steps(runner, bounds):
+        runner.rehearse(rows)
+    graphs = runner.make_graphs(bounds.max_model_len)
+    while graphs is not None and graphs.capture_next():
+        pass
+
+
+def _steps(runner: ModelRunner, bounds: StepBounds) -> Iterator[list[ScheduledRow]]:
+    """Decode alone, chunks alone, and both together, over sizes on both sides of every power of two."""
+    make = _Rows(runner, bounds)
+    yield make.asking()
+    most_rows = min(bounds.max_num_seqs, bounds.max_num_batched_tokens)
+    for count in _sizes(most_rows):
+        for context in (_SHORT, bounds.max_model_len):
+            yield make([(1, context)] * count)
+    for tokens in _sizes(bounds.max_num_batched_tokens):
+        yield make([(tokens, tokens)])
+        yield make([(tokens, bounds.max_model_len)])
+        yield make([(tokens - tokens // 2, tokens), (tokens // 2, tokens)])
+    for count in (1, 8, most_rows):
+        for tokens in _sizes(bounds.max_num_batched_tokens - count):
+            yield make([(1, bounds.max_model_len)] * count + [(tokens, tokens)])
+
+
+def _sizes(most: int) -> list[int]:
+    """1, 2, 3, 4, 5, 8, 9, 16, 17, … and `most`."""
+    powers = [1 << exponent for exponent in range(max(most, 0).bit_length())]
+    return sorted({size for power in powers for size in (power, power + 1) if size <= most} | {most} - {0})
+
+
+class _Rows:
+    """Makes the rows of steps, of requests that are nobody's and have all their tokens in the first page."""
+
+    def __init__(self, runner: ModelRunner, bounds: StepBounds) -> None:
+        self._block_size = runner.batch.block_size
+        self._longest = bounds.max_model_len
+        self._states = [self._state(sampling, prompt_logprobs=False) for sampling in _SAMPLINGS]
+        self._asking = self._state(FULL_SAMPLING, prompt_logprobs=True)
+        self._made = 0
+
+    def __call__(self, parts: list[tuple[int, int]]) -> list[ScheduledRow]:
+        """Of (tokens in the step, tokens with those before them). Steps take turns in what they ask for."""
+        rows, offset = list[ScheduledRow](), 0
+        self._made += 1
+        state = self._states[self._made % len(self._states)]
+        if state.history is not None and len(parts) > _MOST_ASKING:
+            state = self._states[0]
+        for left, context in parts:
+            while left > 0:
+                count = min(left, self._longest)
+                end = max(count, min(context, self._longest))
+                rows.append(ScheduledRow(state, end - count, end, offset, True, False, False))
+                offset, left = offset + count, left - count
+        return rows
+
+    def asking(self) -> list[ScheduledRow]:
+        """One that wants to know of its whole prompt."""
+        count = min(_SHORT, self._longest)
+        return [ScheduledRow(self._asking, 0, count, 0, True, False, True)]
+
+    def _state(self, sampling: SamplingParams, *, prompt_logprobs: bool) -> RequestState:
+        if prompt_logprobs:
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=1)
+        pages = [0] * -(-self._longest // self._block_size)
+        request = NewRequest("", [0] * self._longest, self._longest, self._longest, sampling, pages, 0)
+        return RequestState(request, self._block_size, 0)
