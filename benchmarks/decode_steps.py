@@ -40,7 +40,7 @@ def count_replays(engine: EngineCore) -> list[int]:
     graphs, sizes = engine.runner.graphs, list[int]()  # type: ignore[attr-defined]
     if graphs is not None:
         run = graphs.run
-        graphs.run = lambda inputs: (sizes.append(inputs.shape.rows), run(inputs))[1]
+        graphs.run = lambda inputs, **options: (sizes.append(inputs.shape.rows), run(inputs, **options))[1]
     return sizes
 
 

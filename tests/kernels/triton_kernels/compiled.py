@@ -159,7 +159,7 @@ def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -
     long, int32 = torch.zeros(700, dtype=torch.int64), torch.zeros(4096, dtype=torch.int32)
     for tokens, rows in ((1, 1), (16, 16), (640, 64)):
         state = SlotState(long, int32.view(16, 256), 16, 99)
-        out = ExpandedStep(*[long[:tokens]] * 3, int32[:rows], int32.view(64, 64)[:rows], *[long[:rows]] * 2)
+        out = ExpandedStep(*[long[:tokens]] * 3, int32[:rows], int32.view(64, 64)[:rows], *[long[:rows]] * 3)
         expand_step(int32, state, out, tokens)
     assert len({kernel.hash for kernel in compiled}) == 1
     check(compiled, 3)
