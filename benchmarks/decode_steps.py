@@ -40,7 +40,7 @@ def count_replays(engine: EngineCore) -> list[int]:
     graphs, sizes = engine.runner.graphs, list[int]()  # type: ignore[attr-defined]
     if graphs is not None:
         run = graphs.run
-        graphs.run = lambda inputs: (sizes.append(inputs.shape.rows), run(inputs))[1]
+        graphs.run = lambda inputs, **options: (sizes.append(inputs.shape.rows), run(inputs, **options))[1]
     return sizes
 
 
@@ -130,6 +130,8 @@ def check_synchronisation(prompts: list[list[int]], device: str = "cuda") -> dic
             ignore_eos=True,
             seed=index,
             logprobs=3 if index % 5 == 0 else None,
+            frequency_penalty=0.5 if index % 6 < 2 else 0.0,
+            bad_words=((5, 6), (7,)) if index % 7 < 2 else (),
         )
         engine.add(AddRequest(0, str(index), prompts[index % len(prompts)] * (1 + index % 4), sampling, 0.0))
     while engine.has_work:
