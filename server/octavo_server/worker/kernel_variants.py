@@ -38,6 +38,7 @@ _SAMPLINGS: Final = (
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=1.0),
     SamplingParams(temperature=1.0, top_k=40, top_p=0.9, logprobs=1),
+    SamplingParams(temperature=0.0, bad_words=((1, 2),), logprobs=0),
     FULL_SAMPLING,
 )
 _ALLOCATING: Final = frozenset(
