@@ -28,6 +28,7 @@ from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E4
 
 from octavo_kernels import gathered_attention as gathered  # noqa: E402
 from octavo_kernels import paged_attention as attention  # noqa: E402
+from octavo_kernels.gemv import GemvConfig, gemv  # noqa: E402
 from octavo_kernels.hopper_attention import HopperConfig  # noqa: E402
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles  # noqa: E402
 from octavo_kernels.ops import triton_ops  # noqa: E402
@@ -35,7 +36,6 @@ from octavo_kernels.paged_attention import AttentionConfig  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm  # noqa: E402
 from octavo_kernels.rope import rotate_and_store  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
-from octavo_kernels.small_linear import GemvConfig, gemv  # noqa: E402
 
 BANDWIDTH: Final = 3.08e12  # bytes/s that the card was seen to read
 RATE: Final = 739e12  # bf16 operations/s that it was seen to do
@@ -389,11 +389,17 @@ def time_models() -> dict[str, Any]:
 
 def time_demo() -> dict[str, Any]:
     """The demo model through the whole engine."""
-    import decode_steps
     import gpu_session
 
+    from octavo_server.bench.decode import time_decode
+    from octavo_server.bench.engine import BenchEngine
+    from octavo_server.config import EngineConfig
+
     with torch.inference_mode(False):
-        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo(), **decode_steps.time_steps("demo")}
+        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo()}
+        bench = BenchEngine(EngineConfig(model=gpu_session.DEMO, dtype="bfloat16", swap_space=0.0))
+        report |= {figure.name: figure.value for figure in time_decode(bench, (1, 8, 64), 200)}
+        bench.close()
     if report["CPU against GPU"]["answers that differ"]:
         report["failures"] = ["the demo model answers otherwise on the GPU"]
     print(report, "predicted", PREDICTIONS["demo-decode-step-1"], flush=True)
