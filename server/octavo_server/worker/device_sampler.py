@@ -58,6 +58,11 @@ class DeviceSampler:
             logit_entries.match_words(slot, table, tokens)
         return self._with_logprobs(logits, tokens, rows) if flags & LOGPROBS else SampledTensors(tokens)
 
+    def draw_plain(self, logits: torch.Tensor, slot: torch.Tensor, tokens: torch.Tensor, last: torch.Tensor) -> None:
+        """The same into `tokens`, [n] int32, for rows without flags; a slot below 0 is nobody's."""
+        draw_blocks(logits, slot, self.slots.table, self._workspace)
+        finish_draw(slot, self.slots.table, self._workspace, last, tokens)
+
     def _with_logprobs(
         self, logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[ScheduledRow]
     ) -> SampledTensors:
