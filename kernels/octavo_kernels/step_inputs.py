@@ -17,7 +17,8 @@ class PackedStep(NamedTuple):
     token_ids: [T]; −1 for the one that was sampled last in the row's slot. Row r's are those from query_start[r] up to
     query_start[r + 1] ([R + 1]); those from query_start[R] on are nobody's. start: [R], the position of the row's first
     token. slot: [R]. known: [R], pages in the slot's table so far; behind these come pages[page_start[r]] up to
-    pages[page_start[r + 1]] ([R + 1]). sampling: [R], first the rows that sample, then anything from 0 to R − 1.
+    pages[page_start[r + 1]] ([R + 1]). sampling: [R], first the rows that sample, then −1. draws: [1], whether their
+    tokens are drawn where the step is computed.
     """
 
     token_ids: Any
@@ -27,6 +28,7 @@ class PackedStep(NamedTuple):
     known: Any
     page_start: Any
     sampling: Any
+    draws: Any
     pages: Any
 
 
@@ -43,9 +45,10 @@ class SlotState(NamedTuple):
 
 
 class ExpandedStep(NamedTuple):
-    """The inputs of a forward pass, see `ForwardBatch`, and of the rows that sample: [R] int64 both.
+    """The inputs of a forward pass, see `ForwardBatch`, and of the rows that sample: [R] int64 all three.
 
-    last_index: the place of the row's last token in the batch. slot: its slot.
+    last_index: the place of the row's last token in the batch. slot: its slot. draw_slot: the same if `draws` says so,
+    else −1. Behind the last row that samples they are 0, −1 and −1.
     """
 
     token_ids: torch.Tensor
@@ -55,6 +58,7 @@ class ExpandedStep(NamedTuple):
     block_tables: torch.Tensor
     last_index: torch.Tensor
     slot: torch.Tensor
+    draw_slot: torch.Tensor
 
 
 def packed_words(tokens: int, rows: int) -> int:
@@ -69,7 +73,7 @@ def sections(memory: Any, tokens: int, rows: int) -> PackedStep:
 
 
 def _section_ends(tokens: int, rows: int) -> list[int]:
-    return list(accumulate((tokens, rows + 1, rows, rows, rows, rows + 1, rows)))
+    return list(accumulate((tokens, rows + 1, rows, rows, rows, rows + 1, rows, 1)))
 
 
 def expand_step(memory: torch.Tensor, state: SlotState, out: ExpandedStep, longest: int) -> None:
@@ -77,8 +81,7 @@ def expand_step(memory: torch.Tensor, state: SlotState, out: ExpandedStep, longe
 
     memory: the packed step. longest: tokens that a row has at most. Tokens that are nobody's are tokens 0 at position
     0, whose K and V go to the scratch page. Of a row's block table only as many entries are written as its request has
-    pages. No slot stands in two rows, unless it gets no page in either. Where nothing is sampled, last_index is some
-    place of the batch.
+    pages. No slot stands in two rows, unless it gets no page in either.
     """
     rows, page_size = len(out.context_lens), state.page_size
     packed = PackedStep._make(part.long() for part in sections(memory, len(out.token_ids), rows))
@@ -104,5 +107,7 @@ def expand_step(memory: torch.Tensor, state: SlotState, out: ExpandedStep, longe
     ):
         place[:used], place[used:] = values, beyond
     out.context_lens.copy_(packed.start + counts)
-    out.last_index.copy_((packed.query_start[packed.sampling + 1] - 1).clamp(min=0))
-    out.slot.copy_(packed.slot[packed.sampling])
+    samples = packed.sampling >= 0
+    out.last_index.copy_(torch.where(samples, packed.query_start[packed.sampling + 1] - 1, 0))
+    out.slot.copy_(torch.where(samples, packed.slot[packed.sampling], -1))
+    out.draw_slot.copy_(torch.where(packed.draws > 0, out.slot, -1))

@@ -52,6 +52,7 @@ def _expand_kernel(
     block_tables_ptr,
     last_index_ptr,
     sampled_slot_ptr,
+    draw_slot_ptr,
     tokens,
     rows,
     stride_table,
@@ -69,7 +70,8 @@ def _expand_kernel(
     known_ptr = slot_ptr + rows
     page_start_ptr = known_ptr + rows
     sampling_ptr = page_start_ptr + rows + 1
-    pages_ptr = sampling_ptr + rows
+    draws_ptr = sampling_ptr + rows
+    pages_ptr = draws_ptr + 1
     first = tl.load(query_start_ptr + row)
     i = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     if row == rows:
@@ -92,8 +94,12 @@ def _expand_kernel(
     if tl.program_id(1) == 0:
         tl.store(context_lens_ptr + row, start + count)
         sampling = tl.load(sampling_ptr + row)
-        tl.store(last_index_ptr + row, tl.maximum(tl.load(query_start_ptr + sampling + 1) - 1, 0).to(tl.int64))
-        tl.store(sampled_slot_ptr + row, tl.load(slot_ptr + sampling).to(tl.int64))
+        # Behind the rows that sample −1 stands there, and the first query_start is 0.
+        last_index = tl.load(query_start_ptr + sampling + 1) - 1
+        tl.store(last_index_ptr + row, tl.maximum(last_index, 0).to(tl.int64))
+        sampled_slot = tl.load(slot_ptr + sampling, mask=sampling >= 0, other=-1).to(tl.int64)
+        tl.store(sampled_slot_ptr + row, sampled_slot)
+        tl.store(draw_slot_ptr + row, tl.where(tl.load(draws_ptr) > 0, sampled_slot, -1))
         length = known + tl.load(page_start_ptr + row + 1) - page_start
         out_ptr = block_tables_ptr + row.to(tl.int64) * stride_out
         for begin in range(0, length, PAGES):

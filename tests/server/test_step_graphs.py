@@ -76,7 +76,7 @@ def test_the_ladder_for_shared_prefixes_fills_up_at_most_half_as_many_rows_again
 @pytest.mark.parametrize("tokens", [1, 17, 32, 200, 1024, 2048])
 def test_the_mixed_ladder_has_a_graph_for_each_step_and_fills_up_less_than_it_computes(tokens: int, rows: int) -> None:
     shapes = mixed_ladder(tokens, rows)
-    assert len(shapes) == len(set(shapes)) <= 40 and not any(shape.is_decode for shape in shapes)
+    assert len(shapes) == len(set(shapes)) <= 52 and not any(shape.is_decode for shape in shapes)
     assert max(shape.tokens for shape in shapes) == tokens and max(shape.rows for shape in shapes) == min(rows, tokens)
     for size in range(1, tokens + 1):
         fitting = min(shape.tokens for shape in shapes if shape.tokens >= size)
@@ -122,9 +122,15 @@ class Seen:
         logits.copy_((batch.token_ids if last is None else batch.token_ids[last])[:, None])
 
 
+def draw(logits: torch.Tensor, slot: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Which rows it is asked for."""
+    tokens.copy_(torch.where(slot >= 0, logits[:, 0].int(), -5))
+
+
 def graphs_of(forward: Any, recorder: CallingRecorder, largest: int = 24, tokens: int = 0) -> StepGraphs:
     last = 5000 + torch.arange(SLOTS)  # the tokens sampled last
-    made = StepGraphs(forward, recorder, GraphLimits(largest, tokens, WIDTH, BLOCK, 3, SCRATCH), last)
+    limits = GraphLimits(largest, tokens, WIDTH, BLOCK, 3, SCRATCH)
+    made = StepGraphs(forward, draw, recorder, limits, last)
     while made.capture_next():
         pass
     return made
@@ -163,7 +169,9 @@ def test_a_decode_graphs_inputs_are_the_plain_steps_and_rows_beyond_stand_on_the
         rows = [sampled_before(row, hidden) for row, hidden in zip(batch.advance(counts), pending, strict=True)]
         inputs = graphs.build(rows)
         assert inputs is not None
-        logits, slot = graphs.run(inputs)
+        logits, slot, drawn = graphs.run(inputs, draws=True)
+        assert drawn is not None and torch.equal(drawn, logits[:, 0].int())
+        assert (graphs._drawn[len(rows) : inputs.shape.rows] == -5).all()
         plain, got, count = batch.build(rows), seen.batch, len(rows)
         assert got is not None and inputs.shape.rows == min(size for size in decode_ladder(24) if size >= count)
         last = 5000 + plain.slot
@@ -204,7 +212,7 @@ def test_buffers_stay_where_they_are() -> None:
         batch.apply(SchedulerOutput(1, new))
         inputs = graphs.build(batch.advance({request.request_id: 1 for request in new}))
         assert inputs is not None
-        graphs.run(inputs)
+        graphs.run(inputs, draws=False)
         assert addresses[-1] == captured[inputs.shape.rows]
 
 
@@ -235,7 +243,13 @@ def test_a_mixed_graphs_inputs_are_those_of_the_plain_step_and_what_is_beyond_be
         rows = [sampled_before(row, hidden) for row, hidden in zip(batch.advance(counts), pending, strict=True)]
         inputs = graphs.build(rows)
         assert inputs is not None
-        logits, slot = graphs.run(inputs)
+        logits, slot, drawn = graphs.run(inputs, draws=pending[0])
+        if pending[0]:
+            assert drawn is not None and torch.equal(drawn, logits[:, 0].int())
+        else:
+            assert drawn is None
+        beyond = len(slot) if pending[0] else 0
+        assert (graphs._drawn[beyond : inputs.shape.rows] == -5).all()
         plain, got, tokens, count = batch.build(rows), seen.batch, sum(counts.values()), len(rows)
         assert got is not None
         if inputs.shape.is_decode:
@@ -263,27 +277,27 @@ def test_the_tables_on_the_device_follow_requests_that_come_grow_and_leave(
 ) -> None:
     """Slots change hands, some steps go without a graph, and tokens that were sampled are known in the slot alone."""
     monkeypatch.setattr(step_packing, "MOST_PAGES", 20)  # some steps bring more
-    draw, seen, slots = random.Random(seed), Seen(), 10
+    dice, seen, slots = random.Random(seed), Seen(), 10
     last = torch.zeros(slots, dtype=torch.int64)
-    graphs = StepGraphs(seen, CallingRecorder(), GraphLimits(8, 200, WIDTH, BLOCK, 3, SCRATCH), last)
+    graphs = StepGraphs(seen, draw, CallingRecorder(), GraphLimits(8, 200, WIDTH, BLOCK, 3, SCRATCH), last)
     while graphs.capture_next():
         pass
     batch, lengths, held = InputBatch(BLOCK, CPU, slots), dict[str, int](), dict[str, int]()
     for step in range(60):
-        gone = [name for name in lengths if lengths[name] > 40 or draw.random() < 0.1]
+        gone = [name for name in lengths if lengths[name] > 40 or dice.random() < 0.1]
         for name in gone:
             del lengths[name], held[name]
         new, counts, added = list[NewRequest](), dict[str, int](), dict[str, list[int]]()
         for name in lengths:  # a token each, and a page where it is needed, or one early
             counts[name] = 1
-            if held[name] * BLOCK < lengths[name] + 1 or draw.random() < 0.1:
-                added[name] = [draw.randrange(900)]
+            if held[name] * BLOCK < lengths[name] + 1 or dice.random() < 0.1:
+                added[name] = [dice.randrange(900)]
                 held[name] += 1
-        while len(lengths) < 8 and draw.random() < 0.6:
-            name, length = f"{step} {len(lengths)}", draw.randint(1, 40)
+        while len(lengths) < 8 and dice.random() < 0.6:
+            name, length = f"{step} {len(lengths)}", dice.randint(1, 40)
             held[name] = -(-length // BLOCK)
-            pages = [draw.randrange(900) for _ in range(held[name])]
-            computed = draw.randint(0, length - 1)
+            pages = [dice.randrange(900) for _ in range(held[name])]
+            computed = dice.randint(0, length - 1)
             new.append(NewRequest(name, tokens(length, step), length, 60, SamplingParams(), pages, computed))
             counts[name], lengths[name] = length - computed, length - 1
         if not counts:
@@ -292,10 +306,10 @@ def test_the_tables_on_the_device_follow_requests_that_come_grow_and_leave(
         batch.apply(SchedulerOutput(step, new, added, counts, finished_ids=gone))
         rows = batch.advance(counts)
         plain = batch.build(rows).forward
-        if draw.random() < 0.7:
+        if dice.random() < 0.7:
             inputs = graphs.build(rows)
             assert inputs is not None
-            graphs.run(inputs)
+            graphs.run(inputs, draws=False)
             got, used = seen.batch, len(plain.token_ids)
             assert got is not None
             for ours, theirs in (
@@ -308,7 +322,7 @@ def test_the_tables_on_the_device_follow_requests_that_come_grow_and_leave(
                 state = row.state
                 assert table[: state.num_blocks].tolist() == state.block_ids[: state.num_blocks].tolist()
         for row in rows:
-            token = draw.randrange(10_000)
+            token = dice.randrange(10_000)
             row.state.learn(row.end, token)
             last[row.state.slot] = token
             lengths[row.state.request_id] += 1

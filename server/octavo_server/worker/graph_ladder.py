@@ -2,8 +2,8 @@
 
 A decode step is the reading of weights and of contexts, and a row more costs next to nothing: rungs are near each other
 where batches are small, and up to 7 (from 256 rows on, 31) rows fill up. The tokens of a mixed step are work: from 128
-on, rungs are a tile of matrix products apart. What its rows cost is what empty programs of attention cost, so there are
-three bounds. Few rows are one of them: only then are the keys of a long context split over many programs.
+on, rungs are a tile of matrix products apart. What its rows cost is logits and empty programs of attention, so there
+are four bounds. Few rows are one of them: only then are the keys of a long context split over many programs.
 """
 
 from typing import Final, NamedTuple
@@ -12,7 +12,7 @@ MOST_ROWS: Final = 512
 MOST_TOKENS: Final = 2048
 _FAST_TOKENS: Final = 1024  # of a model of any size, launching takes longer than computing fewer ones
 _TILE: Final = 128
-_FEW_ROWS: Final = (8, 64)
+_ROW_BOUNDS: Final = (8, 64, 256)
 
 
 class GraphShape(NamedTuple):
@@ -52,7 +52,7 @@ def mixed_ladder(tokens: int, rows: int) -> list[GraphShape]:
     return [
         GraphShape(size, bound, False)
         for size in sorted({size for size in sizes if 0 < size <= tokens})
-        for bound in sorted({min(few, size, rows) for few in (*_FEW_ROWS, rows)})
+        for bound in sorted({min(bound, size, rows) for bound in (*_ROW_BOUNDS, rows)})
     ]
 
 

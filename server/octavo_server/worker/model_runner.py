@@ -29,8 +29,9 @@ from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInput
 from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
+from octavo_server.worker.sampler import SampledTensors
 from octavo_server.worker.shared_prefix import least_pages
-from octavo_server.worker.step_graphs import GraphLimits, StepGraphs
+from octavo_server.worker.step_graphs import GraphLimits, GraphOutputs, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.step_packing import GraphInputs
 from octavo_server.worker.step_profiler import StepProfiler
@@ -169,7 +170,7 @@ class ModelRunner:
             *(self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page),
             least_shared=self._least_shared(max_model_len),
         )
-        self.graphs = StepGraphs(self._to_logits, self.recorder, limits, self._tokens.last)
+        self.graphs = StepGraphs(self._to_logits, self._tokens.draw_plain, self.recorder, limits, self._tokens.last)
         return self.graphs
 
     def capture_first_graphs(self, max_model_len: int) -> None:
@@ -334,9 +335,9 @@ class ModelRunner:
     def _compute(
         self, inputs: StepInputs | GraphInputs, handle: StepHandle, on_progress: Callable[[], None]
     ) -> Launched:
-        decoder, vocab_size, prompts = self._decoder(), self.config.vocab_size, {}
+        decoder, vocab_size, prompts, drawn = self._decoder(), self.config.vocab_size, {}, None
         if isinstance(inputs, GraphInputs):
-            found, slot = self._replay(inputs)
+            found, slot, drawn = self._replay(inputs)
             on_progress()
 
             def logits(part: slice) -> torch.Tensor:
@@ -358,17 +359,20 @@ class ModelRunner:
         rows = [row for row in inputs.rows if row.samples]
         if self._tokens.needs_tokens(rows):
             handle.settle_before()
-        sampled = self._tokens.draw(rows, slot, vocab_size, logits)
+        if drawn is None:
+            sampled = self._tokens.draw(rows, slot, vocab_size, logits)
+        else:
+            sampled = [(rows, SampledTensors(drawn).to_host())]
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record()
         return Launched(inputs.rows, sampled, prompts, event)
 
-    def _replay(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _replay(self, inputs: GraphInputs) -> GraphOutputs:
         if self.graphs is None:
             raise RuntimeError("the cache that the step was made for is gone")
-        return self.graphs.run(inputs)
+        return self.graphs.run(inputs, draws=self._tokens.are_plain(inputs.rows))
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:

@@ -52,6 +52,22 @@ class NextTokens:
         if self._device_sampler is not None and changes is not None:
             self._device_sampler.slots.apply(changes)
 
+    def are_plain(self, rows: Sequence[ScheduledRow]) -> bool:
+        """Whether `draw_plain` draws for these rows; to be asked once their requests have joined."""
+        return self._device_sampler is not None and self._device_sampler.slots.flags(rows) == 0
+
+    def draw_plain(self, logits: torch.Tensor, slot: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Draws tokens [n] int32 for rows that ask for nothing but a temperature, and for none whose slot is below 0.
+
+        Fit for a graph: only kernels, on what it is given and on memory that stays.
+        """
+        if self._device_sampler is None:
+            return
+        step = rows_at_once(self._vocab_size)
+        for begin in range(0, len(slot), step):
+            part = slice(begin, begin + step)
+            self._device_sampler.draw_plain(logits[part], slot[part], tokens[part], self.last)
+
     def draw(
         self, rows: list[ScheduledRow], slot: torch.Tensor, vocab_size: int, logits: Callable[[slice], torch.Tensor]
     ) -> list[tuple[list[ScheduledRow], SampledTensors]]:

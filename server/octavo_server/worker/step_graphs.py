@@ -16,14 +16,18 @@ tokens go to the scratch page. Nothing that is theirs is read, and they write to
 A decode step in which requests share long prefixes takes a graph of another kind (`shared_prefix`), which is told who
 shares what by a second copy. The others are spared what that costs where nothing is shared.
 
-Sampling is not part of the graph.
+Tokens are drawn in the graph, too, if all rows of the step ask for nothing but a temperature; else the step says so,
+no row of the graph's last kernels is anybody's, and they are drawn behind it.
 """
 
 import logging
 import time
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 
@@ -38,6 +42,9 @@ from octavo_server.worker.step_packing import MOST_PAGES, GraphInputs, StepPacke
 
 _log = logging.getLogger(__name__)
 
+# Draws tokens [n] int32 from logits [n, vocab] float32 for slots [n] int64, none where the slot is below 0, −1 where
+# there is no distribution, and puts them where the next step takes them.
+Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 # Computes logits [n, vocab] float32 into the last argument: of the tokens at the places [n] int64, or of all (None).
 Forward = Callable[[ForwardBatch, torch.Tensor | None, torch.Tensor], None]
 
@@ -60,12 +67,26 @@ class GraphLimits:
     least_shared: int = 0
 
 
+class GraphOutputs(NamedTuple):
+    """Of the rows that sample, until the next step: logits [n, vocab] float32, and the slots [n] of their next tokens.
+
+    tokens: [n] int32 if they are drawn already, −1 where there is no distribution.
+    """
+
+    logits: torch.Tensor
+    slot: torch.Tensor
+    tokens: torch.Tensor | None
+
+
 class StepGraphs:
     """The graphs and their buffers."""
 
-    def __init__(self, forward: Forward, recorder: Recorder, limits: GraphLimits, last: torch.Tensor) -> None:
+    def __init__(
+        self, forward: Forward, draw: Draw, recorder: Recorder, limits: GraphLimits, last: torch.Tensor
+    ) -> None:
         """last: [slots] int64, the tokens sampled last."""
         self._forward = forward
+        self._draw = draw
         self._recorder = recorder
         self._limits = limits
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
@@ -87,10 +108,13 @@ class StepGraphs:
             block_tables=room(rows, limits.width, dtype=torch.int32),
             last_index=room(rows, dtype=torch.int64),
             slot=room(rows, dtype=torch.int64),
+            draw_slot=room(rows, dtype=torch.int64),
         )
+        self._drawn = room(rows, dtype=torch.int32)
         self._logits = torch.empty(rows, limits.vocab_size, device=device)
         self._replays: dict[GraphShape, Callable[[], None]] = {}
         self._shapes: list[GraphShape] = []  # of `_replays`, rising
+        self._by_kind = defaultdict[tuple[bool, bool], list[GraphShape]](list)  # the same by is_decode and shares
         self._prefixes = PrefixFinder(limits.block_size, limits.least_shared)
         self._shared = SharedBuffers(rows, device)
         first, rest = capture_order(limits.tokens, rows, shares=limits.least_shared > 0)
@@ -111,6 +135,7 @@ class StepGraphs:
         self._upload(self._pack([], shape))  # the work is done while it is captured: on nobody's page
         self._replays[shape] = self._recorder.record(lambda: self._work(shape))
         insort(self._shapes, shape)
+        insort(self._by_kind[shape.is_decode, shape.shares], shape)
         seconds = time.perf_counter() - begin
         self._longest = max(self._longest, seconds)
         _log.debug("captured the graph of %s in %.0f ms", _told(shape), seconds * 1000)
@@ -138,26 +163,30 @@ class StepGraphs:
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
         is_decode = tokens == count and all(row.samples for row in rows)
-        large_enough = self._shapes[bisect_left(self._shapes, (tokens, count)) :]
-        fitting = [shape for shape in large_enough if shape.rows >= count and shape.is_decode == is_decode]
-        if is_decode and any(shape.shares for shape in fitting) and self._prefixes.find(rows):
-            return next(shape for shape in fitting if shape.shares)
-        return next((shape for shape in fitting if not shape.shares), None)
+        sharing = self._smallest((is_decode, True), tokens, count)
+        if sharing is not None and self._prefixes.find(rows):
+            return sharing
+        return self._smallest((is_decode, False), tokens, count)
+
+    def _smallest(self, kind: tuple[bool, bool], tokens: int, rows: int) -> GraphShape | None:
+        shapes = self._by_kind[kind]
+        large_enough = islice(shapes, bisect_left(shapes, (tokens, rows)), None)
+        return next((shape for shape in large_enough if shape.rows >= rows), None)
 
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
         """The inputs of a step of these rows, one or more; None if there is no graph for it."""
         shape = self.shape_for(rows)
         return None if shape is None else self._pack(rows, shape)
 
-    def run(self, inputs: GraphInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Enqueues the step: logits of rows that sample, [n, vocab] float32, and the slots [n] of their next tokens.
-
-        Both are overwritten by the next step.
-        """
+    def run(self, inputs: GraphInputs, *, draws: bool) -> "GraphOutputs":
+        """Enqueues the step, the drawing of its tokens included if `draws` says so."""
+        count = inputs.num_sampling
+        if draws:
+            sections(inputs.packed, inputs.shape.tokens, inputs.shape.rows).draws[0] = 1
         self._upload(inputs)
         self._replays[inputs.shape]()
-        count = inputs.num_sampling
-        return self._logits[:count], self._expanded.slot[:count]
+        tokens = self._drawn[:count] if draws else None
+        return GraphOutputs(self._logits[:count], self._expanded.slot[:count], tokens)
 
     def _pack(self, rows: list[ScheduledRow], shape: GraphShape) -> GraphInputs:
         inputs = self._packer.pack(rows, shape)
@@ -192,7 +221,9 @@ class StepGraphs:
             max_context_len=limits.width * limits.block_size,
             shared=self._shared.sections(shape.rows) if shape.shares else None,
         )
-        self._forward(batch, None if shape.is_decode else inputs.last_index, self._logits[: shape.rows])
+        logits = self._logits[: shape.rows]
+        self._forward(batch, None if shape.is_decode else inputs.last_index, logits)
+        self._draw(logits, inputs.draw_slot, self._drawn[: shape.rows])
 
 
 def _told(shape: GraphShape) -> str:

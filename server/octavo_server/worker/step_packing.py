@@ -67,6 +67,7 @@ class StepPacker:
         to.known[:count] = [state.num_sent for state in states]
         num_sampling = count
         if shape.is_decode:
+            to.sampling[:count] = to.query_start[:count]
             to.token_ids[:count] = -1
             for row in [row for row in rows if row.start < row.state.num_given]:
                 to.token_ids[row.offset] = row.state.token_ids[row.start]
@@ -93,9 +94,9 @@ class StepPacker:
         if found is None:
             found = self._blanks[shape] = np.zeros(packed_words(shape.tokens, shape.rows), dtype=np.int32)
             to = sections(found, shape.tokens, shape.rows)
-            to.slot[:], to.known[:] = self._scratch_slot, 1
+            to.slot[:], to.known[:], to.sampling[:] = self._scratch_slot, 1, -1
             if shape.is_decode:
-                to.query_start[:], to.sampling[:] = np.arange(shape.rows + 1), np.arange(shape.rows)
+                to.query_start[:] = np.arange(shape.rows + 1)
         return found
 
     def _send(self, states: list[RequestState]) -> list[NewPages]:

@@ -14,7 +14,8 @@ from octavo_server.ipc import SamplingParams
 from octavo_server.worker import next_tokens
 from octavo_server.worker.device_sampler import DeviceSampler
 from octavo_server.worker.sampling_slots import SamplingSlots
-from real_engine import Answer, Asked, answers, start
+from real_engine import Answer, Asked, add, answers, start
+from replayed import record_on_the_cpu
 from tiny_models import SMALL, config_json, write_checkpoint
 
 CPU, VOCAB = torch.device("cpu"), SMALL["vocab_size"]
@@ -75,3 +76,56 @@ def test_the_answers_are_those_of_the_twin_step_by_step_overlapped_and_preempted
             assert [token for token, _ in got[name]] == [token for token, _ in answer], (name, config)
         assert (preemptions > 0) == ("preemption_mode" in config)
     assert drawn
+
+
+def tokens_of(model: Path, **config: Any) -> dict[str, list[int]]:
+    """Greedy and drawn requests that want tokens alone, and beside them, for a while, one that wants more."""
+    core = start(model, max_num_seqs=4, max_num_batched_tokens=16, **config)
+    for index in range(6):
+        asked = {"penalties": 0.5} if index == 4 else {}
+        sampling = SamplingParams(
+            seed=index,
+            temperature=0.8 * (index % 2),
+            max_tokens=5 + 3 * index if index != 4 else 4,
+            presence_penalty=asked.get("penalties", 0.0),
+            ignore_eos=True,
+        )
+        add(
+            core,
+            f"request {index}",
+            [(17 * position + 3 * index) % VOCAB for position in range(4 + 3 * index)],
+            sampling,
+        )
+    found: dict[str, list[int]] = {}
+    while core.has_work:
+        for output in core.step():
+            found.setdefault(output.request_id, []).extend(output.token_ids)
+    core.close(1.0)
+    return found
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tokens_drawn_in_the_graph_of_their_step_are_those_of_the_twin(
+    model: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    want = tokens_of(model)
+    drawn, launched = list[int](), list[int]()
+
+    def device_sampler(num_slots: int, vocab_size: int, eos: Any, device: torch.device) -> DeviceSampler:
+        sampler = DeviceSampler(SamplingSlots(num_slots, vocab_size, eos, device), num_slots, vocab_size)
+        draw_plain, launch = sampler.draw_plain, sampler.launch
+
+        def plain(logits: torch.Tensor, slot: torch.Tensor, *rest: torch.Tensor) -> None:
+            drawn.append(int((slot >= 0).sum()))
+            draw_plain(logits, slot, *rest)
+
+        sampler.draw_plain = plain  # type: ignore[method-assign]
+        sampler.launch = lambda *args: (launched.append(1), launch(*args))[1]  # type: ignore[method-assign]
+        return sampler
+
+    recorder = record_on_the_cpu(monkeypatch)
+    monkeypatch.setattr(next_tokens, "_device_sampler", device_sampler)
+    assert tokens_of(model, async_scheduling=overlap) == want
+    assert recorder.replayed > 10 and max(drawn) == 4
+    assert 0 < len(launched) < recorder.replayed  # beside the one with penalties, behind the graph
+    assert drawn.count(0) >= len(launched)

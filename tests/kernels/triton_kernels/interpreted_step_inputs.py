@@ -19,8 +19,8 @@ def state() -> SlotState:
 
 
 def room(tokens: int, rows: int) -> ExpandedStep:
-    shapes = [(tokens,)] * 3 + [(rows,), (rows, WIDTH)] + [(rows,)] * 2
-    kinds = [torch.int64] * 3 + [torch.int32] * 2 + [torch.int64] * 2
+    shapes = [(tokens,)] * 3 + [(rows,), (rows, WIDTH)] + [(rows,)] * 3
+    kinds = [torch.int64] * 3 + [torch.int32] * 2 + [torch.int64] * 3
     return ExpandedStep._make(torch.full(shape, -9, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True))
 
 
@@ -36,9 +36,10 @@ class Loop:
         """A packed step of some rows in any order, and its expected outputs."""
         memory = np.full(packed_words(tokens, rows) + 200, -1, dtype=np.int32)
         to = sections(memory, tokens, rows)
-        to.token_ids[:], to.slot[:], to.known[:], to.start[:], to.sampling[:] = 0, SLOTS, 1, 0, 0
+        to.token_ids[:], to.slot[:], to.known[:], to.start[:], to.sampling[:] = 0, SLOTS, 1, 0, -1
         expected: dict[str, Any] = {name: [] for name in ("ids", "positions", "slots", "contexts", "tables", "sampled")}
         used = pages = 0
+        to.draws[:] = expected["draws"] = self.draw.randrange(2)
         count_rows = self.draw.randint(1, min(rows, SLOTS))
         for row, slot in enumerate(self.draw.sample(range(SLOTS), count_rows)):
             if self.draw.random() < 0.2:
@@ -81,7 +82,9 @@ def check(out: ExpandedStep, expected: dict[str, Any]) -> None:
     assert out.context_lens[:rows].tolist() == expected["contexts"]
     for row, table in enumerate(expected["tables"]):
         assert out.block_tables[row].tolist() == table + [-9] * (WIDTH - len(table))
-    assert list(zip(out.last_index.tolist(), out.slot.tolist(), strict=True))[:sampled] == expected["sampled"]
+    places = list(zip(out.last_index.tolist(), out.slot.tolist(), strict=True))
+    assert places == expected["sampled"] + [(0, -1)] * (len(places) - sampled)
+    assert out.draw_slot.tolist() == [slot if expected["draws"] else -1 for _, slot in places]
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (40, 7), (300, 12), (9, 9)])
