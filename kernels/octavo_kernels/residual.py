@@ -21,3 +21,8 @@ class Residual:
 
     hidden: torch.Tensor
     pending: torch.Tensor | None = None
+
+    def take(self, rows: torch.Tensor) -> "Residual":
+        """That of the tokens at the places [n] int64."""
+        pending = None if self.pending is None else self.pending.index_select(-2, rows)
+        return Residual(self.hidden.index_select(0, rows), pending)

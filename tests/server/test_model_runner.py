@@ -137,13 +137,13 @@ class Gate:
         self.breaks = False
         made.decoder = self  # type: ignore[assignment]
 
-    def forward(self, batch: object, kv_cache: object, on_progress: Callable[[], None]) -> torch.Tensor:
+    def forward(self, batch: object, kv_cache: object, on_progress: Callable[[], None], rows: object) -> torch.Tensor:
         self.entered.release()
         assert self.open.acquire(timeout=60)
         if self.breaks:
             self.breaks = False
             raise MemoryError("broken for the test")
-        return self.inner.forward(batch, kv_cache, on_progress)  # type: ignore[arg-type]
+        return self.inner.forward(batch, kv_cache, on_progress, rows)  # type: ignore[arg-type]
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         return self.inner.logits(rows)

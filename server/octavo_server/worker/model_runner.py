@@ -328,8 +328,7 @@ class ModelRunner:
     def _to_logits(self, batch: ForwardBatch, last: torch.Tensor | None, out: torch.Tensor) -> None:
         """What a graph is made of: logits of the tokens at `last`, or of all if it is None, into `out`."""
         decoder = self._decoder()
-        hidden = decoder.forward(batch, self.kv_cache, lambda: None)
-        decoder.logits(hidden if last is None else hidden.index_select(0, last), out)
+        decoder.logits(decoder.forward(batch, self.kv_cache, lambda: None, last), out)
 
     @torch.inference_mode()
     def _compute(
@@ -346,7 +345,8 @@ class ModelRunner:
         else:
             token_ids, slot, last = inputs.forward.token_ids, inputs.slot, inputs.last_index
             token_ids.index_copy_(0, inputs.pending_index, self._tokens.last[inputs.pending_slot])
-            hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress)
+            every = any(row.wants_prompt_logprobs for row in inputs.rows)
+            hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress, None if every else last)
             prompts = {
                 row.state.request_id: launch_prompt_logprobs(row, hidden, decoder.logits, vocab_size, on_progress)
                 for row in inputs.rows
@@ -354,7 +354,7 @@ class ModelRunner:
             }
 
             def logits(part: slice) -> torch.Tensor:
-                return decoder.logits(hidden[last[part]])
+                return decoder.logits(hidden[last[part]] if every else hidden[part])
 
         rows = [row for row in inputs.rows if row.samples]
         if self._tokens.needs_tokens(rows):

@@ -68,8 +68,11 @@ class Decoder:
         batch: ForwardBatch,
         kv_cache: list[tuple[torch.Tensor, torch.Tensor]],
         on_progress: Callable[[], None] = lambda: None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The last hidden states of the batch's tokens, [T, hidden], after the final norm.
+
+        rows: of these alone, places [n] int64: [n, hidden]. After the last layer's attention nobody needs the others.
 
         kv_cache: (K, V) of each layer, as `KVCacheSpec.allocate` gives them; the batch's own K and V are stored there.
         on_progress: called after each half of a layer. On a GPU that says only that the host got there.
@@ -91,6 +94,10 @@ class Decoder:
             qkv = qkv.view(len(qkv), -1, self.config.head_dim)
             q = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
             attended = ops.paged_attention(q, *cache, metadata, self.scale, window)
+            if rows is not None and layer is self.layers[-1]:
+                attended, residual = attended.index_select(0, rows), residual.take(rows)
+                if len(rows) == 0:
+                    return residual.hidden
             ops.linear_add(attended.flatten(1), layer.output.parts, residual)
             on_progress()
             x = ops.norm_gated_linear(residual, (layer.post_norm, eps), layer.gate_up.parts)

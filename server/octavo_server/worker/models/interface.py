@@ -70,8 +70,16 @@ class ForwardBatch:
 class Decoder(Protocol):
     """What the runner needs of a model."""
 
-    def forward(self, batch: ForwardBatch, kv_cache: KVCache, on_progress: Callable[[], None]) -> torch.Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        kv_cache: KVCache,
+        on_progress: Callable[[], None],
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """[T, hidden]: the last hidden states; stores K and V of the batch's tokens in their slots.
+
+        rows: those of these tokens alone, places [n] int64: [n, hidden].
 
         Calls `on_progress` whenever a part of the work is done, some times in each layer.
         """
