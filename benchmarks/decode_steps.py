@@ -1,43 +1,29 @@
-"""Decode steps as the engine runs them, with graphs and without: equal, launched without waiting, and how fast.
+"""Decode steps as the engine runs them, with graphs and without: equal, and launched without waiting.
 
 Parts of `gpu_session.py`. Each function returns what it found; "failures" in it names what is wrong.
 """
 
 import json
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from kernel_checks import TOLERANCE, Case, poisoned
-from kernel_models import MODELS, random_weights
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, SamplingParams, TokenLogprobs
-from octavo_server.worker import memory
-from octavo_server.worker.models import decoder as decoders
 
 DEMO: Final = Path(__file__).resolve().parent.parent / "server/octavo_server/demo_model"
-CONTEXT: Final = 1024
 BOUND: Final = 16_384  # tokens, of the contexts that a graph of the shapes with random weights is made for
-TIMED, SETTLING = 12, 4  # steps
-SIZES: Final = {"demo": (64, 8, 1), "0.6b": (256, 64, 8, 1), "8b": (256, 64, 8, 1)}
-# Written down before the second run on a GPU, ms of a whole engine step with graphs.
-PREDICTIONS: Final = {
-    "demo 1": 0.40, "demo 8": 0.48, "demo 64": 0.81,
-    "0.6b 1": 1.16, "0.6b 8": 1.68, "0.6b 64": 3.96, "0.6b 256": 11.4,
-    "8b 1": 5.67, "8b 8": 6.53, "8b 64": 9.42, "8b 256": 19.1,
-}  # fmt: skip
 Answers = dict[str, list[tuple[int, TokenLogprobs]]]
 
 
@@ -144,6 +130,8 @@ def check_synchronisation(prompts: list[list[int]], device: str = "cuda") -> dic
             ignore_eos=True,
             seed=index,
             logprobs=3 if index % 5 == 0 else None,
+            frequency_penalty=0.5 if index % 6 < 2 else 0.0,
+            bad_words=((5, 6), (7,)) if index % 7 < 2 else (),
         )
         engine.add(AddRequest(0, str(index), prompts[index % len(prompts)] * (1 + index % 4), sampling, 0.0))
     while engine.has_work:
@@ -254,78 +242,6 @@ def graph_ms(run: Callable[[], object], often: int = 20) -> float:
     return event_ms(graph.replay) / often
 
 
-def time_steps(
-    model: str, device: str = "cuda", sizes: tuple[int, ...] | None = None, *, eager: bool = False
-) -> dict[str, Any]:
-    """Milliseconds of whole engine steps at a context of about 1024, all rows in decode, greedy, in bf16.
-
-    The models other than "demo" are shapes with random weights. eager: in the same engine and on the same requests the
-    graphs are taken away for as many steps.
-    """
-    sizes = sizes or SIZES[model]
-    worst: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, measured_worst_steps(worst):
-        phases: list[tuple[str, float]] = []
-        if model == "demo":
-            context = 200
-            engine = start_engine(config_of(DEMO, device), lambda name: phases.append((name, time.perf_counter())))
-        else:
-            context = CONTEXT
-            engine = random_engine(
-                MODELS[model], Path(folder), device, lambda name: phases.append((name, time.perf_counter()))
-            )
-    phases.append(("ready", time.perf_counter()))
-    seconds = {name: round(after - before, 2) for (name, before), (_, after) in pairwise(phases)}
-    report: dict[str, Any] = {"start, s": seconds, "worst steps, s": worst, **capture_rest(engine)}
-    if torch.cuda.is_available():
-        report["worst steps without prompt log-probabilities, s"] = time_worst_steps(engine)
-    print(f"{model}: {report}", flush=True)
-    length = context - len(sizes) * (1 + eager) * (TIMED + SETTLING) // 2  # as many steps before as after
-    sampling = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
-    for index in range(sizes[0]):
-        prompt = [(31 * index + 7 * position) % 1000 + 10 for position in range(length)]
-        engine.add(AddRequest(0, str(index), prompt, sampling, 0.0))
-    begun: set[str] = set()
-    while len(begun) < sizes[0]:
-        begun |= {output.request_id for output in engine.step() if output.token_ids}
-    for size in sizes:
-        # Those that came last stay: they have decoded least while others' prompts were read.
-        gone = [name for name in engine.scheduler.requests if int(name) < sizes[0] - size]
-        engine.abort(gone)
-        report[str(size)] = time_size(engine, eager)
-        predicted = PREDICTIONS.get(f"{model} {size}", "-")
-        print(f"{model} {size}: {report[str(size)]}; predicted with graphs {predicted}", flush=True)
-    engine.close(1.0)
-    return report
-
-
-def time_size(engine: EngineCore, eager: bool) -> dict[str, Any]:
-    """ms of a step with graphs and without; of its launch on the host; and of the graph alone, by device events."""
-    graphs, runner = engine.runner.graphs, engine.runner  # type: ignore[attr-defined]
-    lengths = [request.num_tokens for request in engine.scheduler.requests.values()]
-    found: dict[str, Any] = {"context": round(sum(lengths) / len(lengths)) + SETTLING + TIMED // 2}
-    for name, used in (("graphs", graphs), ("eager", None))[: 1 + eager]:
-        runner.graphs = used  # type: ignore[attr-defined]
-        launch, seconds = runner.launch, list[float]()
-        runner.launch = timed(launch, seconds)  # type: ignore[method-assign]
-        for _ in range(SETTLING):
-            engine.step()
-        seconds.clear()
-        begin = time.perf_counter()
-        for _ in range(TIMED):
-            engine.step()
-        found[name] = round((time.perf_counter() - begin) / TIMED * 1000, 3)
-        found[f"{name}, launch"] = round(sorted(seconds)[len(seconds) // 2] * 1000, 3)
-        found[f"{name}, scheduling"] = round(engine.meter.schedule_seconds * 1000, 3)
-        del runner.launch
-    runner.graphs = graphs  # type: ignore[attr-defined]
-    if graphs is not None and torch.cuda.is_available():
-        running = len(engine.scheduler.requests)
-        shape = next(shape for shape in graphs._shapes if shape.is_decode and shape.rows >= running)
-        found["replay alone"] = round(event_ms(graphs._replays[shape]), 3)
-    return found
-
-
 def timed(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -357,33 +273,6 @@ def capture_rest(engine: EngineCore) -> dict[str, Any]:
     return found
 
 
-def time_worst_steps(engine: EngineCore) -> float:
-    """Nobody's request may be there: the first page is written to."""
-    runner, limits = engine.runner, engine.scheduler.limits
-    bounds = memory.StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len)
-    begin = time.perf_counter()
-    for rows in memory.worst_steps(runner, bounds):  # type: ignore[arg-type]
-        runner.rehearse([replace(row, wants_prompt_logprobs=False) for row in rows])  # type: ignore[attr-defined]
-    return round(time.perf_counter() - begin, 2)
-
-
-@contextmanager
-def measured_worst_steps(seconds: list[float]) -> Iterator[None]:
-    """How long the largest steps take which a start runs: to measure memory (kernels compile), and to reserve it."""
-    run = memory._run
-
-    def timed_run(runner: Any, steps: Any) -> None:
-        begin = time.perf_counter()
-        run(runner, steps)
-        seconds.append(round(time.perf_counter() - begin, 2))
-
-    memory._run = timed_run
-    try:
-        yield
-    finally:
-        memory._run = run
-
-
 def config_of(model: Path, device: str, enable_prefix_caching: bool = False) -> EngineConfig:
     """As by default, but with long steps of prefill, so that contexts are alike when all prompts are read."""
     return EngineConfig(
@@ -406,19 +295,8 @@ def random_engine(
 ) -> EngineCore:
     """An engine whose model has random weights instead of a checkpoint."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    real = decoders.load_decoder
-
-    def load(_path: Path, model: Any, dtype: torch.dtype, where: torch.device, ops: Any, meanwhile: Any = None) -> Any:
-        decoder = random_weights(decoders.Decoder(model, dtype, where, ops))
-        if meanwhile is not None:
-            meanwhile(decoder)
-        return decoder
-
-    decoders.load_decoder = load  # type: ignore[assignment]
-    try:
-        return start_engine(config_of(folder, device, enable_prefix_caching), begin_phase)
-    finally:
-        decoders.load_decoder = real
+    given = config_of(folder, device, enable_prefix_caching).model_copy(update={"load_format": "random"})
+    return start_engine(given, begin_phase)
 
 
 def event_ms(run: Callable[[], object], repeat: int = 7) -> float:

@@ -28,14 +28,14 @@ from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E4
 
 from octavo_kernels import gathered_attention as gathered  # noqa: E402
 from octavo_kernels import paged_attention as attention  # noqa: E402
-from octavo_kernels.gathered_attention import gather_pages, whole_prompt_attention  # noqa: E402
+from octavo_kernels.gemv import GemvConfig, gemv  # noqa: E402
+from octavo_kernels.hopper_attention import HopperConfig  # noqa: E402
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles  # noqa: E402
 from octavo_kernels.ops import triton_ops  # noqa: E402
 from octavo_kernels.paged_attention import AttentionConfig  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm  # noqa: E402
 from octavo_kernels.rope import rotate_and_store  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
-from octavo_kernels.small_linear import GemvConfig, gemv  # noqa: E402
 
 BANDWIDTH: Final = 3.08e12  # bytes/s that the card was seen to read
 RATE: Final = 739e12  # bf16 operations/s that it was seen to do
@@ -48,9 +48,11 @@ PREDICTIONS: Final = {
     "decode 64x8192": "713 us: three stages",
     "decode 256x1024": "365 us",
     "decode 256x8192": "2840 us",
-    "prefill 1x8192": "559 TFLOP/s as chosen, gathered",
-    "prefill 4x2048": "414 TFLOP/s",
-    "prefill 16x512": "216 TFLOP/s, gathered",
+    "prefill 1x8192": "630 TFLOP/s by Hopper's kernel, whose programs stay",
+    "prefill 4x2048": "520 TFLOP/s",
+    "prefill 16x512": "300 TFLOP/s",
+    "prefill 8192 after 8192": "630 TFLOP/s",
+    "prefill 64x64 after 4096, shared": "580 TFLOP/s",
     "linear invariant, 8B layer, 1": "0.173 ms, +5 %: the tile goes by the number of rows",
     "linear invariant, 8B layer, 64": "0.177 ms, +3 %",
     "linear invariant, 8B layer, 256": "0.298 ms, +49 %, as before",
@@ -162,11 +164,19 @@ def ranked(name: str, found: dict[str, float], floor: float, unit: str) -> dict[
 DECODE: Final = ((32, 4, 5), (64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 4, 3))  # keys, warps, stages
 PROGRAMS: Final = (64, 528, 1056, 2112)
 # Rows, keys, warps, stages.
-CHUNKS: Final = ((64, 64, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3))
-GATHERED: Final = (
-    *((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 2)),
-    *((128, 64, 8, 3), (64, 128, 4, 2), (128, 128, 8, 2), (128, 128, 8, 3)),
-)
+GATHERED: Final = ((64, 64, 4, 3), (128, 128, 8, 3))
+# Groups, keys, stages, programs a processor.
+HOPPER: Final = ((2, 128, 2, 0), (2, 128, 2, 1), (1, 64, 3, 0), (1, 64, 3, 2))
+# (tokens in the step, tokens in the cache) of each request: prompts, and chunks behind a prefix.
+STEPS: Final[dict[str, list[tuple[int, int]]]] = {
+    **{f"{n}x{length}": [(length, length)] * n for n, length in ((1, 8192), (4, 2048), (16, 512), (64, 128))},
+    **{f"1x{length}": [(length, length)] for length in (4096, 2048, 1024, 512)},
+    "15x100 to 1000": [(n, n) for n in range(100, 1001, 64)],
+    "8192 after 8192": [(8192, 16384)],
+    "2048 after 8192": [(2048, 10240)],
+    "4x512 after 4096": [(512, 4608)] * 4,
+    "64x64 after 4096, shared": [(64, 4160)] * 64,
+}
 
 
 def time_decode() -> dict[str, Any]:
@@ -199,48 +209,42 @@ def time_decode() -> dict[str, Any]:
 
 
 def time_prefill() -> dict[str, Any]:
-    """Microseconds of causal attention over whole prompts: every configuration; torch's own on contiguous K and V."""
+    """TFLOP/s of attention over chunks: what is chosen, and what is to be chosen from; torch's on contiguous K and V.
+
+    The list of tiles of Hopper's kernel is not in it, being made once a step.
+    """
     report: dict[str, Any] = {}
-    small = Case([(64, 64)], poison=False)
-    warm(
-        [
-            *(lambda c=shape: small.run(configs=(AttentionConfig(*c), AttentionConfig(*c))) for shape in CHUNKS),  # type: ignore[misc]
-            *(lambda c=shape: small.run_gathered(config=AttentionConfig(*c)) for shape in GATHERED),  # type: ignore[misc]
-        ]
-    )
-    for batch, length in ((1, 8192), (4, 2048), (16, 512)):
-        cases = [Case([(length, length)] * batch, poison=False, seed=seed) for seed in range(3)]
-        contiguous = [torch.randn(batch, n, length, 128, device="cuda", dtype=torch.bfloat16) for n in (32, 8, 8)]
-        operations = batch * 32 * 128 * 4 * length * (length + 1) / 2
+    configs = [HopperConfig(*shape, heads_first=order) for shape in HOPPER for order in (False, True)]
+    warm(lambda c=config: Case([(64, 64)], poison=False).run_hopper(c) for config in configs)  # type: ignore[misc]
+    for name, requests in STEPS.items():
+        cases = [Case(requests, poison=False, seed=seed) for seed in range(1 if len(requests) == 64 else 3)]
+        if "shared" in name:
+            cases[0].metadata.block_tables[:, :256] = cases[0].metadata.block_tables[0, :256].clone()
+        operations = sum(32 * 128 * 4 * n * (context - n + (n + 1) / 2) for n, context in requests)
 
-        def measure(run: Callable[[Case], object], cases: list[Case] = cases) -> float:
-            return tried(lambda: graph_us([lambda case=case: run(case) for case in cases]))  # type: ignore[misc]
+        def rate(run: Callable[[Case], object], cases: list[Case] = cases, operations: float = operations) -> float:
+            us = tried(lambda: graph_us([lambda case=case: run(case) for case in cases]))  # type: ignore[misc]
+            return operations / us / 1e6
 
-        def paged(config: AttentionConfig) -> float:
-            return measure(lambda case: case.run(configs=(config, config)))
-
-        def whole(case: Case) -> object:
-            return whole_prompt_attention(case.q, case.k, case.v, case.metadata, case.scale)
-
-        found = {f"{m}x{n} w{w} s{s}": paged(AttentionConfig(m, n, w, s)) for m, n, w, s in CHUNKS}
-        for m, n, w, s in GATHERED:
-            config = AttentionConfig(m, n, w, s)
-            found[f"gathered {m}x{n} w{w} s{s}"] = measure(lambda case, c=config: case.run_gathered(config=c))  # type: ignore[misc]
-        begin = time.perf_counter()
-        whole(cases[0])
-        torch.cuda.synchronize()
-        first = time.perf_counter() - begin
-        found["gathered, SDPA"] = measure(whole)
-        found["gathering alone"] = measure(lambda c, n=length: gather_pages(c.k, c.v, c.metadata, n))  # type: ignore[misc]
-        found["as chosen"] = measure(lambda c: gathered.attention(c.q, c.k, c.v, c.metadata, c.scale))
-        found["invariant"] = paged(attention.invariant_config(torch.bfloat16, 128, 4))
-        sdpa = [lambda x=contiguous: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)]  # type: ignore[misc]
-        found["SDPA, contiguous"] = tried(lambda calls=sdpa: graph_us(calls))  # type: ignore[misc]
-        name = f"prefill {batch}x{length}"
-        report[name] = ranked(name, found, operations / RATE * 1e6, "us")
-        report[name]["TFLOP/s"] = {config: round(operations / us / 1e6) for config, us in report[name]["us"].items()}
-        report[name]["first call of SDPA at this length, ms"] = round(first * 1000, 1)
-        print("    TFLOP/s:", report[name]["TFLOP/s"], f"; SDPA's first call: {first * 1000:.0f} ms", flush=True)
+        found = {"as chosen": rate(lambda c: gathered.attention(c.q, c.k, c.v, c.metadata, c.scale))}
+        for config in configs:
+            key = f"{config.groups}x64 x{config.keys} /{config.programs} {'heads' if config.heads_first else 'tiles'}"
+            found[key] = rate(lambda c, x=config: c.run_hopper(x))  # type: ignore[misc]
+        for shape in GATHERED:
+            key = "gathered {}x{}".format(*shape)
+            found[key] = rate(lambda c, x=shape: c.run_gathered(config=AttentionConfig(*x)))  # type: ignore[misc]
+        found["pages"] = rate(lambda c: c.run())
+        lengths = {n for n, context in requests if n == context}
+        if len(lengths) == 1:
+            length = lengths.pop()
+            shape = [torch.randn(len(requests), n, length, 128, device="cuda").bfloat16() for n in (32, 8, 8)]
+            sdpa = [lambda x=shape: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)]  # type: ignore[misc]
+            found["SDPA, contiguous"] = operations / tried(lambda calls=sdpa: graph_us(calls)) / 1e6  # type: ignore[misc]
+        report[f"prefill {name}"] = {key: round(value) for key, value in found.items()}
+        print(
+            f"prefill {name}, TFLOP/s: {report[f'prefill {name}']}; predicted", PREDICTIONS.get(f"prefill {name}", "-")
+        )
+        sys.stdout.flush()
     return report
 
 
@@ -385,11 +389,17 @@ def time_models() -> dict[str, Any]:
 
 def time_demo() -> dict[str, Any]:
     """The demo model through the whole engine."""
-    import decode_steps
     import gpu_session
 
+    from octavo_server.bench.decode import time_decode
+    from octavo_server.bench.engine import BenchEngine
+    from octavo_server.config import EngineConfig
+
     with torch.inference_mode(False):
-        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo(), **decode_steps.time_steps("demo")}
+        report: dict[str, Any] = {"CPU against GPU": gpu_session.check_demo()}
+        bench = BenchEngine(EngineConfig(model=gpu_session.DEMO, dtype="bfloat16", swap_space=0.0))
+        report |= {figure.name: figure.value for figure in time_decode(bench, (1, 8, 64), 200)}
+        bench.close()
     if report["CPU against GPU"]["answers that differ"]:
         report["failures"] = ["the demo model answers otherwise on the GPU"]
     print(report, "predicted", PREDICTIONS["demo-decode-step-1"], flush=True)

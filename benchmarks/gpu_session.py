@@ -1,21 +1,24 @@
-"""Checks the engine on a GPU and times it, in one call of a few minutes.
+"""Checks the engine on a GPU and measures every figure of the performance page, in one call of some minutes.
 
-    python benchmarks/gpu_session.py [--json FILE] [--only SECTION ...] [--seconds SECONDS]
+    python benchmarks/gpu_session.py [--only SECTION ...] [--seconds SECONDS] [--json FILE] [--rows FILE] [--commit ID]
 
 Needs torch with CUDA, transformers (the independent truth) and the packages of the `server` extra, but no installation
-of octavo: it finds the source roots beside itself. Each section is guarded: what breaks in one hides no other. Exit
-status 1 if a check failed or a section broke.
+of octavo: it finds the source roots beside itself. Each section is guarded: what breaks in one hides no other. Checks
+come first; if one fails, the figures are measured all the same but not written. `--rows` is a file like
+`results/h100.json`, whose rows of the same names are replaced. Exit status 1 if a check failed or a section broke.
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/support", "benchmarks")]
 
 import decode_steps  # noqa: E402
+import engine_checks  # noqa: E402
+import figure_sections  # noqa: E402
+import figures  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from octavo_common.model_config import read_model_config  # noqa: E402
+from octavo_server.bench.report import commit  # noqa: E402
 from octavo_server.config import EngineConfig  # noqa: E402
 from octavo_server.engine.core import EngineCore  # noqa: E402
 from octavo_server.engine_start import start_engine  # noqa: E402
@@ -70,9 +77,11 @@ def paged_logits(directory: Path, dtype: torch.dtype, tokens: list[int]) -> torc
     return torch.cat(rows).cpu()
 
 
-def check_parity(architecture: str, directory: Path) -> dict[str, float]:
+def check_parity(
+    architecture: str, directory: Path, truth_model: transformers.PreTrainedModel | None = None
+) -> dict[str, float]:
     """Largest differences of logits to transformers' own, at real widths."""
-    truth_model = write_checkpoint(directory, config_json(architecture, **REAL_WIDTH))
+    truth_model = truth_model or write_checkpoint(directory, config_json(architecture, **REAL_WIDTH))
     tokens = torch.randint(0, 32_000, (110,), generator=torch.Generator().manual_seed(1)).tolist()
     truth = reference_logits(truth_model, tokens)
     theirs_model = read_checkpoint(directory).to(CUDA, torch.bfloat16)
@@ -199,13 +208,17 @@ def check_memory() -> dict[str, Any]:
 
 
 def parity() -> dict[str, Any]:
-    """The four architectures at real widths against transformers."""
+    """The four architectures at real widths against transformers: the decoder, and the engine in all its ways."""
     report: dict[str, Any] = {"failures": []}
     for architecture in MODEL_TYPES:
-        with tempfile.TemporaryDirectory() as directory:
-            errors = report[architecture] = check_parity(architecture, Path(directory))
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder)
+            truth = write_checkpoint(directory, config_json(architecture, **REAL_WIDTH))
+            errors = report[architecture] = check_parity(architecture, directory, truth)
+            engine = report[f"{architecture}, engine"] = engine_checks.check_engine(directory, truth.to(CUDA))
         if not errors["fp32"] <= FP32_TOLERANCE or not errors["bf16"] <= BF16_RATIO * errors["bf16 of transformers"]:
             report["failures"].append(f"{architecture}: {errors}")
+        report["failures"] += [f"{architecture}, engine: {failure}" for failure in engine["failures"]]
     return report
 
 
@@ -220,20 +233,34 @@ def overlap() -> dict[str, Any]:
     return {**found, "failures": failures + (["answers differ"] if found["answers that differ"] else [])}
 
 
-SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+def figures_of(measure: Callable[[], list[figures.Measured]]) -> Callable[[], dict[str, Any]]:
+    """A section whose report has rows of figures."""
+    return lambda: {"rows": measure(), "failures": []}
+
+
+CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "parity": parity,
+    "windows": lambda: engine_checks.check_windows(REAL_WIDTH),
     "demo": demo,
     "overlap": overlap,
+    "tiers": lambda: engine_checks.check_tiers(DEMO, demo_prompts() * 3),
     "memory": check_memory,
     "graphs": lambda: decode_steps.check_graphs(demo_prompts()),
     "invariant": lambda: decode_steps.check_invariant(demo_prompts()),
     "synchronisation": lambda: decode_steps.check_synchronisation(demo_prompts()),
     "bounds": decode_steps.check_bounds,
     "compiles": lambda: decode_steps.check_compiles(demo_prompts()),
-    "steps-demo": lambda: decode_steps.time_steps("demo", eager=True),
-    "steps-0.6b": lambda: decode_steps.time_steps("0.6b"),
-    "steps-8b": lambda: decode_steps.time_steps("8b"),
 }
+FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
+    "8b": figures_of(figure_sections.figures_8b),
+    "0.6b": figures_of(figure_sections.figures_06b),
+    "kernels": figures_of(figure_sections.figures_kernels),
+    "swap": figures_of(figure_sections.figures_swap),
+    "http-0.6b": figures_of(lambda: figure_sections.figures_http("0.6b")),
+    "http-8b": figures_of(lambda: figure_sections.figures_http("8b")),
+    "start": figures_of(figure_sections.figures_start),
+}
+SECTIONS = {**CHECKS, **FIGURES}
 
 
 def guarded(name: str, section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -246,32 +273,55 @@ def guarded(name: str, section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         found = {"failures": [traceback.format_exc(limit=-3)]}
     free_memory()
     found["seconds"] = round(time.perf_counter() - begin, 1)
-    print(f"== {name}: {found}", flush=True)
+    shown = {key: value for key, value in found.items() if key != "rows"}
+    print(f"== {name}: {shown}", flush=True)
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
-    parser.add_argument("--seconds", type=float, default=600.0, help="no section begins later than that")
+    parser.add_argument("--json", type=Path, help="where all that was found goes")
+    parser.add_argument("--rows", type=Path, help=f"whose rows are replaced, such as {figures.RESULTS.name}")
+    parser.add_argument("--commit", help="that is measured, where this is no checkout")
+    names = ["checks", "figures", *SECTIONS]
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=list(SECTIONS), metavar="SECTION", help=", ".join(names)
+    )
+    parser.add_argument("--seconds", type=float, default=900.0, help="no section begins later than that")
     arguments = parser.parse_args()
     logging.basicConfig(format="   %(message)s")
-    logging.getLogger("octavo_server.worker.memory").setLevel(logging.INFO)
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the servers that are started
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    begin = time.perf_counter()
-    for name in arguments.only:
+    begin, wanted = time.perf_counter(), chosen(arguments.only)
+    for name in wanted:
         if time.perf_counter() - begin > arguments.seconds:
             report[name] = {"failures": ["left out: no time"]}
             continue
         report[name] = guarded(name, SECTIONS[name])
         if arguments.json:  # after each: a run that is cut off leaves what it has
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    failures = {name: report[name]["failures"] for name in arguments.only if report[name].get("failures")}
+            arguments.json.write_text(json.dumps(report, indent=1, default=dataclasses.asdict) + "\n", encoding="utf-8")
+        if arguments.rows and report[name].get("rows") and not failures_of(report, CHECKS):
+            found = commit() if arguments.commit is None else arguments.commit
+            figures.update(arguments.rows, report[name]["rows"], device=report["device"], commit=found)
+    rows = [figures.row(each, None) for name in wanted for each in report[name].get("rows", ())]
+    if rows:
+        print(figures.table(figures.with_excuses(rows)))
+    failures = failures_of(report, SECTIONS)
     print("FAILED: " + json.dumps(failures, indent=1) if failures else "all checks passed")
     return int(bool(failures))
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The sections, "checks" and "figures" standing for all of their kind; in their order, each once."""
+    meant = {"checks": CHECKS, "figures": FIGURES}
+    wanted = {section for name in names for section in meant.get(name, [name])}
+    return [name for name in SECTIONS if name in wanted]
+
+
+def failures_of(report: dict[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    return {name: report[name]["failures"] for name in sections if name in report and report[name].get("failures")}
 
 
 if __name__ == "__main__":

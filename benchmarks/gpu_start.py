@@ -128,6 +128,7 @@ def start(model: Path, cache: Path, *, check: bool, config: dict[str, Any]) -> d
             "ready, s": round(ready_seconds, 2),
             "first token, s": round(time.monotonic() - begin, 2),
             "phases": {name: round(seconds, 2) for name, seconds in ready.phases.items()},
+            "figures": {name: round(figure, 2) for name, figure in ready.figures.items()},
             "said at": {m.phase: round(m.seconds, 2) for m in engine.inbox if isinstance(m, Starting)},
             "kernels": len(kernels_in(cache)),
         }

@@ -12,6 +12,7 @@ from octavo_kernels import gathered_attention as gathered
 from octavo_kernels import paged_attention as attention
 from octavo_kernels import reference
 from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention
+from octavo_kernels.gemv import gemv
 from octavo_kernels.hopper_attention import CONFIGS, HopperConfig, hopper_attention, takes_chunks
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
 from octavo_kernels.metadata import AttentionMetadata
@@ -19,7 +20,6 @@ from octavo_kernels.paged_attention import AttentionConfig
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
-from octavo_kernels.small_linear import gemv
 
 TOLERANCE: Final = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # ‖found − truth‖ / ‖truth‖
 # (tokens in the step, tokens in the cache) of each request: prompts, chunks, decodes, one that rests.

@@ -28,11 +28,11 @@ from octavo_kernels import shared_prefix_attention as module
 from octavo_kernels.metadata import AttentionMetadata, SharedPrefixes
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.reference_shared_prefix import shared_prefix_attention as twin
-from octavo_kernels.shared_prefix_attention import SharedConfig, shared_prefix_attention
+from octavo_kernels.shared_prefix_attention import PartConfig, SharedConfig, shared_prefix_attention
 from octavo_server import page_hash
 from octavo_server.ipc import AddRequest, SamplingParams
 
-OWN: Final = 72  # tokens behind the prefix
+OWN_TOKENS: Final = 72  # behind the prefix
 # (requests, those of each group, shared tokens) and µs a layer: predicted for each table by itself, and shared.
 STEPS: Final = {
     (64, 64, 4096): (240, 22), (64, 64, 1024): (75, 17), (64, 64, 512): (45, 15), (64, 64, 256): (28, 15),
@@ -180,7 +180,7 @@ def step_of(requests: int, members: int, tokens: int) -> Step:
     groups = [(list(range(first, first + members)), tokens // 16) for first in range(0, requests, members)]
     pages = len(groups) * tokens // 16 + requests * 6
     layers = max(2, min(8, 2**28 // (pages * 2**16) + 1))
-    return make_step([OWN] * requests, groups if tokens else [], layers=layers)
+    return make_step([OWN_TOKENS] * requests, groups if tokens else [], layers=layers)
 
 
 def time_steps() -> dict[str, Any]:
@@ -202,68 +202,62 @@ def time_steps() -> dict[str, Any]:
     return found
 
 
-SWEPT: Final = ((64, 64, 4096), (64, 16, 1024), (256, 256, 1024), (16, 16, 4096))
+SWEPT: Final = ((64, 64, 4096), (64, 16, 1024), (256, 256, 1024), (16, 16, 4096), (64, 8, 4096))
+# Rows, keys, warps, stages, programs; whether page numbers are loaded ahead.
+PREFIX: Final = [
+    *((64, 64, 4, 3, False), (64, 64, 4, 3, True), (64, 64, 4, 2, False), (64, 64, 4, 2, True), (64, 32, 4, 4, True)),
+    *((64, 64, 4, 4, True), (64, 128, 4, 2, True), (64, 128, 8, 2, True), (64, 64, 8, 3, True), (64, 64, 4, 1, False)),
+]
+OWN: Final = [
+    *((16, 64, 4, 3, False), (16, 64, 4, 2, False), (16, 64, 4, 2, True), (16, 64, 4, 1, False), (16, 32, 4, 3, True)),
+    *((16, 128, 4, 1, False), (16, 128, 4, 2, True), (16, 32, 4, 2, False), (16, 64, 2, 2, True)),
+]
 
 
 def sweep() -> dict[str, Any]:
-    """Other ways to cut the work; and what each of the three kinds of work takes alone."""
+    """µs of the two kinds of work and of the merge, each alone, by how they are cut."""
     found: dict[str, Any] = {}
-    configs = [
-        SharedConfig(rows, keys, warps, stages, 256, programs, own)
-        for rows, own, keys, warps, stages in (
-            *((64, 0, 64, 4, 2), (64, 0, 64, 4, 3), (64, 0, 64, 4, 4), (64, 0, 32, 4, 4), (64, 0, 128, 4, 2)),
-            *((64, 16, 64, 4, 2), (64, 16, 64, 4, 3), (64, 16, 32, 4, 4), (64, 16, 128, 4, 2), (64, 16, 128, 4, 3)),
-            *((16, 0, 64, 4, 3), (32, 0, 64, 4, 3), (64, 16, 64, 8, 3)),
-        )
-        for programs in (132, 264, 528)
-    ]
-    first = step_of(*SWEPT[0])
-    warm([partial(first.shared, 0, config) for config in configs], 40.0)
+    usual = module.shared_config(torch.bfloat16, 128, 4)
+    configs = [replace(usual, prefix=PartConfig(*cut[:4], ahead=cut[4])) for cut in PREFIX]
+    configs += [replace(usual, own=PartConfig(*cut[:4], ahead=cut[4])) for cut in OWN]
+    steps = {name: step_of(*name) for name in SWEPT[:2]}
+    ready = warm([partial(steps[SWEPT[0]].shared, 0, config) for config in configs], 30.0)
+    print("compiled:", sum(ready), "of", len(ready), flush=True)
     for name in SWEPT:
-        step = step_of(*name)
-        layers = range(len(step.caches))
-        times = {c: graph_us([partial(step.shared, layer, c) for layer in layers], 3) for c in configs}
-        found[str(name)] = {str(config): round(took, 1) for config, took in times.items()}
-        best = sorted(times, key=times.__getitem__)
-        print(f"{name}: chosen {graph_us([partial(step.shared, layer) for layer in layers]):.1f}")
-        for config in best[:5]:
-            print(f"  {times[config]:6.1f} {told(config)}", flush=True)
-        print("   all:", "; ".join(f"{times[config]:.0f} {told(config)}" for config in best[5:]), flush=True)
+        step = steps.get(name) or step_of(*name)
+        rows = []
+        for kept, kind, cuts in ((0, "prefix", PREFIX), (1, "own", OWN)):
+            for cut in cuts:
+                for programs in (264, 528) if kept == 0 else (264,):
+                    part = PartConfig(*cut[:4], programs=programs, ahead=cut[4])
+                    taken = alone(step, replace(usual, **{kind: part}), kept)
+                    rows.append(
+                        (kind, round(taken, 1), f"{cut[0]}x{cut[1]} w{cut[2]} s{cut[3]}{'a' * cut[4]} p{programs}")
+                    )
+        rows.append(("merge", round(alone(step, usual, 2), 1), ""))
+        found[str(name)] = rows
+        for kind in ("prefix", "own", "merge"):
+            best = sorted((taken, cut) for each, taken, cut in rows if each == kind)
+            print(name, kind, "; ".join(f"{taken} {cut}" for taken, cut in best), flush=True)
     return found
 
 
-def told(config: SharedConfig) -> str:
-    rows = f"{config.block_rows}+{config.own_rows}"
-    return f"{rows}x{config.block_keys} w{config.num_warps} s{config.num_stages} p{config.programs}"
+def alone(step: Step, config: SharedConfig, kept: int) -> float:
+    """µs of the first, second or third of the kernels, the others left out."""
+    parts, merge, count = module._parts_kernel, module._merge_kernel, iter(range(10**9))
 
+    class Kept:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
 
-def parts() -> None:
-    """µs of the work on prefixes, of that on what follows, and of the merge, alone."""
-    for name in SWEPT:
-        step = step_of(*name)
-        layers = range(len(step.caches))
-        for config in (SharedConfig(64, 64, 4, 3, own_rows=16), SharedConfig(64, 64, 4, 3, own_rows=64)):
-            kernels, taken = [module._parts_kernel, module._merge_kernel], []
-            for kept in range(3):
-                count = [0]
+        def __getitem__(self, grid: Any) -> Any:
+            return self.kernel[grid] if next(count) % 3 == kept else lambda *_arguments, **_constants: None
 
-                class Once:
-                    def __init__(self, kernel: Any, kept: int = kept, count: list[int] = count) -> None:
-                        self.kernel, self.kept, self.count = kernel, kept, count
-
-                    def __getitem__(self, grid: Any) -> Any:
-                        self.count[0] += 1
-                        return self.kernel[grid] if (self.count[0] - 1) % 3 == self.kept else lambda *_a, **_k: None
-
-                module._parts_kernel, module._merge_kernel = Once(kernels[0]), Once(kernels[1])
-                taken.append(graph_us([partial(step.shared, layer, config) for layer in layers], 3))
-                module._parts_kernel, module._merge_kernel = kernels
-            module._LEAST_COLUMNS = 32
-            wide = graph_us([partial(step.shared, layer, config) for layer in layers], 3)
-            module._LEAST_COLUMNS = 1
-            usual = graph_us([partial(step.shared, layer, config) for layer in layers], 3)
-            print(f"{name} own rows {config.own_rows}: prefix, own, merge", *(f"{t:.1f}" for t in taken), end=" ")
-            print(f"together {usual:.1f}, merged as 32 columns {wide:.1f}", flush=True)
+    module._parts_kernel, module._merge_kernel = Kept(parts), Kept(merge)
+    try:
+        return graph_us([partial(step.shared, layer, config) for layer in range(len(step.caches))], 3)
+    finally:
+        module._parts_kernel, module._merge_kernel = parts, merge
 
 
 # Seconds, predicted for each way to run 64 requests over a prefix that is new to the engine.
@@ -365,7 +359,6 @@ SECTIONS: Final[dict[str, Callable[[], Any]]] = {
     "check": check,
     "attention": time_steps,
     "sweep": sweep,
-    "parts": parts,
     "engine": time_engine,
 }
 

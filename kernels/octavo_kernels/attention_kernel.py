@@ -8,6 +8,8 @@ engine fetches whole tiles, and no thread works out addresses.
 import triton
 import triton.language as tl
 
+from octavo_kernels.programmatic_launch import fetch, let_next_come, wait_for_inputs
+
 
 # Sizes and places that vary between steps must not make a kernel of their own.
 @triton.jit(
@@ -49,18 +51,31 @@ def attention_kernel(
     GATHERED: tl.constexpr,  # K and V are no pages, but one stretch; stride_kp is the rows of a request there
     DECODE: tl.constexpr,
     PARTIAL: tl.constexpr,
+    FETCH: tl.constexpr,  # DECODE: pages of a split whose K and V are fetched into the L2 before q is there
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, kv_heads, splits) if DECODE, else (tiles of positions, kv_heads, 1), the last tile first."""
     kv_head = tl.program_id(1)
     if DECODE:
+        # What the step was given no kernel of it writes: it is there before q.
         request = tl.program_id(0)
         first_row = tl.load(query_start_ptr + request)
         count = tl.load(query_start_ptr + request + 1) - first_row
-        if count != 1:
-            return
         context = tl.load(context_lens_ptr + request)
         position = context - 1
+        begin, end = _split(position, WINDOW, BLOCK_N, SPLIT, LEAST)
+        if OVERLAP > 0 and FETCH > 0:  # noqa: SIM102, as the compiler knows this one
+            if (begin < end) & (count == 1):
+                page = begin * BLOCK_N // PAGE_SIZE + tl.arange(0, FETCH)
+                page = tl.minimum(page, tl.minimum(end * BLOCK_N - 1, position) // PAGE_SIZE)
+                page = tl.load(tables_ptr + request.to(tl.int64) * stride_table + page).to(tl.int64)
+                fetch(k_ptr + page * stride_kp + kv_head.to(tl.int64) * stride_kh, PAGE_SIZE * HEAD_DIM)
+                fetch(v_ptr + page * stride_vp + kv_head.to(tl.int64) * stride_vh, PAGE_SIZE * HEAD_DIM)
+        wait_for_inputs(OVERLAP)
+        if count != 1:
+            return
     else:
+        wait_for_inputs(OVERLAP)
         # Request r's tiles are numbered from query_start[r] // BLOCK_Q + r on: room enough for each, and rising in r.
         BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
         tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -111,14 +126,6 @@ def attention_kernel(
         v_head_ptr = v_ptr + kv_head.to(tl.int64) * stride_vh
 
     if DECODE:
-        split = tl.program_id(2)
-        if SPLIT > 0:
-            begin = tl.maximum(first_tile, split * (SPLIT // BLOCK_N))
-            end = tl.minimum(end_tile, (split + 1) * (SPLIT // BLOCK_N))
-        else:
-            share = _share(end_tile - first_tile, tl.num_programs(2), LEAST)
-            begin = first_tile + split * share
-            end = tl.minimum(end_tile, begin + share)
         if begin >= end:  # there are as many programs as the longest context has splits
             return
         m, total, acc = _attend(
@@ -150,6 +157,7 @@ def attention_kernel(
             total = total * old + sum_split * new
             m = m_new
 
+    let_next_come(OVERLAP)
     if PARTIAL:
         index = (request * tl.num_programs(1) * GROUP + head).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
         tl.store(mix_ptr + index[:, None] * BLOCK_D + d[None, :], acc, mask=row_mask[:, None])
@@ -266,6 +274,24 @@ def _pages(table_ptr, first, n, shown, whole: tl.constexpr, PAGE_SIZE: tl.conste
 
 
 @triton.jit
+def _split(position, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr):
+    """The tiles of keys, begin to end, that this program takes of those that the token at `position` sees."""
+    split = tl.program_id(2)
+    first_tile = 0
+    if WINDOW > 0:
+        first_tile = tl.maximum(0, position - WINDOW + 1) // BLOCK_N
+    end_tile = position // BLOCK_N + 1
+    if SPLIT > 0:
+        begin = tl.maximum(first_tile, split * (SPLIT // BLOCK_N))
+        end = tl.minimum(end_tile, (split + 1) * (SPLIT // BLOCK_N))
+    else:
+        share = _share(end_tile - first_tile, tl.num_programs(2), LEAST)
+        begin = first_tile + split * share
+        end = tl.minimum(end_tile, begin + share)
+    return begin, end
+
+
+@triton.jit
 def _share(tiles, splits, LEAST: tl.constexpr):
     """Tiles of each split, if a context's are divided evenly among at most `splits`; the last one may have fewer."""
     return tl.maximum(LEAST, (tiles + splits - 1) // splits)
@@ -295,14 +321,17 @@ def merge_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
     LEAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, heads). Merges a row's splits from the first to the last of those that have keys."""
     request = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.load(query_start_ptr + request)
-    if tl.load(query_start_ptr + request + 1) - token != 1:
-        return
+    count = tl.load(query_start_ptr + request + 1) - token
     context = tl.load(context_lens_ptr + request)
+    wait_for_inputs(OVERLAP)
+    if count != 1:
+        return
     first_tile = 0
     if WINDOW > 0:
         first_tile = tl.maximum(0, context - WINDOW) // BLOCK_N

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, Final
 
 import torch
-import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -25,8 +24,8 @@ class HopperConfig:
     """How the work is cut.
 
     groups: of 64 rows (positions times query heads of a key head) in a tile; 1 or 2. keys: of a tile. stages: tiles of
-    K and of V in shared memory. programs: at most, each taking one tile after the other. heads_first: a tile's key
-    heads follow each other, not a key head's tiles.
+    K and of V in shared memory. programs: on each processor, each taking one tile after the other; 0: as many as there
+    can be tiles. heads_first: the key heads of a tile follow each other; otherwise the tiles of a key head do.
     """
 
     groups: int
@@ -36,14 +35,27 @@ class HopperConfig:
     heads_first: bool
 
 
-CONFIGS: Final = (HopperConfig(2, 128, 2, 132, heads_first=False), HopperConfig(1, 64, 3, 264, heads_first=True))
+# What was fastest on an H100 for 32 query heads, 8 key heads of 128 in bf16, pages of 16 (benchmarks/LOG.md).
+_LONG: Final = HopperConfig(2, 128, 2, 1, heads_first=False)
+_USUAL: Final = HopperConfig(2, 128, 2, 1, heads_first=True)
+_SHORT: Final = HopperConfig(1, 64, 3, 2, heads_first=False)
+CONFIGS: Final = (_LONG, _USUAL, _SHORT)
+
+
+def hopper_config(longest: int, most_keys: int) -> HopperConfig:
+    """By the longest chunk's tokens and the longest context."""
+    if most_keys <= 1024:
+        return _SHORT
+    return _LONG if longest >= 4096 else _USUAL
 
 
 def takes_chunks(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, metadata: AttentionMetadata, window: int | None
 ) -> bool:
     """Whether `hopper_attention` computes the step's chunks, if it has any: what types, sizes and places it bears."""
-    if q.dtype not in _TYPES or window is not None or metadata.max_query_len == 1 or not _is_hopper(q.device):
+    if q.dtype not in _TYPES or window is not None or not _is_hopper(q.device):
+        return False
+    if metadata.max_query_len == 1 or len(q) < 2:
         return False
     return q.shape[1] // k_cache.shape[2] <= 64 and all(_has_rows(cache) for cache in (k_cache, v_cache))
 
@@ -60,6 +72,11 @@ def _has_rows(cache: torch.Tensor) -> bool:
 def _is_hopper(device: torch.device) -> bool:
     """Its matrix instructions are in no other generation."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def hopper_attention(
@@ -79,11 +96,14 @@ def hopper_attention(
     _, page_size, kv_heads, _ = k_cache.shape
     group = heads // kv_heads
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    config = config or hopper_config(metadata.max_query_len or num_tokens)
+    if config is None:
+        most_keys = metadata.max_context_len or metadata.block_tables.shape[1] * page_size
+        config = hopper_config(metadata.max_query_len or num_tokens, most_keys)
     tiles = chunk_tiles(metadata, num_tokens, 64 * config.groups // group)
     box = min(page_size, config.keys)
-    items = kv_heads * len(tiles)
-    hopper_kernel[(min(items, config.programs),)](
+    most = kv_heads * (len(tiles) - 1)
+    programs = min(most, config.programs * _processors(q.device) or most)
+    hopper_kernel[(programs,)](
         q,
         _rows(k_cache, metadata, box),
         _rows(v_cache, metadata, box),
@@ -92,9 +112,9 @@ def hopper_attention(
         metadata.block_tables,
         scale * LOG2_E,
         metadata.block_tables.stride(0),
-        items,
         k_cache.storage_offset() // head_dim,
         v_cache.storage_offset() // head_dim,
+        int(config.heads_first),
         k_cache.stride(0) // head_dim,
         k_cache.stride(2) // head_dim,
         *q.stride()[:2],
@@ -105,33 +125,26 @@ def hopper_attention(
         BLOCK_N=config.keys,
         PAGE_SIZE=page_size,
         STAGES=config.stages,
-        HEADS_FIRST=config.heads_first,
         num_warps=4,
         maxnreg=168 if config.groups == 2 else 128,
     )
     return out
 
 
-def hopper_config(longest: int) -> HopperConfig:
-    """By the longest chunk."""
-    return CONFIGS[0]
-
-
 def chunk_tiles(metadata: AttentionMetadata, num_tokens: int, positions: int) -> torch.Tensor:
-    """The tiles of so many positions that the step's requests with two tokens or more are cut into, [tiles, 4] int32.
+    """The tiles of so many positions that the step's requests with two tokens or more are cut into.
 
-    Of each its first token, that one's position, its request's context, and its request; the context is 0 for tiles
-    that are not there. The last tiles come first: they are likely to have the most keys. Worked out once a step.
+    [1 + most, 4] int32. The first row begins with how many there are. Of each: its first token, that one's position,
+    its request's context, and its request. The last come first, as they are likely to have the most keys. Worked out
+    once a step.
     """
     key = ("chunk tiles", positions)
     found: torch.Tensor | None = metadata.plans.get(key)
     if found is None:
         requests = len(metadata.block_tables)
-        tiles = num_tokens // positions + requests
-        found = metadata.plans[key] = metadata.query_start.new_empty(tiles, 4)
-        tiles_kernel[(triton.cdiv(tiles, 128),)](
-            metadata.query_start, metadata.context_lens, found, requests, tiles, positions, BLOCK=128
-        )
+        most = num_tokens // positions + min(requests, num_tokens // 2)
+        found = metadata.plans[key] = metadata.query_start.new_empty(1 + most, 4)
+        tiles_kernel[(1,)](metadata.query_start, metadata.context_lens, found, requests, positions, BLOCK=128)
     return found
 
 

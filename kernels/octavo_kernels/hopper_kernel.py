@@ -24,22 +24,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit(
-    do_not_specialize=["scale", "stride_table", "items", "k_offset", "v_offset"],
+    do_not_specialize=["scale", "stride_table", "k_offset", "v_offset", "heads_first"],
     do_not_specialize_on_alignment=["tiles_ptr", "tables_ptr"],
 )
 def hopper_kernel(
-    q_ptr, k_rows, v_rows, out_ptr, tiles_ptr, tables_ptr, scale, stride_table, items, k_offset, v_offset, stride_page,
-    stride_head, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
+    q_ptr, k_rows, v_rows, out_ptr, tiles_ptr, tables_ptr, scale, stride_table, k_offset, v_offset, heads_first,
+    stride_page, stride_head, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
     GROUPS: gl.constexpr, BLOCK_N: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    HEADS_FIRST: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs,). Items of work are the tiles of `chunk_tiles` for each key head; a program takes every
-    so manieth.
+    """Grid: (programs,). An item of work is a tile of `chunk_tiles` and a key head; a program takes every so manieth.
 
+    heads_first: 1 if the key heads of a tile follow each other, 0 if the tiles of a key head do.
     k_rows, v_rows: descriptors of [rows, HEAD_DIM], boxes of a piece of a page; the first page's first row is at
     k_offset (v_offset), the next page's is stride_page behind it, the next head's stride_head.
     """
     HEAD_DIM: gl.constexpr = k_rows.block_type.shape[1]
+    tiles = gl.load(tiles_ptr)
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, HEAD_DIM], k_rows.dtype)
     q_tiles = gl.allocate_shared_memory(k_rows.dtype, [GROUPS, 64, HEAD_DIM], layout)
     k_tiles = gl.allocate_shared_memory(k_rows.dtype, [STAGES, BLOCK_N, HEAD_DIM], layout)
@@ -47,6 +47,8 @@ def hopper_kernel(
     # Barriers of K's stages, then of V's.
     ready = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
+    cleaned = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(cleaned, count=GROUPS)
     for i in gl.static_range(2 * STAGES):
         mbarrier.init(ready.index(i), count=1)
         mbarrier.init(empty.index(i), count=GROUPS)
@@ -55,16 +57,16 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, scale, items, stride_qt,
-                    stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, HEADS_FIRST, 0,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
                 )),
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, scale, items, stride_qt,
-                    stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, HEADS_FIRST, 1,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 1,
                 )),
                 (_fetch, (
-                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, items, stride_table,
-                    k_offset, v_offset, stride_page, stride_head, KV_HEADS, GROUP, GROUPS, PAGE_SIZE, HEADS_FIRST,
+                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first,
+                    stride_table, k_offset, v_offset, stride_page, stride_head, KV_HEADS, GROUP, GROUPS, PAGE_SIZE,
                 )),
             ],
             [4, 1],
@@ -74,12 +76,12 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, scale, items, stride_qt,
-                    stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, HEADS_FIRST, 0,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
                 )),
                 (_fetch, (
-                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, items, stride_table,
-                    k_offset, v_offset, stride_page, stride_head, KV_HEADS, GROUP, GROUPS, PAGE_SIZE, HEADS_FIRST,
+                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first,
+                    stride_table, k_offset, v_offset, stride_page, stride_head, KV_HEADS, GROUP, GROUPS, PAGE_SIZE,
                 )),
             ],
             [1],
@@ -88,28 +90,24 @@ def hopper_kernel(
 
 
 @gluon.jit
-def _item(item, tiles_ptr, items, KV_HEADS: gl.constexpr, HEADS_FIRST: gl.constexpr):
+def _item(item, tiles_ptr, tiles, heads_first, KV_HEADS: gl.constexpr):
     """The first token, its position, the context, the request and the key head of an item of work."""
-    if HEADS_FIRST:
-        kv_head = item % KV_HEADS
-        at = tiles_ptr + item // KV_HEADS * 4
-    else:
-        kv_head = item // (items // KV_HEADS)
-        at = tiles_ptr + item % (items // KV_HEADS) * 4
+    kv_head = gl.where(heads_first != 0, item % KV_HEADS, item // tiles)
+    at = tiles_ptr + 4 + gl.where(heads_first != 0, item // KV_HEADS, item % tiles) * 4
     return gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3), kv_head
 
 
 @gluon.jit
 def _key_tiles(position, context, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr):
-    """How many tiles of keys the rows from `position` on see; none where the context is 0."""
+    """How many tiles of keys the rows from `position` on see."""
     return (gl.minimum(position + BLOCK_Q, context) + BLOCK_N - 1) // BLOCK_N
 
 
 @gluon.jit
 def _fetch(
-    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, items, stride_table, k_offset, v_offset,
-    stride_page, stride_head, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
-    PAGE_SIZE: gl.constexpr, HEADS_FIRST: gl.constexpr,
+    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first, stride_table,
+    k_offset, v_offset, stride_page, stride_head, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
 ):  # fmt: skip
     """The fetching warp."""
     STAGES: gl.constexpr = k_tiles.type.shape[0]
@@ -117,8 +115,8 @@ def _fetch(
     BOX: gl.constexpr = k_rows.block_type.shape[0]
     BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
     done = 0  # key tiles of the items before
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        _, position, context, request, kv_head = _item(item, tiles_ptr, items, KV_HEADS, HEADS_FIRST)
+    for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
+        _, position, context, request, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
         table_ptr = tables_ptr + request.to(gl.int64) * stride_table
         end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
         for i in range(end):
@@ -131,13 +129,13 @@ def _fetch(
             )  # fmt: skip
             for half in gl.static_range(2):
                 rows = k_rows if half == 0 else v_rows
-                tiles = k_tiles if half == 0 else v_tiles
+                stages = k_tiles if half == 0 else v_tiles
                 offset = k_offset if half == 0 else v_offset
                 mbarrier.wait(empty.index(half * STAGES + stage), phase)
                 bar = ready.index(half * STAGES + stage)
                 mbarrier.expect(bar, BLOCK_N // BOX * rows.block_type.nbytes)
                 for piece in gl.static_range(BLOCK_N // BOX):
-                    to = tiles.index(stage).slice(piece * BOX, BOX)
+                    to = stages.index(stage).slice(piece * BOX, BOX)
                     tma.async_copy_global_to_shared(rows, [places[piece] + offset, 0], bar, to)
         done += end
 
@@ -155,14 +153,15 @@ def _places(
     for piece in gl.static_range(BLOCK_N // BOX):
         key = first_key + piece * BOX
         page = gl.load(table_ptr + gl.minimum(key, context - 1) // PAGE_SIZE)
-        found = found + (gl.where(key < context, page * stride_page + head_row + key % PAGE_SIZE, nowhere),)  # noqa: RUF005
+        row = gl.where(key < context, page * stride_page + head_row + key % PAGE_SIZE, nowhere)
+        found = found + (row,)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
 @gluon.jit
 def _compute(
-    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, tiles_ptr, scale, items, stride_qt, stride_qh, stride_ot,
-    stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr, HEADS_FIRST: gl.constexpr,
+    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first, scale, stride_qt,
+    stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
     WHICH: gl.constexpr,
 ):  # fmt: skip
     """A computing group: rows 64 · WHICH to 64 · WHICH + 63 of each tile."""
@@ -174,27 +173,31 @@ def _compute(
     d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, lines))
     q_tile = q_tiles.index(WHICH)
     done = 0
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        first, position, context, _, kv_head = _item(item, tiles_ptr, items, KV_HEADS, HEADS_FIRST)
-        if context > 0:
-            token = (first + row // GROUP).to(gl.int64)
-            head = kv_head * GROUP + row % GROUP
-            there = ((row // GROUP < BLOCK_Q) & (position + row // GROUP < context))[:, None]
-            q_at = q_ptr + (token * stride_qt + head * stride_qh)[:, None] + d[None, :]
-            q_tile.store(gl.load(q_at, mask=there, other=0.0))
-            fence_async_shared()
-            end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
-            mix = _attend(q_tile, k_tiles, v_tiles, ready, empty, scale, position, context, end, done, GROUP, WHICH)
-            done += end
-            q_tile.store(mix.to(q_tile.dtype))
-            out_at = out_ptr + (token * stride_ot + head * stride_oh)[:, None] + d[None, :]
-            gl.store(out_at, q_tile.load(lines), mask=there)
+    cleanings = 0
+    for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
+        first, position, context, _, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
+        token = (first + row // GROUP).to(gl.int64)
+        head = kv_head * GROUP + row % GROUP
+        there = ((row // GROUP < BLOCK_Q) & (position + row // GROUP < context))[:, None]
+        q_at = q_ptr + (token * stride_qt + head * stride_qh)[:, None] + d[None, :]
+        q_tile.store(gl.load(q_at, mask=there, other=0.0))
+        fence_async_shared()
+        end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
+        mix = _attend(
+            q_tile, k_tiles, v_tiles, ready, empty, cleaned, scale, position, context, end, done, cleanings, GROUP,
+            GROUPS, WHICH,
+        )  # fmt: skip
+        done += end
+        cleanings += (end * BLOCK_N > context).to(gl.int32)
+        q_tile.store(mix.to(q_tile.dtype))
+        out_at = out_ptr + (token * stride_ot + head * stride_oh)[:, None] + d[None, :]
+        gl.store(out_at, q_tile.load(lines), mask=there)
 
 
 @gluon.jit
 def _attend(
-    q_tile, k_tiles, v_tiles, ready, empty, scale, position, context, end, done, GROUP: gl.constexpr,
-    WHICH: gl.constexpr,
+    q_tile, k_tiles, v_tiles, ready, empty, cleaned, scale, position, context, end, done, cleanings,
+    GROUP: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """The mix of values, [64, HEAD_DIM] float32, over key tiles end − 1 to 0."""
     STAGES: gl.constexpr = k_tiles.type.shape[0]
@@ -222,12 +225,16 @@ def _attend(
     weights = gl.convert_layout(p.to(dtype), weights_in)
     mbarrier.wait(ready.index(STAGES + stage), done // STAGES & 1)
     if end * BLOCK_N > context:
-        # Values past the context's end: 0 · NaN is NaN. Both groups write the same.
+        # Values past the context's end: 0 · NaN is NaN. Each group clears a part of the tile, and both wait for both.
+        PART: gl.constexpr = BLOCK_N // GROUPS
         lines: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
-        key = (end - 1) * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, lines))
-        v = v_tiles.index(stage).load(lines)
-        v_tiles.index(stage).store(gl.where((key < context)[:, None], v, 0.0))
+        key = (end - 1) * BLOCK_N + WHICH * PART + gl.arange(0, PART, gl.SliceLayout(1, lines))
+        part = v_tiles.index(stage).slice(WHICH * PART, PART)
+        v = part.load(lines)
+        part.store(gl.where((key < context)[:, None], v, 0.0))
         fence_async_shared()
+        mbarrier.arrive(cleaned, count=1)
+        mbarrier.wait(cleaned, cleanings & 1)
 
     for i in range(1, end):
         at = done + i
@@ -267,28 +274,35 @@ def _weigh(scores, m, total, scale):
 
 
 @triton.jit(
-    do_not_specialize=["num_requests", "num_tiles", "positions"],
+    do_not_specialize=["num_requests", "positions"],
     do_not_specialize_on_alignment=["query_start_ptr", "context_lens_ptr"],
 )
-def tiles_kernel(query_start_ptr, context_lens_ptr, found_ptr, num_requests, num_tiles, positions, BLOCK: tl.constexpr):
-    """Grid: blocks of tiles. Of each: first token, its position, context (0 if it is not there) and request."""
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < num_tiles
-    tile = num_tiles - 1 - index
-    # Request r's tiles are numbered from query_start[r] // positions + r on: room enough for each, and rising in r.
-    request = tl.zeros([BLOCK], tl.int32)
-    past = tl.zeros([BLOCK], tl.int32) + num_requests
-    for _ in range(31):
-        middle = (request + past) // 2
-        before = tl.load(query_start_ptr + middle, mask=inside, other=0) // positions + middle <= tile
-        request = tl.where(before, middle, request)
-        past = tl.where(before, past, middle)
-    start = tl.load(query_start_ptr + request, mask=inside, other=0)
-    length = tl.load(query_start_ptr + request + 1, mask=inside, other=0) - start
-    context = tl.load(context_lens_ptr + request, mask=inside, other=0)
-    offset = (tile - start // positions - request) * positions
-    there = (offset < length) & (length > 1)
-    tl.store(found_ptr + index * 4, start + offset, mask=inside)
-    tl.store(found_ptr + index * 4 + 1, context - length + offset, mask=inside)
-    tl.store(found_ptr + index * 4 + 2, tl.where(there, context, 0), mask=inside)
-    tl.store(found_ptr + index * 4 + 3, request, mask=inside)
+def tiles_kernel(query_start_ptr, context_lens_ptr, found_ptr, num_requests, positions, BLOCK: tl.constexpr):
+    """Grid: (1,). Writes how many tiles there are, and from the next row on the tiles, the last one of all first."""
+    count = 0
+    for first in range(0, num_requests, BLOCK):
+        _, _, parts = _parts(query_start_ptr, first + tl.arange(0, BLOCK), num_requests, positions)
+        count += tl.sum(parts, 0)
+    tl.store(found_ptr, count)
+    before = 0
+    for first in range(0, num_requests, BLOCK):
+        request = first + tl.arange(0, BLOCK)
+        start, length, parts = _parts(query_start_ptr, request, num_requests, positions)
+        context = tl.load(context_lens_ptr + request, mask=request < num_requests, other=0)
+        row = count - (before + tl.cumsum(parts, 0) - parts)
+        for part in range(tl.max(parts, 0)):
+            at = found_ptr + (row - part) * 4
+            offset = part * positions
+            tl.store(at, start + offset, mask=part < parts)
+            tl.store(at + 1, context - length + offset, mask=part < parts)
+            tl.store(at + 2, context, mask=part < parts)
+            tl.store(at + 3, request, mask=part < parts)
+        before += tl.sum(parts, 0)
+
+
+@triton.jit
+def _parts(query_start_ptr, request, num_requests, positions):
+    """First token, length and number of tiles of requests; no tiles of those with less than two tokens."""
+    start = tl.load(query_start_ptr + request, mask=request < num_requests, other=0)
+    end = tl.load(query_start_ptr + request + 1, mask=request < num_requests, other=0)
+    return start, end - start, tl.where(end - start > 1, (end - start + positions - 1) // positions, 0)

@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
+
 
 @dataclass(frozen=True, slots=True)
 class LinearConfig:
@@ -75,6 +77,7 @@ def linear_tiles(
         BLOCK_K=config.block_k,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **overlap(x.device),
     )
     return y
 
@@ -95,8 +98,10 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (tiles of rows x tiles of outputs,), those of one piece of the weight next to each other."""
+    wait_for_inputs(OVERLAP)
     row_tiles = tl.cdiv(rows, BLOCK_M)
     row = (tl.program_id(0) % row_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     output = (tl.program_id(0) // row_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.launching import Launcher, alignment
 from octavo_kernels.sampling import BLOCK_TOKENS, GROUP, GROUP_TOKENS
 from octavo_kernels.truncation import likeliest
 
@@ -33,47 +34,46 @@ def logprobs(
     blocks, groups = triton.cdiv(vocab_size, BLOCK_TOKENS), triton.cdiv(vocab_size, GROUP_TOKENS)
     stats = torch.empty(3, len(rows), blocks, device=device)
     leaders = torch.empty(len(rows), groups, device=device)
-    _stats_kernel[(blocks, len(rows))](
-        logits,
-        tokens,
-        rows,
-        stats,
-        leaders,
-        logits.stride(0),
-        vocab_size,
-        groups,
-        stats.stride(0),
-        GROUPED=count > 0,
-        BLOCK=BLOCK_TOKENS,
-        num_warps=8,
+    key = (logits.device, logits.dtype, tokens.dtype, logits.stride(0), vocab_size, alignment(logits, tokens, rows))
+    _stats(
+        (*key, count > 0),
+        (blocks, len(rows), 1),
+        (logits, tokens, rows, stats, leaders, logits.stride(0), vocab_size, groups, stats.stride(0)),
+        {"GROUPED": count > 0, "BLOCK": BLOCK_TOKENS, "num_warps": 8},
     )
     ids = torch.empty(len(rows), 1 + count, dtype=torch.int64, device=device)
     values = torch.empty(len(rows), 1 + count, device=device)
     ranks = torch.empty(len(rows), dtype=torch.int64, device=device)
-    _logprobs_kernel[(len(rows),)](
-        logits,
-        tokens,
-        rows,
-        stats,
-        leaders,
-        ids,
-        values,
-        ranks,
-        logits.stride(0),
-        vocab_size,
-        blocks,
-        groups,
-        stats.stride(0),
-        count,
-        BLOCKS=triton.next_power_of_2(blocks),
-        GROUPS=triton.next_power_of_2(groups),
-        MOST=MOST_LIKELIEST,
-        num_warps=8,
+    _merge(
+        key,
+        (len(rows), 1, 1),
+        (
+            logits,
+            tokens,
+            rows,
+            stats,
+            leaders,
+            ids,
+            values,
+            ranks,
+            logits.stride(0),
+            vocab_size,
+            blocks,
+            groups,
+            stats.stride(0),
+            count,
+        ),
+        {
+            "BLOCKS": triton.next_power_of_2(blocks),
+            "GROUPS": triton.next_power_of_2(groups),
+            "MOST": MOST_LIKELIEST,
+            "num_warps": 8,
+        },
     )
     return ids, values, ranks
 
 
-@triton.jit(do_not_specialize=["groups"])
+@triton.jit(do_not_specialize=["groups", "stride_stats"])
 def _stats_kernel(
     logits_ptr,
     tokens_ptr,
@@ -106,7 +106,7 @@ def _stats_kernel(
         tl.store(leaders_ptr + index * groups + group, leader, mask=group < groups)
 
 
-@triton.jit(do_not_specialize=["count", "groups", "blocks"])
+@triton.jit(do_not_specialize=["count", "groups", "blocks", "stride_stats"])
 def _logprobs_kernel(
     logits_ptr,
     tokens_ptr,
@@ -148,3 +148,6 @@ def _logprobs_kernel(
         lane = tl.arange(0, MOST)
         tl.store(ids_ptr + out + 1 + lane, ids.to(tl.int64), mask=lane < count)
         tl.store(values_ptr + out + 1 + lane, values - normalizer, mask=lane < count)
+
+
+_stats, _merge = Launcher(_stats_kernel), Launcher(_logprobs_kernel)

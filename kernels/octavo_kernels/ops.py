@@ -14,12 +14,14 @@ import torch
 from octavo_kernels import reference
 from octavo_kernels.metadata import AttentionMetadata, Workspace
 from octavo_kernels.reference_attention import paged_attention
+from octavo_kernels.residual import Linear, Norm, Residual
 from octavo_kernels.step_inputs import ExpandedStep, SlotState, expand_step
 
 __all__ = [
     "REFERENCE",
     "AttentionMetadata",
     "Ops",
+    "Residual",
     "Workspace",
     "has_triton",
     "pick_expand_step",
@@ -31,8 +33,8 @@ ExpandStep = Callable[[torch.Tensor, SlotState, ExpandedStep, int], None]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Linear(Protocol):
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, /) -> torch.Tensor: ...
+class _Logits(Protocol):
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None, /) -> torch.Tensor: ...
 
 
 class _PagedAttention(Protocol):
@@ -64,28 +66,31 @@ class _RotateAndStore(Protocol):
 class Ops:
     """One implementation of each operation; the functions of these names in `reference` say what they compute.
 
-    rope_angles: from cos and sin of every position ([P, d / 2] float32 each) and the positions of a step's tokens ([T]
-        int64) to what `rotate_and_store` takes; once a step.
-    add_rms_norm may write over the residual.
+    begin_step: from embeddings, and cos and sin of every position ([P, d / 2] float32 each), to a step's hidden states
+        and to what `rotate_and_store` takes for its positions.
     """
 
     pack_weight: Callable[[torch.Tensor], torch.Tensor]
-    linear: _Linear
-    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-    add_rms_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Pair]
-    silu_and_mul: Callable[[torch.Tensor], torch.Tensor]
-    rope_angles: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pair]
+    norm_linear: Callable[[Residual, Norm, Linear], torch.Tensor]
+    norm_gated_linear: Callable[[Residual, Norm, Linear], torch.Tensor]
+    linear_add: Callable[[torch.Tensor, Linear, Residual], None]
+    norm_residual: Callable[[Residual, Norm], torch.Tensor]
+    logits: _Logits
+    begin_step: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Pair]
+    ]
     rotate_and_store: _RotateAndStore
     paged_attention: _PagedAttention
 
 
 REFERENCE = Ops(
     pack_weight=reference.pack_weight,
-    linear=reference.linear,
-    rms_norm=reference.rms_norm,
-    add_rms_norm=reference.add_rms_norm,
-    silu_and_mul=reference.silu_and_mul,
-    rope_angles=reference.rope_angles,
+    norm_linear=reference.norm_linear,
+    norm_gated_linear=reference.norm_gated_linear,
+    linear_add=reference.linear_add,
+    norm_residual=reference.norm_residual,
+    logits=reference.logits,
+    begin_step=reference.begin_step,
     rotate_and_store=reference.rotate_and_store,
     paged_attention=paged_attention,
 )
@@ -96,15 +101,24 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
 
     batch_invariant: a row's bits depend on nothing but the row, at a price; linear maps are then not cuBLAS's.
     """
-    from octavo_kernels import gathered_attention, linear, paged_attention, rms_norm, rope, silu_and_mul, small_linear
+    from octavo_kernels import (
+        gathered_attention,
+        invariant_linear,
+        paged_attention,
+        rms_norm,
+        rope,
+        small_linear,
+        step_start,
+    )
 
     return Ops(
         pack_weight=lambda weight: weight,
-        linear=linear.linear_invariant if batch_invariant else small_linear.small_linear,
-        rms_norm=rms_norm.rms_norm,
-        add_rms_norm=rms_norm.add_rms_norm,
-        silu_and_mul=silu_and_mul.silu_and_mul,
-        rope_angles=lambda cos, sin, positions: (cos[positions], sin[positions]),
+        norm_linear=invariant_linear.norm_linear if batch_invariant else small_linear.norm_linear,
+        norm_gated_linear=invariant_linear.norm_gated_linear if batch_invariant else small_linear.norm_gated_linear,
+        linear_add=invariant_linear.linear_add if batch_invariant else small_linear.linear_add,
+        norm_residual=rms_norm.norm_residual,
+        logits=invariant_linear.logits if batch_invariant else small_linear.logits,
+        begin_step=step_start.begin_step,
         rotate_and_store=rope.rotate_and_store,
         paged_attention=(
             paged_attention.paged_attention_invariant if batch_invariant else gathered_attention.attention

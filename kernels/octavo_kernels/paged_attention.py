@@ -36,6 +36,7 @@ import triton
 
 from octavo_kernels.attention_kernel import attention_kernel, merge_kernel
 from octavo_kernels.metadata import AttentionMetadata
+from octavo_kernels.programmatic_launch import overlap
 
 LOG2_E: Final = 1.4426950408889634
 INVARIANT_SPLIT: Final = 1024  # keys; a multiple of every BLOCK_N
@@ -60,6 +61,7 @@ class AttentionConfig:
 _DECODE: Final = (64, 4, 3)  # keys, warps, stages
 _DECODE_SPLIT: Final = (64, 4, 2)
 _DECODE_FEW: Final = (128, 4, 3, 128, 128)  # and programs, and the least keys of a split
+_FETCHED_KEYS = 128  # of a split, before q is there
 _FEW: Final = 16  # programs without splits
 # Long chunks: the largest tile, each key read for 128 rows. Short ones: small tiles, as half lie on the diagonal.
 _LONG_CHUNK: Final = (128, 128, 8, 3)  # rows, keys, warps, stages
@@ -183,7 +185,11 @@ class Launch:
             mix = self.q.new_empty((num_requests, heads, splits, self.block_d), dtype=torch.float32)
             stats = self.q.new_empty((num_requests, heads, splits, 2), dtype=torch.float32)
         attention_kernel[(num_requests, kv_heads, splits)](
-            *self._arguments(mix, stats), **self._constants(config, exact), DECODE=True, PARTIAL=splits > 1
+            *self._arguments(mix, stats),
+            **self._constants(config, exact),
+            DECODE=True,
+            PARTIAL=splits > 1,
+            FETCH=self._pages_ahead(config, splits),
         )
         if splits > 1:
             merge_kernel[(num_requests, heads)](
@@ -203,12 +209,13 @@ class Launch:
                 LEAST=_least_tiles(config),
                 num_warps=1,
                 enable_fp_fusion=not exact,
+                **overlap(self.q.device),
             )
 
     def chunks(self, config: AttentionConfig, num_tokens: int, num_requests: int, kv_heads: int, exact: bool) -> None:
         tiles = num_tokens // (config.block_rows // self.group) + num_requests
         attention_kernel[(tiles, kv_heads, 1)](
-            *self._arguments(self.out, self.out), **self._constants(config, exact), DECODE=False, PARTIAL=False
+            *self._arguments(self.out, self.out), **self._constants(config, exact), DECODE=False, PARTIAL=False, FETCH=0
         )
 
     def gathered_chunks(
@@ -228,7 +235,19 @@ class Launch:
             **{**self._constants(config, False), "GATHERED": True},
             DECODE=False,
             PARTIAL=False,
+            FETCH=0,
         )
+
+    def _pages_ahead(self, config: AttentionConfig, splits: int) -> int:
+        """Of a split, that are fetched while q is worked out; none where programs are so many that the L2 is too small.
+
+        Only where the tokens of a page lie together, and in 16 bits.
+        """
+        _, page_size, _, head_dim = self.k_cache.shape
+        together = self.k_cache.stride(1) == self.v_cache.stride(1) == head_dim
+        if splits == 1 or not together or self.q.element_size() != 2 or head_dim % 8:
+            return 0
+        return _FETCHED_KEYS // page_size
 
     def _arguments(self, mix: torch.Tensor, stats: torch.Tensor) -> tuple[Any, ...]:
         meta = self.metadata
@@ -266,6 +285,7 @@ class Launch:
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
             "enable_fp_fusion": not exact,
+            **overlap(self.q.device),
         }
 
 

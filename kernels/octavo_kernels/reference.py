@@ -17,6 +17,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
+from octavo_kernels.residual import Linear, Norm, Residual
+
 ROW_TILE: Final = 16
 
 
@@ -92,6 +94,34 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return (gate / (1.0 + torch.exp(-gate))).to(x.dtype) * up
 
 
+def norm_residual(residual: Residual, norm: Norm) -> torch.Tensor:
+    """[T, n]: `rms_norm` of the stream; what was pending has then been added."""
+    if residual.pending is not None:
+        residual.hidden, residual.pending = residual.hidden + residual.pending, None
+    return rms_norm(residual.hidden, *norm)
+
+
+def norm_linear(residual: Residual, norm: Norm, weight_and_bias: Linear) -> torch.Tensor:
+    """`linear` of the normed stream, [T, out]."""
+    return linear(norm_residual(residual, norm), *weight_and_bias)
+
+
+def norm_gated_linear(residual: Residual, norm: Norm, weight_and_bias: Linear) -> torch.Tensor:
+    """SwiGLU's first half, `silu_and_mul` of `linear` of the normed stream: weight [2 n, in], gate first → [T, n]."""
+    return silu_and_mul(linear(norm_residual(residual, norm), *weight_and_bias))
+
+
+def linear_add(x: torch.Tensor, weight_and_bias: Linear, residual: Residual) -> None:
+    """Adds `linear` of x to a stream where nothing is pending."""
+    residual.pending = linear(x, *weight_and_bias)
+
+
+def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`linear` in float32, [n, in] × [vocab, in] → [n, vocab], into `out` if it is given. The weight may be packed."""
+    found = linear(x, weight)
+    return found.float() if out is None else out.copy_(found)
+
+
 def store_kv(
     k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slot_mapping: torch.Tensor
 ) -> None:
@@ -107,10 +137,15 @@ def store_kv(
     v_cache[page, offset] = v
 
 
-def rope_angles(cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin as `apply_rope` takes them, [T, d] each, from those of every position, [P, d / 2]; positions: [T]."""
+def begin_step(
+    embedding: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, token_ids: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """The tokens' embeddings, [T, n], and cos and sin of their positions as `apply_rope` takes them, [T, d] each.
+
+    embedding: [vocab, n]. cos, sin: of every position, [P, d / 2]. token_ids, positions: [T] int64.
+    """
     cos, sin = cos[positions], sin[positions]
-    return torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1)
+    return embedding[token_ids], (torch.cat((cos, cos), dim=1), torch.cat((sin, sin), dim=1))
 
 
 def rotate_and_store(

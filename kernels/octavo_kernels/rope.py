@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
+
 _HEADS: Final = 8  # at most, in a program
 
 
@@ -60,6 +62,7 @@ def rotate_and_store(
         PAGE_SIZE=page_size,
         NORM=norms is not None,
         num_warps=2,
+        **overlap(qkv.device),
     )
     return q
 
@@ -92,12 +95,17 @@ def _rotate_and_store_kernel(
     BLOCK_HALF: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     NORM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (tokens, blocks of heads)."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     i = tl.arange(0, BLOCK_HALF)
     half = i[None, :] < HALF
+    wait_for_inputs(OVERLAP)
+    slot = tl.load(slot_ptr + token)
+    cos = tl.load(cos_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
     mask = (head < HEADS + 2 * KV_HEADS)[:, None] & half
     at = qkv_ptr + token * stride_t + head[:, None] * stride_h + i[None, :]
     raw_first = tl.load(at, mask=mask, other=0.0)
@@ -119,14 +127,11 @@ def _rotate_and_store_kernel(
         second = (second * scale).to(raw_first.dtype).to(tl.float32) * tl.where(is_q, q_second, k_second)
         first = first.to(raw_first.dtype).to(tl.float32)
         second = second.to(raw_first.dtype).to(tl.float32)
-    cos = tl.load(cos_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
-    sin = tl.load(sin_ptr + token * stride_rope + i, mask=i < HALF, other=0.0)[None, :]
     turned_first = (first * cos - second * sin).to(raw_first.dtype)
     turned_second = (second * cos + first * sin).to(raw_first.dtype)
     q_at = q_ptr + (token * HEADS + head[:, None]) * (2 * HALF) + i[None, :]
     tl.store(q_at, turned_first, mask=is_q & half)
     tl.store(q_at + HALF, turned_second, mask=is_q & half)
-    slot = tl.load(slot_ptr + token)
     page = slot // PAGE_SIZE
     offset = slot % PAGE_SIZE
     k_at = k_ptr + page * stride_kp + offset * stride_kt + (head - HEADS)[:, None] * stride_kh + i[None, :]

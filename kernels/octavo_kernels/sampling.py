@@ -40,6 +40,7 @@ from octavo_kernels.sampling_table import (
 GROUP: Final = tl.constexpr(128)  # tokens of which the greatest logit is kept where somebody looks for the likeliest
 BLOCK_TOKENS: Final = 2 * int(HALF)
 GROUP_TOKENS: Final = int(GROUP)
+COUNTS_A_ROW: Final = 8 * 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,15 @@ class SamplingWorkspace:
     """What the kernels leave for each other of n rows with b blocks and g groups.
 
     highest, score: [n, b] float32, a block's greatest logit (+inf if there is none: a NaN or an infinity) and its
-    winner's score. winner: [n, b] int32. groups: [n, g] float32. chosen: [n] int32, what `truncation` has drawn.
+    winner's score. winner: [n, b] int32. groups: [n, g] float32. counts: [n, COUNTS_A_ROW] int32, of
+    tokens, and chosen: [n] int32, what was drawn, by `truncation`.
     """
 
     highest: torch.Tensor
     score: torch.Tensor
     winner: torch.Tensor
     groups: torch.Tensor
+    counts: torch.Tensor
     chosen: torch.Tensor
 
     @classmethod
@@ -65,6 +68,7 @@ class SamplingWorkspace:
             torch.empty(rows, blocks, device=device),
             torch.empty(rows, blocks, dtype=torch.int32, device=device),
             torch.empty(rows, groups, device=device),
+            torch.empty(rows, COUNTS_A_ROW, dtype=torch.int32, device=device),
             torch.empty(rows, dtype=torch.int32, device=device),
         )
 

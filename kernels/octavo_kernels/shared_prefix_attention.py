@@ -7,15 +7,14 @@ its members at once, as a product of many rows, and each member's own keys behin
 "Hydragen: High-Throughput LLM Inference with Shared Prefixes", 2024; as "cascade inference" in FlashInfer, Ye et al.,
 2025). What 64 requests read of a shared prompt shrinks by 64; for their few rows reading was all of the time.
 
-**One launch for both kinds of parts.** A program has one key head, some requests and a span of keys that all of them
-see whole, so that nothing depends on which kind it is but where it finds these:
+A program has one key head, some requests and a span of keys that all of them see whole. There are two launches:
 
-- a tile of a group: its members times the query heads of the key head are the rows (`BLOCK_M`), its keys a split of the
-  prefix, by the table of its first member;
-- a request alone: its query heads are the first rows, its keys a split of those behind its prefix, or of all.
+- **prefixes**: a tile of a group, whose members times the query heads of the key head are the rows of a matrix product
+  (`rows`), and a split of the prefix, by the table of the tile's first member;
+- **own keys**: a request alone, and a split of its keys behind its prefix, or of all.
 
-A second kernel merges the parts of each row. Grids follow from sizes that the host knows, groups and lengths are read
-on the device: a CUDA graph can replay both while groups come and go.
+A third kernel merges the parts of each row. Grids follow from sizes that the host knows, groups and lengths are read on
+the device: a CUDA graph can replay all three while groups come and go.
 
 Keys that no row of a program sees are never loaded, so NaN in other requests' slots has no influence. Which parts there
 are depends on the company that a row is in, and so do its bits: not for `--batch-invariant`.
@@ -31,30 +30,48 @@ import triton.language as tl
 from octavo_kernels.metadata import TILE_MEMBERS, AttentionMetadata
 from octavo_kernels.paged_attention import LOG2_E
 
-_PROGRAMS: Final = 264  # two a processor of an H100
-_MOST_SPLITS: Final = 16
-_LEAST_COLUMNS = 1
+_MOST_SPLITS: Final = 16  # of each kind
+
+
+@dataclass(frozen=True, slots=True)
+class PartConfig:
+    """How one kind of work is cut: rows and keys of a tile, and programs that there should be at least."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+    programs: int = 264  # two a processor of an H100
+    least_keys: int = 256  # of a split
+    ahead: bool = False  # page numbers are loaded a tile ahead
+
+    @property
+    def least_tiles(self) -> int:
+        return max(1, self.least_keys // self.keys)
+
+    def num_splits(self, programs: int, most_keys: int) -> int:
+        """Over how many programs keys are split, `programs` being those without."""
+        wanted, most = -(-self.programs // programs), -(-most_keys // self.least_keys)
+        return max(1, min(wanted, most, _MOST_SPLITS))
 
 
 @dataclass(frozen=True, slots=True)
 class SharedConfig:
-    """How the work is cut. block_rows: of a tile; a group's tile may take several programs."""
+    """How the work on prefixes is cut, and that on each request's own keys."""
 
-    block_rows: int
-    block_keys: int
-    num_warps: int
-    num_stages: int
-    least_keys: int = 256  # of a split
-    programs: int = _PROGRAMS  # wanted, of each kind
-    own_rows: int = 0  # of a program with a request alone, if these get a launch of their own
+    prefix: PartConfig
+    own: PartConfig
 
 
 def shared_config(dtype: torch.dtype, block_d: int, group: int) -> SharedConfig:
     """64 rows: the least of Hopper's matrix instructions."""
     rows = max(16, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return SharedConfig(max(32, rows), 32, 8, 1) if block_d <= 128 else SharedConfig(rows, 16, 8, 1)
-    return SharedConfig(max(64, rows), 64 if block_d <= 128 else 32, 4, 3 if block_d <= 128 else 2)
+        keys = 32 if block_d <= 128 else 16
+        return SharedConfig(PartConfig(max(32, rows), keys, 8, 1), PartConfig(rows, keys, 4, 1))
+    if block_d > 128:
+        return SharedConfig(PartConfig(max(64, rows), 32, 4, 2), PartConfig(rows, 32, 4, 2))
+    return SharedConfig(PartConfig(max(64, rows), 64, 4, 3), PartConfig(rows, 64, 4, 2))
 
 
 def takes(metadata: AttentionMetadata, k_cache: torch.Tensor, sliding_window: int | None) -> bool:
@@ -86,19 +103,20 @@ def shared_prefix_attention(
     _, page_size, kv_heads, _ = k_cache.shape
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     config = config or shared_config(q.dtype, block_d, group)
-    most_keys = _most_keys(metadata, k_cache)
-    of_one_group = -(-num_requests // min(TILE_MEMBERS, config.block_rows // group))
-    shared_splits = _num_splits(config, of_one_group * kv_heads, most_keys)
-    own_splits = _num_splits(config, num_requests * kv_heads, most_keys)
-    columns = shared_splits + own_splits
+    prefix, own, most_keys = config.prefix, config.own, _most_keys(metadata, k_cache)
+    of_one_group = -(-num_requests // min(TILE_MEMBERS, prefix.rows // group))
+    prefix_splits = prefix.num_splits(of_one_group * kv_heads, most_keys)
+    own_splits = own.num_splits(num_requests * kv_heads, most_keys)
+    columns = prefix_splits + own_splits
     mix = q.new_empty((num_requests, heads, columns, block_d), dtype=torch.float32)
     stats = q.new_empty((num_requests, heads, columns, 2), dtype=torch.float32)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    least = max(1, config.least_keys // config.block_keys)
-
-    def launch(rows: int, tiles: int, requests: int) -> None:
-        per_tile = -(-TILE_MEMBERS // (rows // group))
-        _parts_kernel[(kv_heads, tiles * per_tile * shared_splits + requests * own_splits)](
+    per_tile = -(-TILE_MEMBERS // (prefix.rows // group))
+    for part, grid, first_column, of_tile in (
+        (prefix, (kv_heads, len(shared.tiles) * per_tile, prefix_splits), 0, per_tile),
+        (own, (kv_heads, num_requests, own_splits), prefix_splits, 0),
+    ):
+        _parts_kernel[grid](
             q,
             k_cache,
             v_cache,
@@ -110,9 +128,8 @@ def shared_prefix_attention(
             shared.members,
             shared.tiles,
             scale * LOG2_E,
-            tiles * per_tile,
-            shared_splits,
-            own_splits,
+            columns,
+            first_column,
             metadata.block_tables.stride(0),
             *q.stride()[:2],
             *k_cache.stride()[:3],
@@ -121,33 +138,30 @@ def shared_prefix_attention(
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
             PAGE_SIZE=page_size,
-            BLOCK_M=rows,
-            BLOCK_N=config.block_keys,
-            LEAST=least,
-            PROGRAMS_OF_TILE=per_tile,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            BLOCK_M=part.rows,
+            BLOCK_N=part.keys,
+            LEAST=part.least_tiles,
+            PER_TILE=of_tile,
+            AHEAD=part.ahead,
+            num_warps=part.num_warps,
+            num_stages=part.num_stages,
         )
-
-    if config.own_rows:
-        launch(config.block_rows, len(shared.tiles), 0)
-        launch(config.own_rows, 0, num_requests)
-    else:
-        launch(config.block_rows, len(shared.tiles), num_requests)
     _merge_kernel[(num_requests, heads)](
         mix,
         stats,
         out,
         metadata.context_lens,
         shared.lens,
-        shared_splits,
+        prefix_splits,
         own_splits,
         *out.stride()[:2],
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
-        BLOCK_N=config.block_keys,
-        LEAST=least,
-        COLUMNS=max(triton.next_power_of_2(columns), _LEAST_COLUMNS),
+        KEYS=prefix.keys,
+        LEAST=prefix.least_tiles,
+        OWN_KEYS=own.keys,
+        OWN_LEAST=own.least_tiles,
+        COLUMNS=triton.next_power_of_2(2 * _MOST_SPLITS),  # one kernel for all: an idle moment must not compile
         num_warps=1,
     )
     return out
@@ -158,32 +172,25 @@ def _most_keys(metadata: AttentionMetadata, k_cache: torch.Tensor) -> int:
     return min(metadata.max_context_len or held, held)
 
 
-def _num_splits(config: SharedConfig, programs: int, most_keys: int) -> int:
-    """Over how many programs keys are split, `programs` being those without; no shorter than they may be."""
-    wanted, most = -(-config.programs // programs), -(-most_keys // config.least_keys)
-    return max(1, min(wanted, most, _MOST_SPLITS))
-
-
 # Sizes and places that vary between steps must not make a kernel of their own.
 @triton.jit(
-    do_not_specialize=["scale", "num_tiles", "shared_splits", "own_splits", "stride_table"],
+    do_not_specialize=["scale", "columns", "first_column", "stride_table"],
     do_not_specialize_on_alignment=["context_lens_ptr", "tables_ptr", "lens_ptr", "members_ptr", "tiles_ptr"],
 )
 def _parts_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
-    mix_ptr,  # [requests, heads, shared splits + own splits, BLOCK_D] float32
-    stats_ptr,  # [requests, heads, shared splits + own splits, 2] float32: m, and the sum of weights
+    mix_ptr,  # [requests, heads, columns, BLOCK_D] float32; a column for each split of prefixes, then of own keys
+    stats_ptr,  # [requests, heads, columns, 2] float32: m, and the sum of weights
     context_lens_ptr,
     tables_ptr,
     lens_ptr,
     members_ptr,
     tiles_ptr,
     scale,  # times log2(e): powers of two are what the hardware computes; positive
-    num_tiles,
-    shared_splits,
-    own_splits,
+    columns,
+    first_column,
     stride_table,
     stride_qt,
     stride_qh,
@@ -200,40 +207,36 @@ def _parts_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LEAST: tl.constexpr,  # tiles of keys of a split
-    PROGRAMS_OF_TILE: tl.constexpr,
+    PER_TILE: tl.constexpr,  # programs that share a tile of a group; 0: own keys
+    AHEAD: tl.constexpr,
 ):
-    """Grid: (kv_heads, tiles · shared splits + requests · own splits). Neighbours read the same keys where they can."""
-    PER_PROGRAM: tl.constexpr = BLOCK_M // GROUP
+    """Grid: (kv_heads, tiles of groups · PER_TILE or requests, splits). Neighbours read the same keys if they can."""
+    MEMBERS: tl.constexpr = BLOCK_M // GROUP
     kv_head = tl.program_id(0)
-    work = tl.program_id(1)
+    split = tl.program_id(2)
     m_rows = tl.arange(0, BLOCK_M)
     member = m_rows // GROUP
-    num_shared = num_tiles * shared_splits
-    if work < num_shared:
-        tile = work % num_tiles
-        split = work // num_tiles
-        splits = shared_splits
-        column = split
-        before = tile % PROGRAMS_OF_TILE * PER_PROGRAM
-        first = tl.load(tiles_ptr + tile // PROGRAMS_OF_TILE * 2) + before
-        count = tl.minimum(tl.load(tiles_ptr + tile // PROGRAMS_OF_TILE * 2 + 1) - before, PER_PROGRAM)
-        leader = tl.load(members_ptr + first, mask=count > 0, other=0)
-        row_request = tl.load(members_ptr + first + member, mask=member < count, other=0)
-        begin = leader * 0
-        end = tl.load(lens_ptr + leader, mask=count > 0, other=0)
+    if PER_TILE > 0:
+        tile_ptr = tiles_ptr + tl.program_id(1) // PER_TILE * 2
+        before = tl.program_id(1) % PER_TILE * MEMBERS
+        first = tl.load(tile_ptr) + before
+        count = tl.minimum(tl.load(tile_ptr + 1) - before, MEMBERS)
+        if count <= 0:
+            return
+        leader = tl.load(members_ptr + first)
+        request = tl.load(members_ptr + first + member, mask=member < count, other=0).to(tl.int64)
+        begin = 0
+        end = tl.load(lens_ptr + leader)
     else:
-        leader = (work - num_shared) // own_splits
-        split = (work - num_shared) % own_splits
-        splits = own_splits
-        column = shared_splits + split
+        leader = tl.program_id(1)
+        request = (leader + member * 0).to(tl.int64)
         count = 1
-        row_request = leader + member * 0
         begin = tl.load(lens_ptr + leader)
         end = tl.load(context_lens_ptr + leader)
 
     first_tile = begin // BLOCK_N
     end_tile = (end + BLOCK_N - 1) // BLOCK_N
-    share = _share(end_tile - first_tile, splits, LEAST)
+    share = _share(end_tile - first_tile, tl.num_programs(2), LEAST)
     first_tile += split * share
     end_tile = tl.minimum(end_tile, first_tile + share)
     if first_tile >= end_tile:  # there are as many programs as the longest context has splits
@@ -243,7 +246,6 @@ def _parts_kernel(
     d = tl.arange(0, BLOCK_D)
     head = kv_head * GROUP + m_rows % GROUP
     row_mask = member < count
-    request = row_request.to(tl.int64)
     q = tl.load(
         q_ptr + (request * stride_qt + head * stride_qh)[:, None] + d[None, :],
         mask=row_mask[:, None] & (d[None, :] < HEAD_DIM),
@@ -255,10 +257,17 @@ def _parts_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.full([BLOCK_M], 0.0, tl.float32)
     acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
-    for tile_of_keys in range(first_tile, end_tile):
-        key = tile_of_keys * BLOCK_N + n
+    next_key = first_tile * BLOCK_N + n
+    next_page = tl.load(table_ptr + next_key // PAGE_SIZE, mask=(next_key >= begin) & (next_key < end), other=0)
+    for tile in range(first_tile, end_tile):
+        key = tile * BLOCK_N + n
         shown = (key >= begin) & (key < end)  # at least one of every tile
-        page = tl.load(table_ptr + key // PAGE_SIZE, mask=shown, other=0).to(tl.int64)
+        if AHEAD:
+            page = next_page.to(tl.int64)
+            next_key = key + BLOCK_N
+            next_page = tl.load(table_ptr + next_key // PAGE_SIZE, mask=next_key < end, other=0)
+        else:
+            page = tl.load(table_ptr + key // PAGE_SIZE, mask=shown, other=0).to(tl.int64)
         slot = (key % PAGE_SIZE).to(tl.int64)
         loaded = shown[:, None] & (d[None, :] < HEAD_DIM)
         k = tl.load(k_ptr + (page * stride_kp + slot * stride_kt)[:, None] + d[None, :], mask=loaded, other=0.0)
@@ -271,7 +280,7 @@ def _parts_kernel(
         total = total * old + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * old[:, None], input_precision="ieee")
         m = m_new
-    index = (request * tl.num_programs(0) * GROUP + head) * (shared_splits + own_splits) + column
+    index = (request * tl.num_programs(0) * GROUP + head) * columns + first_column + split
     tl.store(mix_ptr + index[:, None] * BLOCK_D + d[None, :], acc, mask=row_mask[:, None])
     tl.store(stats_ptr + index * 2, m, mask=row_mask)
     tl.store(stats_ptr + index * 2 + 1, total, mask=row_mask)
@@ -284,7 +293,7 @@ def _share(tiles, splits, LEAST: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["shared_splits", "own_splits"],
+    do_not_specialize=["prefix_splits", "own_splits"],
     do_not_specialize_on_alignment=["context_lens_ptr", "lens_ptr"],
 )
 def _merge_kernel(
@@ -293,14 +302,16 @@ def _merge_kernel(
     out_ptr,
     context_lens_ptr,
     lens_ptr,
-    shared_splits,
+    prefix_splits,
     own_splits,
     stride_ot,
     stride_oh,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    KEYS: tl.constexpr,
     LEAST: tl.constexpr,
+    OWN_KEYS: tl.constexpr,
+    OWN_LEAST: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Grid: (requests, heads). Merges the parts of a row that there are, all at once."""
@@ -308,16 +319,16 @@ def _merge_kernel(
     head = tl.program_id(1)
     shared = tl.load(lens_ptr + request)
     context = tl.load(context_lens_ptr + request)
-    prefix_tiles = (shared + BLOCK_N - 1) // BLOCK_N
-    own_tiles = (context + BLOCK_N - 1) // BLOCK_N - shared // BLOCK_N
-    prefix_share = _share(prefix_tiles, shared_splits, LEAST)
-    own_share = _share(own_tiles, own_splits, LEAST)
+    prefix_tiles = (shared + KEYS - 1) // KEYS
+    own_tiles = (context + OWN_KEYS - 1) // OWN_KEYS - shared // OWN_KEYS
+    prefix_share = _share(prefix_tiles, prefix_splits, LEAST)
+    own_share = _share(own_tiles, own_splits, OWN_LEAST)
     column = tl.arange(0, COLUMNS)
     d = tl.arange(0, BLOCK_D)
     is_prefix = column < (prefix_tiles + prefix_share - 1) // prefix_share
-    own = column - shared_splits
+    own = column - prefix_splits
     there = is_prefix | ((own >= 0) & (own < (own_tiles + own_share - 1) // own_share))
-    at = (request * tl.num_programs(1) + head).to(tl.int64) * (shared_splits + own_splits) + column
+    at = (request * tl.num_programs(1) + head).to(tl.int64) * (prefix_splits + own_splits) + column
     m = tl.load(stats_ptr + at * 2, mask=there, other=float("-inf"))
     total = tl.load(stats_ptr + at * 2 + 1, mask=there, other=0.0)
     acc = tl.load(mix_ptr + at[:, None] * BLOCK_D + d[None, :], mask=there[:, None], other=0.0)

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.programmatic_launch import overlap, wait_for_inputs
+
 _BLOCK: Final = 1024
 
 
@@ -21,13 +23,15 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     rows, width = x.shape[0], x.shape[1] // 2
     y = x.new_empty(rows, width)
     if rows:
-        _silu_and_mul_kernel[(rows, triton.cdiv(width, _BLOCK))](x, y, x.stride(0), WIDTH=width, BLOCK=_BLOCK)
+        grid = (rows, triton.cdiv(width, _BLOCK))
+        _silu_and_mul_kernel[grid](x, y, x.stride(0), WIDTH=width, BLOCK=_BLOCK, **overlap(x.device))
     return y
 
 
 @triton.jit
-def _silu_and_mul_kernel(x_ptr, y_ptr, stride_x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_and_mul_kernel(x_ptr, y_ptr, stride_x, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: (rows, blocks of columns)."""
+    wait_for_inputs(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < WIDTH

@@ -1,117 +1,89 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-"""Linear maps of few rows in Triton: a decode step at a small batch is the reading of weights, and little else.
+"""Linear maps as a model calls them on a GPU, each with what stands before and behind it, by the number of rows.
 
-    y = x Wᵀ + b
-
-One row takes dot products on the ordinary units: a program reads some rows of W in stretches of BLOCK_K, keeps a
-partial sum in each lane and adds them up once, at the end. Two to 16 rows take the matrix units, with the smallest tile
-that these have: 16 rows, however few there are (`linear`). cuBLAS reads at 2.67 TB/s where an H100 gives 3.08. The
-twin is `reference.linear`.
+One row goes to `gemv`, 2 to `MOST_ROWS` rows to `few_rows`: there the reading of the weights is the work, and a kernel
+of our own can begin it before its input is there. More rows, and float32, where the library is exact and nothing is
+won, go to cuBLAS. Which tile for which shape, `product_choices` says.
+The twins are `reference`'s functions of the same names.
 """
-
-from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 
-from octavo_kernels.linear import LinearConfig, linear_tiles
+from octavo_kernels import product_choices as choices
+from octavo_kernels.few_rows import few_rows_gated, few_rows_linear, few_rows_parts
+from octavo_kernels.gemv import gated_gemv, gemv, gemv_add
+from octavo_kernels.residual import Linear, Norm, Residual
+from octavo_kernels.rms_norm import norm_residual
+from octavo_kernels.silu_and_mul import silu_and_mul
 
-# Up to so many rows cuBLAS is left aside (measured at 1 and 8, benchmarks/LOG.md); for more rows than one only where
-# there are enough outputs to give every processor some.
 MOST_ROWS = 16
-_LEAST_OUTPUTS: Final = 4096
-_TILE: Final = LinearConfig(16, 32, 128, 4, 6)
 
 
-@dataclass(frozen=True, slots=True)
-class GemvConfig:
-    """Rows of W a program takes, and how much of them at a time."""
-
-    outputs: int
-    block_k: int
-    num_warps: int
-
-
-def gemv_config(inputs: int) -> GemvConfig:
-    """A row at a time. A short one is no work for many warps, of which each waits for the others at the end."""
-    if inputs <= 1024:
-        return GemvConfig(1, min(512, triton.next_power_of_2(inputs)), 2)
-    return GemvConfig(1, 1024, 8)
+def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
+    """[T, out]: the linear map of the normed stream."""
+    if residual.pending is None and norms_row(residual.hidden):
+        return gemv(residual.hidden, *linear, choices.one_row(linear[0]), norm=norm)
+    x = norm_residual(residual, norm)
+    if not _is_small(x):
+        return F.linear(x, *linear)
+    if len(x) == 1:
+        return gemv(x, *linear, choices.one_row(linear[0]))
+    return few_rows_linear(x, *linear, choices.few_rows(linear[0]))
 
 
-def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], plus bias [out]: by T one of three implementations. Sums in float32.
-
-    Above `MOST_ROWS` rows, for few outputs, and for float32, where the library is exact and nothing is won, cuBLAS.
-    """
-    rows = x.shape[0]
-    if rows == 0 or rows > MOST_ROWS or x.dtype == torch.float32:
-        return F.linear(x, weight, bias)
-    if rows == 1:
-        return gemv(x, weight, bias)
-    if len(weight) < _LEAST_OUTPUTS:
-        return F.linear(x, weight, bias)
-    return linear_tiles(x, weight, bias, _TILE)
+def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
+    """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
+    if residual.pending is None and norms_row(residual.hidden):
+        return gated_gemv(residual.hidden, *linear, choices.one_row(linear[0]), norm=norm)
+    x = norm_residual(residual, norm)
+    if not _is_small(x):
+        return silu_and_mul(F.linear(x, *linear))
+    if len(x) == 1:
+        return gated_gemv(x, *linear, choices.one_row(linear[0]))
+    return few_rows_gated(x, *linear, choices.few_rows_of_gates(linear[0]))
 
 
-def gemv(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, config: GemvConfig | None = None
-) -> torch.Tensor:
-    """One row: [1, in] × [out, in] → [1, out], plus bias [out]."""
-    outputs, inputs = weight.shape
-    config = config or gemv_config(inputs)
-    y = x.new_empty(1, outputs)
-    _gemv_kernel[(triton.cdiv(outputs, config.outputs),)](
-        x,
-        weight,
-        weight if bias is None else bias,
-        y,
-        outputs,
-        inputs,
-        weight.stride(0),
-        WHOLE=inputs % config.block_k == 0,
-        BIAS=bias is not None,
-        OUTPUTS=config.outputs,
-        BLOCK_K=config.block_k,
-        num_warps=config.num_warps,
-    )
-    return y
+def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
+    """Adds x Wᵀ + b to a stream where nothing is pending."""
+    weight, bias = linear
+    if adds_row(x):
+        gemv_add(x, weight, bias, residual.hidden, choices.one_row(weight))
+    elif _is_row(x):
+        residual.pending = gemv(x, weight, bias, choices.one_row(weight))
+    elif bias is None and _is_small(x):
+        residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight))
+    else:
+        residual.pending = F.linear(x, weight, bias)
 
 
-@triton.jit(do_not_specialize=["outputs", "inputs"])
-def _gemv_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    outputs,
-    inputs,
-    stride_weight,
-    WHOLE: tl.constexpr,  # inputs are a multiple of BLOCK_K
-    BIAS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Grid: (blocks of outputs,)."""
-    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    k = tl.arange(0, BLOCK_K)
-    # Past the last output the last one stands in: what comes of it is not stored.
-    w_at = weight_ptr + tl.minimum(output, outputs - 1).to(tl.int64)[:, None] * stride_weight + k[None, :]
-    total = tl.full([OUTPUTS, BLOCK_K], 0.0, tl.float32)
-    for start in range(0, inputs, BLOCK_K):
-        if WHOLE:
-            x = tl.load(x_ptr + start + k)
-            w = tl.load(w_at + start)
-        else:
-            x = tl.load(x_ptr + start + k, mask=k < inputs - start, other=0.0)
-            w = tl.load(w_at + start, mask=k[None, :] < inputs - start, other=0.0)
-        total += w.to(tl.float32) * x.to(tl.float32)[None, :]
-    y = tl.sum(total, 1).to(y_ptr.dtype.element_ty)
-    if BIAS:
-        # Rounded before and after, as in the twin.
-        bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
-        y = (y.to(tl.float32) + bias.to(tl.float32)).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + output, y, mask=output < outputs)
+def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """[n, in] × [vocab, in] → [n, vocab] float32, not rounded in between; into `out` if it is given."""
+    if out is None:
+        out = x.new_empty(len(x), len(weight), dtype=torch.float32)
+    if len(x) == 0:
+        return out
+    if x.dtype == torch.float32:
+        return torch.mm(x, weight.t(), out=out)
+    if len(x) == 1:
+        return gemv(x, weight, None, choices.one_row(weight), out=out)
+    if len(x) <= MOST_ROWS:
+        return few_rows_linear(x, weight, None, choices.few_rows(weight), out)
+    return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+
+
+def norms_row(x: torch.Tensor) -> bool:
+    """Whether the product of one row norms it by itself."""
+    return _is_row(x)
+
+
+def adds_row(x: torch.Tensor) -> bool:
+    """Whether the product of one row adds to the stream by itself."""
+    return _is_row(x)
+
+
+def _is_row(x: torch.Tensor) -> bool:
+    return len(x) == 1 and _is_small(x)
+
+
+def _is_small(x: torch.Tensor) -> bool:
+    return 0 < len(x) <= MOST_ROWS and x.dtype != torch.float32

@@ -8,7 +8,8 @@ before each are less than top_p of the whole.
 *Few* (k ≤ 64): the k first tokens lie in the k groups of 128 whose own first ones come first, since each group that is
 passed over has k tokens before it. So k rounds of maximum find the groups, k more the tokens among 64 · 128.
 
-*Passes*: for a larger k the last distance is found in eight passes, four of its bits in each. For top-p no
+*Passes*: for a larger k the last distance is found in eight passes, four of its bits in each, by counting the tokens
+below sixteen distances. For top-p no
 threshold is looked for: from all that may still be kept a token is drawn with the request's noise; in the next pass the
 weights before it are summed up, and another one is drawn from those before it. If the sum is small enough the token is
 among those kept, and as it wins against more than these it wins against these. If not, it and all behind it are not
@@ -26,7 +27,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.launching import Launcher, alignment
-from octavo_kernels.sampling import GROUP, SamplingWorkspace
+from octavo_kernels.sampling import COUNTS_A_ROW, GROUP, SamplingWorkspace
 from octavo_kernels.sampling_noise import HALF, LOG2_E, log2_exponential, log2_noise, position_key, words
 from octavo_kernels.sampling_table import (
     COLUMNS,
@@ -43,6 +44,8 @@ from octavo_kernels.sampling_table import (
 
 MOST_FEW: Final = 64
 _FAR: Final = tl.constexpr(0x7F800000)  # bits of an infinite distance
+_LEVELS: Final = tl.constexpr(8)  # digits of a distance
+_COUNTS: Final = tl.constexpr(COUNTS_A_ROW)
 _PIVOT_BLOCK: Final = tl.constexpr(1024)
 _NOBODY: Final = tl.constexpr(2147483647)
 
@@ -78,6 +81,30 @@ def draw_few(
     )
 
 
+def count_distances(logits: torch.Tensor, slots: torch.Tensor, table: torch.Tensor, work: SamplingWorkspace) -> None:
+    """For `draw_cut`, where a row with CUT has a top-k: digit by digit its last distance, in eight passes."""
+    rows, blocks, vocab_size = len(slots), work.winner.shape[1], logits.shape[1]
+    work.counts[:rows].zero_()
+    for level in range(_LEVELS.value):
+        _count(
+            (logits.device, logits.dtype, logits.stride(0), vocab_size, alignment(logits, slots)),
+            (blocks, rows, 1),
+            (
+                logits,
+                slots,
+                table,
+                table.view(torch.float32),
+                work.highest,
+                work.counts,
+                logits.stride(0),
+                vocab_size,
+                blocks,
+                level,
+            ),
+            {"BLOCKS": triton.next_power_of_2(blocks), "WIDTH": COLUMNS, "num_warps": 8},
+        )
+
+
 def draw_cut(
     logits: torch.Tensor, slots: torch.Tensor, table: torch.Tensor, work: SamplingWorkspace, num_warps: int = 16
 ) -> None:
@@ -92,6 +119,7 @@ def draw_cut(
             table,
             table.view(torch.float32),
             work.highest,
+            work.counts,
             work.chosen,
             logits.stride(0),
             vocab_size,
@@ -205,24 +233,60 @@ def _distance(at, token, vocab_size, top, inverse, min_p):
 
 
 @triton.jit
-def _last_of_top_k(at, vocab_size, top, inverse, min_p, count):
-    """(bits of the distance, id) of the `count`-th token in the order; there are more than so many."""
+def _prefix(counts_at, count, levels):
+    """Of the `count`-th distance the first `levels` digits of four bits, and how many tokens are below them."""
     prefix, before = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
-    for level in range(0, 8):
-        # Sixteen distances at a time divide those that begin with `prefix`; how many tokens are below each?
-        shift = 28 - 4 * level
-        pivot = (prefix.to(tl.int64) * 16 + tl.arange(0, 16)) << shift
-        pivot = tl.minimum(pivot, _FAR + 1).to(tl.int32)
-        below = tl.zeros([_PIVOT_BLOCK, 16], tl.int32)
-        for start in range(0, vocab_size, _PIVOT_BLOCK):
-            token = start + tl.arange(0, _PIVOT_BLOCK)
-            _, bits = _distance(at, token, vocab_size, top, inverse, min_p)
-            bits = tl.where(token < vocab_size, bits, _NOBODY)
-            below += (bits[:, None] < pivot[None, :]).to(tl.int32)
-        found = tl.sum(below, 0)
-        digit = tl.sum((found < count).to(tl.int32), 0) - 1
+    for level in range(0, levels):
+        found = tl.load(counts_at + level * 16 + tl.arange(0, 16))
+        prefix = prefix * 16 + tl.sum((found < count).to(tl.int32), 0) - 1
         before = tl.max(tl.where(found < count, found, 0), 0)
-        prefix = prefix * 16 + digit
+    return prefix, before
+
+
+@triton.jit(do_not_specialize=["level"])
+def _count_kernel(
+    logits_ptr,
+    slots_ptr,
+    table_ptr,
+    factors_ptr,
+    highest_ptr,
+    counts_ptr,
+    stride_logits,
+    vocab_size,
+    blocks,
+    level,
+    BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Grid: (blocks, rows). Sixteen distances divide those that begin as the `count`-th: how many are below each?"""
+    row = tl.program_id(1).to(tl.int64)
+    slot = tl.load(slots_ptr + row)
+    if slot < 0:
+        return
+    table, factors = table_ptr + slot * WIDTH, factors_ptr + slot * (2 * WIDTH)
+    count = tl.load(table + TOP_K)
+    if ((tl.load(table + FLAGS) & CUT) == 0) | (count <= 0) | (count >= vocab_size):
+        return
+    block = tl.arange(0, BLOCKS)
+    top = tl.max(tl.load(highest_ptr + row * blocks + block, mask=block < blocks, other=float("-inf")), 0)
+    inverse, min_p = tl.load(factors + INVERSE_TEMPERATURE), tl.load(factors + MIN_P)
+    counts_at = counts_ptr + row * _COUNTS
+    prefix, _before = _prefix(counts_at, count.to(tl.int32), level)
+    pivot = (prefix.to(tl.int64) * 16 + tl.arange(0, 16)) << (28 - 4 * level)
+    pivot = tl.minimum(pivot, _FAR + 1).to(tl.int32)
+    below = tl.zeros([_PIVOT_BLOCK, 16], tl.int32)
+    for part in range(0, 2 * HALF // _PIVOT_BLOCK):
+        token = tl.program_id(0) * (2 * HALF) + part * _PIVOT_BLOCK + tl.arange(0, _PIVOT_BLOCK)
+        _scaled, bits = _distance(logits_ptr + row * stride_logits, token, vocab_size, top, inverse, min_p)
+        bits = tl.where(token < vocab_size, bits, _NOBODY)
+        below += (bits[:, None] < pivot[None, :]).to(tl.int32)
+    tl.atomic_add(counts_at + level * 16 + tl.arange(0, 16), tl.sum(below, 0), sem="relaxed")
+
+
+@triton.jit
+def _last_of_top_k(at, vocab_size, top, inverse, min_p, count, counts_at):
+    """(bits of the distance, id) of the `count`-th token in the order; there are more than so many."""
+    prefix, before = _prefix(counts_at, count, _LEVELS)
     # Of those at this distance the first `count - before` are kept.
     last, seen = tl.full([], -1, tl.int32), before
     for start in range(0, vocab_size, _PIVOT_BLOCK):
@@ -268,6 +332,7 @@ def _cut_kernel(
     table_ptr,
     factors_ptr,
     highest_ptr,
+    counts_ptr,
     chosen_ptr,
     stride_logits,
     vocab_size,
@@ -293,7 +358,9 @@ def _cut_kernel(
     top_k = tl.load(table + TOP_K)
     bits, token = tl.full([], _FAR, tl.int32), tl.full([], 0, tl.int32)
     if (top_k > 0) & (top_k < vocab_size):
-        bits, token = _last_of_top_k(at, vocab_size, top, inverse, min_p, top_k.to(tl.int32))
+        bits, token = _last_of_top_k(
+            at, vocab_size, top, inverse, min_p, top_k.to(tl.int32), counts_ptr + row * _COUNTS
+        )
         token += 1
     total, bits, token = _draw_before(at, vocab_size, top, inverse, min_p, key, bits, token)
     top_p = tl.load(factors + TOP_P)
@@ -307,4 +374,4 @@ def _cut_kernel(
     tl.store(chosen_ptr + row, tl.minimum(token, vocab_size - 1))
 
 
-_few, _cut = Launcher(_few_kernel), Launcher(_cut_kernel)
+_few, _count, _cut = Launcher(_few_kernel), Launcher(_count_kernel), Launcher(_cut_kernel)

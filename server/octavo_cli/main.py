@@ -4,75 +4,32 @@ The operator's image has no torch and the laptop of a reader of `octavo --help` 
 all that the help needs. Errors become one line; exit codes are those of `octavo_cli.errors`.
 """
 
-import difflib
 import errno
-import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from octavo_cli.errors import FAILED, INTERRUPTED, CommandError
 from octavo_cli.extras import SERVER_MODULES, missing_server
+from octavo_cli.lazy import LazyGroup, SubCommand
 from octavo_common.version import __version__
 from octavo_server.errors import OctavoError
-
-
-class SubCommand(NamedTuple):
-    """Where a sub-command lives: `module` holds a click command of the name `attribute`."""
-
-    module: str
-    attribute: str
-    help: str
-
 
 COMMANDS: Final[dict[str, SubCommand]] = {
     "serve": SubCommand("octavo_cli.serve", "serve", "Serve a model through the OpenAI API."),
     "up": SubCommand("octavo_cli.up", "up", "Bring a manifest up on this machine, without a cluster."),
     "plan": SubCommand("octavo_cli.plan", "plan", "Show what a manifest becomes, and the memory it needs."),
+    "bench": SubCommand("octavo_cli.bench", "bench", "Time a model, or a shape with random weights."),
     "crd": SubCommand("octavo_cli.crd", "crd", "Print the CustomResourceDefinition."),
     "operator": SubCommand("octavo_cli.operator", "operator", "Run the operator, in or beside a cluster."),
 }
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line help without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table, which is the order of use."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command, or None where there is none of this name."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command = getattr(importlib.import_module(entry.module), entry.attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{entry.module}.{entry.attribute} is not a click command")
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but naming the nearest command for a typo."""
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of commands, from what is known without importing."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="octavo", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, envvar="OCTAVO_DEBUG", help="Show the traceback of an error.")
 def cli(debug: bool) -> None:

@@ -26,7 +26,7 @@ def serve(model: str, **options: Any) -> int:
     MODEL is a directory in Hugging Face layout (config.json, *.safetensors, tokenizer.json), or `demo` for the small
     model that comes with Octavo.
     """
-    directory = _directory(model)
+    directory = model_directory(model)
     if model == DEMO and not options["served_model_name"]:
         options["served_model_name"] = (DEMO,)
     if os.environ.get(KEY_VARIABLE) == "":
@@ -45,7 +45,7 @@ def serve(model: str, **options: Any) -> int:
         engine.discard()
 
 
-def _directory(model: str) -> Path:
+def model_directory(model: str) -> Path:
     """The model's directory.
 
     Raises:

@@ -39,7 +39,7 @@ from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.kernel_variants import compile_kernels
-from octavo_server.worker.memory import measure, outside_bytes, reserve, weights_bytes
+from octavo_server.worker.memory import measure, outside_bytes, reserve, reserved_bytes, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds
 from octavo_server.worker.step_profiler import StepProfiler
@@ -101,6 +101,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     log.info("memory:\n%s", bill.table())
     runner.planned_bytes = bill.needed_bytes
     begin_phase("allocate cache")
+    before = reserved_bytes(device)
     runner.allocate_cache(bill.num_blocks)
     if bill.swap_bytes:
         _add_lower_tiers(runner, config, bill)
@@ -115,7 +116,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     )
     _warm_up(Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size)), runner)
     if device.type == "cuda":
-        reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len))
+        reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len), before)
     if runner.recorder is not None:
         begin_phase("capture graphs")
         runner.capture_first_graphs(bill.max_model_len)

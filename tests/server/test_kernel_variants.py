@@ -78,7 +78,7 @@ def _poisoned_memory() -> Iterator[None]:
 def test_what_is_allocated_while_kernels_are_left_out_is_zero() -> None:
     like = torch.ones(4, 4)
     assert torch.empty(3).isnan().all()
-    with torch.inference_mode(), ZeroedMemory():  # type: ignore[no-untyped-call]
+    with torch.inference_mode(), ZeroedMemory():
         made = [
             torch.empty(9, dtype=torch.int64),
             torch.empty_like(like),

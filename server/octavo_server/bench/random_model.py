@@ -55,6 +55,11 @@ def write_model(config: Path, directory: Path, *, weights: bool = False) -> Mode
     return shape
 
 
+def has_weights(directory: Path, shape: ModelConfig) -> bool:
+    """Whether there is a checkpoint of this shape already: then it need not be written again."""
+    return (directory / INDEX_FILE).is_file() and read_shape(directory / "config.json") == shape
+
+
 def write_tokenizer(directory: Path, vocab_size: int) -> None:
     """A byte-level tokenizer of that many tokens: two special ones, the 256 bytes, and made-up words with a space.
 
@@ -152,7 +157,7 @@ def _noise(dtype: torch.dtype) -> memoryview:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return memoryview(tensor.view(torch.uint8).numpy().tobytes())
 
 
 def _write_at(path: Path, begin: int, source: memoryview) -> None:

@@ -6,14 +6,15 @@ import torch
 
 from octavo_kernels import logit_entries
 from octavo_kernels.sampling import SamplingWorkspace, draw_blocks, finish_draw
-from octavo_kernels.truncation import draw_cut, draw_few
+from octavo_kernels.truncation import count_distances, draw_cut, draw_few
 from octavo_server.worker.input_batch import ScheduledRow
-from octavo_server.worker.logprobs import LogprobTensors, launch_logprobs
+from octavo_server.worker.logprobs import launch_logprobs
 from octavo_server.worker.sampler import SampledTensors
 from octavo_server.worker.sampling_slots import (
     ADJUSTED,
     CUT,
     FEW,
+    LARGE_K,
     LOGPROBS,
     SAVED,
     WORDED,
@@ -28,6 +29,7 @@ class DeviceSampler:
     def __init__(self, slots: SamplingSlots, most_rows: int, vocab_size: int) -> None:
         """most_rows: that are drawn for at once."""
         self.slots = slots
+        self._all_rows = torch.arange(most_rows, device=slots.table.device)
         self._workspace = SamplingWorkspace.allocate(most_rows, vocab_size, slots.table.device)
 
     def launch(
@@ -43,6 +45,8 @@ class DeviceSampler:
         draw_blocks(logits, slot, table, work)
         if flags & FEW:
             draw_few(logits, slot, table, work)
+        if flags & LARGE_K:
+            count_distances(logits, slot, table, work)
         if flags & CUT:
             draw_cut(logits, slot, table, work)
         if flags & SAVED:
@@ -51,17 +55,21 @@ class DeviceSampler:
         finish_draw(slot, table, work, last, tokens)
         if flags & WORDED:
             logit_entries.match_words(slot, table, tokens)
-        return _with_logprobs(logits, tokens, rows) if flags & LOGPROBS else SampledTensors(tokens)
+        return self._with_logprobs(logits, tokens, rows) if flags & LOGPROBS else SampledTensors(tokens)
 
     def draw_plain(self, logits: torch.Tensor, slot: torch.Tensor, tokens: torch.Tensor, last: torch.Tensor) -> None:
         """The same into `tokens`, [n] int32, for rows without flags; a slot below 0 is nobody's."""
         draw_blocks(logits, slot, self.slots.table, self._workspace)
         finish_draw(slot, self.slots.table, self._workspace, last, tokens)
 
-
-def _with_logprobs(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[ScheduledRow]) -> SampledTensors:
-    asked = {index: row.state.sampling.logprobs for index, row in enumerate(rows)}
-    counts = {index: count for index, count in asked.items() if count is not None}
-    which = upload(list(counts), torch.int64, logits.device)
-    found: LogprobTensors = launch_logprobs(logits, tokens, list(counts.values()), which)
-    return SampledTensors(tokens, found, list(counts))
+    def _with_logprobs(
+        self, logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[ScheduledRow]
+    ) -> SampledTensors:
+        asked = {index: row.state.sampling.logprobs for index, row in enumerate(rows)}
+        counts = {index: count for index, count in asked.items() if count is not None}
+        if len(counts) == len(rows):
+            which = self._all_rows[: len(rows)]
+        else:
+            which = upload(list(counts), torch.int64, logits.device)
+        found = launch_logprobs(logits, tokens, list(counts.values()), which)
+        return SampledTensors(tokens, found, list(counts))

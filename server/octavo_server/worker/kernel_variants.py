@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
@@ -32,22 +32,17 @@ log = logging.getLogger(__name__)
 
 _MOST_THREADS: Final = 16
 _SHORT: Final = 64  # tokens of a context that needs no splits
-_MOST_ASKING: Final = 8  # rows of a step whose requests ask for everything: that takes long, and is alike for more
+_MOST_ASKING: Final = 17  # rows of a step in which they ask for more than the likeliest token: that takes long
 # What requests ask for, by what sampling does with it.
 _SAMPLINGS: Final = (
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=1.0),
     SamplingParams(temperature=1.0, top_k=40, top_p=0.9, logprobs=1),
+    SamplingParams(temperature=0.0, bad_words=((1, 2),), logprobs=0),
     FULL_SAMPLING,
 )
 _ALLOCATING: Final = frozenset(
-    {
-        torch.ops.aten.empty.memory_format,
-        torch.ops.aten.empty_like.default,
-        torch.ops.aten.empty_strided.default,
-        torch.ops.aten.new_empty.default,
-        torch.ops.aten.new_empty_strided.default,
-    }
+    {torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
 )
 
 
@@ -63,10 +58,10 @@ class DryRecorder:
         """See Recorder."""
 
 
-class ZeroedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, new tensors are zero."""
+class ZeroedMemory(TorchFunctionMode):
+    """Within it, new tensors are zero. (A TorchDispatchMode would import the compiler of torch, for seconds.)"""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         return found.zero_() if func in _ALLOCATING else found
 
@@ -82,7 +77,7 @@ def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
     runner = shallow_runner(like, bounds, 1, recorder)
     compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()))
     try:
-        with compiler, ZeroedMemory():  # type: ignore[no-untyped-call]
+        with compiler, ZeroedMemory():
             run_variants(runner, bounds)
     except Exception:  # of no consequence but for the time that the first steps then take
         log.exception("not all kernels are compiled ahead")
@@ -102,26 +97,35 @@ def run_variants(runner: ModelRunner, bounds: StepBounds) -> None:
 
 
 def _steps(runner: ModelRunner, bounds: StepBounds) -> Iterator[list[ScheduledRow]]:
-    """Decode alone, chunks alone, and both together, over sizes on both sides of every power of two."""
-    make = _Rows(runner, bounds)
-    yield make.asking()
+    """What requests can ask for, in few rows; then greedily decode alone, chunks alone, and both together.
+
+    Sizes are on both sides of every power of two, where choices change; a few are odd, as alignment tells, too.
+    """
+    make, longest = _Rows(runner, bounds), bounds.max_model_len
     most_rows = min(bounds.max_num_seqs, bounds.max_num_batched_tokens)
+    yield make.asking()
+    for kind in range(len(_SAMPLINGS)):
+        for count in _sizes(min(_MOST_ASKING, most_rows)):
+            yield make([(1, _SHORT)] * count, kind)
     for count in _sizes(most_rows):
-        for context in (_SHORT, bounds.max_model_len):
-            yield make([(1, context)] * count)
+        yield make([(1, longest)] * count)
+    for count in (1, most_rows):
+        yield make([(1, _SHORT)] * count)
     for tokens in _sizes(bounds.max_num_batched_tokens):
         yield make([(tokens, tokens)])
-        yield make([(tokens, bounds.max_model_len)])
+    for tokens in _sizes(bounds.max_num_batched_tokens, odd=False):
+        yield make([(tokens, longest)])
         yield make([(tokens - tokens // 2, tokens), (tokens // 2, tokens)])
-    for count in (1, 8, most_rows):
-        for tokens in _sizes(bounds.max_num_batched_tokens - count):
-            yield make([(1, bounds.max_model_len)] * count + [(tokens, tokens)])
+    for count in (1, most_rows):
+        for tokens in _sizes(bounds.max_num_batched_tokens - count, odd=False):
+            yield make([(1, longest)] * count + [(tokens, tokens)])
 
 
-def _sizes(most: int) -> list[int]:
-    """1, 2, 3, 4, 5, 8, 9, 16, 17, … and `most`."""
+def _sizes(most: int, odd: bool = True) -> list[int]:
+    """1, 2, 4, 8, … and `most`; with `odd` those between them, too: 3, 5, 9, …"""
     powers = [1 << exponent for exponent in range(max(most, 0).bit_length())]
-    return sorted({size for power in powers for size in (power, power + 1) if size <= most} | {most} - {0})
+    found = {most, *powers, *(power + 1 for power in powers if odd)}
+    return sorted(size for size in found if 0 < size <= most)
 
 
 class _Rows:
@@ -132,15 +136,10 @@ class _Rows:
         self._longest = bounds.max_model_len
         self._states = [self._state(sampling, prompt_logprobs=False) for sampling in _SAMPLINGS]
         self._asking = self._state(FULL_SAMPLING, prompt_logprobs=True)
-        self._made = 0
 
-    def __call__(self, parts: list[tuple[int, int]]) -> list[ScheduledRow]:
-        """Of (tokens in the step, tokens with those before them). Steps take turns in what they ask for."""
-        rows, offset = list[ScheduledRow](), 0
-        self._made += 1
-        state = self._states[self._made % len(self._states)]
-        if state.history is not None and len(parts) > _MOST_ASKING:
-            state = self._states[0]
+    def __call__(self, parts: list[tuple[int, int]], kind: int = 0) -> list[ScheduledRow]:
+        """Of (tokens in the step, tokens with those before them). kind: of `_SAMPLINGS`."""
+        rows, offset, state = list[ScheduledRow](), 0, self._states[kind]
         for left, context in parts:
             while left > 0:
                 count = min(left, self._longest)

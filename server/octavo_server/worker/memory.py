@@ -62,11 +62,10 @@ def measure(runner: ModelRunner, bounds: StepBounds, plan: MemoryBill, outside: 
     weights = weights_bytes(runner.decoder)
     if runner.device.type == "cuda":
         swapping = swapper.workspace_bytes(plan.page_bytes, plan.num_host_blocks, runner.device)
-        workspace = _cuda_workspace(runner, bounds, weights, outside)
         runner.allocate_cache(1)
         graphs = graph_bytes(runner, bounds.max_model_len, lambda: _driver_bytes(runner.device))
         runner.drop_cache()
-        torch.cuda.empty_cache()
+        workspace = _cuda_workspace(runner, bounds, weights, outside)
         histories = bounds.max_num_seqs * runner.request_bytes(bounds.max_model_len)  # if all ask for penalties
         return MeasuredMemory(weights, workspace + swapping + graphs + histories)
     runner.allocate_cache(1)
@@ -186,11 +185,9 @@ def graph_bytes(runner: ModelRunner, max_model_len: int, used_bytes: Callable[[]
 
 
 def _driver_bytes(device: torch.device) -> int:
-    """What is taken of the device's memory by whomever, torch's free pieces included.
-
-    These are not given back before: the worst steps have left enough of them, and a graph takes none of them.
-    """
+    """What is taken of the device's memory by whomever, torch's free pieces given back before."""
     torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return total - free
 
@@ -214,13 +211,20 @@ def _status_bytes(name: str) -> int:
     raise OSError(f"/proc/self/status does not tell {name}")
 
 
-def reserve(runner: ModelRunner, bounds: StepBounds) -> None:
+def reserved_bytes(device: torch.device) -> int:
+    """What torch's allocator holds of a GPU's memory."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
+def reserve(runner: ModelRunner, bounds: StepBounds, before: int) -> None:
     """On CUDA, once the KV cache is there: makes torch take what the worst steps need, so that no other process can.
 
-    It may have given that back to make room for the cache.
+    before: `reserved_bytes` after `measure`, when it had that. It may have given it back to make room for the cache.
     """
-    few = shallow_runner(runner, bounds, _LAYERS)
-    few.kv_cache = runner.kv_cache[: few.config.num_layers]
-    _run(few, worst_steps(few, bounds))
+    pages = runner.kv_cache[0][0].shape[0] * runner.bytes_per_page
+    if reserved_bytes(runner.device) - pages < before:
+        few = shallow_runner(runner, bounds, _LAYERS)
+        few.kv_cache = runner.kv_cache[: few.config.num_layers]
+        _run(few, worst_steps(few, bounds))
     reserved, planned = torch.cuda.memory_reserved(runner.device), runner.planned_bytes
     log.info("torch has reserved %s of GPU memory; %s are planned with", human_bytes(reserved), human_bytes(planned))

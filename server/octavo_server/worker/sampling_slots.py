@@ -23,7 +23,9 @@ from octavo_server.worker.noise import stream_of
 from octavo_server.worker.sampler import GREEDY_BELOW
 from octavo_server.worker.transfer import upload, upload_together
 
-LOGPROBS: Final = 1 << 30  # beside the kernels' flags: wants log-probabilities
+# Beside the kernels' flags: wants log-probabilities; has a top-k among what CUT stands for.
+LOGPROBS: Final = 1 << 30
+LARGE_K: Final = 1 << 29
 # The kernels' numbers, as Python's.
 FEW, CUT, ADJUSTED = int(columns.FEW.value), int(columns.CUT.value), int(columns.ADJUSTED.value)
 COUNTED, WORDED, SAVED = int(columns.COUNTED.value), int(columns.WORDED.value), int(columns.SAVED.value)
@@ -122,7 +124,7 @@ class SamplingSlots:
         row[columns.STREAM.value] = stream_of(params.seed, params.choice)
         row[columns.POSITION.value] = state.num_tokens
         row[columns.TOP_K.value] = params.top_k
-        row[columns.FLAGS.value] = flags & ~LOGPROBS
+        row[columns.FLAGS.value] = flags & ~(LOGPROBS | LARGE_K)
         row[columns.MIN_UNTIL.value] = state.num_prompt + params.min_tokens
         factors[columns.INVERSE_TEMPERATURE.value] = 0 if params.temperature < GREEDY_BELOW else 1 / params.temperature
         factors[columns.TOP_P.value] = params.top_p
@@ -147,7 +149,9 @@ class SamplingSlots:
             return flags
         if 0 < params.top_k <= MOST_FEW:
             return flags | FEW
-        return flags | (CUT if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 else 0)
+        if params.top_k > 0:
+            return flags | CUT | LARGE_K
+        return flags | (CUT if params.top_p < 1.0 or params.min_p > 0.0 else 0)
 
 
 def _entries(state: RequestState, vocab_size: int, eos_token_ids: Sequence[int]) -> _Entries | None:

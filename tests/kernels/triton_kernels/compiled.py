@@ -1,5 +1,6 @@
 """The kernels compiled for Hopper (sm_90) without a GPU: the interpreter takes programs that the compiler refuses."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_kernels import logit_entries, sampling, truncation
+from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_parts
 from octavo_kernels.gathered_attention import attention, gathered_attention
+from octavo_kernels.gemv import gated_gemv, gemv, gemv_add
 from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.logprobs import logprobs
@@ -19,9 +22,9 @@ from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.sampling_table import COLUMNS
 from octavo_kernels.shared_prefix_attention import shared_prefix_attention
 from octavo_kernels.silu_and_mul import silu_and_mul
-from octavo_kernels.small_linear import gemv
 from octavo_kernels.step_inputs import ExpandedStep, SlotState
 from octavo_kernels.step_inputs_kernel import expand_step
+from octavo_kernels.step_start import begin_step
 from paged_case import make_case
 from shared_case import make_shared_case
 
@@ -51,6 +54,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(run(self, *args, grid=grid, warmup=True, **options))
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
+    for module in [module for name, module in sys.modules.items() if name.startswith("octavo_kernels.")]:
+        if hasattr(module, "overlap"):
+            monkeypatch.setattr(module, "overlap", lambda _: {"OVERLAP": True, "launch_pdl": True})
     driver.set_active(Hopper())
     return found
 
@@ -59,6 +65,8 @@ def check(compiled: list[Any], count: int) -> None:
     assert len(compiled) == count
     for kernel in compiled:
         assert kernel.asm["cubin"]
+        # A program that does not wait lets the kernel after the next one read what is not there yet.
+        assert kernel.metadata.launch_pdl == ("griddepcontrol.wait" in kernel.asm["ptx"])
         assert kernel.metadata.shared <= SHARED_MEMORY
 
 
@@ -102,23 +110,29 @@ def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
 def test_attention_over_shared_prefixes(compiled: list[Any], head_dim: int, dtype: torch.dtype) -> None:
     case = make_shared_case([600] * 20, [(list(range(20)), 30)], heads=8, head_dim=head_dim, dtype=dtype)
     shared_prefix_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25)
-    check(compiled, 2)  # parts, their merge
+    check(compiled, 3)  # prefixes, own keys, their merge
 
 
 def test_what_lies_between(compiled: list[Any]) -> None:
     x, w = (torch.zeros(rows, 1024, dtype=torch.bfloat16) for rows in (1, 64))
     add_rms_norm(x, x.clone(), w[0], 1e-5)
     silu_and_mul(x)
+    begin_step(w, torch.zeros(9, 32), torch.zeros(9, 32), *torch.zeros(2, 3, dtype=torch.int64))
     linear_invariant(x, w, w[0, :64])
     linear_invariant(x.float(), w.float())
     for rows in (1, 1024):
         linear_tiles(x, w, None, linear_config(torch.bfloat16, rows, hopper=True))
     gemv(x, w)
+    gated_gemv(x, w, norm=(w[0], 1e-5))
+    gemv_add(x, w, w[0, :64], x[:, :64].contiguous())
+    few_rows_gated(w[:16], w, w[0, :64], FewRowsConfig(16, 128, 4, 6, ahead=256))
+    few_rows_parts(w[:16], w, FewRowsConfig(32, 128, 4, 6, splits=2))
+    few_rows_parts(w[:16, :1000], w[:, :1000], FewRowsConfig(32, 256, 4, 1, splits=2))
     cache = torch.zeros(2, 4, 16, 2, 64, dtype=torch.bfloat16)
     angles = torch.zeros(1, 32)
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
-    check(compiled, 8)
+    check(compiled, 14)
 
 
 def test_sampling(compiled: list[Any]) -> None:
@@ -132,12 +146,13 @@ def test_sampling(compiled: list[Any]) -> None:
     logit_entries.adjust(logits, slots, table)
     sampling.draw_blocks(logits, slots, table, work)
     truncation.draw_few(logits, slots, table, work)
+    truncation.count_distances(logits, slots, table, work)
     truncation.draw_cut(logits, slots, table, work)
     logit_entries.restore(logits, slots, table)
     sampling.finish_draw(slots, table, work, last, tokens)
     logit_entries.match_words(slots, table, tokens)
     logprobs(logits, tokens, slots, 20)
-    check(compiled, 9)
+    check(compiled, 17)
 
 
 def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -> None:

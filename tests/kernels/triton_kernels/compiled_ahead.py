@@ -15,7 +15,17 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_common.model_config import parse_model_config
-from octavo_kernels import attention_kernel, gathered_attention, linear, rms_norm, rope, silu_and_mul, small_linear
+from octavo_kernels import (
+    attention_kernel,
+    few_rows,
+    gathered_attention,
+    gemv,
+    linear,
+    rms_norm,
+    rope,
+    silu_and_mul,
+    step_start,
+)
 from octavo_kernels.compile_ahead import KernelCompiler
 from octavo_kernels.ops import triton_ops
 from octavo_kernels.rms_norm import add_rms_norm
@@ -31,7 +41,7 @@ from tiny_models import config_json
 
 CPU = torch.device("cpu")
 LONGEST = 1536
-MODULES = (attention_kernel, gathered_attention, linear, rms_norm, rope, silu_and_mul, small_linear)
+MODULES = (attention_kernel, few_rows, gathered_attention, gemv, linear, rms_norm, rope, silu_and_mul, step_start)
 
 
 class Utils:

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from octavo_kernels import reference
+from octavo_kernels import reference, small_linear
+from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
+from octavo_kernels.gemv import GemvConfig, gated_gemv, gemv
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
-from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.residual import Residual
+from octavo_kernels.rms_norm import add_rms_norm, norm_residual, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
-from octavo_kernels.small_linear import GemvConfig, gemv, small_linear
+from octavo_kernels.step_start import begin_step
 
 # Of float16 one rounding may fall the other way: a unit in the last place.
 TOLERANCE = {torch.float32: {"rtol": 2e-6, "atol": 2e-6}, torch.float16: {"rtol": 2e-3, "atol": 1e-3}}
@@ -33,6 +36,22 @@ def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     expected = reference.add_rms_norm(x, residual.clone(), weight, 1e-5)
     for ours, theirs in zip(add_rms_norm(x, residual, weight, 1e-5), expected, strict=True):
         assert_close(ours, theirs)
+
+
+@dtypes
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_a_step_begins_with_embeddings_and_angles(tokens: int, dtype: torch.dtype) -> None:
+    embedding, cos, sin = (
+        draw(30, 1100, dtype=dtype),
+        draw(40, 24, dtype=torch.float32),
+        -draw(40, 24, dtype=torch.float32),
+    )
+    token_ids, positions = torch.arange(tokens) * 7 % 30, torch.arange(tokens) * 11 % 40
+    hidden, angles = begin_step(embedding, cos, sin, token_ids, positions)
+    expected, twice = reference.begin_step(embedding, cos, sin, token_ids, positions)
+    assert torch.equal(hidden, expected)
+    for ours, theirs in zip(angles, twice, strict=True):
+        assert torch.equal(torch.cat((ours, ours), 1), theirs)
 
 
 @dtypes
@@ -81,7 +100,17 @@ def test_linear_maps_are_exact(rows: int, inputs: int, outputs: int, with_bias: 
     expected = exact(x, weight, bias)
     assert_close(linear_invariant(x, weight, bias), expected)
     assert_close(linear_tiles(x, weight, bias, LinearConfig(16, 16, 64, 4, 2)), expected)
-    assert_close(small_linear(x, weight, bias), expected)
+    if 0 < rows <= 17:
+        for few in (FewRowsConfig(16, 64, 4, 2), FewRowsConfig(32, 32, 4, 1)):
+            assert_close(few_rows_linear(x[:16], weight, bias, few), expected[:16])
+    residual = Residual(draw(rows, outputs, dtype=dtype, seed=3))
+    total = residual.hidden + expected
+    small_linear.linear_add(x, (weight, bias), residual)
+    ones = torch.ones(outputs, dtype=dtype)
+    found = norm_residual(residual, (ones, 1e-5))
+    # Where a product was rounded the other way and most of it cancels, the difference stays.
+    torch.testing.assert_close(residual.hidden, total, rtol=2e-3, atol=4e-3)
+    assert_close(found, reference.rms_norm(residual.hidden, ones, 1e-5))
 
 
 @dtypes
@@ -91,6 +120,63 @@ def test_a_row_times_a_weight_is_exact(config: GemvConfig, dtype: torch.dtype) -
         x, weight = draw(1, inputs, dtype=dtype) / 8, draw(37, inputs, dtype=dtype, seed=1)
         bias = draw(37, dtype=dtype, seed=2)
         assert_close(gemv(x, weight, bias, config), exact(x, weight, bias))
+
+
+@dtypes
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("inputs", [64, 100])
+def test_a_gated_map_is_its_twin(inputs: int, with_bias: bool, dtype: torch.dtype) -> None:
+    weight = draw(2 * 37, inputs, dtype=dtype, seed=1)
+    bias = draw(2 * 37, dtype=dtype, seed=2) if with_bias else None
+    for rows in (1, 5, 16):
+        x = draw(rows, inputs, dtype=dtype) / 8
+        expected = reference.silu_and_mul(exact(x, weight, bias))
+        for stages in (1, 2):
+            assert_close(few_rows_gated(x, weight, bias, FewRowsConfig(16, 32, 4, stages)), expected)
+        if rows == 1:
+            assert_close(gated_gemv(x, weight, bias, GemvConfig(2, 32, 4)), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("rows", [1, 5, 17])
+@pytest.mark.parametrize("pending", [False, True])
+def test_maps_of_the_normed_stream_are_their_twins(rows: int, pending: bool, dtype: torch.dtype) -> None:
+    inputs, outputs = 600, 38  # two stretches of a row
+    weight, bias = draw(outputs, inputs, dtype=dtype, seed=1) / 16, draw(outputs, dtype=dtype, seed=2)
+    norm = (draw(inputs, dtype=dtype, seed=3), 1e-5)
+    hidden, more = draw(rows, inputs, dtype=dtype, seed=4), draw(rows, inputs, dtype=dtype, seed=5)
+    normed = reference.rms_norm(hidden + more if pending else hidden, *norm)
+    for found, expected in (
+        (small_linear.norm_linear, exact(normed, weight, bias)),
+        (small_linear.norm_gated_linear, reference.silu_and_mul(exact(normed, weight, bias))),
+    ):
+        residual = Residual(hidden.clone(), more.clone() if pending else None)
+        assert_close(found(residual, norm, (weight, bias)), expected)
+        assert residual.pending is None
+        assert_close(residual.hidden, hidden + more if pending else hidden)
+
+
+@dtypes
+@pytest.mark.parametrize(("splits", "stages"), [(1, 2), (3, 1), (3, 2)])
+def test_parts_of_a_product_add_up_to_it_in_the_norm(splits: int, stages: int, dtype: torch.dtype) -> None:
+    for inputs in (128, 100, 140):  # of the first two there are but two splits
+        x, weight = draw(5, inputs, dtype=dtype) / 8, draw(37, inputs, dtype=dtype, seed=1)
+        residual, norm = draw(5, 37, dtype=dtype, seed=2), draw(37, dtype=dtype, seed=3)
+        parts = few_rows_parts(x, weight, FewRowsConfig(16, 64, 4, stages, splits))
+        assert parts.shape == (min(splits, -(-inputs // 64)), 5, 37)
+        expected = reference.add_rms_norm(exact(x, weight, None), residual.clone(), norm, 1e-5)
+        for ours, theirs in zip(add_rms_norm(parts, residual, norm, 1e-5), expected, strict=True):
+            assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_logits_are_not_rounded_to_the_type_of_the_weight(rows: int) -> None:
+    x, weight = draw(rows, 64, dtype=torch.float16), draw(37, 64, dtype=torch.float16, seed=1)
+    found = small_linear.logits(x, weight)
+    torch.testing.assert_close(found, (x.double() @ weight.double().t()).float())
+    room = torch.empty_like(found)
+    assert small_linear.logits(x, weight, room) is room
+    assert torch.equal(room, found)
 
 
 @dtypes

@@ -76,17 +76,17 @@ def test_tokens_are_those_that_sorting_gives(vocab: int, ties: bool, every: int)
 
 
 def test_tokens_follow_the_distribution() -> None:
-    """χ² of 1,000 draws over tokens of both halves of two blocks."""
-    logits, draws = torch.full((1, 6200), -math.inf), 1000
-    tokens = [3, 700, 2047, 2048, 4095, 4096, 5000, 6144]
-    logits[0, tokens] = torch.linspace(-1, 1, 8)
+    """χ² of 200 draws over tokens of both halves of two blocks."""
+    logits, draws = torch.full((1, 4200), -math.inf), 200
+    tokens = [3, 2047, 2048, 4095, 4096, 4199]
+    logits[0, tokens] = torch.linspace(-1, 1, 6)
     params = [SamplingParams(temperature=0.8, seed=seed) for seed in range(draws)]
-    got, want = SamplingPair(params, [[1]] * draws, 1, 6200, CPU).step(logits.expand(draws, -1))
+    got, want = SamplingPair(params, [[1]] * draws, 1, 4200, CPU).step(logits.expand(draws, -1))
     assert_same(got, want)
     seen = np.array([sum(one.token_id == token for one in got) for token in tokens])
     expected = draws * (logits[0, tokens].double() / 0.8).softmax(0).numpy()
     assert seen.sum() == draws
-    assert ((seen - expected) ** 2 / expected).sum() < 7 + 4 * math.sqrt(2 * 7)
+    assert ((seen - expected) ** 2 / expected).sum() < 5 + 4 * math.sqrt(2 * 5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])

@@ -13,11 +13,11 @@ from octavo_kernels.gathered_attention import attention
 from octavo_kernels.metadata import SharedPrefixes
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.reference_shared_prefix import shared_prefix_attention as twin
-from octavo_kernels.shared_prefix_attention import SharedConfig, shared_prefix_attention, takes
+from octavo_kernels.shared_prefix_attention import PartConfig, SharedConfig, shared_prefix_attention, takes
 from paged_case import Case
 from shared_case import Group, make_shared_case
 
-SMALL = SharedConfig(16, 16, 4, 1, least_keys=16, programs=24)
+SMALL = SharedConfig(*[PartConfig(16, 16, 4, 1, least_keys=16, programs=24)] * 2)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 # A group larger than a tile, one that is not, and requests without one, in an order of their own; splits of prefixes
 # and of what follows them, which is as short as it can be.
@@ -47,10 +47,11 @@ def test_groups_of_several_sizes_beside_requests_without_one(page_size: int, dty
     check(case, case.run(None, lambda *arguments: twin(*arguments[:-1])))
 
 
-def test_the_configuration_that_is_chosen_and_one_that_launches_the_two_kinds_of_work_apart() -> None:
+def test_the_configuration_that_is_chosen_and_one_that_cuts_the_two_kinds_of_work_differently() -> None:
     case = make_shared_case(CONTEXTS, GROUPS, dtype=torch.float16)
     check(case, run(case))
-    check(case, run(case, replace(SMALL, block_rows=32, own_rows=16)))
+    own = PartConfig(16, 32, 4, 1, least_keys=32, programs=99, ahead=True)
+    check(case, run(case, SharedConfig(PartConfig(32, 16, 4, 1, least_keys=32, ahead=True), own)))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_heads_of_any_number_and_size(heads: int, kv_heads: int, head_dim: int, 
         kv_heads=kv_heads,
         head_dim=head_dim,
     )
-    check(case, run(case, replace(SMALL, block_rows=rows)))
+    check(case, run(case, replace(SMALL, prefix=replace(SMALL.prefix, rows=rows))))
 
 
 def test_a_step_in_which_nobody_shares_is_attention_as_ever() -> None:
@@ -77,7 +78,7 @@ def test_prefixes_that_end_within_a_tile_of_keys() -> None:
     """Pages of 8 tokens, tiles of 32 keys: the last one of a prefix is the first one of what follows it."""
     groups: list[Group] = [([0, 1], 1), ([2, 3], 5), ([4, 5], 9)]
     case = make_shared_case([9, 70, 41, 45, 73, 104], groups, page_size=8, dtype=torch.float16)
-    check(case, run(case, SharedConfig(32, 32, 4, 1, least_keys=32, programs=24)))
+    check(case, run(case, SharedConfig(*[PartConfig(32, 32, 4, 1, least_keys=32, programs=24)] * 2)))
 
 
 def test_what_is_wrong_about_a_group_shows() -> None:

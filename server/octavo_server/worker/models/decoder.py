@@ -10,7 +10,7 @@ import torch
 
 from octavo_common.memory import context_length
 from octavo_common.model_config import ModelConfig
-from octavo_kernels.ops import AttentionMetadata, Ops, Workspace, pick_ops
+from octavo_kernels.ops import AttentionMetadata, Ops, Residual, Workspace, pick_ops
 from octavo_server.worker.models.interface import ForwardBatch
 from octavo_server.worker.models.rope import rope_cache
 from octavo_server.worker.weights import load_weights
@@ -27,8 +27,9 @@ class Projection:
         """Puts the weight, once it is read, into the order in which it is used."""
         self.weight = ops.pack_weight(self.weight)
 
-    def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
-        return ops.linear(x, self.weight, self.bias)
+    @property
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.weight, self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +84,24 @@ class Decoder:
             max_context_len=batch.max_context_len,
             shared=batch.shared,
         )
-        rope = ops.rope_angles(self.cos, self.sin, batch.positions)
-        hidden = self.embedding[batch.token_ids]
-        # A norm is worked out with the sum before it, so the layer's first belongs to the layer before.
-        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
-        x = ops.rms_norm(hidden, self.layers[0].input_norm, eps)
-        for layer, cache, window, next_norm in zip(
-            self.layers, kv_cache, self.config.sliding_window, next_norms, strict=True
-        ):
-            qkv = layer.qkv(ops, x).view(len(x), -1, self.config.head_dim)
+        hidden, rope = ops.begin_step(self.embedding, self.cos, self.sin, batch.token_ids, batch.positions)
+        residual = Residual(hidden)
+        for layer, cache, window in zip(self.layers, kv_cache, self.config.sliding_window, strict=True):
+            qkv = ops.norm_linear(residual, (layer.input_norm, eps), layer.qkv.parts)
+            qkv = qkv.view(len(qkv), -1, self.config.head_dim)
             q = ops.rotate_and_store(qkv, rope, self._head_norms(layer), cache, batch.slot_mapping)
             attended = ops.paged_attention(q, *cache, metadata, self.scale, window)
-            x, hidden = ops.add_rms_norm(layer.output(ops, attended.flatten(1)), hidden, layer.post_norm, eps)
+            ops.linear_add(attended.flatten(1), layer.output.parts, residual)
             on_progress()
-            x = layer.down(ops, ops.silu_and_mul(layer.gate_up(ops, x)))
-            x, hidden = ops.add_rms_norm(x, hidden, next_norm, eps)
+            x = ops.norm_gated_linear(residual, (layer.post_norm, eps), layer.gate_up.parts)
+            ops.linear_add(x, layer.down.parts, residual)
             on_progress()
-        return x
+        return ops.norm_residual(residual, (self.norm, eps))
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[n, hidden] → [n, vocab] float32, into `out` if it is given."""
-        found = self.head(self.ops, hidden_rows)
-        return found.float() if out is None else out.copy_(found)
+        return self.ops.logits(hidden_rows, self.head.weight, out)
 
     def pack(self) -> None:
         """Makes the weights ready for use, once they are read."""

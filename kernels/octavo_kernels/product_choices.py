@@ -1,0 +1,42 @@
+"""Which tile a product of few rows takes, by the shape of its weight: rules, and what was measured to be better.
+
+Measured in whole decode steps on an H100, one choice after the other (`benchmarks/gpu_decode.py`, benchmarks/LOG.md).
+"""
+
+from typing import Final
+
+import torch
+import triton
+
+from octavo_kernels.few_rows import FewRowsConfig
+from octavo_kernels.gemv import GemvConfig
+
+# By rows and columns of the weight.
+ONE_ROW: Final[dict[tuple[int, int], GemvConfig]] = {}
+FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {}
+
+
+def one_row(weight: torch.Tensor) -> GemvConfig:
+    """A short row is no work for many warps, of which each waits for the others at the end."""
+    outputs, inputs = weight.shape
+    short = GemvConfig(2, min(1024, triton.next_power_of_2(inputs)), 4)
+    return ONE_ROW.get((outputs, inputs), short if inputs < 4096 else GemvConfig(1, 1024, 8))
+
+
+def few_rows(weight: torch.Tensor) -> FewRowsConfig:
+    """Without splits."""
+    outputs, inputs = weight.shape
+    return FEW_ROWS.get((outputs, inputs), FewRowsConfig(32, 128, 4, 6))
+
+
+def few_rows_of_gates(weight: torch.Tensor) -> FewRowsConfig:
+    """Of two tiles of the weight a program: one stage fewer fits."""
+    outputs, inputs = weight.shape
+    return FEW_ROWS.get((outputs, inputs), FewRowsConfig(32, 128, 4, 5))
+
+
+def few_rows_in_parts(weight: torch.Tensor) -> FewRowsConfig:
+    """So many splits that there are some two programs a processor."""
+    outputs, inputs = weight.shape
+    rule = FewRowsConfig(32, 128, 4, 6, splits=max(1, min(8, 8448 // outputs)))
+    return FEW_ROWS.get((outputs, inputs), rule)
