@@ -53,8 +53,7 @@ class LowerTiers:
             self.counts["dropped"] += page.slot is None and page.block is None
         output.disk_loads.extend(reversed(self._loads))  # so that the end of a sequence goes first
         self.schedule += 1
-        self.counts["swapped_out"] += len(self._outs)
-        self.counts["swapped_in"] += len(self._ins)
+        self.counts.update(swapped_out=len(self._outs), swapped_in=len(self._ins))
         self.free_slots.extend(self._ins.values())
         self._outs, self._ins, self._loads = {}, {}, []
 
