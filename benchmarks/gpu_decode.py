@@ -44,12 +44,12 @@ from octavo_kernels import (
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import GemvConfig, gated_gemv
 
-# Written down before the third run.
+# Written down before the last run.
 PREDICTIONS: Final = {
-    "8b 1": "5.20 ms (5.25 in the first run, 5.6 in the second, with norms and sums in the products)",
-    "0.6b 1": "0.80 ms (0.84)",
-    "8b 8": "6.15 ms (6.36): norms of 8 parts 1.5 us faster each, keys fetched ahead 3 us a layer",
-    "0.6b 8": "1.35 ms (1.50): the same, and weights of the gates fetched ahead 2 us a layer",
+    "8b 1": "5.24 ms, as before: no norms and sums in the products any more",
+    "0.6b 1": "0.77 ms, as before",
+    "8b 8": "6.10 ms (6.36 in the first run): norms, keys ahead and late attention brought 0.1 each in 0.6B's search",
+    "0.6b 8": "1.24 ms, as before",
 }
 
 # Outputs (gated: pairs), inputs, how often in a step, and what kind of map.
@@ -72,15 +72,17 @@ GEMV: Final = (
 FEW: Final = {
     "linear": (
         *((32, 128, 4, 6, 1, 0), (32, 128, 4, 6, 1, 256), (32, 128, 4, 6, 1, 512), (32, 128, 2, 6, 1, 0)),
-        *((16, 256, 2, 5, 1, 0), (16, 256, 2, 5, 1, 512), (64, 128, 4, 5, 1, 256), (16, 512, 2, 1, 1, 0)),
+        *((16, 256, 2, 5, 1, 0), (16, 256, 2, 5, 1, 512), (64, 128, 4, 5, 1, 0), (64, 128, 4, 5, 1, 256)),
+        (32, 256, 4, 4, 1, 256),
     ),
     "gated": (
-        *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 256), (32, 128, 4, 5, 1, 512), (32, 128, 4, 5, 1, 1024)),
-        *((16, 128, 2, 6, 1, 256), (32, 128, 4, 4, 1, 256), (32, 128, 4, 6, 1, 256), (16, 256, 2, 1, 1, 0)),
+        *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 256), (32, 128, 4, 5, 1, 512), (16, 128, 2, 6, 1, 256)),
+        *((32, 128, 4, 4, 1, 256), (32, 128, 4, 6, 1, 256), (32, 64, 4, 8, 1, 256), (16, 256, 2, 4, 1, 256)),
     ),
     "split": (
-        *((32, 128, 4, 6, 8, 0), (32, 128, 4, 6, 4, 0), (32, 128, 4, 6, 4, 512), (32, 128, 4, 6, 2, 0)),
-        *((32, 128, 4, 6, 2, 512), (64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 512), (64, 128, 4, 5, 8, 256)),
+        *((32, 128, 4, 6, 8, 0), (32, 128, 4, 6, 4, 0), (32, 128, 4, 6, 4, 256), (32, 128, 4, 6, 2, 0)),
+        *((32, 128, 4, 6, 2, 512), (32, 128, 4, 6, 3, 0), (64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 256)),
+        *((64, 128, 4, 5, 2, 512), (64, 128, 4, 5, 8, 0), (32, 128, 4, 6, 1, 512)),
     ),
 }
 OFF: Final = {"OVERLAP": False, "launch_pdl": False}
@@ -92,7 +94,7 @@ def without_overlap() -> Iterator[None]:
     modules = (few_rows, gemv, paged_attention, rms_norm, rope, silu_and_mul)
     usual = [module.overlap for module in modules]
     for module in modules:
-        module.overlap = lambda _: OFF  # type: ignore[assignment]
+        module.overlap = lambda _, late=False: OFF  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -104,25 +106,13 @@ def candidates(rows: int, kind: str, inputs: int) -> dict[str, Product]:
     """What is tried, by name."""
     found: dict[str, Product] = {}
     if rows == 1:
+        product = gated_gemv if kind == "gated" else gemv.gemv
         for c in (c for c in GEMV if c[1] <= inputs):
-            name, config = "gemv {}x{} w{}".format(*c), GemvConfig(*c)
-            if kind == "split":
-                found[name] = lambda x, w, c=config: gemv.gemv(x, w, None, c)  # type: ignore[misc]
-                found[f"{name}, added"] = lambda x, w, c=config: added(x, w, c)  # type: ignore[misc]
-                continue
-            product = gated_gemv if kind == "gated" else gemv.gemv
-            norm = (torch.ones(inputs, device="cuda", dtype=torch.bfloat16), 1e-6)
-            found[name] = lambda x, w, c=config, p=product: p(x, w, None, c)  # type: ignore[misc]
-            found[f"{name}, normed"] = lambda x, w, c=config, p=product, n=norm: p(x, w, None, c, norm=n)  # type: ignore[misc]
+            config = GemvConfig(*c)
+            found["gemv {}x{} w{}".format(*c)] = lambda x, w, c=config, p=product: p(x, w, None, c)  # type: ignore[misc]
     for f in FEW[kind] if rows > 1 else ():
         found["tiles {}x{} w{} s{} /{} ahead {}".format(*f)] = product_of(kind, FewRowsConfig(*f))
     return found
-
-
-def added(x: torch.Tensor, w: torch.Tensor, config: GemvConfig) -> torch.Tensor:
-    total = x.new_zeros(1, len(w))
-    gemv.gemv_add(x, w, None, total, config)
-    return total
 
 
 def product_of(kind: str, config: FewRowsConfig) -> Product:
@@ -135,19 +125,17 @@ def product_of(kind: str, config: FewRowsConfig) -> Product:
 
 @dataclass(frozen=True)
 class Task:
-    """A product to compile, and how its kernel overlaps."""
+    """A product to compile."""
 
     rows: int
     kind: str
     inputs: int
     name: str
-    overlap: int
 
 
 def compile_one(task: Task) -> str | None:
     """In a process of its own: what fails here fails again, and is told, where it is timed."""
     x, w = (torch.zeros(n, task.inputs, device="cuda", dtype=torch.bfloat16) for n in (task.rows, 128))
-    few_rows.overlap = lambda _: {"OVERLAP": task.overlap, "launch_pdl": 1}  # type: ignore[assignment]
     try:
         candidates(task.rows, task.kind, task.inputs)[task.name](x, w)
     except Exception as error:
@@ -155,13 +143,12 @@ def compile_one(task: Task) -> str | None:
     return None
 
 
-def compile_all(seconds: float) -> None:
+def compile_all(seconds: float, models: list[str], rows_of: list[int]) -> None:
     tasks = [
-        Task(rows, kind, inputs, name, overlap)
-        for kind, inputs in sorted({(kind, inputs) for shapes in PRODUCTS.values() for _, inputs, _, kind in shapes})
-        for rows in (1, 8)
+        Task(rows, kind, inputs, name)
+        for kind, inputs in sorted({(kind, inputs) for name in models for _, inputs, _, kind in PRODUCTS[name]})
+        for rows in rows_of
         for name in candidates(rows, kind, inputs)
-        for overlap in ((1, 2) if rows > 1 else (1,))
     ]
     begin = time.perf_counter()
     with ProcessPoolExecutor(14, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -169,18 +156,17 @@ def compile_all(seconds: float) -> None:
     print(f"    {len(tasks)} compiled in {time.perf_counter() - begin:.0f} s; not: {failed}", flush=True)
 
 
-def check_right() -> dict[str, Any]:
+def check_right(names: list[str], searched: list[int]) -> dict[str, Any]:
     failures = []
-    for shapes in PRODUCTS.values():
+    for shapes in [PRODUCTS[name] for name in names]:
         for outputs, inputs, _, kind in shapes[:4]:
             weight = torch.randn(2 * outputs if kind == "gated" else outputs, inputs, device="cuda").bfloat16()
-            for rows in (1, 13):
+            for rows in [1 if rows == 1 else 13 for rows in searched]:
                 x = torch.randn(rows, inputs, device="cuda").bfloat16() / inputs**0.5
-                truths = [y @ weight.double().t() for y in (x.double(), normed(x))]
+                truth = x.double() @ weight.double().t()
                 if kind == "gated":
-                    truths = [reference.silu_and_mul(truth) for truth in truths]
+                    truth = reference.silu_and_mul(truth)
                 for name, product in candidates(rows, kind, inputs).items():
-                    truth = truths["normed" in name]
                     try:
                         found = product(x, weight)
                     except Exception:
@@ -191,10 +177,6 @@ def check_right() -> dict[str, Any]:
                         failures.append(f"{rows} x {inputs} to {outputs} {kind}, {name}: {error:.1e}")
     failures += check_overlap()
     return {"failures": failures} if failures else {}
-
-
-def normed(x: torch.Tensor) -> torch.Tensor:
-    return x.double() / (x.double().square().mean() + 1e-6).sqrt()
 
 
 def check_overlap() -> list[str]:
@@ -283,11 +265,11 @@ def step_ms(step: Callable[[], object]) -> float:
     return round(common.tried(lambda: common.graph_us([step], 15) / 1000), 4)
 
 
-def search(end: float) -> dict[str, Any]:
+def search(end: float, names: list[str], searched: list[int]) -> dict[str, Any]:
     report: dict[str, Any] = {}
-    for name in ("0.6b", "8b"):
+    for name in names:
         model = Model(name, 256)
-        for rows in (1, 8):
+        for rows in searched:
             if time.perf_counter() > end:
                 return {**report, "left out from": f"{name} {rows}"}
             report[f"{name} {rows}"] = descend(name, rows, model.step(rows), end)
@@ -337,79 +319,63 @@ def setter(module: Any, key: str, value: Any) -> Patch:
     return lambda: setattr(module, key, value)
 
 
-def overlaps(module: Any, early: bool = True) -> dict[str, Patch]:
-    """early: first the usual way."""
-    modes = {"early": {"OVERLAP": 1, "launch_pdl": 1}, "late": {"OVERLAP": 2, "launch_pdl": 1}, "none": OFF}
-    return {name: setter(module, "overlap", lambda _, mode=mode: mode) for name, mode in modes.items()}
+def overlaps(module: Any) -> dict[str, Patch]:
+    return {
+        "as chosen": setter(module, "overlap", module.overlap),
+        "none": setter(module, "overlap", lambda _, late=False: OFF),
+    }
 
 
-def attentions(rows: int, *cuts: tuple[int, ...]) -> dict[str, Patch]:
-    """cuts: keys, warps, stages, programs wanted, the least keys of a split; for steps of so many rows."""
+def attentions(rows: int, *cuts: tuple[int, int, int, int, int, int, bool]) -> dict[str, Patch]:
+    """cuts: keys, warps, stages, programs wanted, the least keys of a split, keys ahead, late; first the usual one."""
     usual = paged_attention.decode_config
 
-    def patch(cut: tuple[int, ...]) -> Patch:
+    def patch(cut: tuple[int, int, int, int, int, int, bool]) -> Patch:
+        *numbers, ahead, late = cut
+
         def config(dtype: torch.dtype, block_d: int, group: int, programs: int) -> paged_attention.AttentionConfig:
             if programs != 8 * rows:
                 return usual(dtype, block_d, group, programs)
-            return paged_attention.AttentionConfig(16, *cut)
+            return paged_attention.AttentionConfig(16, *numbers, ahead=ahead, late=bool(late))
 
         return setter(paged_attention, "decode_config", config)
 
-    return {str(cut): patch(cut) for cut in cuts}
+    return {"as chosen": setter(paged_attention, "decode_config", usual), **{str(cut): patch(cut) for cut in cuts}}
 
 
 def choices_of_one(name: str) -> dict[str, dict[str, Patch]]:
-    def table(shape: tuple[int, int], config: tuple[int, int, int]) -> Patch:
-        return lambda: product_choices.ONE_ROW.update({shape: GemvConfig(*config)})
+    def table(shape: tuple[int, int], config: GemvConfig) -> Patch:
+        return lambda: product_choices.ONE_ROW.update({shape: config})
 
-    small = small_linear._is_row
-    found: dict[str, dict[str, Patch]] = {
-        "norm": {
-            "kernel": setter(small_linear, "norms_row", lambda _: False),
-            "product": setter(small_linear, "norms_row", small),
-        },
-        "sum": {
-            "norm": setter(small_linear, "adds_row", lambda _: False),
-            "product": setter(small_linear, "adds_row", small),
-        },
-    }
+    found: dict[str, dict[str, Patch]] = {}
     for outputs, inputs, _, kind in PRODUCTS[name]:
         shape = (2 * outputs if kind == "gated" else outputs, inputs)
-        usual = (1, 1024, 8) if inputs >= 4096 else (2, 1024, 4)
-        configs = dict.fromkeys((usual, *(c for c in GEMV if c[1] <= inputs)))
+        usual = product_choices.one_row(torch.empty(shape, device="meta"))
+        configs = dict.fromkeys((usual, *(GemvConfig(*c) for c in GEMV if c[1] <= inputs)))
         found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in configs}
-    found["norm again"], found["sum again"] = found["norm"], found["sum"]
-    found["keys fetched"] = {str(n): setter(paged_attention, "_FETCHED_KEYS", n) for n in (128, 0)}
     found["attention"] = attentions(
-        (128, 4, 3, 128, 128), (64, 4, 3, 128, 64), (64, 4, 2, 264, 64), (128, 8, 3, 64, 128)
+        *(1, (128, 4, 3, 128, 128, 0, False), (128, 4, 3, 128, 128, 128, True), (64, 4, 3, 128, 64, 64, False)),
+        *((64, 4, 2, 264, 64, 64, False), (128, 8, 3, 64, 128, 128, False)),
     )
-    found["attention overlaps"] = overlaps(paged_attention)
     return found
 
 
 def choices_of_few(name: str) -> dict[str, dict[str, Patch]]:
-    def table(shape: tuple[int, int], config: tuple[int, ...]) -> Patch:
-        return lambda: product_choices.FEW_ROWS.update({shape: FewRowsConfig(*config)})
+    def table(shape: tuple[int, int], config: FewRowsConfig) -> Patch:
+        return lambda: product_choices.FEW_ROWS.update({shape: config})
 
-    found = {
-        "products overlap": {key: patch for key, patch in overlaps(few_rows).items() if key != "none"},
-        "attention": attentions(
-            8,
-            *(
-                (64, 4, 2, 528, 256),
-                (64, 4, 2, 528, 128),
-                (64, 4, 3, 264, 256),
-                (128, 4, 2, 264, 256),
-                (32, 4, 4, 528, 128),
-            ),
-        ),
-        "attention overlaps": overlaps(paged_attention),
-        "keys fetched": {str(n): setter(paged_attention, "_FETCHED_KEYS", n) for n in (128, 0, 64, 256)},
-        "norms overlap": {key: patch for key, patch in overlaps(rms_norm).items() if key != "late"},
-    }
+    found: dict[str, dict[str, Patch]] = {}
     for outputs, inputs, _, kind in PRODUCTS[name]:
         shape = (2 * outputs if kind == "gated" else outputs, inputs)
-        found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in FEW[kind]}
+        rule = {"gated": product_choices.few_rows_of_gates, "split": product_choices.few_rows_in_parts}
+        usual = rule.get(kind, product_choices.few_rows)(torch.empty(shape, device="meta"))
+        configs = dict.fromkeys((usual, *(FewRowsConfig(*c) for c in FEW[kind])))
+        found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in configs}
+    found["attention"] = attentions(
+        *(8, (64, 4, 2, 528, 256, 0, True), (64, 4, 2, 528, 256, 128, True), (64, 4, 2, 528, 256, 64, False)),
+        *((128, 4, 2, 264, 256, 64, True), (64, 4, 3, 264, 256, 64, True)),
+    )
+    found["norms overlap"], found["products overlap"] = overlaps(rms_norm), overlaps(few_rows)
     return found
 
 
@@ -463,21 +429,26 @@ def show_profiles(end: float) -> dict[str, Any]:
     return {}
 
 
+SECTIONS: Final = ("right", "search", "profile", "products")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--models", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), metavar="MODEL")
+    parser.add_argument("--rows", nargs="*", type=int, choices=(1, 8), default=[1, 8], help="of `search`")
+    parser.add_argument("--seconds", type=float, default=80.0, help="nothing begins after so many (default: 80)")
+    arguments = parser.parse_args()
     sections = {
-        "right": lambda _: check_right(),
-        "search": search,
+        "right": lambda _: check_right(arguments.models, arguments.rows),
+        "search": lambda end: search(end, arguments.models, arguments.rows),
         "profile": show_profiles,
         "products": time_products,
     }
-    parser.add_argument("--only", nargs="+", choices=sections, default=list(sections), metavar="SECTION")
-    parser.add_argument("--seconds", type=float, default=80.0, help="nothing begins after so many (default: 80)")
-    arguments = parser.parse_args()
     end = time.perf_counter() + arguments.seconds
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    compile_all(arguments.seconds)
+    compile_all(arguments.seconds, arguments.models, arguments.rows)
     for name in arguments.only:
         begin = time.perf_counter()
         try:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.gemv import silu_times
-from octavo_kernels.programmatic_launch import fetch, let_next_come, overlap, wait_for_inputs
+from octavo_kernels.programmatic_launch import fetch, overlap, wait_for_inputs
 
 BLOCK_ROWS = 16
 
@@ -26,7 +26,6 @@ BLOCK_ROWS = 16
 class FewRowsConfig:
     """Outputs of a program (gated: pairs), inputs at a time, splits of the inputs, and what is fetched ahead.
 
-    num_stages: of copies to shared memory; 1: W goes through registers, a stretch ahead, the first before the wait.
     ahead: inputs of each row of W fetched into the L2 before the wait; a multiple of 32.
     """
 
@@ -104,7 +103,6 @@ def _launch(
         BLOCK_M=BLOCK_ROWS,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        REGISTERS=config.num_stages == 1,
         AHEAD=min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -129,7 +127,6 @@ def _few_rows_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    REGISTERS: tl.constexpr,
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -151,36 +148,16 @@ def _few_rows_kernel(
         fetch(first[:, None] + piece, AHEAD // 4)
         if GATED:
             fetch(first[:, None] + outputs.to(tl.int64) * stride_weight + piece, AHEAD // 4)
-    if REGISTERS:
-        w = _tile(w_at, k[None, :], True, 0, INPUTS, SHARE)
-        if GATED:
-            up = _tile(up_at, k[None, :], True, 0, INPUTS, SHARE)
     wait_for_inputs(OVERLAP)
     total = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     total_up = total
-    if REGISTERS:
-        for start in tl.static_range(0, SHARE, BLOCK_K):
-            x = _tile(x_at, k[None, :], is_row, start, INPUTS, SHARE)
-            if start + BLOCK_K < SHARE:
-                next_w = _tile(w_at, k[None, :], True, start + BLOCK_K, INPUTS, SHARE)
-                if GATED:
-                    next_up = _tile(up_at, k[None, :], True, start + BLOCK_K, INPUTS, SHARE)
-            total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
-            if GATED:
-                total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
-            if start + BLOCK_K < SHARE:
-                w = next_w
-                if GATED:
-                    up = next_up
-    else:
-        for start in range(0, end - begin, BLOCK_K):
-            x = _tile(x_at + start, k[None, :] + start, is_row, 0, INPUTS, BLOCK_K)
-            w = _tile(w_at + start, k[None, :] + start, True, 0, INPUTS, BLOCK_K)
-            total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
-            if GATED:
-                up = _tile(up_at + start, k[None, :] + start, True, 0, INPUTS, BLOCK_K)
-                total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
-    let_next_come(OVERLAP)
+    for start in range(0, end - begin, BLOCK_K):
+        x = _tile(x_at + start, k[None, :] + start, is_row, INPUTS, BLOCK_K)
+        w = _tile(w_at + start, k[None, :] + start, True, INPUTS, BLOCK_K)
+        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+        if GATED:
+            up = _tile(up_at + start, k[None, :] + start, True, INPUTS, BLOCK_K)
+            total_up = tl.dot(x, tl.trans(up), total_up, input_precision="ieee")
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     if BIAS:
         # Rounded before and after, as in the twin.
@@ -195,8 +172,8 @@ def _few_rows_kernel(
 
 
 @triton.jit
-def _tile(at, k, mask, start: tl.constexpr, INPUTS: tl.constexpr, MULTIPLE: tl.constexpr):
-    """What stands `start` columns behind, zeros where there are no such inputs or the mask is not set."""
-    if INPUTS % MULTIPLE == 0:
-        return tl.load(at + start, mask=mask, other=0.0)
-    return tl.load(at + start, mask=(k + start < INPUTS) & mask, other=0.0)
+def _tile(at, k, mask, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Zeros where there are no such inputs or the mask is not set."""
+    if INPUTS % BLOCK_K == 0:
+        return tl.load(at, mask=mask, other=0.0)
+    return tl.load(at, mask=(k < INPUTS) & mask, other=0.0)

@@ -28,7 +28,7 @@ What other requests left in the cache has no influence, NaN included: keys that 
 - products and sums are not contracted (`enable_fp_fusion=False`), as two kernels could be contracted differently.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -53,6 +53,10 @@ class AttentionConfig:
     programs: int = 528  # decode: keys are split until there are so many programs
     min_split: int = 256  # decode: but no shorter than so many keys
     split: int = 0  # keys of a split at fixed positions; 0: a context is divided evenly
+    ahead: int = field(default=0, kw_only=True)  # decode: keys of a split fetched before q is there; a power of two
+    late: bool = field(
+        default=True, kw_only=True
+    )  # whether the next kernel comes only at the end (`programmatic_launch`)
 
 
 # What was fastest on an H100 for heads of 128 in bf16, 4 query heads a key head, pages of 16 (benchmarks/LOG.md).
@@ -61,7 +65,6 @@ class AttentionConfig:
 _DECODE: Final = (64, 4, 3)  # keys, warps, stages
 _DECODE_SPLIT: Final = (64, 4, 2)
 _DECODE_FEW: Final = (128, 4, 3, 128, 128)  # and programs, and the least keys of a split
-_FETCHED_KEYS = 128  # of a split, before q is there
 _FEW: Final = 16  # programs without splits
 # Long chunks: the largest tile, each key read for 128 rows. Short ones: small tiles, as half lie on the diagonal.
 _LONG_CHUNK: Final = (128, 128, 8, 3)  # rows, keys, warps, stages
@@ -77,9 +80,9 @@ def decode_config(dtype: torch.dtype, block_d: int, group: int, programs: int) -
     if block_d > 128:
         return AttentionConfig(rows, 32, 4, 3)
     if programs <= _FEW:
-        return AttentionConfig(rows, *_DECODE_FEW)
+        return AttentionConfig(rows, *_DECODE_FEW, ahead=128, late=False)
     filled = AttentionConfig(rows, *_DECODE)
-    return filled if 2 * programs >= filled.programs else AttentionConfig(rows, *_DECODE_SPLIT)
+    return filled if 2 * programs >= filled.programs else AttentionConfig(rows, *_DECODE_SPLIT, ahead=64)
 
 
 def chunk_config(dtype: torch.dtype, block_d: int, group: int, longest: int) -> AttentionConfig:
@@ -189,7 +192,7 @@ class Launch:
             **self._constants(config, exact),
             DECODE=True,
             PARTIAL=splits > 1,
-            FETCH=self._pages_ahead(config, splits),
+            FETCH=self._pages_ahead(config),
         )
         if splits > 1:
             merge_kernel[(num_requests, heads)](
@@ -238,16 +241,13 @@ class Launch:
             FETCH=0,
         )
 
-    def _pages_ahead(self, config: AttentionConfig, splits: int) -> int:
-        """Of a split, that are fetched while q is worked out; none where programs are so many that the L2 is too small.
-
-        Only where the tokens of a page lie together, and in 16 bits.
-        """
+    def _pages_ahead(self, config: AttentionConfig) -> int:
+        """Of a split, that are fetched while q is worked out: where a page's tokens lie together, and in 16 bits."""
         _, page_size, _, head_dim = self.k_cache.shape
         together = self.k_cache.stride(1) == self.v_cache.stride(1) == head_dim
-        if splits == 1 or not together or self.q.element_size() != 2 or head_dim % 8:
+        if not together or self.q.element_size() != 2 or head_dim % 8:
             return 0
-        return _FETCHED_KEYS // page_size
+        return config.ahead // page_size
 
     def _arguments(self, mix: torch.Tensor, stats: torch.Tensor) -> tuple[Any, ...]:
         meta = self.metadata
@@ -285,7 +285,7 @@ class Launch:
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
             "enable_fp_fusion": not exact,
-            **overlap(self.q.device),
+            **overlap(self.q.device, config.late),
         }
 
 

@@ -12,15 +12,18 @@ from octavo_kernels.few_rows import FewRowsConfig
 from octavo_kernels.gemv import GemvConfig
 
 # By rows and columns of the weight.
-ONE_ROW: Final[dict[tuple[int, int], GemvConfig]] = {}
-FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {}
+ONE_ROW: Final[dict[tuple[int, int], GemvConfig]] = {(4096, 1024): GemvConfig(4, 1024, 4)}
+FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {(4096, 1024): FewRowsConfig(16, 256, 2, 5, ahead=512)}
 
 
 def one_row(weight: torch.Tensor) -> GemvConfig:
     """A short row is no work for many warps, of which each waits for the others at the end."""
     outputs, inputs = weight.shape
-    short = GemvConfig(2, min(1024, triton.next_power_of_2(inputs)), 4)
-    return ONE_ROW.get((outputs, inputs), short if inputs < 4096 else GemvConfig(1, 1024, 8))
+    if inputs <= 1024:
+        rule = GemvConfig(2, triton.next_power_of_2(inputs), 4)
+    else:
+        rule = GemvConfig(1, 2048 if inputs < 4096 else 1024, 8)
+    return ONE_ROW.get((outputs, inputs), rule)
 
 
 def few_rows(weight: torch.Tensor) -> FewRowsConfig:
@@ -32,11 +35,11 @@ def few_rows(weight: torch.Tensor) -> FewRowsConfig:
 def few_rows_of_gates(weight: torch.Tensor) -> FewRowsConfig:
     """Of two tiles of the weight a program: one stage fewer fits."""
     outputs, inputs = weight.shape
-    return FEW_ROWS.get((outputs, inputs), FewRowsConfig(32, 128, 4, 5))
+    return FEW_ROWS.get((outputs, inputs), FewRowsConfig(32, 128, 4, 5, ahead=512))
 
 
 def few_rows_in_parts(weight: torch.Tensor) -> FewRowsConfig:
-    """So many splits that there are some two programs a processor."""
+    """So many splits that there are some two programs a processor, each with work enough."""
     outputs, inputs = weight.shape
-    rule = FewRowsConfig(32, 128, 4, 6, splits=max(1, min(8, 8448 // outputs)))
+    rule = FewRowsConfig(32, 128, 4, 6, splits=max(1, min(8, 8448 // outputs, inputs // 384)))
     return FEW_ROWS.get((outputs, inputs), rule)

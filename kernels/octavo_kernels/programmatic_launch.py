@@ -20,15 +20,19 @@ import triton.language as tl
 
 
 @cache
-def overlap(device: torch.device) -> dict[str, int]:
-    """Launch options of a kernel with a constexpr OVERLAP that calls `wait_for_inputs`."""
-    able = int(device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0))
-    return {"OVERLAP": able, "launch_pdl": able}
+def overlap(device: torch.device, late: bool = False) -> dict[str, int]:
+    """Launch options of a kernel with a constexpr OVERLAP that calls `wait_for_inputs`.
+
+    late: the next kernel comes only when this one is nearly through, for kernels that need their processors to
+        themselves; they call `let_next_come`.
+    """
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"OVERLAP": (2 if late else 1) if able else 0, "launch_pdl": able}
 
 
 @triton.jit
 def wait_for_inputs(OVERLAP: tl.constexpr):
-    """Lets the next kernel come, then waits for the one before. Under Triton's interpreter there is neither."""
+    """Lets the next kernel come, unless late, then waits for the one before. The interpreter has neither."""
     if OVERLAP == 1:
         tl.extra.cuda.gdc_launch_dependents()
     if OVERLAP > 0:
@@ -37,7 +41,7 @@ def wait_for_inputs(OVERLAP: tl.constexpr):
 
 @triton.jit
 def let_next_come(OVERLAP: tl.constexpr):
-    """For kernels whose OVERLAP may be 2: the next one comes only when this one is nearly through."""
+    """In a late kernel: where the rest takes little."""
     if OVERLAP == 2:
         tl.extra.cuda.gdc_launch_dependents()
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from octavo_kernels import product_choices as choices
 from octavo_kernels.few_rows import few_rows_gated, few_rows_linear, few_rows_parts
-from octavo_kernels.gemv import gated_gemv, gemv, gemv_add
+from octavo_kernels.gemv import gated_gemv, gemv
 from octavo_kernels.residual import Linear, Norm, Residual
 from octavo_kernels.rms_norm import norm_residual
 from octavo_kernels.silu_and_mul import silu_and_mul
@@ -21,8 +21,6 @@ MOST_ROWS = 16
 
 def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, out]: the linear map of the normed stream."""
-    if residual.pending is None and norms_row(residual.hidden):
-        return gemv(residual.hidden, *linear, choices.one_row(linear[0]), norm=norm)
     x = norm_residual(residual, norm)
     if not _is_small(x):
         return F.linear(x, *linear)
@@ -33,8 +31,6 @@ def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
 
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
-    if residual.pending is None and norms_row(residual.hidden):
-        return gated_gemv(residual.hidden, *linear, choices.one_row(linear[0]), norm=norm)
     x = norm_residual(residual, norm)
     if not _is_small(x):
         return silu_and_mul(F.linear(x, *linear))
@@ -46,9 +42,7 @@ def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.T
 def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
     """Adds x Wᵀ + b to a stream where nothing is pending."""
     weight, bias = linear
-    if adds_row(x):
-        gemv_add(x, weight, bias, residual.hidden, choices.one_row(weight))
-    elif _is_row(x):
+    if _is_small(x) and len(x) == 1:
         residual.pending = gemv(x, weight, bias, choices.one_row(weight))
     elif bias is None and _is_small(x):
         residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight))
@@ -65,24 +59,10 @@ def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = Non
     if x.dtype == torch.float32:
         return torch.mm(x, weight.t(), out=out)
     if len(x) == 1:
-        return gemv(x, weight, None, choices.one_row(weight), out=out)
+        return gemv(x, weight, None, choices.one_row(weight), out)
     if len(x) <= MOST_ROWS:
         return few_rows_linear(x, weight, None, choices.few_rows(weight), out)
     return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
-
-
-def norms_row(x: torch.Tensor) -> bool:
-    """Whether the product of one row norms it by itself."""
-    return _is_row(x)
-
-
-def adds_row(x: torch.Tensor) -> bool:
-    """Whether the product of one row adds to the stream by itself."""
-    return _is_row(x)
-
-
-def _is_row(x: torch.Tensor) -> bool:
-    return len(x) == 1 and _is_small(x)
 
 
 def _is_small(x: torch.Tensor) -> bool:
