@@ -362,8 +362,7 @@ class Scheduler:
             or not self._fits(request, hit, batch)
         ):
             return
-        count = min(share, request.num_tokens - hit.num_tokens)
-        needed = hit.blocks_needed(request.num_tokens + 1)
+        count, needed = min(share, request.num_tokens - hit.num_tokens), hit.blocks_needed(request.num_tokens + 1)
         if not self.kv_cache.admit(request, hit, count):
             return
         batch.room -= needed
