@@ -14,6 +14,7 @@ import gc
 import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -233,6 +234,13 @@ def overlap() -> dict[str, Any]:
     return {**found, "failures": failures + (["answers differ"] if found["answers that differ"] else [])}
 
 
+def sanitizer() -> dict[str, Any]:
+    """NVIDIA's compute-sanitizer over every kernel, see `kernel_sanitizer`: what it says is printed."""
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/kernel_sanitizer.py")], check=False)
+    what = {0: [], 2: ["there is no compute-sanitizer"]}
+    return {"failures": what.get(done.returncode, ["errors were found, or a result is wrong"])}
+
+
 def figures_of(measure: Callable[[], list[figures.Measured]]) -> Callable[[], dict[str, Any]]:
     """A section whose report has rows of figures."""
     return lambda: {"rows": measure(), "failures": []}
@@ -260,7 +268,9 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "http-8b": figures_of(lambda: figure_sections.figures_http("8b")),
     "start": figures_of(figure_sections.figures_start),
 }
-SECTIONS = {**CHECKS, **FIGURES}
+# By name alone: it takes minutes.
+EXTRAS: dict[str, Callable[[], dict[str, Any]]] = {"sanitizer": sanitizer}
+SECTIONS = {**CHECKS, **EXTRAS, **FIGURES}
 
 
 def guarded(name: str, section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -283,10 +293,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where all that was found goes")
     parser.add_argument("--rows", type=Path, help=f"whose rows are replaced, such as {figures.RESULTS.name}")
     parser.add_argument("--commit", help="that is measured, where this is no checkout")
-    names = ["checks", "figures", *SECTIONS]
-    parser.add_argument(
-        "--only", nargs="+", choices=names, default=list(SECTIONS), metavar="SECTION", help=", ".join(names)
-    )
+    names, usual = ["checks", "figures", *SECTIONS], ["checks", "figures"]
+    parser.add_argument("--only", nargs="+", choices=names, default=usual, metavar="SECTION", help=", ".join(names))
     parser.add_argument("--seconds", type=float, default=900.0, help="no section begins later than that")
     arguments = parser.parse_args()
     logging.basicConfig(format="   %(message)s")

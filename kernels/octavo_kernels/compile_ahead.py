@@ -2,9 +2,10 @@
 """Compiles kernels beside each other, that would otherwise be compiled one after the other as they are first launched.
 
 Which variants a model needs (types, sizes, alignments, tiles) only its launches tell. So within `KernelCompiler`
-launches are made and do nothing: Triton asks a hook before it compiles, which takes note of the variant, hands it to a
-pool of threads, and says no. What is computed meanwhile is of no use, so it must be a computation that nobody looks at,
-and that bears with outputs that stay as they were allocated.
+launches are made and do nothing: Triton asks a hook before it compiles, which takes note of the variant and says no.
+What is computed meanwhile is of no use, so it must be a computation that nobody looks at, and that bears with outputs
+that stay as they were allocated. At the end of the context all that was noted is handed to a pool of threads: not
+before, as a thread that launches and threads that compile would take Python's lock from each other at every operation.
 
 Threads suffice: compiling leaves Python alone but for a tenth of the time, some 30 ms a kernel. Compiled kernels go to
 Triton's cache on disk, too, from which the next process takes them.
@@ -13,7 +14,7 @@ Triton's cache on disk, too, from which the next process takes them.
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +35,7 @@ class Compiled:
 
 
 class KernelCompiler:
-    """A context within which no kernel is launched that has yet to be compiled; they are, in threads.
+    """A context within which no kernel is launched that has yet to be compiled; they are after it, in threads.
 
     Launches of other threads within the context are taken for its own. Not to be entered twice at a time.
     """
@@ -42,7 +43,7 @@ class KernelCompiler:
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="octavo compile")
         self._begin = time.perf_counter()
-        self._jobs: dict[tuple[str, Any], Future[None]] = {}
+        self._noted: dict[tuple[str, Any], tuple[Callable[[str], Any], str]] = {}
         self._hits: list[None] = []  # appending is atomic
         # The hash over all of Triton that is part of every name in its cache: some tenths of a second, and only once.
         self._key = self._pool.submit(triton_key)
@@ -59,22 +60,20 @@ class KernelCompiler:
         knobs.runtime.jit_cache_hook = self._outer[0]
 
     def finish(self) -> Compiled:
-        """Waits for the threads. A variant that could not be compiled fails once more when it is launched."""
-        for (name, _), job in self._jobs.items():
+        """Compiles what was noted. A variant that could not be compiled fails once more when it is launched."""
+        jobs = {key: self._pool.submit(self._compile, *noted) for key, noted in self._noted.items()}
+        for (name, _), job in jobs.items():
             if (error := job.exception()) is not None:
                 _log.warning("kernel %s could not be compiled ahead: %s", name, error)
         self._pool.shutdown()
         knobs.compilation.listener = self._outer[1]
-        return Compiled(len(self._jobs), len(self._hits), time.perf_counter() - self._begin)
+        return Compiled(len(jobs), len(self._hits), time.perf_counter() - self._begin)
 
     def _note(self, *, key: Any, fn: Any, compile: dict[str, Any], is_manual_warmup: bool, **_: object) -> bool:
         """Triton's hook: whether the kernel is neither to be compiled nor launched."""
         if is_manual_warmup:  # by a thread of the pool
             return False
-        job = f"{fn.module}.{fn.name}", key
-        if job not in self._jobs:
-            preload = fn.jit_function.preload
-            self._jobs[job] = self._pool.submit(self._compile, preload, compile["specialization_data"])
+        self._noted[f"{fn.module}.{fn.name}", key] = fn.jit_function.preload, compile["specialization_data"]
         return True
 
     def _compile(self, preload: Callable[[str], Any], variant: str) -> None:

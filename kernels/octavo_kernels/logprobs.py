@@ -6,7 +6,7 @@ and the greatest of each group of 128. Then a program a row puts them together:
 
     log p = l − M − log Σ_b e^(m_b − M) Σ exp(l − m_b)
 
-and finds the likeliest tokens among the groups as `truncation` does. The twin is `octavo_server.worker.logprobs`.
+and finds the likeliest tokens among the groups as `few_tokens` does. The twin is `octavo_server.worker.logprobs`.
 """
 
 from typing import Final
@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.few_tokens import likeliest
 from octavo_kernels.launching import Launcher, alignment
 from octavo_kernels.sampling import BLOCK_TOKENS, GROUP, GROUP_TOKENS
-from octavo_kernels.truncation import likeliest
 
 MOST_LIKELIEST: Final = 32
 

@@ -9,7 +9,7 @@ block a program finds
 where E is exponential noise that depends on seed, position and token id alone: the token is then one drawn from
 softmax(l / T). A second, tiny kernel puts the blocks together: it adds (m − M) / T · log₂ e, with M the row's maximum,
 takes the greatest, writes it where the next step looks for it, and counts the position up. Of equal ones the lowest id
-wins. Rows that look at a part of the vocabulary only take their token in between, in `truncation`.
+wins. Rows that look at a part of the vocabulary only take their token in between, in `few_tokens` or `truncation`.
 
 Parameters and positions are read from the table (`sampling_table`) on the device, the grid depends on the sizes of the
 logits alone: a step uploads nothing, and all this can stand in a CUDA graph. A row's result depends on nothing but the

@@ -34,7 +34,7 @@ PRESENCE: Final = tl.constexpr(28)
 FREQUENCY: Final = tl.constexpr(29)
 
 # FLAGS
-FEW: Final = tl.constexpr(1)  # top-k of at most `truncation.MOST_FEW`: chosen among the likeliest tokens of groups
+FEW: Final = tl.constexpr(1)  # top-k of at most `few_tokens.MOST_FEW`: chosen among the likeliest tokens of groups
 CUT: Final = tl.constexpr(2)  # min-p, top-p or a larger top-k: passes over the row
 ADJUSTED: Final = tl.constexpr(4)  # has entries
 COUNTED: Final = tl.constexpr(8)  # its tokens are counted in the entries

@@ -10,7 +10,7 @@ import click
 from octavo_cli.options import options_of, validated
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ModelError
-from octavo_server.frontend.engine_child import EngineChild
+from octavo_server.frontend.engine_child import EngineChild, bytecode_environment
 from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
@@ -36,7 +36,8 @@ def serve(model: str, **options: Any) -> int:
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="MODEL") from error
     config = validated(ServerConfig, {"model": directory, **options})
-    engine = EngineChild()  # before the imports, which take as long as some of its own
+    # Before the imports, which take as long as some of its own.
+    engine = EngineChild(environment=bytecode_environment(config.compile_cache_dir))
     try:
         from octavo_server.frontend.server import run  # imported late: `--help` answers at once
 

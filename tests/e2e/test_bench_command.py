@@ -218,6 +218,15 @@ def test_a_context_longer_than_the_models_is_refused(shape: Path, capsys: pytest
     assert re.search(r"octavo: --context 4000: .* this engine takes 512 at most", err)
 
 
+def test_memory_that_is_not_there_is_told_with_the_flags_that_ask_for_it(
+    shape: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--device", "cpu", "--num-gpu-blocks-override", "2000000000", "--batch", "1"]
+    code, _, err = run(capsys, "decode", "--random-weights", str(shape), *arguments)
+    assert code == 1
+    assert re.search(r"octavo: no memory for a KV cache of 2000000000 pages .* lower --num-gpu-blocks-override", err)
+
+
 @pytest.mark.skipif("torch" in sys.modules and __import__("torch").cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_named(shape: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "decode", "--random-weights", str(shape), "--device", "cuda")

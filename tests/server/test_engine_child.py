@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
+from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild, bytecode_environment
 
 ECHO = (sys.executable, "-c", "import sys; line = sys.stdin.readline(); sys.exit(len(line)) if line else None")
 
@@ -56,6 +56,30 @@ def test_to_tell_one_that_has_ended_is_an_error() -> None:
     with pytest.raises(OSError, match="pipe"):
         asyncio.run(child.tell(b"x\n"))
     child.discard()
+
+
+def test_bytecode_is_kept_with_the_kernels_where_it_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "library_of_sources.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    library, cache = "library_of_sources", tmp_path / "cache"
+    assert bytecode_environment(None, library) == {}
+    kept = bytecode_environment(cache, library)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    assert bytecode_environment(None, library) == kept
+    child = EngineChild((sys.executable, "-c", "import library_of_sources"), {**kept, "PYTHONPATH": str(tmp_path)})
+    assert asyncio.run(child.wait()) == 0
+    child.discard()
+    assert [path.name.partition(".")[0] for path in (cache / "bytecode").rglob("library*")] == [library]
+    subprocess.run(
+        [sys.executable, "-c", f"import {library}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""},
+        check=True,
+    )
+    assert bytecode_environment(cache, library) == {}  # now it is beside the source
+    assert bytecode_environment(cache, "no_such_library") == {}
 
 
 def test_an_engine_to_which_nobody_speaks_ends_without_a_word() -> None:

@@ -25,6 +25,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     class Engine:
         """Nothing is started."""
 
+        def __init__(self, environment: dict[str, str]) -> None:
+            assert environment == {}  # nobody said where anything is kept
+
         def discard(self) -> None:
             """There is nothing to end."""
 
@@ -33,6 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         configs.append(config)
         return 0
 
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setattr("octavo_cli.serve.EngineChild", Engine)
     monkeypatch.setattr("octavo_server.frontend.server.run", run)
     return configs

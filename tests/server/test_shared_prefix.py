@@ -101,7 +101,7 @@ def test_a_short_prefix_of_all_gives_way_to_long_ones_of_some() -> None:
 
 def test_a_request_shares_no_page_that_its_next_token_is_written_to() -> None:
     """The last one stands at the very beginning of its third page, so it shares two as the others do."""
-    finder = PrefixFinder(BLOCK, 1)
+    finder = PrefixFinder(BLOCK, 0)
     rows = [row([7, 8, 9], 4 * 2 + index) for index in range(4)]
     assert finder.find(rows) == [PrefixGroup([0, 1, 2, 3], 2)]
     assert finder.find([*rows[:3], row([7, 8], 7)]) == [PrefixGroup([0, 1, 2, 3], 1)]
@@ -116,7 +116,7 @@ def test_groups_are_looked_for_again_only_when_somebody_comes_or_goes(monkeypatc
         return find_groups(tables)
 
     monkeypatch.setattr("octavo_server.worker.shared_prefix.find_groups", counted)
-    finder, rows = PrefixFinder(BLOCK, 1), [row([7, 8, 10 + index], 8) for index in range(6)]
+    finder, rows = PrefixFinder(BLOCK, 0), [row([7, 8, 10 + index], 8) for index in range(6)]
     for _ in range(3):
         assert finder.find(rows) == [PrefixGroup([0, 1, 2, 3, 4, 5], 2)]
     assert finder.find(rows[1:]) == [PrefixGroup([0, 1, 2, 3, 4], 2)]
@@ -126,9 +126,12 @@ def test_groups_are_looked_for_again_only_when_somebody_comes_or_goes(monkeypatc
 
 
 def test_what_would_save_too_little_is_read_by_each_for_itself() -> None:
-    rows = [row([7, 8, 10 + index], 8) for index in range(5)]
-    assert PrefixFinder(BLOCK, 8).find(rows) == [PrefixGroup([0, 1, 2, 3, 4], 2)]
-    assert PrefixFinder(BLOCK, 9).find(rows) == []
+    rows = [row([*range(40), 90 + index], 160) for index in range(5)]
+    assert PrefixFinder(BLOCK, 10).find(rows) == [PrefixGroup([0, 1, 2, 3, 4], 40)]
+    assert PrefixFinder(BLOCK, 11).find(rows) == []
+    others = [row([100 + index], 3) for index in range(15)]
+    assert PrefixFinder(BLOCK, 8).find(rows + others) == [PrefixGroup([0, 1, 2, 3, 4], 40)]
+    assert PrefixFinder(BLOCK, 8).find([*rows, *others, others[0]]) == []
     assert least_pages(16, 4096) == LEAST_BYTES / 65536
     assert least_pages(16, 4096 + 1) == LEAST_BYTES // 65536
     assert least_pages(256, 2**20) == 1

@@ -88,6 +88,7 @@ def test_answers_over_shared_prefixes_are_those_without_sharing(
     overlap: bool, tiny: Path, plain: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo_server.worker.shared_prefix.LEAST_BYTES", 1)
+    monkeypatch.setattr("octavo_server.worker.shared_prefix._FEW", 1)
     record_on_the_cpu(monkeypatch)
     core = start(tiny, async_scheduling=overlap, max_num_seqs=16, max_num_batched_tokens=160)
     told = share_at_their_word(core)
@@ -111,6 +112,7 @@ def test_where_nothing_is_shared_or_may_be_no_step_is_told_of_groups(
     """Without prefix caching; with bits that depend on no other row; by default, for prefixes as short as these."""
     if "enable_prefix_caching" in config:
         monkeypatch.setattr("octavo_server.worker.shared_prefix.LEAST_BYTES", 1)
+        monkeypatch.setattr("octavo_server.worker.shared_prefix._FEW", 1)
     record_on_the_cpu(monkeypatch)
     core = start(tiny, max_num_seqs=16, **config)
     told = share_at_their_word(core)

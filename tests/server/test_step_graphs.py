@@ -24,7 +24,6 @@ from octavo_server.worker.graph_ladder import (
     capture_order,
     decode_ladder,
     mixed_ladder,
-    most_tokens,
     sharing_ladder,
 )
 from octavo_server.worker.graph_recorder import pick_recorder
@@ -100,12 +99,6 @@ def test_the_largest_is_captured_first_and_what_a_start_waits_for_at_most_double
         size, room = min((s.tokens, s.rows) for s in first if not s.is_decode and s.tokens >= count)
         assert room >= min(count, rows) and (size < max(129, 2 * count) or size == tokens)
     assert len(first) <= 16
-
-
-def test_mixed_steps_have_graphs_as_long_as_a_device_computes_them_faster_than_they_are_launched() -> None:
-    assert most_tokens(2048, 600_000_000) == 2048 and most_tokens(8192, 100) == 2048
-    assert most_tokens(2048, 8_000_000_000) == 1024 and most_tokens(512, 8_000_000_000) == 512
-    assert most_tokens(0, 100) == 0
 
 
 # --- inputs

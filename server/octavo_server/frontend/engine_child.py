@@ -5,12 +5,30 @@ second, and torch, which the engine imports while it waits for its start message
 """
 
 import asyncio
+import importlib.util
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine_process")
+
+
+def bytecode_environment(compile_cache: Path | None, library: str = "torch") -> dict[str, str]:
+    """Variables that keep Python's bytecode with the compiled kernels, where it is kept nowhere.
+
+    Images often come without it and are told to write none (`PYTHONDONTWRITEBYTECODE`). Then each start compiles the
+    sources of torch, for seconds. compile_cache: by default Triton's own variable; with neither nothing is kept.
+    """
+    directory = compile_cache or os.environ.get("TRITON_CACHE_DIR")
+    spec = importlib.util.find_spec(library)
+    if not directory or spec is None or spec.origin is None or sys.pycache_prefix is not None:
+        return {}
+    if Path(importlib.util.cache_from_source(spec.origin)).exists():
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(Path(directory) / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
 
 
 class EngineChild:
@@ -19,10 +37,16 @@ class EngineChild:
     To be started by a thread that lives as long as the engine is to: its kernel asks for the end of that.
     """
 
-    def __init__(self, command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = ENGINE_COMMAND, environment: Mapping[str, str] | None = None) -> None:
+        """environment: variables that it has besides ours."""
         # The engine's stdout is our stderr: stdout belongs to the line that says where we listen.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=sys.stderr, start_new_session=True, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr,
+            start_new_session=True,
+            bufsize=0,
+            env={**os.environ, **(environment or {})},
         )
 
     @property

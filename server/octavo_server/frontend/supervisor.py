@@ -21,7 +21,7 @@ from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.crash_report import Crash, keep_report
-from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
+from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild, bytecode_environment
 from octavo_server.frontend.start_watch import StartWatch
 from octavo_server.step_ring import read_steps, steps_path
 
@@ -48,6 +48,7 @@ class Supervisor:
         self._config = config
         self._engine_config = config.engine()
         self._command = tuple(command)
+        self._environment = bytecode_environment(config.compile_cache_dir)
         self._first = first
         self._deaths: deque[float] = deque()
         self._process: EngineChild | None = None
@@ -102,7 +103,7 @@ class Supervisor:
             "epoch": epoch,
             "log_level": self._config.log_level,
         }
-        process, self._first = self._first or EngineChild(self._command), None
+        process, self._first = self._first or EngineChild(self._command, self._environment), None
         self._process = process
         self._crash = None
         started = time.monotonic()

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from octavo_kernels import logit_entries
+from octavo_kernels.few_tokens import draw_few
 from octavo_kernels.sampling import SamplingWorkspace, draw_blocks, finish_draw
-from octavo_kernels.truncation import count_distances, draw_cut, draw_few
+from octavo_kernels.truncation import count_distances, draw_cut
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.logprobs import launch_logprobs
 from octavo_server.worker.sampler import SampledTensors

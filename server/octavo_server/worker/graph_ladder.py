@@ -9,8 +9,7 @@ are four bounds. Few rows are one of them: only then are the keys of a long cont
 from typing import Final, NamedTuple
 
 MOST_ROWS: Final = 512
-MOST_TOKENS: Final = 2048
-_FAST_TOKENS: Final = 1024  # of a model of any size, launching takes longer than computing fewer ones
+MOST_TOKENS: Final = 2048  # above it the device takes longer than the launches, and graphs longer to capture
 _TILE: Final = 128
 _ROW_BOUNDS: Final = (8, 64, 256)
 
@@ -25,13 +24,6 @@ class GraphShape(NamedTuple):
     rows: int
     is_decode: bool
     shares: bool = False
-
-
-def most_tokens(max_num_batched_tokens: int, num_parameters: int) -> int:
-    """Of a mixed step that has a graph: above it the device takes longer than the launches, so none would gain."""
-    # Launching some 300 kernels takes 15 to 20 ms: as many operations as a large GPU does in that time.
-    fast = 10**13 // (2 * num_parameters) // _TILE * _TILE
-    return min(max_num_batched_tokens, MOST_TOKENS, max(_FAST_TOKENS, fast))
 
 
 def decode_ladder(largest: int) -> list[int]:

@@ -23,7 +23,7 @@ from octavo_kernels.ops import pick_ops
 from octavo_server.errors import ConfigError, EngineError
 from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.worker.disk_store import DiskStore
-from octavo_server.worker.graph_ladder import MOST_ROWS, most_tokens
+from octavo_server.worker.graph_ladder import MOST_ROWS, MOST_TOKENS
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
 from octavo_server.worker.logprobs import launch_prompt_logprobs
@@ -74,7 +74,7 @@ class ModelRunner:
         self.planned_bytes = 0  # of the device's memory, by the bill
         self._batch_invariant = False
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
-        self._graph_tokens = most_tokens(max_num_batched_tokens, config.num_parameters) if recorder is not None else 0
+        self._graph_tokens = min(max_num_batched_tokens, MOST_TOKENS) if recorder is not None else 0
         self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []

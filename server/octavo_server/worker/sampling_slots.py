@@ -15,7 +15,7 @@ import torch
 
 from octavo_kernels import logit_entries
 from octavo_kernels import sampling_table as columns
-from octavo_kernels.truncation import MOST_FEW
+from octavo_kernels.few_tokens import MOST_FEW
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logits_processors import has_penalties

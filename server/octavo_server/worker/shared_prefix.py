@@ -19,8 +19,10 @@ from octavo_kernels.metadata import TILE_MEMBERS, SharedPrefixes
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 
 LEAST_MEMBERS: Final = 4
-# K and V of one layer that need not be read again, below which a second kernel to merge the parts costs more.
-LEAST_BYTES: Final = 2**25
+# K and V of a layer that need not be read again, for each request of a step: below it, reading a request's own keys by
+# itself and merging costs more. Measured on an H100; a step of few requests must save as much as one of 16.
+LEAST_BYTES: Final = 2**21
+_FEW: Final = 16
 _LEVELS: Final = 16  # of the tree that are looked at
 _FILLED_UP: Final = -1
 
@@ -39,7 +41,7 @@ class PrefixGroup:
 
 
 class PrefixFinder:
-    """Looks for groups, step by step. least_pages: that must be saved in a step, or there are none."""
+    """Looks for groups, step by step. least_pages: that must be saved for each of its requests, or there are none."""
 
     def __init__(self, block_size: int, least_pages: int) -> None:
         self._block_size = block_size
@@ -53,7 +55,7 @@ class PrefixFinder:
         if states != self._states:
             tables = [row.state.block_ids[: row.start // self._block_size] for row in rows]  # what it does not write
             self._states, self._groups = states, find_groups(tables)
-            if _saved(self._groups) < self._least_pages:
+            if _saved(self._groups) < max(_FEW, len(rows)) * self._least_pages:
                 self._groups = []
         return self._groups
 
@@ -110,7 +112,7 @@ def _count(groups: Sequence[PrefixGroup]) -> int:
 
 
 def least_pages(block_size: int, token_bytes: int) -> int:
-    """That must be saved for sharing to pay. token_bytes: of K and V of a token in a layer."""
+    """That must be saved for each request, for sharing to pay. token_bytes: of K and V of a token in a layer."""
     return -(-LEAST_BYTES // (block_size * token_bytes))
 
 

@@ -54,7 +54,7 @@ class GraphLimits:
     """Fixed sizes of the buffers.
 
     rows: of the largest graph. tokens: of the largest mixed one, 0 if there is none. width: pages in a block table.
-    scratch_page: of the KV cache, nobody's. least_shared: pages that shared prefixes must save in a step to be read
+    scratch_page: of the KV cache, nobody's. least_shared: pages for each row that shared prefixes must save to be read
     once; 0: they never are.
     """
 

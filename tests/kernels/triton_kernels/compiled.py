@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from octavo_kernels import logit_entries, sampling, truncation
+from octavo_kernels import few_tokens, logit_entries, sampling, truncation
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_parts
 from octavo_kernels.gathered_attention import attention, gathered_attention
 from octavo_kernels.gemv import gated_gemv, gemv
@@ -144,7 +144,7 @@ def test_sampling(compiled: list[Any]) -> None:
     tokens, last = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
     logit_entries.adjust(logits, slots, table)
     sampling.draw_blocks(logits, slots, table, work)
-    truncation.draw_few(logits, slots, table, work)
+    few_tokens.draw_few(logits, slots, table, work)
     truncation.count_distances(logits, slots, table, work)
     truncation.draw_cut(logits, slots, table, work)
     logit_entries.restore(logits, slots, table)
