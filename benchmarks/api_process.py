@@ -103,7 +103,14 @@ def run_engine() -> None:
     socket.connect(f"ipc://{start['socket']}")
     vocab = json.loads((Path(start["config"]["model"]) / "config.json").read_text())["vocab_size"]
     ready = ipc.Ready(
-        start["epoch"], ipc.PROTOCOL_VERSION, MAX_MODEL_LEN, BLOCK_SIZE, 4096, {}, MAX_NUM_SEQS, prefix_caching=True
+        epoch=start["epoch"],
+        version=ipc.PROTOCOL_VERSION,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=BLOCK_SIZE,
+        num_blocks=4096,
+        phases={},
+        max_num_seqs=MAX_NUM_SEQS,
+        prefix_caching=True,
     )
     socket.send(ipc.encoder.encode(ready))
     TokenSource(socket, start["epoch"], vocab).run(Path(os.environ[TICK_SECONDS]))
