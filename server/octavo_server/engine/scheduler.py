@@ -322,10 +322,11 @@ class Scheduler:
             is_due = (self.kv_cache.tiers.schedule + request.key[1]) % LOOK_EVERY == 0
             if hit is None or (is_due and not hit.loading):
                 hit = self._hits[request.request_id] = self.kv_cache.lookup(request)
-            if self._must_wait(request, hit):
+            fits = self._fits(request, hit, batch)
+            if (fits or not batch.blocked) and self._must_wait(request, hit):  # loads far ahead push each other out
                 continue
             looked_at += 1
-            if not self._fits(request, hit, batch):
+            if not fits:
                 batch.blocked.append(request)
                 if request.tokens_passed_by >= request.num_tokens:
                     break
