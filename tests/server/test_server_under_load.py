@@ -55,7 +55,7 @@ def open_requests(server: serving.ServerProcess) -> float:
 
 
 def test_a_client_that_does_not_read_slows_nobody_and_finds_its_whole_answer(model: Path) -> None:
-    tokens = 24_000  # several times what the kernel and the transport keep
+    tokens = 40_000  # an event each would be 8 MB, twice what a kernel keeps for a connection
     with serving.serve(model, env={"FAKE_STEP_SECONDS": "0"}, max_model_len=100_000) as server:
         server.wait_until_ready()
         asked = {
@@ -90,7 +90,7 @@ def test_a_client_that_does_not_read_slows_nobody_and_finds_its_whole_answer(mod
             timeout=60,
         )
         assert "".join(texts) == whole.json()["choices"][0]["text"]
-        assert len(events) < tokens / 2  # what it missed came in one piece
+        assert max(map(len, texts)) > 1000  # what it missed came in one piece
         assert events[-1]["choices"][0]["finish_reason"] == "length"
 
 
