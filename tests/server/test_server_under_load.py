@@ -55,7 +55,7 @@ def open_requests(server: serving.ServerProcess) -> float:
 
 
 def test_a_client_that_does_not_read_slows_nobody_and_finds_its_whole_answer(model: Path) -> None:
-    tokens = 25_000  # an event each would be 5 MB, more than a kernel keeps for a connection
+    tokens = 40_000  # an event each would be 7 MB, more than a kernel keeps for a connection
     with serving.serve(model, env={"FAKE_STEP_SECONDS": "0"}, max_model_len=100_000) as server:
         server.wait_until_ready()
         asked = {
