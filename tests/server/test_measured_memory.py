@@ -59,10 +59,18 @@ def test_the_worst_steps_are_as_large_as_a_step_may_be_at_the_longest_context() 
     assert tokens(prefill) == tokens(mixed) == 70
     assert [row.end - row.start for row in prefill] == [40, 30]
     assert [row.end - row.start for row in mixed] == [1] * 5 + [40, 25]
-    assert all(row.end == 40 and row.samples for row in (*prefill, *mixed))
+    assert all(row.end == 40 for row in (*prefill, *mixed))
     assert all(row.wants_prompt_logprobs for row in prefill)
     few = worst_steps(runner(WIDE), StepBounds(max_num_seqs=5, max_num_batched_tokens=3, max_model_len=40))
     assert [tokens(rows) for rows in few] == [3, 3]
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 5, 40])
+def test_in_the_worst_steps_no_more_rows_sample_than_there_can_be_requests(max_num_seqs: int) -> None:
+    """The sampling kernels have no room for more: with few requests of short contexts others were written over."""
+    for rows in worst_steps(runner(WIDE), StepBounds(max_num_seqs, max_num_batched_tokens=400, max_model_len=40)):
+        assert tokens(rows) == 400
+        assert sum(row.samples for row in rows) == min(max_num_seqs, len(rows))
 
 
 def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_request_behind(
@@ -98,7 +106,7 @@ def test_prompt_logprobs_are_made_in_chunks_that_do_not_grow_with_the_prompt(mon
     for rows in worst_steps(made, StepBounds(max_num_seqs=11, max_num_batched_tokens=64, max_model_len=64)):
         made.rehearse(rows)
     assert max(seen) == 10 and sum(seen) >= 63 + 11
-    assert seen[-3:] == [4, 4, 4]  # 11 that decode, and one that has read its prompt
+    assert seen[-3:] == [4, 4, 3]  # 11 that decode; the one that reads its prompt beside them is one too many
 
 
 def test_the_bill_is_printed_as_a_table_with_what_was_measured(

@@ -51,6 +51,24 @@ def test_parts_of_a_fused_tensor_from_several_files_find_their_places(tmp_path: 
     assert torch.equal(fused, torch.cat(parts).float())
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_file_that_is_replaced_after_its_header_was_read_is_not_taken_for_the_old_one(
+    tmp_path: Path, in_place: bool
+) -> None:
+    """The tensor stands elsewhere in the new one: what is at its old place would be taken for weights."""
+    path, value = tmp_path / "a.safetensors", noise(64, dtype=torch.float32)
+    save_file({"value": value}, path)
+    tensors = CheckpointFile(path).tensors
+    new = tmp_path / "b.safetensors"
+    save_file({"another": noise(90, dtype=torch.float64), "value": value}, new)
+    if in_place:
+        path.write_bytes(new.read_bytes())
+    else:
+        new.replace(path)
+    with pytest.raises(ModelError, match=r"a\.safetensors changed while it was read"):
+        read(list(tensors.values()), {"value": torch.zeros(64)})
+
+
 def test_a_tensor_beyond_four_gigabytes_is_found(tmp_path: Path) -> None:
     path, value = tmp_path / "large.safetensors", noise(40, dtype=torch.float32)
     hole = 5 * 2**30
@@ -69,7 +87,7 @@ def test_a_tensor_beyond_four_gigabytes_is_found(tmp_path: Path) -> None:
 
 
 def test_pieces_cover_a_tensor_once_in_whole_elements() -> None:
-    tensor = StoredTensor(Path("x"), "x", "F64", [10, 10], 1000)
+    tensor = StoredTensor(Path("x"), "x", "F64", [10, 10], 1000, (1800, 0))
     pieces = pieces_of(tensor, torch.zeros(10, 10), 100)
     assert all(piece.num_bytes <= 96 and piece.num_bytes % 8 == 0 for piece in pieces)
     ends = [piece.offset + piece.num_bytes for piece in pieces]

@@ -7,6 +7,7 @@ header is read once more here, and what is taken from it is checked again: the f
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,13 +23,17 @@ _MOST_HEADER_BYTES: Final = 100_000_000  # the library's own bound
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file, row-major from byte `offset`. dtype: as the file calls it, known or not."""
+    """A tensor in a file, row-major from byte `offset`. dtype: as the file calls it, known or not.
+
+    state: `state_of` the file when its header was read.
+    """
 
     path: Path
     name: str
     dtype: str
     shape: list[int]
     offset: int
+    state: tuple[int, int]
 
     @property
     def num_bytes(self) -> int:
@@ -64,6 +69,12 @@ class CheckpointFile:
         return tensor
 
 
+def state_of(file: Any) -> tuple[int, int]:
+    """Size and time of the last change: another one tells that the file is not what it was."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
 def _stored_tensors(path: Path, names: set[str]) -> dict[str, StoredTensor]:
     """By name; `names` are those that the library found. Raises OSError, ValueError, TypeError or KeyError."""
     with path.open("rb") as file:
@@ -71,18 +82,18 @@ def _stored_tensors(path: Path, names: set[str]) -> dict[str, StoredTensor]:
         if length > _MOST_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(file.read(length))
-        size = file.seek(0, 2)
+        state = state_of(file)
     header.pop("__metadata__", None)
     if set(header) != names:
         raise ValueError("its header changed while it was read")
-    return {name: _stored_tensor(path, name, entry, (8 + length, size)) for name, entry in header.items()}
+    return {name: _stored_tensor(path, name, entry, 8 + length, state) for name, entry in header.items()}
 
 
-def _stored_tensor(path: Path, name: str, entry: dict[str, Any], bounds: tuple[int, int]) -> StoredTensor:
-    """bounds: of all tensors' bytes in the file."""
-    first, end = (bounds[0] + int(offset) for offset in entry["data_offsets"])
-    tensor = StoredTensor(path, name, entry["dtype"], [int(size) for size in entry["shape"]], first)
-    if not bounds[0] <= first <= end <= bounds[1]:
+def _stored_tensor(path: Path, name: str, entry: dict[str, Any], begin: int, state: tuple[int, int]) -> StoredTensor:
+    """begin: of all tensors' bytes in the file."""
+    first, end = (begin + int(offset) for offset in entry["data_offsets"])
+    tensor = StoredTensor(path, name, entry["dtype"], [int(size) for size in entry["shape"]], first, state)
+    if not begin <= first <= end <= state[0]:
         raise ValueError(f"{name} stands outside of the file")
     if tensor.dtype in DTYPES and tensor.num_bytes != end - first:
         raise ValueError(f"{name} has {end - first} bytes, not the {tensor.num_bytes} of its shape and type")

@@ -90,7 +90,7 @@ def worst_steps(runner: ModelRunner, bounds: StepBounds) -> list[list[ScheduledR
 
 
 def _step(runner: ModelRunner, bounds: StepBounds, decodes: int, prefill: int) -> list[ScheduledRow]:
-    """Many rows are one request's: nobody looks at what they say."""
+    """Many rows are one request's: nobody looks at what they say. No more sample than there can be requests."""
     longest, rows, offset = bounds.max_model_len, list[ScheduledRow](), 0
     asking = _state(runner, longest, msgspec.structs.replace(FULL_SAMPLING, prompt_logprobs=20))
     # Of whole prompts it would take most of the time, and no more memory: they are worked on in chunks.
@@ -101,7 +101,8 @@ def _step(runner: ModelRunner, bounds: StepBounds, decodes: int, prefill: int) -
         offset += 1
     while prefill > 0:
         count = min(prefill, longest)
-        rows.append(ScheduledRow(asking, longest - count, longest, offset, True, False, True))
+        samples = len(rows) < bounds.max_num_seqs
+        rows.append(ScheduledRow(asking, longest - count, longest, offset, samples, False, True))
         offset, prefill = offset + count, prefill - count
     return rows
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from octavo_server.errors import ModelError
-from octavo_server.worker.checkpoint_file import DTYPES, StoredTensor
+from octavo_server.worker.checkpoint_file import DTYPES, StoredTensor, state_of
 from octavo_server.worker.host_memory import map_memory, pin, unpin
 
 THREADS: Final = 8
@@ -51,7 +51,7 @@ def pieces_of(tensor: StoredTensor, place: torch.Tensor, most_bytes: int = BUFFE
 def stream(pieces: Sequence[Piece], device: torch.device, threads: int = THREADS) -> None:
     """Copies all pieces, in about the order in which they are given; all is there when this returns.
 
-    Raises ModelError if a file cannot be read or ends before it should.
+    Raises ModelError if a file cannot be read, ends before it should, or has changed since its header was read.
     """
     waiting, failed = deque(pieces), threading.Event()
     with ExitStack() as stack:
@@ -61,6 +61,9 @@ def stream(pieces: Sequence[Piece], device: torch.device, threads: int = THREADS
         workers = [_Worker(waiting, files, device, failed) for _ in range(min(threads, len(pieces)))]
         for done in [pool.submit(worker.run, buffer_bytes) for worker in workers]:
             done.result()
+        for path, state in {(piece.tensor.path, piece.tensor.state) for piece in pieces}:
+            if state_of(files[path]) != state:
+                raise ModelError(f"{path} changed while it was read; start again once the download is through")
 
 
 class _Worker:
