@@ -45,7 +45,7 @@ class NewFile(click.Path):
         super().__init__(path_type=Path, dir_okay=False, writable=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(str(super().convert(value, param, ctx)))
         if not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
             self.fail(f"{str(path.parent)!r} is no directory that can be written to", param, ctx)
         return path
