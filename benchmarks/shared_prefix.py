@@ -3,7 +3,7 @@
     python benchmarks/shared_prefix.py [--only check attention …] [--json FILE]
 
 The shape of the 8B model (32 query heads, 8 key heads of 128, bf16, pages of 16) but for some checks. Microseconds of a
-The shape of the 8B model (32 query heads, 8 key heads of 128, bf16, pages of 16) but for some checks. µs of a
+layer by CUDA-graph replay, in the caches of several layers, so that none finds its keys in the L2. `engine`: requests
 of 4096 shared and 64 own tokens that come at once to an engine with random weights, 16 tokens out of each.
 """
 

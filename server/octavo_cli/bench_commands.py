@@ -11,6 +11,7 @@ from octavo_cli.bench_options import (
     COUNT,
     COUNTS,
     PROMPTS,
+    FiniteRange,
     make_workload,
     parameters_of,
     repeat_option,
@@ -138,7 +139,7 @@ def prefix(setting: Setting, compare: bool, repeat: int, **lengths: int) -> None
 )
 @click.option(
     "--pool",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
+    type=FiniteRange(0.0, 1.0, min_open=True),
     default=0.25,
     show_default=True,
     help="Share of the pages that the requests of a step need at their ends.",
@@ -191,6 +192,7 @@ def startup(setting: Setting, checkpoint_dir: Path | None, patience: int, repeat
         if target.random:
             directory = checkpoint_dir or Path(folder)
             if not has_weights(directory, target.shape):
+                _check_empty(directory)
                 click.echo(f"octavo: writing random weights to {directory} …", err=True)
                 write_model(target.directory / "config.json", directory, weights=True)
         elif checkpoint_dir is not None:
@@ -199,6 +201,15 @@ def startup(setting: Setting, checkpoint_dir: Path | None, patience: int, repeat
         figures = time_startup(directory, command, warm=repeat, patience=patience)
     device = pick_device(config.device)
     setting.tell(figures, surroundings(device, pick_dtype(config.dtype, target.shape, device)), repeat=repeat)
+
+
+def _check_empty(directory: Path) -> None:
+    """Raises click.UsageError where writing a checkpoint could overwrite what belongs to somebody."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise click.UsageError(
+            f"--checkpoint-dir {directory}: it holds files, and no checkpoint of this shape that was written before; "
+            "give a new or an empty directory"
+        )
 
 
 @click.command()

@@ -1,6 +1,9 @@
 """Options that several benchmarks share, and the values that are lists or ranges."""
 
+import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -23,6 +26,29 @@ class Parsed(click.ParamType[Any]):
             return [self._parse(part) for part in value.split(",")] if self._many else self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """click lets `nan` pass, since it is neither below a bound nor above one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
+class NewFile(click.Path):
+    """A file to be written at the end, of which it is known at the beginning that it can be."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
+            self.fail(f"{str(path.parent)!r} is no directory that can be written to", param, ctx)
+        return path
 
 
 def _count(text: str) -> int:
@@ -56,7 +82,7 @@ def workload_options(command: Any) -> Any:
             click.option("--requests", type=COUNT, help="Number of requests."),
             click.option("--input-tokens", type=LENGTHS, help="Tokens of a prompt, as 512 or 100-1024."),
             click.option("--output-tokens", type=LENGTHS, help="Tokens of an answer."),
-            click.option("--temperature", type=click.FloatRange(min=0.0), help="0: greedy."),
+            click.option("--temperature", type=FiniteRange(min=0.0), help="0: greedy."),
         )
     ):
         command = option(command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from octavo_cli.bench_options import NewFile
 from octavo_cli.errors import WRONG_INPUT, CommandError
 from octavo_cli.extras import require_server
 from octavo_cli.options import flag, options_of, validated
@@ -107,12 +108,12 @@ class Setting:
             "figures": [figure.as_json() for figure in figures],
         }
         text = json.dumps(report, indent=1, default=str)
-        if self.output is not None:
-            self.output.write_text(text + "\n", encoding="utf-8")
         if self.as_json:
             click.echo(text)
         else:
             _show(report, figures)
+        if self.output is not None:  # after they are told, which is then no loss if the disk is full
+            self.output.write_text(text + "\n", encoding="utf-8")
 
 
 def benchmark(*, profile: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -128,7 +129,7 @@ def benchmark(*, profile: bool = True) -> Callable[[Callable[..., None]], Callab
                 command(Setting(command.__name__, target, engine, *told), **options)
 
         wrapped = options_of(EngineConfig, without=_OWN)(run)
-        file = click.Path(path_type=Path, dir_okay=False)
+        file = NewFile()
         if profile:
             wrapped = click.option("--profile", type=file, help="Write torch's trace of the first timed part.")(wrapped)
         wrapped = click.option("--output", type=file, help="Write the JSON to this file as well.")(wrapped)

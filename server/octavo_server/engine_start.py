@@ -70,6 +70,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     begin_phase("load weights")
     _keep_compiled(config.compile_cache_dir)
     device = pick_device(config.device)
+    profiler = None if config.profile_dir is None else StepProfiler(config.profile_dir, device)
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
@@ -120,8 +121,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     if runner.recorder is not None:
         begin_phase("capture graphs")
         runner.capture_first_graphs(bill.max_model_len)
-    if config.profile_dir is not None:
-        runner.profiler = StepProfiler(config.profile_dir, device)
+    runner.profiler = profiler
     kv_cache = KVCacheManager(
         BlockPool(bill.num_blocks),
         bill.block_size,
@@ -172,7 +172,7 @@ def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: C
         random_weights=config.load_format == "random",
         meanwhile=meanwhile,
     )
-    note("weights_bytes", weights_bytes(runner.decoder))
+    note("weights_bytes", 0.0 if config.load_format == "random" else weights_bytes(runner.decoder))
     note("weights_seconds", seconds)
 
 

@@ -151,6 +151,18 @@ def test_a_start_is_timed_in_a_real_process(shape: Path, tmp_path: Path, capsys:
     assert (directory / "model.safetensors.index.json").is_file()
 
 
+def test_a_directory_that_holds_something_else_is_not_written_over(
+    shape: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_text("somebody's", encoding="utf-8")
+    code, out, err = run(capsys, "startup", "--random-weights", str(shape), "--checkpoint-dir", str(model), *SMALL)
+    assert (code, out) == (2, "")
+    assert re.match("octavo: bench startup: --checkpoint-dir .*: it holds files, .* give a new or an empty", err)
+    assert {path.name: path.read_text(encoding="utf-8") for path in model.iterdir()} == {"tokenizer.json": "somebody's"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,6 +188,19 @@ def test_a_start_is_timed_in_a_real_process(shape: Path, tmp_path: Path, capsys:
             "bench throughput: Invalid value for '--workload': 'c' is not one of",
         ),
         (["swap", "demo", "--pool", "0"], "bench swap: Invalid value for '--pool': 0.0 is not in the range"),
+        (["swap", "demo", "--pool", "nan"], "bench swap: Invalid value for '--pool': nan is no finite number"),
+        (
+            ["throughput", "demo", "--temperature", "inf"],
+            "bench throughput: Invalid value for '--temperature': inf is no finite number",
+        ),
+        (
+            ["decode", "demo", "--output", "/nowhere/x.json"],
+            "bench decode: Invalid value for '--output': '/nowhere' is no directory that can be written to",
+        ),
+        (
+            ["decode", "demo", "--profile", "/nowhere/x.json"],
+            "bench decode: Invalid value for '--profile': '/nowhere' is no directory that can be written to",
+        ),
         (
             ["decode", "demo", "--max-num-seqs", "0"],
             "bench decode: --max-num-seqs 0: input should be greater than or equal",

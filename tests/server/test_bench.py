@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from octavo_server.bench.engine import BenchEngine, Engine
 from octavo_server.bench.kernels import time_attention, time_model
 from octavo_server.bench.prefill import time_first_token, time_prefill
 from octavo_server.bench.random_model import has_weights, read_shape, write_model
-from octavo_server.bench.startup import phases_of
+from octavo_server.bench.startup import phases_of, start_once
 from octavo_server.bench.swap import time_copies, time_steps_beside, time_swap
 from octavo_server.bench.throughput import time_prefix, time_prefix_cost, time_throughput
 from octavo_server.bench.workloads import WORKLOADS, Ask, Lengths, SharedPrefix, Workload, parse_prompts
@@ -268,3 +269,23 @@ def test_the_phases_of_a_start_are_read_from_the_servers_log() -> None:
     log = f"INFO x: engine: import (after 0.0 s)\n{ready}\n"
     assert phases_of(log) == {"import": 1.7, "load weights": 0.0}
     assert phases_of("nothing") == {}
+
+
+# It listens, but closes the port and says why only a moment later, as servers do that end.
+ENDS = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    print(f"octavo: listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+time.sleep(0.3)
+sys.exit("octavo: this is why")
+"""
+
+
+def test_a_start_that_fails_is_told_with_the_servers_last_words() -> None:
+    with pytest.raises(EngineError, match="the server broke off while it started: octavo: this is why"):
+        start_once([sys.executable, "-c", ENDS], {}, patience=60.0)
+
+
+def test_a_start_that_takes_too_long_is_told_with_the_time_that_it_had() -> None:
+    with pytest.raises(EngineError, match=r"the server did not start within 0\.5 s: it said nothing"):
+        start_once([sys.executable, "-c", "import time; time.sleep(60)"], {}, patience=0.5)

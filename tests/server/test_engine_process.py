@@ -158,11 +158,11 @@ import time
 from octavo_server import engine_process as process
 from octavo_server.worker.models.decoder import Decoder
 process.HEARTBEAT_SECONDS = 0.01
-def slow(self, batch, kv_cache, on_progress):
+def slow(self, batch, kv_cache, on_progress, rows):
     def plod():
         time.sleep(0.02)
         on_progress()
-    return quick(self, batch, kv_cache, plod)
+    return quick(self, batch, kv_cache, plod, rows)
 quick, Decoder.forward = Decoder.forward, slow
 """
 
@@ -176,10 +176,10 @@ core._WAIT_SECONDS = 0.01
 HANGING = """
 import time
 from octavo_server.worker.models.decoder import Decoder
-def hanging(self, batch, kv_cache, on_progress):
+def hanging(self, batch, kv_cache, on_progress, rows):
     while len(batch.token_ids) == 5:  # no step of the start has so many
         time.sleep(0.01)
-    return quick(self, batch, kv_cache, on_progress)
+    return quick(self, batch, kv_cache, on_progress, rows)
 quick, Decoder.forward = Decoder.forward, hanging
 """
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from octavo_server.config import EngineConfig
+from octavo_server.engine_start import start_engine
 from octavo_server.errors import ConfigError
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker import step_profiler
@@ -58,3 +60,19 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--profile-dir .*file/records: Not a directory"):
         StepProfiler(tmp_path / "file" / "records", torch.device("cpu"))
+
+
+def test_a_start_is_refused_for_it_before_the_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    write_checkpoint(tmp_path / "model", CONFIG)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")  # reading it would be another error
+    with pytest.raises(ConfigError, match="--profile-dir"):
+        start(tmp_path / "model", profile_dir=tmp_path / "file")
+
+
+def test_noise_is_not_counted_as_weights_that_were_read(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", CONFIG)
+    noted: dict[str, float] = {}
+    config = EngineConfig(model=tmp_path / "model", load_format="random", device="cpu", num_gpu_blocks_override=64)
+    start_engine(config, lambda _phase: None, noted.__setitem__).close(0.0)
+    assert noted["weights_bytes"] == 0.0

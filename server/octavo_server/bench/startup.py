@@ -24,6 +24,7 @@ from octavo_server.model_files import weight_files
 # Everything in which a start could find kernels that an earlier one has compiled.
 _CACHES: Final = {"TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "cache", "CUDA_CACHE_PATH": "cuda"}
 _POLL_SECONDS: Final = 0.01
+_LAST_WORDS_SECONDS: Final = 20.0
 _READ_BYTES: Final = 16 * 2**20
 _PROMPT: Final = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
@@ -67,20 +68,30 @@ def start_once(command: Sequence[str], environment: Mapping[str, str], patience:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **environment}, start_new_session=True
         )
-        watchdog = threading.Timer(patience, process.kill)
+        overdue = threading.Event()
+
+        def end_it() -> None:
+            overdue.set()
+            process.kill()
+
+        watchdog = threading.Timer(patience, end_it)
         watchdog.start()
         try:
             address = _address(process, log)
             listening = time.monotonic() - begin
             while _status(address) != 200:
-                if process.poll() is not None:
-                    raise EngineError(f"the server ended within {patience:g} s before it was ready: {_end_of(log)}")
                 time.sleep(_POLL_SECONDS)
             ready = time.monotonic() - begin
             _first_token(address, patience)
             first_token = time.monotonic() - begin
             return StartTimes(listening, ready, first_token, phases_of(_text(log)))
-        except OSError as error:
+        except (OSError, http.client.HTTPException, EngineError) as error:
+            if overdue.is_set():
+                raise EngineError(f"the server did not start within {patience:g} s: {_end_of(log)}") from error
+            if isinstance(error, EngineError):
+                raise
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it closes its port before it says why it ends
+                process.wait(_LAST_WORDS_SECONDS)
             raise EngineError(f"the server broke off while it started: {_end_of(log)}") from error
         finally:
             watchdog.cancel()
