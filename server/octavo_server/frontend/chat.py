@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncGenerator, Sequence
-from functools import partial
 from typing import Any
 
 from msgspec import UNSET
@@ -69,7 +68,7 @@ class Chat:
         weight = sum(whole.num_logprobs for whole in wholes)
         return await self._state.render(weight, lambda: encode(self._completion(wholes)))
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    def events(self) -> AsyncGenerator[bytes, None]:
         """The stream.
 
         Of each choice: an event for the role, one or more a token, one with the finish reason; at the end maybe one
@@ -79,18 +78,7 @@ class Chat:
         Raises:
             EngineError: the engine could not finish it.
         """
-        begun: set[int] = set()
-        async for changes in self._generation.deltas():
-            complete = self._generation.is_complete  # before anything waits, and more may come
-            if self._only_text and len(changes) == 1:
-                frames = self._frames(changes, begun)
-            else:
-                weight = sum(delta.num_logprobs for _, delta in changes)
-                frames = await self._state.render(weight, partial(self._frames, changes, begun))
-            if complete:
-                frames += self._closing()
-            if frames:
-                yield frames
+        return self._generation.events(self._frames, self._closing, only_text=self._only_text)
 
     def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
         with_ids = bool(self._request.return_token_ids)

@@ -1,7 +1,6 @@
 """POST /v1/completions: prompts as text or token ids, each of which becomes a choice."""
 
 from collections.abc import AsyncGenerator, Sequence
-from functools import partial
 
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation import Caller, Generation, Lengths
@@ -64,24 +63,13 @@ class Completions:
         weight = sum(whole.num_logprobs for _, whole in wholes)
         return await self._state.render(weight, lambda: encode(self._whole(wholes)))
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    def events(self) -> AsyncGenerator[bytes, None]:
         """The stream: an event for what steps add to a choice, maybe one with the usage.
 
         Raises:
             EngineError: the engine could not finish one of the choices.
         """
-        begun: set[int] = set()
-        async for changes in self._generation.deltas():
-            complete = self._generation.is_complete  # before anything waits, and more may come
-            if self._only_text and len(changes) == 1:
-                frames = self._frames(changes, begun)
-            else:
-                weight = sum(delta.num_logprobs for _, delta in changes)
-                frames = await self._state.render(weight, partial(self._frames, changes, begun))
-            if complete:
-                frames += self._closing()
-            if frames:
-                yield frames
+        return self._generation.events(self._frames, self._closing, only_text=self._only_text)
 
     def _whole(self, wholes: Sequence[tuple[Answer, Delta]]) -> Completion:
         choices = [self._choice(answer, whole, opening=True) for answer, whole in wholes]

@@ -2,8 +2,9 @@
 
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import msgspec
@@ -122,6 +123,34 @@ class Generation:
         finally:
             for answer in self.answers:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
+
+    async def events(
+        self,
+        frames: Callable[[Sequence[tuple[Answer, Delta]], set[int]], bytes],
+        closing: Callable[[], bytes],
+        *,
+        only_text: bool,
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of a stream, those of what `deltas` gives at a time together.
+
+        frames: makes the events of changes; to the set, choices that have had some, it adds. closing: the events at the
+        end. only_text: no event holds more than a text and how it ended, so one is no work.
+
+        Raises:
+            EngineError: the engine could not finish one of the choices.
+        """
+        begun: set[int] = set()
+        async for changes in self.deltas():
+            complete = self.is_complete  # before anything waits, and more may come
+            if only_text and len(changes) == 1:
+                found = frames(changes, begun)
+            else:
+                weight = sum(delta.num_logprobs for _, delta in changes)
+                found = await self._state.render(weight, partial(frames, changes, begun))
+            if complete:
+                found += closing()
+            if found:
+                yield found
 
     @property
     def is_complete(self) -> bool:
