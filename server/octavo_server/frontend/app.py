@@ -115,7 +115,8 @@ def _model(state: ServerState, name: str) -> Model:
 
 def _caller(request: Request) -> Caller:
     """What `limits` found out."""
-    return Caller(request.state.arrival, getattr(request.state, "salt", b""), request.state.place)
+    state = request.state
+    return Caller(state.arrival, getattr(state, "salt", b""), state.place, getattr(state, "outlet", None))
 
 
 def _json(answer: msgspec.Struct) -> Response:
