@@ -10,8 +10,8 @@ MILLISECONDS. Levels take turns between the two servers, and all is repeated; re
 
 What counts is CPU time, of all threads: 1 s over what a token takes is what a core can do. (Wall time lies where cores
 are shared.) It includes what a request costs: body, validation, hashes of pages, metrics; for the bare handler, only
-JSON. `request_us` is that alone: a level of answers of one token. A chunk is a token that has a text: a few of the echoed
-ones are parts of characters. If our event loop is late, tokens are merged, and `chunks_a_token` falls further.
+JSON. `request_us` is that alone: a level of answers of one token. A chunk is a token that has a text: a few of those
+that are echoed are parts of characters. If our event loop is late, tokens are merged: `chunks_a_token` falls further.
 """
 
 import argparse

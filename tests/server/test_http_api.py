@@ -530,7 +530,7 @@ def test_a_head_beyond_bounds_is_refused_and_the_connection_closed(server: servi
 def test_streams_asked_for_behind_each_other_come_whole_and_in_order(
     server: serving.ServerProcess, version: str
 ) -> None:
-    """HTTP/1.0 knows no chunks: the body is the bytes up to the end of the connection, of the one request it carries."""
+    """HTTP/1.0 knows no chunks: the body ends with the connection, which carries one request."""
     address, texts = urlsplit(server.url), ["hello world", "Grüße"] if version == "1.1" else ["hello world"]
     with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
         for text in texts:
