@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,6 +20,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     `logprobs`: None for none, else the number of alternatives besides the sampled token. `prompt_logprobs` likewise.
     `choice` numbers the answers to one prompt (`n` > 1): with `seed` and position it is the key of the noise.
     `bad_words`: sequences of token ids, none empty, whose last token is never chosen after the others.
+    `grammar`: llguidance's, serialized, compiled once already to see that it can be; empty if the answer is free.
     """
 
     temperature: float = 1.0
@@ -39,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str = ""
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

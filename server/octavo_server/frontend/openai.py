@@ -3,29 +3,15 @@
 A field that is not here is refused by name. A field whose effect does not exist yet is accepted with the value that
 asks for nothing (`best_of: 1`, `tool_choice: "none"`), because clients send those, and refused by name with any other.
 
-pydantic collects an error for each entry that is wrong, and a body has room for a million. So lists and objects stop at
-the first one, and what has more fields than are known is refused before it is looked at.
-
 Longer than usual because it is one list: each line is a field and its bounds.
 """
 
-import json
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    Tag,
-    ValidatorFunctionWrapHandler,
-    model_validator,
-)
-from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from octavo_server.frontend.fields import Body, Entries, NotYet, Only, ShortText, field_error, kind
 
 MAX_TEXT: Final = 16 * 2**20  # characters; the body's limit is lower where characters take several bytes
 MAX_TOKENS: Final = 2**31 - 1
@@ -42,76 +28,9 @@ MAX_METADATA: Final = 16
 MAX_BAD_WORDS: Final = 128
 MIN_REPETITION_PENALTY: Final = 0.01  # logits multiplied or divided by it stay far from what float32 holds
 MAX_REPETITION_PENALTY: Final = 100.0
-_HIDDEN: Final = "x-not-supported"
 
-
-class Only:
-    """Annotates a field that may be absent, null, or one of the given values, and nothing else yet."""
-
-    def __init__(self, *neutral: Any) -> None:
-        """The values that ask for nothing."""
-        self._neutral = neutral
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._check)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {_HIDDEN: True}
-
-    def _check(self, value: Any) -> Any:
-        if value is None or any(value == neutral and type(value) is type(neutral) for neutral in self._neutral):
-            return value
-        allowed = " or ".join(json.dumps(neutral) for neutral in self._neutral)
-        hint = f"leave it out or give {allowed}" if allowed else "leave it out"
-        raise PydanticCustomError("not_supported", "this is not supported yet; {hint}", {"hint": hint})
-
-
-class Entries:
-    """Annotates an object of at most so many entries, which stops at the first wrong one.
-
-    pydantic checks all entries before it counts them, and has `fail_fast` for lists alone.
-    """
-
-    def __init__(self, most: int) -> None:
-        """Of entries."""
-        self._most = most
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        inner = handler(source)
-        if inner["type"] != "dict":
-            raise TypeError(f"only objects have entries, not {source}")
-        described = cast(CoreSchema, {**inner, "max_length": self._most})
-        return core_schema.no_info_wrap_validator_function(self._check, described)
-
-    def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        if not isinstance(value, dict):
-            return handler(value)
-        if len(value) > self._most:
-            sizes = {"field_type": "Dictionary", "max_length": self._most, "actual_length": len(value)}
-            raise PydanticKnownError("too_long", sizes)
-        checked: dict[Any, Any] = {}
-        for key, entry in value.items():
-            checked |= handler({key: entry})
-        return checked
-
-
-def _kind(
-    *, strings: str | None = None, lists: Callable[[list[Any]], str | None] | None = None
-) -> Callable[[Any], str | None]:
-    """Tells the members of a union apart, so that the message of a wrong one concerns the one that was meant."""
-
-    def tell(value: Any) -> str | None:
-        if isinstance(value, str):
-            return strings
-        return lists(value) if isinstance(value, list) and lists is not None else None
-
-    return tell
-
-
-NotYet = Annotated[Any, Only()]
 # pydantic refuses halves of surrogate pairs in a bounded string: JSON can spell them, but they have no UTF-8.
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-ShortText = Annotated[str, Field(max_length=512)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -125,28 +44,6 @@ RepetitionPenalty = Annotated[
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
-class Body(BaseModel):
-    """Strict: a number is a number and not a string of digits. Closed: what is not known is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_more_fields_than_are_known(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            unknown = next(name for name in value if name not in cls.model_fields)
-            raise field_error(unknown, "this field is not known")
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The schema without the fields that are not supported."""
-        described = handler.resolve_ref_schema(handler(schema))
-        fields = described.get("properties", {})
-        described["properties"] = {name: field for name, field in fields.items() if _HIDDEN not in field}
-        return described
-
-
 class TextPart(Body):
     """A piece of a message. Other kinds than text are refused by name."""
 
@@ -158,7 +55,7 @@ Content = Annotated[
     Annotated[Text, Tag("text")]
     | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=1024), Tag("parts")],
     Discriminator(
-        _kind(strings="text", lists=lambda _: "parts"),
+        kind(strings="text", lists=lambda _: "parts"),
         custom_error_type="content_type",
         custom_error_message="Input should be a string or a list of text parts",
     ),
@@ -253,7 +150,7 @@ class GenerationRequest(Body):
             Annotated[StopString, Tag("one")]
             | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS), Tag("several")],
             Discriminator(
-                _kind(strings="one", lists=lambda _: "several"),
+                kind(strings="one", lists=lambda _: "several"),
                 custom_error_type="stop_type",
                 custom_error_message="Input should be a string or a list of strings",
             ),
@@ -393,7 +290,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[TokenIds, Tag("tokens")]
         | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag("token lists")],
         Discriminator(
-            _kind(strings="text", lists=_prompt_list),
+            kind(strings="text", lists=_prompt_list),
             custom_error_type="prompt_type",
             custom_error_message=(
                 "Input should be a string, a list of strings, a list of token ids or several such lists, and not empty"
@@ -434,8 +331,3 @@ class CompletionRequest(GenerationRequest):
         if isinstance(prompt[0], int):
             return [prompt]
         return prompt
-
-
-def field_error(field: str, message: str) -> PydanticCustomError:
-    """An error of a check over the whole body that concerns one field."""
-    return PydanticCustomError("field", "{message}", {"field": field, "message": message})
