@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -48,6 +48,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     not through by its deadline ends with an error of kind "timeout". `priority`: lower ones go first.
     `page_hashes`: `page_hash.hash_pages` of the prompt with `salt`, for pages of the engine's size; empty if none of
     its pages are to be shared. `salt`: requests share pages only where theirs are equal.
+    `output_token_ids`: the answer so far, made elsewhere and holding no end: only what follows it is computed and told.
     """
 
     epoch: int
@@ -59,6 +60,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     salt: bytes = b""
     priority: int = 0
     deadline: float | None = None
+    output_token_ids: list[int] = []
 
 
 class AddChoices(msgspec.Struct, frozen=True, tag=True):
@@ -191,6 +193,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     figures: dict[str, float] = {}  # what `start_engine` noted of them
     max_num_seqs: int = 0
     prefix_caching: bool = False  # whether `page_hashes` are of use
+    eos_token_ids: list[int] = []  # the model's own ends
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
