@@ -54,6 +54,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     `page_hashes`: `page_hash.hash_pages` of the prompt with `salt`, for pages of the engine's size; empty if none of
     its pages are to be shared. `salt`: requests share pages only where theirs are equal.
     `pooling`: no token is wanted but the prompt's last hidden states, made into one; the request ends with it.
+    `output_token_ids`: the answer so far, made elsewhere and holding no end: only what follows it is computed and told.
     """
 
     epoch: int
@@ -66,6 +67,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     priority: int = 0
     deadline: float | None = None
     pooling: Pooling = ""
+    output_token_ids: list[int] = []
 
 
 class AddChoices(msgspec.Struct, frozen=True, tag=True):
@@ -200,6 +202,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     figures: dict[str, float] = {}  # what `start_engine` noted of them
     max_num_seqs: int = 0
     prefix_caching: bool = False  # whether `page_hashes` are of use
+    eos_token_ids: list[int] = []  # the model's own ends
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
