@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
+from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
@@ -114,9 +115,10 @@ def _model(state: ServerState, name: str) -> Model:
 
 
 def _caller(request: Request) -> Caller:
-    """What `limits` found out."""
-    state = request.state
-    return Caller(state.arrival, getattr(state, "salt", b""), state.place, getattr(state, "outlet", None))
+    """What `access` and `limits` found out."""
+    found = request.scope["state"]
+    salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
+    return Caller(found["arrival"], salt, found["place"], key, ticket, found.get("outlet"))
 
 
 def _json(answer: msgspec.Struct) -> Response:
