@@ -11,6 +11,7 @@ from octavo_server.frontend import refusal
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.gateway_key import GatewayKey, read_gateway_keys
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
@@ -37,7 +38,9 @@ def create_app(state: ServerState) -> FastAPI:
     # The last one added is the first that a request meets.
     app.add_middleware(OpenRequests, state=state)
     app.add_middleware(BodyLimit)
-    app.add_middleware(ApiKeys, keys=state.config.api_key)
+    gateway_keys = read_gateway_keys(state.config.gateway_api_key_file)
+    app.add_middleware(GatewayKey, keys=gateway_keys)
+    app.add_middleware(ApiKeys, keys=(*state.config.api_key, *gateway_keys) if state.config.api_key else ())
     return app
 
 
@@ -115,7 +118,9 @@ def _model(state: ServerState, name: str) -> Model:
 
 def _caller(request: Request) -> Caller:
     """What `limits` found out."""
-    return Caller(request.state.arrival, getattr(request.state, "salt", b""), request.state.place)
+    known = request.state
+    is_gateway = getattr(known, "is_gateway", False)
+    return Caller(known.arrival, getattr(known, "salt", b""), known.place, is_gateway, getattr(known, "request_id", ""))
 
 
 def _json(answer: msgspec.Struct) -> Response:
