@@ -154,6 +154,17 @@ class ServerConfig(EngineConfig):
     gateway_api_key_file: Path | None = Field(
         None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
     )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=65_536,
+        description="file with a Jinja chat template, or the template itself, instead of the model's own",
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
+        "auto",
+        description="what the chat template takes for a message's content: a string, or OpenAI's list of parts; "
+        "auto: found out by reading it",
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
+from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
@@ -117,10 +118,11 @@ def _model(state: ServerState, name: str) -> Model:
 
 
 def _caller(request: Request) -> Caller:
-    """What `limits` found out."""
-    known = request.state
-    is_gateway = getattr(known, "is_gateway", False)
-    return Caller(known.arrival, getattr(known, "salt", b""), known.place, is_gateway, getattr(known, "request_id", ""))
+    """What `access` and `limits` found out."""
+    found = request.scope["state"]
+    salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
+    is_gateway, request_id = found.get("is_gateway", False), found.get("request_id", "")
+    return Caller(found["arrival"], salt, found["place"], key, ticket, is_gateway, request_id)
 
 
 def _json(answer: msgspec.Struct) -> Response:

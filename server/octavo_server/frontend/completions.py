@@ -130,7 +130,8 @@ class Completions:
         if opening and self._request.echo and delta.prompt_logprobs is not None:
             entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
             extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
-        extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets), shift)
+        offsets = delta.offsets if delta.logprobs else []  # tokens that are replayed have none
+        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets), shift)
         return result
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool = False) -> Completion:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.openai import GenerationRequest
+from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.ipc import RequestOutput, SamplingParams
 
 FIELD = "octavo_resume"
@@ -78,7 +78,4 @@ def replay(
         answer.replay(RequestOutput("", [token], reason, stop_id), delta)
         if answer.finished:
             break
-    text_alone = Delta()  # where each token stood in the text nobody asks for again
-    text_alone.add_text(delta.text)
-    text_alone.finish_reason, text_alone.stop_reason = delta.finish_reason, delta.stop_reason
-    return text_alone
+    return delta
