@@ -50,7 +50,7 @@ class Resume(Body):
     """An answer that began elsewhere: its tokens so far, and what it is called. See `resume.py`."""
 
     output_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_PROMPT_TOKENS)]
-    response_id: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
+    response_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
     created: Annotated[int, Field(ge=0, le=2**53)]
 
 
