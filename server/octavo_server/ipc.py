@@ -20,6 +20,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     `logprobs`: None for none, else the number of alternatives besides the sampled token. `prompt_logprobs` likewise.
     `choice` numbers the answers to one prompt (`n` > 1): with `seed` and position it is the key of the noise.
     `bad_words`: sequences of token ids, none empty, whose last token is never chosen after the others.
+    `grammar`: llguidance's, serialized, compiled once already to see that it can be; empty if the answer is free.
     """
 
     temperature: float = 1.0
@@ -39,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str = ""
 
 
 Pooling = Literal["", "mean", "last", "cls"]
@@ -52,6 +54,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     `page_hashes`: `page_hash.hash_pages` of the prompt with `salt`, for pages of the engine's size; empty if none of
     its pages are to be shared. `salt`: requests share pages only where theirs are equal.
     `pooling`: no token is wanted but the prompt's last hidden states, made into one; the request ends with it.
+    `output_token_ids`: the answer so far, made elsewhere and holding no end: only what follows it is computed and told.
     """
 
     epoch: int
@@ -64,6 +67,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     priority: int = 0
     deadline: float | None = None
     pooling: Pooling = ""
+    output_token_ids: list[int] = []
 
 
 class AddChoices(msgspec.Struct, frozen=True, tag=True):
@@ -198,6 +202,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     figures: dict[str, float] = {}  # what `start_engine` noted of them
     max_num_seqs: int = 0
     prefix_caching: bool = False  # whether `page_hashes` are of use
+    eos_token_ids: list[int] = []  # the model's own ends
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
