@@ -235,12 +235,15 @@ def default_num_seqs(gpu_bytes: int | None) -> int:
     return 512 if gpu_bytes is not None and gpu_bytes >= _LARGE_GPU_BYTES else 256
 
 
-def default_batched_tokens(device: str) -> int:
-    """Tokens in a step at most where no flag says so, on "cuda" or "cpu".
+def default_batched_tokens(gpu_bytes: int | None) -> int:
+    """Tokens in a step at most where no flag says so, by the GPU's memory, if there is a GPU.
 
-    While a step runs, answers that are under way wait for it: on a CPU, which gains nothing by more, it holds less.
+    While a step runs, answers that are under way wait for it: on a CPU, which gains nothing by more, it holds less. On
+    a GPU more than 2048 are taken only while so many wait; what such a step needs beside the weights must not hurt.
     """
-    return 2048 if device == "cuda" else 512
+    if gpu_bytes is None:
+        return 512
+    return 8192 if gpu_bytes >= _LARGE_GPU_BYTES else 2048
 
 
 def human_bytes(count: int) -> str:

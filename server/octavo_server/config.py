@@ -55,7 +55,8 @@ class EngineConfig(BaseModel):
         None,
         ge=1,
         le=1_048_576,
-        description="tokens in a step at most, of prefill and decode together [default: 2048 on a GPU, 512 on the CPU]",
+        description="tokens in a step at most, of prefill and decode together; more than 2048 only while so many wait "
+        "[default: 8192 on a GPU with 40 GiB of memory or more, else 2048; 512 on the CPU]",
     )
     enable_prefix_caching: bool = Field(True, description="share pages between requests that begin alike")
     swap_space: float | None = Field(

@@ -203,7 +203,7 @@ def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtyp
         block_size=config.block_size,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs or default_num_seqs(total_bytes),
-        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
+        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(total_bytes),
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_gpu_blocks_override=config.num_gpu_blocks_override,

@@ -9,7 +9,7 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import AGING_SECONDS, Request
-from octavo_server.engine.scheduler import Scheduler, SchedulerLimits, _Batch
+from octavo_server.engine.scheduler import SHORT_STEP, Scheduler, SchedulerLimits, _Batch
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import SampledRow, SchedulerOutput
 
@@ -181,6 +181,29 @@ def test_decodes_that_could_take_the_whole_budget_leave_a_quarter_to_prefills() 
     engine.add("late", prompt(20))
     counts = [engine.step().num_scheduled_tokens.get("late", 0) for _ in range(10)]
     assert counts == [2] * 10 and engine.first_token["late"]
+
+
+def test_steps_are_long_only_while_a_whole_long_one_waits() -> None:
+    longest = 3 * SHORT_STEP
+    engine = CountingEngine(longest, 10_000)
+    engine.add("answers", prompt(1), max_tokens=1000)
+    engine.step()
+    engine.add("less than a long step", prompt(longest - 1))
+    assert [engine.step().total_tokens for _ in range(4)] == [SHORT_STEP, SHORT_STEP, SHORT_STEP, 3]
+    for index in range(5):
+        engine.add(f"prompt {index}", prompt(SHORT_STEP, index))
+    assert [engine.step().total_tokens for _ in range(2)] == [longest, SHORT_STEP]  # less than two are left for it
+    while len(engine.first_token) < 7:
+        assert engine.step().total_tokens <= SHORT_STEP
+
+
+def test_more_decodes_than_half_a_short_step_make_it_longer() -> None:
+    engine = CountingEngine(3 * SHORT_STEP, 10_000, max_num_seqs=2 * SHORT_STEP)
+    for index in range(2 * SHORT_STEP):
+        engine.add(f"r{index}", prompt(1, index), max_tokens=1000)
+    while len(engine.first_token) < 2 * SHORT_STEP:
+        engine.step()
+    assert engine.step().total_tokens == 2 * SHORT_STEP
 
 
 def test_a_better_priority_goes_first_until_others_have_waited_long_enough() -> None:

@@ -26,6 +26,7 @@ from octavo_server.step_meter import Rates
 SCAN: Final = 32  # waiting requests that are looked at in a step at most, beside those that wait for the disk
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
+SHORT_STEP: Final = 2048  # tokens; answers wait for each step's end, so longer ones are for when a whole one's wait
 
 _by_key = attrgetter("key")
 
@@ -133,7 +134,9 @@ class Scheduler:
         """
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
-        batch = _Batch(output, self.limits.max_num_batched_tokens)
+        longest = self.limits.max_num_batched_tokens
+        short = min(longest, max(SHORT_STEP, 2 * len(self.running)))
+        batch = _Batch(output, longest if self.num_waiting_tokens >= longest else short)
         self._schedule_decodes(batch)
         left = batch.budget
         while batch.budget > 0 and (batch.prefills or self.waiting) and self._schedule_prefills(batch):
@@ -184,7 +187,7 @@ class Scheduler:
 
     def _schedule_decodes(self, batch: _Batch) -> None:
         """One token each, as far as the budget goes; they take turns if it does not go round."""
-        order, left = self.running, self._budget_of_decodes()
+        order, left = self.running, self._budget_of_decodes(batch.budget)
         if len(order) > left:
             start = bisect_right(order, self._last_turn, key=_by_key)
             order = order[start:] + order[:start]
@@ -209,14 +212,12 @@ class Scheduler:
             if request.status is RequestStatus.RUNNING:  # none of those before it took its pages
                 self._put_with_pages(request, 1, batch)
 
-    def _budget_of_decodes(self) -> int:
+    def _budget_of_decodes(self, budget: int) -> int:
         """All of it, but for a quarter if the decodes could leave nothing to prefills; a token at least."""
-        budget = self.limits.max_num_batched_tokens
         decodes = max(1, budget * 3 // 4)
-        if len(self.running) <= decodes:
-            return budget
         prefilling = (request.num_computed_tokens < request.num_prefill_tokens for request in self.running)
-        return decodes if self.waiting or any(prefilling) else budget
+        some_are_left = len(self.running) > decodes and (self.waiting or any(prefilling))
+        return decodes if some_are_left else budget
 
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
         """Schedules tokens if there are pages for them, taken from the last running request if need be.
