@@ -6,7 +6,8 @@
 - products: each product of a layer of the 8B shape, by rows: the library's, and the kernel's by configuration.
 - sustained: whole layers without attention for half a second each, in turns: at the card's power limit, where prefill
   runs, other things count than for one product alone.
-- engine: steps of 8192 tokens against 2048: prefill, first token, throughput B step by step; kernels by time.
+- engine: steps of up to 8192 tokens against 2048: prefill, a shared prefix, first token, throughput B step by step;
+  kernels by time.
 
 Exit status 1 if something is wrong.
 """
@@ -42,7 +43,8 @@ PREDICTIONS: Final = {
     "at 8192 2650 + 245 against 2750; at 512 190 + 14 against 200",
     "addmm": "o and down 3 us slower at 2048 each, norm 22 -> 11 us",
     "sustained": "2048: 1.42 ms a layer, 1.37 gated, 1.36 with both; 8192: 5.6, 5.4, 5.35",
-    "engine": "32x2048 43,000 in steps of 8192 (42,200 in 2048), first token of 4096 97 ms, B 10,100 (9,800)",
+    "engine": "32x2048 43,000 in steps of 8192 (42,200 in 2048), first token of 4096 in one step 97 ms (99), "
+    "B 10,100 (9,800), prefix 0.36 s in both",
 }
 WIDTHS: Final = {"qkv": (6144, 4096), "o": (4096, 4096), "gates": (28672, 4096), "down": (4096, 14336)}
 ROWS: Final = (128, 512, 1024, 2048, 8192)
@@ -90,7 +92,10 @@ def check_right() -> dict[str, Any]:
                 if not error < 6e-3:
                     failures.append(f"{name}: {error:.1e}")
         differ = int((hopper_gated(x, weight, HopperLinearConfig(*GATED[0])) != usual).sum())
-        print(f"   {rows}x{inputs}->{width}: {error:.1e}; {differ} of {usual.numel()} differ from the library's", flush=True)
+        print(
+            f"   {rows}x{inputs}->{width}: {error:.1e}; {differ} of {usual.numel()} differ from the library's",
+            flush=True,
+        )
     return {**report, **({"failures": failures} if failures else {})}
 
 
@@ -131,7 +136,7 @@ def products_of(rows: int, weights: dict[str, list[torch.Tensor]]) -> dict[str, 
         "rms_norm": [lambda a=a: rms_norm(a, weight, 1e-5) for a, _ in copies],  # type: ignore[misc]
     }
     found |= {name: round(common.graph_us(calls, 5), 1) for name, calls in norms.items()}
-    print(f"   {rows} norms, us: {({name: found[name] for name in norms})}", flush=True)
+    print(f"   {rows} norms, us: { ({name: found[name] for name in norms}) }", flush=True)
     del x, total
     return found
 
@@ -223,10 +228,13 @@ def time_engine() -> dict[str, Any]:
             print(f"   {tokens}: {figure.name} {figure.value} {figure.unit} {dict(figure.details)}", flush=True)
 
     try:
-        for tokens in (8192, 2048, 4096):
+        for tokens in (8192, 2048):
             bench.limits = replace(full, max_num_batched_tokens=tokens)
             note(tokens, sections.time_prefill(bench, [(32, 2048)], repeat=2))
-            note(tokens, sections.time_first_token(bench, [4096] if tokens != 2048 else [128, 4096], repeat=5))
+            note(tokens, sections.time_prefix(bench, repeat=2))
+        note(2048, sections.time_first_token(bench, [128, 4096], repeat=5))
+        bench.limits = replace(full, max_num_batched_tokens=4096)
+        note(4096, sections.time_first_token(bench, [4096], repeat=5))  # in one step, without a graph
         for tokens in (8192, 2048):
             bench.limits = replace(full, max_num_batched_tokens=tokens)
             report[f"B, {tokens}"] = throughput_by_steps(bench, tokens)
@@ -265,7 +273,11 @@ def throughput_by_steps(bench: Any, tokens: int) -> dict[str, Any]:
         for counter, value in zip(rows, (1, step.seconds, step.host), strict=True):
             counter[kind] += value
     table = {kind: (count, round(rows[1][kind], 3), round(rows[2][kind], 3)) for kind, count in rows[0].items()}
-    found = {"out tok/s": round(run.output_tokens / run.seconds), "s": round(run.seconds, 3), "preempted": run.preemptions}
+    found = {
+        "out tok/s": round(run.output_tokens / run.seconds),
+        "s": round(run.seconds, 3),
+        "preempted": run.preemptions,
+    }
     print(f"   B, {tokens}: {found}; steps, s, host s: {table}", flush=True)
     print(f"      first steps: {kinds[:12]} ... {kinds[30:36]}", flush=True)
     return {**found, "steps": table}
@@ -279,7 +291,9 @@ def profiled(bench: Any, name: str, prompts: list[tuple[int, int, int]]) -> dict
 
     draw_ids = random.Random(1)
     asks = [
-        Ask(random_prompt(draw_ids, length, bench.vocab_size), out) for count, length, out in prompts for _ in range(count)
+        Ask(random_prompt(draw_ids, length, bench.vocab_size), out)
+        for count, length, out in prompts
+        for _ in range(count)
     ]
     with bench.fresh() as engine:
         engine.run(asks[: len(asks) // 4])
@@ -293,7 +307,9 @@ def profiled(bench: Any, name: str, prompts: list[tuple[int, int, int]]) -> dict
         count[event.name[:70]] += 1
     begin, end = min(e.time_range.start for e in events), max(e.time_range.end for e in events)
     busy = sum(spent.values())
-    print(f"   {name}: {run.seconds:.3f} s, {len(run.steps)} steps, span {(end - begin) / 1e3:.1f} ms, busy {busy:.1f} ms")
+    print(
+        f"   {name}: {run.seconds:.3f} s, {len(run.steps)} steps, span {(end - begin) / 1e3:.1f} ms, busy {busy:.1f} ms"
+    )
     for kernel, ms in spent.most_common(16):
         print(f"      {ms:9.2f} ms {count[kernel]:6d} x {1000 * ms / count[kernel]:8.1f} us  {kernel}", flush=True)
     return {"busy, ms": busy, **{kernel: (round(ms, 2), count[kernel]) for kernel, ms in spent.most_common(40)}}
