@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -211,7 +212,7 @@ def replayed_ms(graph: torch.cuda.CUDAGraph, seconds: float) -> float:
         if len(events) > 4:
             events[-4].synchronize()
     torch.cuda.synchronize()
-    times = [before.elapsed_time(after) for before, after in zip(events, events[1:], strict=False)]
+    times = [before.elapsed_time(after) for before, after in pairwise(events)]
     return statistics.median(times[len(times) // 2 :])
 
 
