@@ -51,8 +51,13 @@ def hopper_linear_kernel(
     if GROUPS == 1:
         gl.warp_specialize(
             [
-                (_multiply, (y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0)),
-                (_fetch, (x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED, GROUPS)),
+                (_multiply, (
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0,
+                )),
+                (_fetch, (
+                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
+                    GROUPS,
+                )),
             ],
             [1],
             [24],
@@ -60,9 +65,16 @@ def hopper_linear_kernel(
     elif GROUPS == 2:
         gl.warp_specialize(
             [
-                (_multiply, (y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0)),
-                (_multiply, (y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 1)),
-                (_fetch, (x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED, GROUPS)),
+                (_multiply, (
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0,
+                )),
+                (_multiply, (
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 1,
+                )),
+                (_fetch, (
+                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
+                    GROUPS,
+                )),
             ],
             [4, 1],
             [240, 24],
@@ -70,10 +82,19 @@ def hopper_linear_kernel(
     else:
         gl.warp_specialize(
             [
-                (_multiply, (y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0)),
-                (_multiply, (y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 1)),
-                (_multiply, (y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 2)),
-                (_fetch, (x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED, GROUPS)),
+                (_multiply, (
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0,
+                )),
+                (_multiply, (
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 1,
+                )),
+                (_multiply, (
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 2,
+                )),
+                (_fetch, (
+                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
+                    GROUPS,
+                )),
             ],
             [4, 4, 1],
             [160, 160, 24],
