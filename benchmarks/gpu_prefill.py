@@ -1,13 +1,13 @@
 """What prefill is made of, on a GPU: its products with what stands between them, and steps of an engine.
 
-    python benchmarks/gpu_prefill.py [--only right products sustained engine] [--json FILE] [--seconds SECONDS]
+    python benchmarks/gpu_prefill.py [--only right sustained layers engine small] [--json FILE] [--seconds SECONDS]
 
-- right: products of Hopper's own kernel against cuBLAS and `silu_and_mul`, over ragged rows.
-- products: each product of a layer of the 8B shape, by rows: the library's, and the kernel's by configuration.
+- right: products of Hopper's own kernel against float64, and against cuBLAS and `silu_and_mul` to the bit.
 - sustained: whole layers without attention for half a second each, in turns: at the card's power limit, where prefill
   runs, other things count than for one product alone.
-- engine: steps of up to 8192 tokens against 2048: prefill, a shared prefix, first token, throughput B step by step;
-  kernels by time.
+- layers: the same once, from few rows to many, by the tile of each product.
+- engine: the 8B shape: prefill, first token, decode, throughput B step by step, a shared prefix; kernels by their time.
+- small: the 0.6B shape: throughput A, decode, first token.
 
 Exit status 1 if something is wrong.
 """
@@ -22,7 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -38,21 +38,22 @@ from octavo_kernels.hopper_linear import HopperLinearConfig, hopper_gated, hoppe
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
 
-# Written down before the first run.
+# Written down before the second run; what the first one brought: benchmarks/LOG.md.
 PREDICTIONS: Final = {
-    "products": "gate-up at 2048: cuBLAS 680 us (707 TFLOP/s) + SwiGLU 60; the kernel 700 (690) with SwiGLU in it; "
-    "at 8192 2650 + 245 against 2750; at 512 190 + 14 against 200",
-    "addmm": "o and down 3 us slower at 2048 each, norm 22 -> 11 us",
-    "sustained": "2048: 1.42 ms a layer, 1.37 gated, 1.36 with both; 8192: 5.6, 5.4, 5.35",
-    "engine": "32x2048 43,000 in steps of 8192 (42,200 in 2048), first token of 4096 in one step 97 ms (99), "
-    "B 10,100 (9,800), prefix 0.36 s in both",
+    "sustained": "2048: 1.40 ms a layer as it is, 1.325 gated and added, 1.32 with own qkv, 1.34 with own all; 8192: 5.6, "
+    "5.2, 5.15, 5.2",
+    "layers": "gated 5 us less at 128 and at 64 rows, nothing at 24; added 3 us less at 512, 1 at 256; own qkv 2 us and "
+    "own down 3 us less at 128; of 0.6B gated 2 us less at 128, 4 at 512",
+    "engine": "32x2048 46,000 (43,750), 1x8192 42,000 (39,540), first token 8.2 (8.4) / 12.0 / 21.8 / 44 / 94 (97.3), "
+    "decode 64 9.1, 256 18.9, B 10,550 (10,225), prefix 0.35",
+    "small": "A 20,300 (20,031)",
 }
 WIDTHS: Final = {"qkv": (6144, 4096), "o": (4096, 4096), "gates": (28672, 4096), "down": (4096, 14336)}
-ROWS: Final = (128, 512, 1024, 2048, 8192)
+SMALL: Final = {"qkv": (4096, 1024), "o": (1024, 2048), "gates": (6144, 1024), "down": (1024, 3072)}  # 0.6B
+ROWS: Final = (24, 32, 64, 96, 128, 256, 384, 512, 768, 1024)
 # Groups, outputs, stages, band.
-GATED: Final = ((2, 256, 4, 16), (2, 256, 4, 8), (2, 256, 4, 64), (2, 256, 3, 16), (1, 256, 5, 16), (2, 128, 6, 16))
-PLAIN: Final = ((2, 256, 4, 16), (2, 128, 6, 16), (1, 128, 8, 16), (1, 256, 5, 16))
-COPIES: Final = 3
+GATED: Final = ((2, 256, 4, 16), (2, 128, 6, 16), (1, 256, 5, 16), (1, 128, 8, 16))
+PLAIN: Final = ((2, 256, 4, 16), (2, 128, 6, 16), (1, 256, 5, 16), (1, 128, 8, 16))
 
 
 def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -100,98 +101,100 @@ def check_right() -> dict[str, Any]:
     return {**report, **({"failures": failures} if failures else {})}
 
 
-def time_products() -> dict[str, Any]:
-    report = dict[str, Any]()
-    weights = {name: [draw(*shape, scale=shape[1] ** -0.5) for _ in range(COPIES)] for name, shape in WIDTHS.items()}
-    for rows in ROWS:
-        report[str(rows)] = products_of(rows, weights)
-    return report
+@dataclass(frozen=True)
+class Way:
+    """How a layer's products are computed: by cuBLAS but for those that are named, with a tile each.
 
+    added: the residual stream is added by cuBLAS, not by the norm behind it.
+    """
 
-def products_of(rows: int, weights: dict[str, list[torch.Tensor]]) -> dict[str, Any]:
-    found = dict[str, Any]()
-    inputs = {width: draw(rows, width) for width in (4096, 14336)}
-
-    def measure(name: str, run: Callable[[torch.Tensor, torch.Tensor], object]) -> float:
-        calls = [lambda w=w: run(inputs[w.shape[1]], w) for w in weights[name]]  # type: ignore[misc]
-        return common.tried(lambda: common.graph_us(calls * (1 if rows > 1024 else 3), 5))
-
-    for name, (outputs, width) in WIDTHS.items():
-        times = {"cuBLAS": measure(name, F.linear)}
-        if name in ("o", "down"):
-            total = draw(rows, outputs)
-            times["cuBLAS, added"] = measure(name, lambda x, w, t=total: torch.addmm(t, x, w.t(), out=t))  # type: ignore[misc]
-        if name == "gates":
-            times["and SwiGLU"] = measure(name, lambda x, w: silu_and_mul(F.linear(x, w)))
-            for c in GATED:
-                times[f"gated {c}"] = measure(name, lambda x, w, c=c: hopper_gated(x, w, HopperLinearConfig(*c)))  # type: ignore[misc]
-        for c in PLAIN[:1] if rows > 1024 else PLAIN:
-            times[f"plain {c}"] = measure(name, lambda x, w, c=c: hopper_linear(x, w, HopperLinearConfig(*c)))  # type: ignore[misc]
-        found[name] = {key: round(value, 1) for key, value in times.items()}
-        rate = 2 * rows * outputs * width / times["cuBLAS"] / 1e6
-        print(f"   {rows} {name}, us ({rate:.0f} TFLOP/s by cuBLAS): {found[name]}", flush=True)
-    x, total, weight = draw(rows, 4096), draw(rows, 4096), draw(4096)
-    copies = [(draw(rows, 4096), draw(rows, 4096)) for _ in range(4)]
-    norms = {
-        "add_rms_norm": [lambda a=a, b=b: add_rms_norm(a, b, weight, 1e-5) for a, b in copies],  # type: ignore[misc]
-        "rms_norm": [lambda a=a: rms_norm(a, weight, 1e-5) for a, _ in copies],  # type: ignore[misc]
-    }
-    found |= {name: round(common.graph_us(calls, 5), 1) for name, calls in norms.items()}
-    print(f"   {rows} norms, us: { ({name: found[name] for name in norms}) }", flush=True)
-    del x, total
-    return found
+    gated: tuple[int, ...] | None = None
+    added: bool = False
+    own: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class Layers:
-    """Some layers of the 8B shape without attention, in place over one stream."""
+    """Some layers of a shape without attention, in place over one stream."""
 
-    def __init__(self, rows: int, count: int = 4) -> None:
+    def __init__(self, rows: int, widths: dict[str, tuple[int, int]], count: int = 4) -> None:
         self.weights = [
-            {name: draw(*shape, scale=shape[1] ** -0.5) for name, shape in WIDTHS.items()} for _ in range(count)
+            {name: draw(*shape, scale=shape[1] ** -0.5) for name, shape in widths.items()} for _ in range(count)
         ]
-        self.norm = torch.ones(4096, device="cuda", dtype=torch.bfloat16)
-        self.hidden, self.rows = draw(rows, 4096), rows
+        hidden, heads = widths["o"]
+        self.heads, self.norm = heads, torch.ones(hidden, device="cuda", dtype=torch.bfloat16)
+        self.hidden = draw(rows, hidden)
 
-    def run(self, gated: tuple[int, ...] | None, added: bool) -> None:
-        hidden, pending = self.hidden, self.hidden * 0
+    def run(self, way: Way) -> None:
+        hidden, pending, own = self.hidden, self.hidden * 0, dict(way.own)
+        product = {
+            name: (lambda x, w, c=own[name]: hopper_linear(x, w, HopperLinearConfig(*c))) if name in own else F.linear  # type: ignore[misc]
+            for name in WIDTHS
+        }
         for w in self.weights:
-            x = rms_norm(hidden, self.norm, 1e-5) if added else add_rms_norm(pending, hidden, self.norm, 1e-5)[0]
-            x = F.linear(x, w["qkv"])[:, :4096]
-            if added:
-                torch.addmm(hidden, x, w["o"].t(), out=hidden)
+            x = rms_norm(hidden, self.norm, 1e-5) if way.added else add_rms_norm(pending, hidden, self.norm, 1e-5)[0]
+            x = product["qkv"](x, w["qkv"])[:, : self.heads]
+            if way.added:
+                hidden.addmm_(x, w["o"].t())
                 x = rms_norm(hidden, self.norm, 1e-5)
             else:
-                x, _ = add_rms_norm(F.linear(x, w["o"]), hidden, self.norm, 1e-5)
-            if gated:
-                x = hopper_gated(x, w["gates"], HopperLinearConfig(*gated))
+                x, _ = add_rms_norm(product["o"](x, w["o"]), hidden, self.norm, 1e-5)
+            if way.gated:
+                x = hopper_gated(x, w["gates"], HopperLinearConfig(*way.gated))
             else:
                 x = silu_and_mul(F.linear(x, w["gates"]))
-            if added:
-                torch.addmm(hidden, x, w["down"].t(), out=hidden)
+            if way.added:
+                hidden.addmm_(x, w["down"].t())
             else:
-                pending = F.linear(x, w["down"])
+                pending = product["down"](x, w["down"])
 
-    def graph(self, gated: tuple[int, ...] | None, added: bool) -> torch.cuda.CUDAGraph:
+    def graph(self, way: Way) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize()
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            self.run(gated, added)
+            self.run(way)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.run(gated, added)
+            self.run(way)
         return graph
 
 
-def time_sustained(seconds: float = 0.45) -> dict[str, Any]:
+def ways_of(rows: int) -> dict[str, Way]:
+    many, some, few, least = GATED
+    ways = {"as it is": Way(), "added": Way(added=True)}
+    ways |= {f"gated {c[0]}x{c[1]}": Way(c) for c in ((many, some, few, least) if rows <= 1024 else (many, some))}
+    if rows > 1024:
+        ways |= {"both": Way(many, True), "both, own qkv": Way(many, True, (("qkv", many),))}
+        ways |= {"gated, own all": Way(many, False, (("qkv", many), ("o", many), ("down", many)))}
+    else:
+        for name in ("qkv", "o", "down"):
+            ways |= {f"own {name} {c[0]}x{c[1]}": Way(own=((name, c),)) for c in (some, few, least)}
+    return ways
+
+
+def time_layers() -> dict[str, Any]:
+    """Microseconds of a layer by each way, of two shapes, from few rows to many."""
+    report = dict[str, Any]()
+    for name, widths, count in (("8b", WIDTHS, 4), ("0.6b", SMALL, 12)):
+        for rows in (*ROWS, 2048) if name == "0.6b" else ROWS:
+            layers, found = Layers(rows, widths, count), dict[str, float]()
+            for way, how in ways_of(rows).items():
+                ms = common.tried(lambda g=layers, w=how: common.event_ms(g.graph(w).replay, 9))  # type: ignore[misc]
+                found[way] = round(1000 * ms / count, 2)
+            report[f"{name} {rows}"] = found
+            print(f"   {name} {rows}, us a layer: {found}", flush=True)
+            del layers
+            torch.cuda.empty_cache()
+    return report
+
+
+def time_sustained(seconds: float = 0.4) -> dict[str, Any]:
     """Milliseconds of a layer, the median over the later half of each turn; two turns."""
     report = dict[str, Any]()
     for rows in (2048, 8192):
-        layers = Layers(rows)
-        ways = {"as it is": (None, False), "added": (None, True)}
-        ways |= {f"gated {c}": (c, False) for c in GATED[:2]} | {"both": (GATED[0], True)}
-        graphs = {name: layers.graph(*way) for name, way in ways.items()}
-        found: dict[str, list[float]] = {name: [] for name in ways}
+        layers = Layers(rows, WIDTHS)
+        graphs = {name: layers.graph(way) for name, way in ways_of(rows).items()}
+        found: dict[str, list[float]] = {name: [] for name in graphs}
         for _ in range(2):
             for name, graph in graphs.items():
                 found[name].append(replayed_ms(graph, seconds) / len(layers.weights))
@@ -219,36 +222,43 @@ def replayed_ms(graph: torch.cuda.CUDAGraph, seconds: float) -> float:
 def time_engine() -> dict[str, Any]:
     import figure_sections as sections
 
-    report = dict[str, Any]()
-    bench = sections.engine("8b", max_num_batched_tokens=8192)
-    full = bench.limits
+    report, bench = dict[str, Any](), sections.engine("8b")
 
-    def note(tokens: int, figures: list[Any]) -> None:
+    def note(figures: list[Any]) -> None:
         for figure in figures:
-            report[f"{figure.name}, {tokens}"] = figure.value
-            print(f"   {tokens}: {figure.name} {figure.value} {figure.unit} {dict(figure.details)}", flush=True)
+            report[figure.name] = figure.value
+            print(f"   {figure.name} {figure.value} {figure.unit} {dict(figure.details)}", flush=True)
 
     try:
-        for tokens in (8192, 2048):
-            bench.limits = replace(full, max_num_batched_tokens=tokens)
-            note(tokens, sections.time_prefill(bench, [(32, 2048)], repeat=2))
-            note(tokens, sections.time_prefix(bench, repeat=2))
-        note(2048, sections.time_first_token(bench, [128, 4096], repeat=5))
-        bench.limits = replace(full, max_num_batched_tokens=4096)
-        note(4096, sections.time_first_token(bench, [4096], repeat=5))  # in one step, without a graph
-        for tokens in (8192, 2048):
-            bench.limits = replace(full, max_num_batched_tokens=tokens)
-            report[f"B, {tokens}"] = throughput_by_steps(bench, tokens)
-        for tokens in (2048, 8192):
-            bench.limits = replace(full, max_num_batched_tokens=tokens)
-            report[f"kernels, {tokens}"] = profiled(bench, f"16x2048 in steps of {tokens}", [(16, 2048, 1)])
-        report["kernels, 512 decode"] = profiled(bench, "512 decode", [(512, 16, 16)])
+        note(sections.time_prefill(bench, [(1, 8192), (32, 2048)], repeat=3))
+        note(sections.time_first_token(bench, [128, 512, 1024, 2048, 4096], repeat=7))
+        note(sections.time_decode(bench, (64, 256), 1024))
+        report["B"] = throughput_by_steps(bench)
+        note(sections.time_prefix(bench))
+        report["kernels"] = profiled(bench, "16x2048", [(16, 2048, 1)])
     finally:
         bench.close()
     return report
 
 
-def throughput_by_steps(bench: Any, tokens: int) -> dict[str, Any]:
+def time_small_engine() -> dict[str, Any]:
+    import figure_sections as sections
+
+    report, bench = dict[str, Any](), sections.engine("0.6b")
+    try:
+        for figure in (
+            *sections.time_throughput(bench, sections.WORKLOADS["a"], repeat=2),
+            *sections.time_decode(bench, (64, 256), 1024),
+            *sections.time_first_token(bench, [128, 512, 2048], repeat=7),
+        ):
+            report[figure.name] = figure.value
+            print(f"   {figure.name} {figure.value} {figure.unit} {dict(figure.details)}", flush=True)
+    finally:
+        bench.close()
+    return report
+
+
+def throughput_by_steps(bench: Any) -> dict[str, Any]:
     """Throughput B, and where its seconds go: steps with prefill, full decodes, the end."""
     from octavo_server.bench.workloads import WORKLOADS
 
@@ -279,7 +289,7 @@ def throughput_by_steps(bench: Any, tokens: int) -> dict[str, Any]:
         "s": round(run.seconds, 3),
         "preempted": run.preemptions,
     }
-    print(f"   B, {tokens}: {found}; steps, s, host s: {table}", flush=True)
+    print(f"   B: {found}; steps, s, host s: {table}", flush=True)
     print(f"      first steps: {kinds[:12]} ... {kinds[30:36]}", flush=True)
     return {**found, "steps": table}
 
@@ -319,8 +329,9 @@ def profiled(bench: Any, name: str, prompts: list[tuple[int, int, int]]) -> dict
 SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "right": check_right,
     "sustained": time_sustained,
-    "products": time_products,
+    "layers": time_layers,
     "engine": time_engine,
+    "small": time_small_engine,
 }
 
 
@@ -331,7 +342,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=100.0, help="no section begins after so many (default: 100)")
     arguments = parser.parse_args()
     start, report, failed = time.perf_counter(), dict[str, Any](), False
-    if arguments.only != ["engine"]:
+    if not {"engine", "small"}.issuperset(arguments.only):
         warm_all()
     for name in arguments.only:
         begin = time.perf_counter()
@@ -340,7 +351,7 @@ def main() -> int:
             continue
         print(f"== {name}", flush=True)
         try:
-            with torch.inference_mode(name != "engine"):
+            with torch.inference_mode(name not in ("engine", "small")):
                 report[name] = SECTIONS[name]()
         except Exception as error:
             traceback.print_exc(file=sys.stdout)

@@ -62,7 +62,7 @@ def hopper_linear_kernel(
             [1],
             [24],
         )  # fmt: skip
-    elif GROUPS == 2:
+    else:
         gl.warp_specialize(
             [
                 (_multiply, (
@@ -78,26 +78,6 @@ def hopper_linear_kernel(
             ],
             [4, 1],
             [240, 24],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (_multiply, (
-                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 0,
-                )),
-                (_multiply, (
-                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 1,
-                )),
-                (_multiply, (
-                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, 2,
-                )),
-                (_fetch, (
-                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
-                    GROUPS,
-                )),
-            ],
-            [4, 4, 1],
-            [160, 160, 24],
         )  # fmt: skip
 
 

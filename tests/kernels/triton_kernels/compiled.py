@@ -10,6 +10,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_kernels import few_tokens, logit_entries, sampling, truncation
+from octavo_kernels import hopper_linear as products
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_parts
 from octavo_kernels.gathered_attention import attention, gathered_attention
 from octavo_kernels.gemv import gated_gemv, gemv
@@ -96,6 +97,22 @@ def test_chunks_on_hopper(
     for config in CONFIGS:
         hopper_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, config)
     assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in compiled)
+
+
+@pytest.mark.parametrize(
+    ("product", "config", "dtype"),
+    [
+        (products.hopper_gated, products.CONFIGS[-1], torch.bfloat16),
+        (products.hopper_linear, products.CONFIGS[1], torch.bfloat16),
+        (products.hopper_linear, products.CONFIGS[0], torch.float16),
+    ],
+)
+def test_products_of_many_rows_on_hopper(
+    compiled: list[Any], product: Any, config: products.HopperLinearConfig, dtype: torch.dtype
+) -> None:
+    product(torch.zeros(300, 192, dtype=dtype), torch.zeros(512, 192, dtype=dtype), config)
+    check(compiled, 1)
+    assert "wgmma" in compiled[0].asm["ptx"]
 
 
 def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
