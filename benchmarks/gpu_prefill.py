@@ -22,7 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -40,10 +40,10 @@ from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
 
 # Written down before the second run; what the first one brought: benchmarks/LOG.md.
 PREDICTIONS: Final = {
-    "sustained": "2048: 1.40 ms a layer as it is, 1.325 gated and added, 1.32 with own qkv, 1.34 with own all; 8192: 5.6, "
-    "5.2, 5.15, 5.2",
-    "layers": "gated 5 us less at 128 and at 64 rows, nothing at 24; added 3 us less at 512, 1 at 256; own qkv 2 us and "
-    "own down 3 us less at 128; of 0.6B gated 2 us less at 128, 4 at 512",
+    "sustained": "2048: 1.40 ms a layer as it is, 1.325 gated and added, 1.32 with own qkv, 1.34 with own all; 8192: "
+    "5.6, 5.2, 5.15, 5.2",
+    "layers": "gated 5 us less at 128 and at 64 rows, nothing at 24; added 3 us less at 512, 1 at 256; own qkv 2 us "
+    "and own down 3 us less at 128; of 0.6B gated 2 us less at 128, 4 at 512",
     "engine": "32x2048 46,000 (43,750), 1x8192 42,000 (39,540), first token 8.2 (8.4) / 12.0 / 21.8 / 44 / 94 (97.3), "
     "decode 64 9.1, 256 18.9, B 10,550 (10,225), prefix 0.35",
     "small": "A 20,300 (20,031)",
