@@ -1,8 +1,9 @@
 """What prefill is made of, on a GPU: its products with what stands between them, and steps of an engine.
 
-    python benchmarks/gpu_prefill.py [--only right sustained layers engine small] [--json FILE] [--seconds SECONDS]
+    python benchmarks/gpu_prefill.py [--only SECTION ...] [--json FILE] [--seconds SECONDS]
 
 - right: products of Hopper's own kernel against float64, and against cuBLAS and `silu_and_mul` to the bit.
+- attention: of chunks, by each way to cut the work.
 - sustained: whole layers without attention for half a second each, in turns: at the card's power limit, where prefill
   runs, other things count than for one product alone.
 - layers: the same once, from few rows to many, by the tile of each product.
@@ -33,13 +34,16 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/suppor
 import gpu_kernels as common  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from kernel_checks import Case  # noqa: E402
 
+from octavo_kernels.hopper_attention import CONFIGS  # noqa: E402
 from octavo_kernels.hopper_linear import HopperLinearConfig, hopper_gated, hopper_linear  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
 
 # Written down before the second run; what the first one brought: benchmarks/LOG.md.
 PREDICTIONS: Final = {
+    "attention": "TFLOP/s at 1x2048 510 (448), 1x4096 600 (557), 1x8192 640 (616), 4x2048 500 (481), 16x512 as before",
     "sustained": "2048: 1.40 ms a layer as it is, 1.325 gated and added, 1.32 with own qkv, 1.34 with own all; 8192: "
     "5.6, 5.2, 5.15, 5.2",
     "layers": "gated 5 us less at 128 and at 64 rows, nothing at 24; added 3 us less at 512, 1 at 256; own qkv 2 us "
@@ -73,6 +77,7 @@ def warm_all() -> None:
     x, w = draw(64, 128), draw(512, 128)
     calls: list[Callable[[], object]] = [lambda c=c: hopper_gated(x, w, HopperLinearConfig(*c)) for c in GATED]  # type: ignore[misc]
     calls += [lambda c=c: hopper_linear(x, w, HopperLinearConfig(*c)) for c in PLAIN]  # type: ignore[misc]
+    calls += [lambda c=c: Case([(64, 64)], poison=False).run_hopper(c) for c in CONFIGS]  # type: ignore[misc]
     calls += [lambda: silu_and_mul(w), lambda: rms_norm(x, x[0], 1e-5), lambda: add_rms_norm(x, x.clone(), x[0], 1e-5)]
     warm(calls)
 
@@ -186,6 +191,34 @@ def time_layers() -> dict[str, Any]:
             del layers
             torch.cuda.empty_cache()
     return report
+
+
+ATTENTION: Final[dict[str, list[tuple[int, int]]]] = {
+    **{f"{n}x{length}": [(length, length)] * n for n, length in ((1, 512), (1, 1024), (1, 2048), (1, 4096), (1, 8192))},
+    **{f"{n}x{length}": [(length, length)] * n for n, length in ((4, 512), (4, 2048), (16, 512))},
+    "2048 after 2048": [(2048, 4096)],
+    "ragged": [(n, n) for n in range(100, 1001, 64)],
+}
+
+
+def time_attention() -> dict[str, Any]:
+    """TFLOP/s of chunks by each of the ways to cut the work; right first, where float64 has the time."""
+    report, failures = dict[str, Any](), []
+    for name, requests in ATTENTION.items():
+        cases = [Case(requests, poison=False, seed=seed) for seed in range(3)]
+        operations = sum(32 * 128 * 4 * n * (context - n + (n + 1) / 2) for n, context in requests)
+        found = {}
+        for config in CONFIGS:
+            key = f"{config.groups}x{config.keys} {'heads' if config.heads_first else 'tiles'}"
+            if sum(n for n, _ in requests) <= 2048:
+                truth = cases[0].expected()
+                error = float((cases[0].run_hopper(config).double() - truth).norm() / truth.norm())
+                failures += [f"{name} {key}: {error:.1e}"] if not error < 6e-3 else []
+            us = common.tried(lambda c=config: common.graph_us([lambda x=x: x.run_hopper(c) for x in cases]))  # type: ignore[misc]
+            found[key] = round(operations / us / 1e6)
+        report[name] = found
+        print(f"   {name}, TFLOP/s: {found}", flush=True)
+    return {**report, **({"failures": failures} if failures else {})}
 
 
 def time_sustained(seconds: float = 0.4) -> dict[str, Any]:
@@ -328,6 +361,7 @@ def profiled(bench: Any, name: str, prompts: list[tuple[int, int, int]]) -> dict
 
 SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "right": check_right,
+    "attention": time_attention,
     "sustained": time_sustained,
     "layers": time_layers,
     "engine": time_engine,

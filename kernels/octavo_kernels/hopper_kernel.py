@@ -32,7 +32,7 @@ def hopper_kernel(
     stride_page, stride_head, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
     GROUPS: gl.constexpr, BLOCK_N: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs,). An item of work is a tile of `chunk_tiles` and a key head; a program takes every so manieth.
+    """Grid: (programs,). An item of work is a tile of `chunk_tiles` and a key head; a program takes one a round.
 
     heads_first: 1 if the key heads of a tile follow each other, 0 if the tiles of a key head do.
     k_rows, v_rows: descriptors of [rows, HEAD_DIM], boxes of a piece of a page; the first page's first row is at
@@ -90,6 +90,21 @@ def hopper_kernel(
 
 
 @gluon.jit
+def _taken(turn):
+    """The item that this program takes in its turn. Every second round goes backwards: the work grows less and less."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    return turn * programs + gl.where(turn % 2 == 0, program, programs - 1 - program)
+
+
+@gluon.jit
+def _turns(items):
+    """How many items this program takes."""
+    whole = items // gl.num_programs(0)
+    return whole + (_taken(whole) < items).to(gl.int32)
+
+
+@gluon.jit
 def _item(item, tiles_ptr, tiles, heads_first, KV_HEADS: gl.constexpr):
     """The first token, its position, the context, the request and the key head of an item of work."""
     kv_head = gl.where(heads_first != 0, item % KV_HEADS, item // tiles)
@@ -115,8 +130,8 @@ def _fetch(
     BOX: gl.constexpr = k_rows.block_type.shape[0]
     BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
     done = 0  # key tiles of the items before
-    for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
-        _, position, context, request, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
+    for turn in range(_turns(tiles * KV_HEADS)):
+        _, position, context, request, kv_head = _item(_taken(turn), tiles_ptr, tiles, heads_first, KV_HEADS)
         table_ptr = tables_ptr + request.to(gl.int64) * stride_table
         end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
         for i in range(end):
@@ -174,8 +189,8 @@ def _compute(
     q_tile = q_tiles.index(WHICH)
     done = 0
     cleanings = 0
-    for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
-        first, position, context, _, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
+    for turn in range(_turns(tiles * KV_HEADS)):
+        first, position, context, _, kv_head = _item(_taken(turn), tiles_ptr, tiles, heads_first, KV_HEADS)
         token = (first + row // GROUP).to(gl.int64)
         head = kv_head * GROUP + row % GROUP
         there = ((row // GROUP < BLOCK_Q) & (position + row // GROUP < context))[:, None]
