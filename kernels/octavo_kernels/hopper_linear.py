@@ -14,6 +14,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from octavo_kernels.hopper_linear_kernel import hopper_linear_kernel
 from octavo_kernels.linear import is_hopper, num_processors
+from octavo_kernels.programmatic_launch import overlap
 
 _TYPES: Final = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 _BLOCK_K: Final = 64
@@ -92,6 +93,7 @@ def _launch(
         GATED=gated,
         num_warps=4,
         maxnreg=_REGISTERS[config.groups],
+        **overlap(x.device),
     )
     return y
 

@@ -12,6 +12,7 @@ belongs together lies in one thread, and only the product of the two goes to mem
 `silu_and_mul` behind a product: both are rounded, then silu, then their product.
 """
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -26,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 @gluon.jit(do_not_specialize=["row_tiles", "tiles", "blocks", "second"])
 def hopper_linear_kernel(
     x_rows, w_rows, y_rows, row_tiles, tiles, blocks, second, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-    BAND: gl.constexpr, GATED: gl.constexpr,
+    BAND: gl.constexpr, GATED: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """Grid: (programs,), each of which takes every so manieth tile of y. blocks: of inputs.
 
@@ -56,7 +57,7 @@ def hopper_linear_kernel(
                 )),
                 (_fetch, (
                     x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
-                    GROUPS,
+                    GROUPS, OVERLAP,
                 )),
             ],
             [1],
@@ -73,7 +74,7 @@ def hopper_linear_kernel(
                 )),
                 (_fetch, (
                     x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
-                    GROUPS,
+                    GROUPS, OVERLAP,
                 )),
             ],
             [4, 1],
@@ -94,32 +95,50 @@ def _place(tile, row_tiles, tiles, BAND: gl.constexpr):
 @gluon.jit
 def _fetch(
     x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND: gl.constexpr,
-    GATED: gl.constexpr, GROUPS: gl.constexpr,
+    GATED: gl.constexpr, GROUPS: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
-    """The fetching warp. Where there is no such row, the copy engine writes zeros."""
+    """The fetching warp. Where there is no such row, the copy engine writes zeros.
+
+    What W begins with is fetched before the wait for the kernel that x comes from (`programmatic_launch`).
+    """
     STAGES: gl.constexpr = ready.type.shape[0]
-    HALF: gl.constexpr = w_rows.block_type.shape[0]
     BLOCK_K: gl.constexpr = w_rows.block_type.shape[1]
+    ahead = gl.minimum(blocks, STAGES)
+    _, output_tile = _place(gl.program_id(0), row_tiles, tiles, BAND)
+    for block in range(ahead):
+        _fetch_weight(x_rows, w_rows, w_tiles, ready, block, output_tile, block, second, GATED, GROUPS)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
     step = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         row_tile, output_tile = _place(tile, row_tiles, tiles, BAND)
         row = row_tile * GROUPS * 64
-        first = output_tile * HALF if GATED else output_tile * 2 * HALF
-        other = first + second
         for block in range(blocks):
             stage = step % STAGES
-            mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
-            bar = ready.index(stage)
-            mbarrier.expect(bar, GROUPS * x_rows.block_type.nbytes + 2 * w_rows.block_type.nbytes)
-            k = block * BLOCK_K
+            if step >= ahead:
+                mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
+                _fetch_weight(x_rows, w_rows, w_tiles, ready, stage, output_tile, block, second, GATED, GROUPS)
             for group in gl.static_range(GROUPS):
                 tma.async_copy_global_to_shared(
-                    x_rows, [row + group * 64, k], bar, x_tiles.index(stage * GROUPS + group)
-                )
-            w_tile = w_tiles.index(stage)
-            tma.async_copy_global_to_shared(w_rows, [first, k], bar, w_tile.slice(0, HALF))
-            tma.async_copy_global_to_shared(w_rows, [other, k], bar, w_tile.slice(HALF, HALF))
+                    x_rows, [row + group * 64, block * BLOCK_K], ready.index(stage),
+                    x_tiles.index(stage * GROUPS + group),
+                )  # fmt: skip
             step += 1
+
+
+@gluon.jit
+def _fetch_weight(
+    x_rows, w_rows, w_tiles, ready, stage, output_tile, block, second, GATED: gl.constexpr, GROUPS: gl.constexpr,
+):  # fmt: skip
+    """Has the rows of W fetched into a stage, whose barrier expects those of x with them."""
+    HALF: gl.constexpr = w_rows.block_type.shape[0]
+    k = block * w_rows.block_type.shape[1]
+    first = output_tile * HALF if GATED else output_tile * 2 * HALF
+    bar = ready.index(stage)
+    mbarrier.expect(bar, GROUPS * x_rows.block_type.nbytes + 2 * w_rows.block_type.nbytes)
+    w_tile = w_tiles.index(stage)
+    tma.async_copy_global_to_shared(w_rows, [first, k], bar, w_tile.slice(0, HALF))
+    tma.async_copy_global_to_shared(w_rows, [first + second, k], bar, w_tile.slice(HALF, HALF))
 
 
 @gluon.jit
