@@ -105,6 +105,7 @@ def test_chunks_on_hopper(
         (products.hopper_gated, products.CONFIGS[-1], torch.bfloat16),
         (products.hopper_linear, products.CONFIGS[1], torch.bfloat16),
         (products.hopper_linear, products.CONFIGS[0], torch.float16),
+        (products.hopper_parts, products.HopperLinearConfig(1, 128, 8, shares=2), torch.bfloat16),
     ],
 )
 def test_products_of_many_rows_on_hopper(
