@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -174,6 +175,9 @@ def main(kind: str, values: str) -> int:
         import block_counts
 
         block_counts.install(Path(directory))
+    if limits := os.environ.get("OPEN_FILES"):
+        soft, hard = map(int, limits.split(":"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
     if prelude := os.environ["ENGINE_PRELUDE"]:
         start = "import sys\nfrom octavo_server.engine_process import main\nsys.exit(main())"

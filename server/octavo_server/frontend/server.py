@@ -20,6 +20,7 @@ import uvloop
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.app import create_app
+from octavo_server.frontend.descriptors import raise_limit
 from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.http import HttpServer, http_server
 from octavo_server.frontend.model import load_model
@@ -63,6 +64,7 @@ class _Server:
 
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
+        raise_limit(state.admission.limit)
         self._take_signals()
         self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
         http = http_server(create_app(state), log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
