@@ -10,8 +10,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from octavo_server.access_config import AccessConfig
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
 DISK_CACHE_GIB: Final = 16.0
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -142,15 +143,12 @@ def _without_host_memory(info: ValidationInfo) -> bool:
     return swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
 
 
-class ServerConfig(EngineConfig):
+class ServerConfig(AccessConfig, EngineConfig):
     """Everything `octavo serve` can be told."""
 
     served_model_name: tuple[Name, ...] = Field(
         (), description="name(s) clients may ask for [default: the directory's name]; the first one is in the answers"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
-    api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
     gateway_api_key_file: Path | None = Field(
         None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
     )

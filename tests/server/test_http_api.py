@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 import serving
 import tiny_tokenizers
-from octavo_server.frontend.http import MAX_HEAD_BYTES
+from octavo_server.frontend.http_protocol import MAX_HEAD_BYTES
 from octavo_server.frontend.limits import MAX_BODY_BYTES
 
 HELLO = {"role": "user", "content": "hello"}

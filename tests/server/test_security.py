@@ -16,9 +16,10 @@ from starlette.routing import Route
 import serving
 import tiny_tokenizers
 from octavo_server.config import ServerConfig
-from octavo_server.frontend import limits
+from octavo_server.frontend.access import keys
+from octavo_server.frontend.access.keys import KeyRing
 from octavo_server.frontend.app import create_app
-from octavo_server.frontend.limits import MAX_BODY_BYTES, ApiKeys
+from octavo_server.frontend.limits import MAX_BODY_BYTES
 from octavo_server.frontend.state import ServerState
 from tiny_models import config_json, write_checkpoint
 
@@ -165,8 +166,10 @@ async def test_every_route_and_method_but_the_probes_needs_a_key(tmp_path: Path)
     state.close()
 
 
-@pytest.mark.parametrize("given", ["first", "second", "third", "nope", ""])
-def test_a_key_is_compared_with_every_known_one_in_constant_time(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("given", ["first", "second", "third, which is longer", "nope", ""])
+def test_a_key_is_compared_with_every_known_one_in_constant_time(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     class Spy:
@@ -175,11 +178,14 @@ def test_a_key_is_compared_with_every_known_one_in_constant_time(given: str, mon
             compared.append((a, b))
             return a == b
 
-    monkeypatch.setattr(limits, "hmac", Spy)
-    known = ("first", "second", "third")
-    found = ApiKeys(ServerState, known)._salt(f"Bearer {given}")  # type: ignore[arg-type]
-    assert compared == [(given.encode(), key.encode()) for key in known]
-    assert isinstance(found, bytes) == (given in known)
+    known = ("first", "second", "third, which is longer")
+    ring = KeyRing(ServerConfig(model=tmp_path, api_key=known))
+    monkeypatch.setattr(keys, "hmac", Spy)
+    found = ring.find(given.encode())
+    assert [b for _, b in compared] == [key.digest for key in ring.keys]
+    assert len({a for a, _ in compared}) == 1
+    assert len({len(digest) for pair in compared for digest in pair}) == 1  # no length is told either
+    assert (found is not None) == (given in known)
 
 
 # --- sizes

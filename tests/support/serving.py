@@ -31,7 +31,7 @@ class ServerProcess:
         if process.stdout is None:
             raise RuntimeError("the server was started without a pipe")
         line = process.stdout.readline()
-        match = re.fullmatch(r"octavo: listening on (http://\S+)\n", line)
+        match = re.fullmatch(r"octavo: listening on (https?://\S+)\n", line)
         if match is None:
             process.wait(PATIENCE_SECONDS)
             raise RuntimeError(f"no address but {line!r}; the log: {self.log}")

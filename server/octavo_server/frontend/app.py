@@ -8,13 +8,15 @@ from starlette.responses import Response
 
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
+from octavo_server.frontend.access.cors import allow_origins
+from octavo_server.frontend.access.gate import Gate
 from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
 from octavo_server.frontend.gateway_key import GatewayKey, read_gateway_keys
 from octavo_server.frontend.generation import Caller
-from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
+from octavo_server.frontend.limits import BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.responses import Model, ModelList, encode
 from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
@@ -39,9 +41,9 @@ def create_app(state: ServerState) -> FastAPI:
     # The last one added is the first that a request meets.
     app.add_middleware(OpenRequests, state=state)
     app.add_middleware(BodyLimit)
-    gateway_keys = read_gateway_keys(state.config.gateway_api_key_file)
-    app.add_middleware(GatewayKey, keys=gateway_keys)
-    app.add_middleware(ApiKeys, keys=(*state.config.api_key, *gateway_keys) if state.config.api_key else ())
+    app.add_middleware(GatewayKey, keys=read_gateway_keys(state.config.gateway_api_key_file))
+    app.add_middleware(Gate, keys=state.keys)
+    allow_origins(app, state.config)
     return app
 
 

@@ -10,6 +10,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
+from octavo_server.frontend.access.keys import KeyRing
 from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.model import ServedModel
@@ -36,7 +37,9 @@ class ServerState:
     """One server. Its parts are filled in while it starts; HTTP answers from the beginning."""
 
     def __init__(self, config: ServerConfig) -> None:
+        """Raises ConfigError if the keys of clients cannot be read."""
         self.config = config
+        self.keys = KeyRing(config)
         self.names = config.served_model_name or (config.model.resolve().name,)
         self.metrics = ServerMetrics(self.names[0], config)
         self.client = EngineClient(self.metrics.engine_stats, self._engine_ready, lambda: self.admission.ended())
