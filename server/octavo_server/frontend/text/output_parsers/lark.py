@@ -1,7 +1,7 @@
 """Grammars of answers with tool calls, in llguidance's dialect of Lark.
 
-A marker that is a token of its own is forced as that token, by its id: to llguidance, such a token is no text. Free text
-must not spell a marker either, since parsers see only text.
+A marker that is a token of its own is forced as that token, by its id: to llguidance, it is no text. Free text must not
+spell a marker either, since parsers see only text.
 """
 
 import json
