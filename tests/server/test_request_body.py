@@ -20,7 +20,9 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend import body as body_module
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
-from octavo_server.frontend.openai import MAX_BIASES, MAX_MESSAGES, ChatCompletionRequest, CompletionRequest
+from octavo_server.frontend.generation_fields import MAX_BIASES
+from octavo_server.frontend.message_fields import MAX_MESSAGES
+from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.state import ServerState
 
 

@@ -10,8 +10,9 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation import Caller, Generation, Lengths
 from octavo_server.frontend.logprobs import chat_logprobs, described_prompt
+from octavo_server.frontend.message_fields import AssistantMessage, Message
 from octavo_server.frontend.model import ServedModel
-from octavo_server.frontend.openai import AssistantMessage, ChatCompletionRequest, Message
+from octavo_server.frontend.openai import ChatCompletionRequest
 from octavo_server.frontend.responses import (
     ChatChoice,
     ChatChunk,

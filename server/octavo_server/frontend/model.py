@@ -9,7 +9,7 @@ from octavo_common.generation_config import GenerationDefaults, read_generation_
 from octavo_common.json_fields import ModelConfigError
 from octavo_common.model_config import read_model_config
 from octavo_server.errors import ModelError
-from octavo_server.frontend.openai import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
+from octavo_server.frontend.generation_fields import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from octavo_server.frontend.text.chat_template import ChatTemplate, ContentFormat
 from octavo_server.frontend.text.template_files import load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer

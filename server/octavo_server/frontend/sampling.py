@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.model import SamplingDefaults, ServedModel
-from octavo_server.frontend.openai import CompletionRequest, GenerationRequest
+from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import SamplingParams

@@ -1,0 +1,159 @@
+"""What the fields of request bodies are made of: bounds that stop early, and what is refused by name.
+
+pydantic collects an error for each entry that is wrong, and a body has room for a million. So lists and objects stop at
+the first one, and what has more fields than are known is refused before it is looked at.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Final, cast
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
+
+_HIDDEN: Final = "x-not-supported"
+
+
+class Only:
+    """Annotates a field that may be absent, null, or one of the given values, and nothing else yet."""
+
+    def __init__(self, *neutral: Any) -> None:
+        """The values that ask for nothing."""
+        self._neutral = neutral
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {_HIDDEN: True}
+
+    def _check(self, value: Any) -> Any:
+        if value is None or any(value == neutral and type(value) is type(neutral) for neutral in self._neutral):
+            return value
+        allowed = " or ".join(json.dumps(neutral) for neutral in self._neutral)
+        hint = f"leave it out or give {allowed}" if allowed else "leave it out"
+        raise PydanticCustomError("not_supported", "this is not supported yet; {hint}", {"hint": hint})
+
+
+class Entries:
+    """Annotates an object of at most so many entries, which stops at the first wrong one.
+
+    pydantic checks all entries before it counts them, and has `fail_fast` for lists alone.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Of entries."""
+        self._most = most
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        inner = handler(source)
+        if inner["type"] != "dict":
+            raise TypeError(f"only objects have entries, not {source}")
+        described = cast(CoreSchema, {**inner, "max_length": self._most})
+        return core_schema.no_info_wrap_validator_function(self._check, described)
+
+    def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if not isinstance(value, dict):
+            return handler(value)
+        if len(value) > self._most:
+            sizes = {"field_type": "Dictionary", "max_length": self._most, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", sizes)
+        checked: dict[Any, Any] = {}
+        for key, entry in value.items():
+            checked |= handler({key: entry})
+        return checked
+
+
+class BoundedObject:
+    """Annotates an object of any JSON, as a schema is one, within bounds of depth, values and bytes."""
+
+    def __init__(self, *, depth: int, values: int, bytes: int) -> None:
+        """depth: of values within each other. values: all that are in it. bytes: of its UTF-8."""
+        self._depth, self._values, self._bytes = depth, values, bytes
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        plain = core_schema.dict_schema(core_schema.str_schema(strict=True), core_schema.any_schema())
+        return core_schema.no_info_before_validator_function(self.check, plain)
+
+    def check(self, value: Any) -> Any:
+        """The value, if it keeps to the bounds. Raises PydanticCustomError."""
+        level, found = [value], 0
+        for _ in range(self._depth):
+            below: list[Any] = []
+            for each in level:
+                children = each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+                found += len(children)
+                if found > self._values:
+                    raise _wrong_size(f"it has more than {self._values} values")
+                below += children
+            level = below
+            if not level:
+                break
+        else:
+            raise _wrong_size(f"its values stand more than {self._depth} deep in each other")
+        try:
+            size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+        except UnicodeEncodeError as error:
+            raise _wrong_size("it holds half of a surrogate pair, which is no character") from error
+        except ValueError as error:
+            raise _wrong_size("it holds a number that JSON does not have") from error
+        if size > self._bytes:
+            raise _wrong_size(f"it has {size} bytes; allowed are {self._bytes}")
+        return value
+
+
+def _wrong_size(message: str) -> PydanticCustomError:
+    return PydanticCustomError("bounded_object", "{message}", {"message": message})
+
+
+def kind(
+    *, strings: str | None = None, lists: Callable[[list[Any]], str | None] | None = None
+) -> Callable[[Any], str | None]:
+    """Tells the members of a union apart, so that the message of a wrong one concerns the one that was meant."""
+
+    def tell(value: Any) -> str | None:
+        if isinstance(value, str):
+            return strings
+        return lists(value) if isinstance(value, list) and lists is not None else None
+
+    return tell
+
+
+NotYet = Annotated[Any, Only()]
+ShortText = Annotated[str, Field(max_length=512)]
+
+
+class Body(BaseModel):
+    """Strict: a number is a number and not a string of digits. Closed: what is not known is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_fields_than_are_known(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = next(name for name in value if name not in known)
+            raise field_error(unknown, "this field is not known")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema without the fields that are not supported."""
+        described = handler.resolve_ref_schema(handler(schema))
+        fields = described.get("properties", {})
+        described["properties"] = {name: field for name, field in fields.items() if _HIDDEN not in field}
+        return described
+
+
+def field_error(field: str, message: str) -> PydanticCustomError:
+    """An error of a check over the whole body that concerns one field."""
+    return PydanticCustomError("field", "{message}", {"field": field, "message": message})

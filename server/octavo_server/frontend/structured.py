@@ -1,0 +1,137 @@
+"""From what a request says of its answer's shape to one grammar, not compiled yet. Pure.
+
+What only llguidance can turn into a grammar of its own stays as it is until then: `text/grammar_worker.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from octavo_server.errors import RequestError
+from octavo_server.frontend.structured_fields import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ResponseFormat,
+    StructuredOutputs,
+)
+
+SourceKind = Literal["json", "regex", "lark", "grammar"]  # "grammar": Lark or GBNF, as the text has it
+_ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+# Where a schema holds schemas: in an object by name, in a list, or one alone.
+_BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_IN_LIST: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_ALONE: Final = ("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains")
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What stands around the thoughts of a model that thinks, as text. `is_open`: the prompt ends within them.
+
+    Where it is not, thoughts may be left out.
+    """
+
+    start: str
+    end: str
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSource:
+    """A grammar to be compiled. `param`: path of the field that it comes from, for errors."""
+
+    kind: SourceKind
+    text: str
+    param: str
+    reasoning: Reasoning | None = None
+
+
+def grammar_source(
+    response_format: ResponseFormat | None,
+    structured_outputs: StructuredOutputs | None,
+    call_grammar: str | None = None,
+    reasoning: Reasoning | None = None,
+) -> GrammarSource | None:
+    """The one grammar of a request, None if its answer is free.
+
+    call_grammar: Lark, of tool calls that are required or strict. reasoning: of a model that thinks first; the grammar
+    begins behind that.
+
+    Raises:
+        RequestError: more than one of them says what the answer must look like.
+    """
+    found = {
+        "response_format": _of_format(response_format, reasoning),
+        "structured_outputs": None if structured_outputs is None else _of_outputs(structured_outputs, reasoning),
+        "tool_choice": None if call_grammar is None else GrammarSource("lark", call_grammar, "tools", reasoning),
+    }
+    given = {name: source for name, source in found.items() if source is not None}
+    if len(given) > 1:
+        names = " and ".join(given)
+        raise RequestError(
+            f"{names} each say what the answer must look like: give one of them", param=next(reversed(given))
+        )
+    return next(iter(given.values()), None)
+
+
+def _of_format(given: ResponseFormat | None, reasoning: Reasoning | None) -> GrammarSource | None:
+    match given:
+        case JsonObjectFormat():
+            return _json(_ANY_OBJECT, {}, "response_format", reasoning)
+        case JsonSchemaFormat():
+            schema = given.json_schema.schema_
+            param = "response_format.json_schema.schema"
+            return _json(_ANY_OBJECT if schema is None else schema, {}, param, reasoning)
+    return None
+
+
+def _of_outputs(given: StructuredOutputs, reasoning: Reasoning | None) -> GrammarSource:
+    kind = given.given[0]
+    param = f"structured_outputs.{kind}"
+    if given.regex is not None:
+        return GrammarSource("regex", given.regex, param, reasoning)
+    if given.choice is not None:
+        return GrammarSource("lark", choice_grammar(given.choice), param, reasoning)
+    if given.grammar is not None:
+        return GrammarSource("grammar", given.grammar, param, reasoning)
+    schema = given.json_ if isinstance(given.json_, dict) else _ANY_OBJECT
+    options: dict[str, Any] = {}
+    if given.disable_any_whitespace:
+        options["whitespace_flexible"] = False
+    if given.whitespace_pattern is not None:
+        options["whitespace_pattern"] = given.whitespace_pattern
+    return _json(closed(schema) if given.disable_additional_properties else schema, options, param, reasoning)
+
+
+def _json(
+    schema: Mapping[str, Any], options: Mapping[str, Any], param: str, reasoning: Reasoning | None
+) -> GrammarSource:
+    """`x-guidance` is how llguidance takes options: those of a client's are replaced."""
+    text = json.dumps({**schema, "x-guidance": dict(options)}, ensure_ascii=False)
+    return GrammarSource("json", text, param, reasoning)
+
+
+def choice_grammar(choices: list[str]) -> str:
+    """Lark whose language is these strings."""
+    return "start: " + "\n     | ".join(map(json.dumps, choices))
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with `additionalProperties: false` in each object that names properties and does not say it itself."""
+    found = dict(schema)
+    for name in _BY_NAME:
+        if isinstance(below := found.get(name), dict):
+            found[name] = {key: _closed(value) for key, value in below.items()}
+    for name in _IN_LIST:
+        if isinstance(below := found.get(name), list):
+            found[name] = [_closed(value) for value in below]
+    for name in _ALONE:
+        if isinstance(below := found.get(name), dict):
+            found[name] = closed(below)
+    if "properties" in found or "patternProperties" in found:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def _closed(value: Any) -> Any:
+    return closed(value) if isinstance(value, dict) else value
