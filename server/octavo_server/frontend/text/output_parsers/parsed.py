@@ -1,0 +1,50 @@
+"""What a parser makes of an answer's text, and what every parser can do."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A piece of a tool call.
+
+    `index`: which of the answer's calls, from 0. `name`: in the first piece of a call alone. `arguments`: text; all
+    pieces of a call, joined, are its arguments: JSON if the model wrote them well and to the end.
+    """
+
+    index: int
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a piece of text adds to a message. At most one delta a call, in the order of the calls."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that may be called. `parameters`: JSON schema of its arguments; `strict`: they must be valid."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+
+class OutputParser(Protocol):
+    """Takes an answer's text in pieces. How it is cut makes no difference to what all results add up to.
+
+    The parser of one answer; a whole one is `add` of all of it, then `end`.
+    """
+
+    def add(self, text: str) -> Parsed:
+        """What is certain now."""
+        ...
+
+    def end(self) -> Parsed:
+        """What was held back. Nothing may be added afterwards."""
+        ...
