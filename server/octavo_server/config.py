@@ -151,6 +151,17 @@ class ServerConfig(EngineConfig):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
     api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=65_536,
+        description="file with a Jinja chat template, or the template itself, instead of the model's own",
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
+        "auto",
+        description="what the chat template takes for a message's content: a string, or OpenAI's list of parts; "
+        "auto: found out by reading it",
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 import serving
 import tiny_tokenizers
 from octavo_server.errors import ModelError, RequestError
-from octavo_server.frontend.text.chat_template import ChatTemplate, load_chat_template
+from octavo_server.frontend.text.chat_template import ChatTemplate
+from octavo_server.frontend.text.template_files import load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 
 CHAT = [
@@ -269,7 +270,8 @@ def test_closing_and_forgetting_leave_no_process() -> None:
     )
 )
 def test_messages_reach_the_template_as_they_are(messages: list[dict[str, Any]], echo: ChatTemplate) -> None:
-    assert json.loads(echo.render(messages)) == messages
+    without_nulls = [{name: value for name, value in entry.items() if value is not None} for entry in messages]
+    assert json.loads(echo.render(messages)) == without_nulls  # as transformers leaves them out
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from octavo_common.json_fields import ModelConfigError
 from octavo_common.model_config import read_model_config
 from octavo_server.errors import ModelError
 from octavo_server.frontend.generation_fields import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
-from octavo_server.frontend.text.chat_template import ChatTemplate, load_chat_template
+from octavo_server.frontend.text.chat_template import ChatTemplate, ContentFormat
+from octavo_server.frontend.text.template_files import load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,16 @@ class ServedModel:
     vocab_size: int
 
 
-def load_model(directory: Path) -> ServedModel:
+def load_model(
+    directory: Path, chat_template: str | None = None, content_format: ContentFormat = "auto"
+) -> ServedModel:
     """Read a model's text side; takes up to seconds for large vocabularies.
+
+    `chat_template`, a file or the template itself, is used instead of the model's.
 
     Raises:
         ModelError: a file is missing, broken, or of a kind that is not supported.
+        ConfigError: the chat template that is given cannot be used.
     """
     try:
         vocab_size = read_model_config(directory).vocab_size
@@ -49,7 +55,7 @@ def load_model(directory: Path) -> ServedModel:
     except ModelConfigError as error:
         raise ModelError(str(error)) from error
     tokenizer = TextTokenizer(directory)
-    template = load_chat_template(directory, tokenizer.config, tokenizer.named_tokens)
+    template = load_chat_template(directory, tokenizer.config, tokenizer.named_tokens, chat_template, content_format)
     if template is None:
         log.warning("the model has no chat template: it answers /v1/completions only")
     return ServedModel(tokenizer, template, sampling_defaults(published), vocab_size)

@@ -81,7 +81,10 @@ class _Server:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
 
     async def _load_model(self) -> None:
-        self._state.model = await self._state.in_thread(load_model, self._config.model)
+        config = self._config
+        self._state.model = await self._state.in_thread(
+            load_model, config.model, config.chat_template, config.chat_template_content_format
+        )
         # What the start made stays, and what requests make is mostly gone with its last reference: the collector has
         # little to find, and all streams wait while it looks.
         gc.collect()

@@ -6,75 +6,130 @@ needed.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from octavo_server.errors import ModelError, RequestError
+from octavo_server.frontend.text.renderer_process import Renderer, Stopped
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+ContentFormat = Literal["auto", "string", "openai"]
 RENDER_SECONDS: Final = 5.0
 RENDERERS: Final = 2
+# What the server gives to every template, and no request may set.
+RESERVED: Final = frozenset(
+    {"messages", "tools", "add_generation_prompt", "chat_template", "raise_exception", "strftime_now"}
+    | {f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+)
+_NO_VARIABLES: Final[Mapping[str, Any]] = MappingProxyType({})
 _GRACE_SECONDS: Final = 1.0  # beyond the time after which the process ends itself
-PIPE_BYTES: Final = 2**20  # what Linux allows everybody
-_COMMAND: Final = (sys.executable, "-m", "octavo_server.frontend.text.template_worker")
-# No keys and no paths of the server's: the little that Python and the clock need.
-_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG")
 
 
 class ChatTemplate:
-    """Renders messages to the prompt of a chat. Safe to use from several threads."""
+    """Renders messages to the prompt of a chat. Safe to use from several threads.
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], seconds: float = RENDER_SECONDS) -> None:
-        """Compile a template; `special_tokens` are the variables `bos_token`, `eos_token` and so on.
+    `source`: the text, of several templates one behind the other. `variables`: what a request may set, names that the
+    template reads and the server does not give it (`documents` among them). `knows_tools`: whether it reads `tools`.
+    """
+
+    def __init__(
+        self,
+        source: str | Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        seconds: float = RENDER_SECONDS,
+        content_format: ContentFormat = "auto",
+    ) -> None:
+        """Compile a template, or several by name, of which "default" is one and "tool_use" serves chats with tools.
+
+        `special_tokens` are the variables `bos_token`, `eos_token` and so on. `content_format`: what the template
+        takes for a message's content, a string or OpenAI's list of parts; auto: found out by reading it.
 
         Raises:
-            ModelError: the template has a syntax error, or cannot be compiled within `seconds`.
+            ModelError: a template has a syntax error, or cannot be compiled within `seconds`.
         """
-        start = {"source": source, "special_tokens": dict(special_tokens), "seconds": seconds}
+        sources = {"default": source} if isinstance(source, str) else dict(source)
+        start = {
+            "sources": sources,
+            "special_tokens": dict(special_tokens),
+            "seconds": seconds,
+            "content_format": content_format,
+        }
         self._start, self._patience = _line(start), seconds + _GRACE_SECONDS
         self._lock = threading.Lock()
-        self._idle: list[_Renderer] = []
-        self._all: set[_Renderer] = set()
+        self._idle: list[Renderer] = []
+        self._all: set[Renderer] = set()
         self._threads = ThreadPoolExecutor(RENDERERS, thread_name_prefix="chat template")
-        self.knows_developer_role = "developer" in source
+        self.source = "\n".join(sources.values())
+        self.knows_developer_role = "developer" in self.source
         weakref.finalize(self, _end_all, self._all)
-        self._give_back(self._new_renderer())
+        renderer, reads = self._new_renderer()
+        self._give_back(renderer)
+        self.knows_tools = "tools" in reads
+        self.variables = frozenset(reads) - RESERVED - set(special_tokens)
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run what renders with this template beside the event loop, in threads that nothing else waits for."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt up to where the assistant's answer begins.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt as transformers renders it: up to where the assistant's answer begins, or into its last message.
 
         Raises:
-            RequestError: the template refuses these messages, takes too long, or needs too much memory.
+            RequestError: the template refuses these messages, takes too long, or needs too much memory; it does not
+                read one of the variables; the last message cannot be continued.
         """
+        self.check_variables(variables)
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message: it needs add_generation_prompt: false, which begins no new message",
+                param="continue_final_message",
+            )
+        chat = {
+            "messages": messages,
+            "tools": tools,
+            "variables": dict(variables),
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
         try:
             renderer = self._take()
-            reply = renderer.ask(_line(messages), self._patience)
+            reply = renderer.ask(_line(chat), self._patience)
             self._give_back(renderer)
-        except (_Stopped, ModelError) as error:
+        except (Stopped, ModelError) as error:
             reply = {"refused": str(error)}
         if "text" in reply:
-            return reply["text"]
+            return str(reply["text"])
+        if "cannot_continue" in reply:
+            reason = reply["cannot_continue"]
+            raise RequestError(f"continue_final_message: {reason}", param="continue_final_message")
         reason = reply["refused"]
         raise RequestError(f"the model's chat template refuses these messages: {reason}", param="messages")
+
+    def check_variables(self, variables: Mapping[str, Any]) -> None:
+        """Raises RequestError where one of them is not on the list of what a request may set."""
+        for name in variables:
+            if name not in self.variables:
+                allowed = ", ".join(sorted(self.variables)) or "none"
+                raise RequestError(
+                    f"chat_template_kwargs.{name}: this model's chat template has no such variable that a request may "
+                    f"set; it has: {allowed}",
+                    param=f"chat_template_kwargs.{name}",
+                )
 
     def close(self) -> None:
         """End the processes, also those that are busy."""
@@ -86,134 +141,33 @@ class ChatTemplate:
         for renderer in busy:
             renderer.kill()  # whoever waits for its answer ends it
 
-    def _take(self) -> "_Renderer":
+    def _take(self) -> Renderer:
         with self._lock:
             while self._idle:
                 renderer = self._idle.pop()
                 if renderer.alive:
                     return renderer
                 renderer.end()
-        return self._new_renderer()
+        return self._new_renderer()[0]
 
-    def _give_back(self, renderer: "_Renderer") -> None:
+    def _give_back(self, renderer: Renderer) -> None:
         with self._lock:
             self._idle.append(renderer)
 
-    def _new_renderer(self) -> "_Renderer":
-        renderer = _Renderer()
+    def _new_renderer(self) -> tuple[Renderer, list[str]]:
+        """One that has compiled the template, and the names that the template reads."""
+        renderer = Renderer()
         with self._lock:
             self._all.difference_update([other for other in self._all if not other.alive])
             self._all.add(renderer)
         try:
             reply = renderer.ask(self._start, self._patience)
-        except _Stopped as error:
+        except Stopped as error:
             raise ModelError(f"the model's chat template cannot be compiled: {error}") from error
         if "invalid" in reply:
             renderer.end()
             raise ModelError(f"the model's chat template is not valid Jinja: {reply['invalid']}")
-        return renderer
-
-
-class _Stopped(Exception):
-    """A renderer gave no answer; the message says why."""
-
-
-class _Renderer:
-    """One process, asked one thing at a time."""
-
-    def __init__(self) -> None:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # A session of its own: Ctrl-C in a terminal is for the server, which ends its processes in order.
-        self._process = subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-        )
-        if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("a process was started without its pipes")
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        os.set_blocking(self._stdin.fileno(), False)
-        for pipe in (self._stdin, self._stdout):  # long chats in few pieces
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
-
-    def ask(self, line: bytes, seconds: float) -> dict[str, str]:
-        """Its answer to a line. Without one it is ended.
-
-        Raises:
-            _Stopped: there was none within `seconds`, or the process ended.
-        """
-        deadline = time.monotonic() + seconds
-        answer = self._exchange(line, deadline)
-        if answer:
-            reply: dict[str, str] = json.loads(answer)
-            return reply
-        self.end()
-        if self._process.returncode == -signal.SIGALRM or time.monotonic() >= deadline:
-            raise _Stopped("it came to no end in the time that it has, and was stopped")
-        raise _Stopped("the process that renders it broke down")
-
-    def kill(self) -> None:
-        """Whatever it does; of no effect if it has ended."""
-        self._process.kill()
-
-    def end(self) -> None:
-        """Kill it and give back what it used."""
-        self.kill()
-        self._process.wait()
-        for pipe in (self._stdin, self._stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-    def _exchange(self, line: bytes, deadline: float) -> bytes:
-        """Writes a line and reads one; empty if the other side is gone or the deadline has passed."""
-        poll, pending, received = select.poll(), memoryview(line), bytearray()
-        poll.register(self._stdin, select.POLLOUT)
-        poll.register(self._stdout, select.POLLIN)
-        while not received.endswith(b"\n"):
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                return b""
-            for descriptor, _ in ready:
-                if descriptor == self._stdout.fileno():
-                    piece = os.read(descriptor, PIPE_BYTES)
-                    if not piece:
-                        return b""
-                    received += piece
-                    continue
-                try:
-                    pending = pending[os.write(descriptor, pending[:PIPE_BYTES]) :]
-                except BlockingIOError:
-                    continue
-                except BrokenPipeError:
-                    return b""
-                if not pending:
-                    poll.unregister(descriptor)
-        return bytes(received)
-
-
-def load_chat_template(
-    directory: Path, tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, str]
-) -> ChatTemplate | None:
-    """The template in `chat_template.jinja`, else the one in `tokenizer_config.json`; None where there is neither.
-
-    Of several named templates the one named "default" counts.
-
-    Raises:
-        ModelError: the template cannot be read, has a syntax error, or cannot be compiled in the time it has.
-    """
-    path = directory / "chat_template.jinja"
-    try:
-        source = path.read_text(encoding="utf-8") if path.is_file() else tokenizer_config.get("chat_template")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+        return renderer, reply["reads"]
 
 
 def _line(value: Any) -> bytes:
@@ -221,6 +175,6 @@ def _line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _end_all(renderers: Collection[_Renderer]) -> None:
+def _end_all(renderers: Collection[Renderer]) -> None:
     for renderer in tuple(renderers):
         renderer.end()

@@ -1,29 +1,28 @@
-"""A process that renders one chat template: a template is a program that came with the model, and a thread that runs
-one cannot be stopped. Started by `chat_template.py`.
+"""A process that renders a model's chat templates: a template is a program that came with the model, and a thread that
+runs one cannot be stopped. Started by `renderer_process.py`.
 
-JSON lines over pipes. The first line is `{"source", "special_tokens", "seconds"}`, answered by `{}` or
-`{"invalid": reason}`; each further one a list of messages, answered by `{"text": prompt}` or `{"refused": reason}`.
-Whatever is not done within `seconds` ends the process, by a timer of the kernel's, whoever else is still alive; so does
-the end of stdin.
+JSON lines over pipes. The first line is `{"sources", "special_tokens", "seconds", "content_format"}`, answered by
+`{"reads": [names]}` or `{"invalid": reason}`; each further one `{"messages", "tools", "variables",
+"add_generation_prompt", "continue_final_message"}`, answered by `{"text": prompt}`, `{"refused": reason}` or
+`{"cannot_continue": reason}`. Whatever is not done within `seconds` ends the process, by a timer of the kernel's,
+whoever else is still alive; so does the end of stdin.
 
-The template is rendered as transformers renders it: sandboxed Jinja with the same filters and globals. Jinja evaluates
-constant expressions when it compiles, so compiling is bounded as well.
+Jinja evaluates constant expressions when it compiles, so compiling is bounded as well.
 """
 
 import contextlib
-import datetime
 import json
 import resource
+import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from octavo_server.frontend.text.template_language import Content, content_read, environment, names_read
+from octavo_server.frontend.text.template_messages import CannotContinue, cut_off, for_template, leave_open
 
 MAX_MEMORY_BYTES: Final = 2**30  # of address space; the largest body takes about half of it
 MAX_TEXT: Final = 32 * 2**20  # characters: twice the largest body
@@ -35,6 +34,37 @@ class TextTooLong(Exception):
     """The template writes without end."""
 
 
+class Templates:
+    """A model's templates by name, compiled."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        """Compile what the first line holds; raises as Jinja does."""
+        language = environment()
+        trees = {name: language.parse(source) for name, source in start["sources"].items()}
+        self._compiled = {name: language.from_string(source) for name, source in start["sources"].items()}
+        self._special_tokens = start["special_tokens"]
+        forms: dict[str, Content] = {"string": "string", "openai": "parts"}
+        form = forms.get(start["content_format"])
+        self._content: dict[str, Content] = {name: form or content_read(tree) for name, tree in trees.items()}
+        self.reads = sorted(set().union(*(names_read(tree) for tree in trees.values())))
+
+    def render(self, chat: Mapping[str, Any]) -> str:
+        """The prompt of a chat.
+
+        Raises:
+            CannotContinue: its last message cannot be left open.
+        """
+        name = "tool_use" if chat["tools"] is not None and "tool_use" in self._compiled else "default"
+        messages = for_template(chat["messages"], self._content[name])
+        variables = {"documents": None} | self._special_tokens | chat["variables"]
+        variables |= {"tools": chat["tools"], "add_generation_prompt": chat["add_generation_prompt"]}
+        if not chat["continue_final_message"]:
+            return _text(self._compiled[name], variables | {"messages": messages})
+        mark = f"{secrets.token_hex(16)} "
+        text = leave_open(messages, mark)
+        return cut_off(_text(self._compiled[name], variables | {"messages": messages}), mark, text)
+
+
 def main() -> None:
     """Until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
@@ -43,36 +73,25 @@ def main() -> None:
     start = json.loads(lines.readline())
     try:
         with _timer(start["seconds"]):
-            template = environment().from_string(start["source"])
+            templates = Templates(start)
     except Exception as error:
         _answer(invalid=_reason(error))
         return
-    _answer()
+    _answer(reads=templates.reads)
     for line in lines:
         with _timer(start["seconds"]):
             try:
-                _answer(text=_render(template, json.loads(line), start["special_tokens"]))
+                _answer(text=templates.render(json.loads(line)))
+            except CannotContinue as error:
+                _answer(cannot_continue=_reason(error))
             except Exception as error:  # it can fail in any way, and must fail this request alone
                 _answer(refused=_reason(error))
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    """What templates are written for."""
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    made.filters["tojson"] = _tojson
-    made.globals["raise_exception"] = _raise_exception
-    made.globals["strftime_now"] = _strftime_now
-    return made
-
-
-def _render(template: jinja2.Template, messages: Any, special_tokens: dict[str, str]) -> str:
-    """The prompt up to where the assistant's answer begins."""
+def _text(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     pieces: list[str] = []
     length = 0
-    variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    for piece in template.generate(variables | special_tokens):
+    for piece in template.generate(variables):
         pieces.append(piece)
         length += len(piece)
         if length > MAX_TEXT:
@@ -80,7 +99,7 @@ def _render(template: jinja2.Template, messages: Any, special_tokens: dict[str, 
     return "".join(pieces)
 
 
-def _answer(**fields: str) -> None:
+def _answer(**fields: Any) -> None:
     sys.stdout.buffer.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
     sys.stdout.buffer.flush()
 
@@ -100,37 +119,6 @@ def _timer(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant said, for training; only its content counts."""
-
-    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A scope of its own: what is set inside does not reach the outside, as with the block that transformers makes.
-        return nodes.Scope(body, lineno=line)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON for a prompt, not for a page: nothing is escaped that JSON does not ask for."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)
 
 
 if __name__ == "__main__":
