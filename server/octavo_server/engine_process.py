@@ -233,6 +233,7 @@ def _ready(core: "EngineCore", epoch: int, phases: Phases) -> ipc.Ready:
         figures=phases.figures,
         max_num_seqs=core.scheduler.limits.max_num_seqs,
         prefix_caching=kv_cache.prefix_caching,
+        eos_token_ids=sorted(core.scheduler.limits.eos_token_ids),
     )
 
 

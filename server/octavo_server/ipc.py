@@ -43,6 +43,9 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     grammar: str = ""
 
 
+Pooling = Literal["", "mean", "last", "cls"]
+
+
 class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """A request joins the waiting queue.
 
@@ -50,6 +53,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     not through by its deadline ends with an error of kind "timeout". `priority`: lower ones go first.
     `page_hashes`: `page_hash.hash_pages` of the prompt with `salt`, for pages of the engine's size; empty if none of
     its pages are to be shared. `salt`: requests share pages only where theirs are equal.
+    `pooling`: no token is wanted but the prompt's last hidden states, made into one; the request ends with it.
+    `output_token_ids`: the answer so far, made elsewhere and holding no end: only what follows it is computed and told.
     """
 
     epoch: int
@@ -61,6 +66,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     salt: bytes = b""
     priority: int = 0
     deadline: float | None = None
+    pooling: Pooling = ""
+    output_token_ids: list[int] = []
 
 
 class AddChoices(msgspec.Struct, frozen=True, tag=True):
@@ -108,7 +115,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     Told with the first token: `num_cached_tokens`, of the prompt, those that the prefix cache saved; of these,
     `num_external_tokens` came from host memory or disk; `first_scheduled`, in seconds of CLOCK_MONOTONIC, is when the
     step that first had some of its tokens was decided. `num_preemptions`: how often it has lost its place so far. With
-    the reason "error" stand `error`, for people, and `error_kind`.
+    the reason "error" stand `error`, for people, and `error_kind`. `embedding`: of a request with `pooling`, float32
+    little-endian, as long as the model's hidden states are wide, and not normalized.
     """
 
     request_id: str
@@ -123,6 +131,7 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     num_preemptions: int = 0
     error: str | None = None
     error_kind: ErrorKind = "internal"
+    embedding: bytes = b""
 
 
 class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -193,6 +202,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     figures: dict[str, float] = {}  # what `start_engine` noted of them
     max_num_seqs: int = 0
     prefix_caching: bool = False  # whether `page_hashes` are of use
+    eos_token_ids: list[int] = []  # the model's own ends
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -42,6 +42,7 @@ class Request:
     message: ipc.AddRequest
     sent: int = 0
     cached: int = 0
+    replayed: int = 0
 
 
 @dataclass
@@ -80,7 +81,8 @@ class FakeEngine:
             case ipc.AddRequest():
                 if number("FAKE_CRASH_TOKEN") in message.prompt_token_ids:
                     os.kill(os.getpid(), signal.SIGKILL)
-                self.requests[message.request_id] = Request(message, cached=self.look_up(message))
+                sent = len(message.output_token_ids)
+                self.requests[message.request_id] = Request(message, sent, self.look_up(message), replayed=sent)
             case ipc.AddChoices():
                 for one in ipc.requests_of(message):
                     self.take(one)
@@ -124,7 +126,7 @@ class FakeEngine:
         message, sampling = request.message, request.message.sampling
         prompt = message.prompt_token_ids
         output: dict[str, Any] = {"request_id": message.request_id, "token_ids": []}
-        if request.sent == 0:
+        if request.sent == request.replayed:
             self.prompted += len(prompt)
             output["num_cached_tokens"] = request.cached
             if sampling.prompt_logprobs is not None:
@@ -235,6 +237,7 @@ def main() -> None:
         phases,
         max_num_seqs=engine.max_num_seqs,
         prefix_caching=start["config"]["enable_prefix_caching"],
+        eos_token_ids=[engine.eos],
     )
     engine.send(ready)
     engine.run()

@@ -31,7 +31,7 @@ def make_request(
 def take_moves(cache: KVCacheManager) -> SchedulerOutput:
     """Ends a schedule; an output with nothing but its moves."""
     output = SchedulerOutput(0)
-    cache.take_moves(output)
+    cache.tiers.take_moves(output)
     return output
 
 

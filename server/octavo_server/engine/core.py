@@ -73,7 +73,7 @@ class EngineCore:
         """Takes a request in; the result is its refusal, if it cannot be served. Raises ValueError for an id in use."""
         request = Request(
             message.request_id,
-            message.prompt_token_ids,
+            message.prompt_token_ids + message.output_token_ids,
             message.sampling,
             self.scheduler.limits.max_model_len,
             arrival=message.arrival,
@@ -81,6 +81,7 @@ class EngineCore:
             deadline=message.deadline,
             page_hashes=split_hashes(message.page_hashes),
             salt=message.salt,
+            num_replayed=len(message.output_token_ids),
         )
         refusal = self.scheduler.add(request)
         return [] if refusal is None else [refusal]

@@ -15,7 +15,7 @@ from octavo_server.engine.block_pool import BlockPool, CachedPage, KVBlock
 from octavo_server.engine.lower_tiers import LowerTiers
 from octavo_server.engine.prefix_cache import PrefixIndex
 from octavo_server.engine.request import Request
-from octavo_server.step import PageEvent, PageKey, SchedulerOutput
+from octavo_server.step import PageEvent, PageKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +255,6 @@ class KVCacheManager:
             self.tiers.drop_slot(page)
             self.index.prune(page)
         self._hits.clear()
-
-    def take_moves(self, output: SchedulerOutput) -> None:
-        """Ends a schedule: what it moves goes with `output`, see `LowerTiers`."""
-        self.tiers.take_moves(output)
 
     def handle(self, event: PageEvent) -> None:
         """Takes in what the worker did beside the steps."""

@@ -32,19 +32,21 @@ class Request:
     """
 
     request_id: str
-    token_ids: list[int]  # at first the prompt's
+    token_ids: list[int]  # at first those it comes with
     sampling: SamplingParams
     max_model_len: InitVar[int]
     _: KW_ONLY
     arrival: float = 0.0
     priority: int = 0
     deadline: float | None = None
+    num_replayed: InitVar[int] = 0  # tokens at the end, of an answer that began elsewhere
     page_hashes: list[bytes] = field(default_factory=list)
     salt: bytes = b""
     # Its state:
     key: tuple[float, int] = field(init=False)  # the scheduler numbers them, so that no two are equal
     status: RequestStatus = RequestStatus.WAITING
     num_prompt_tokens: int = field(init=False)
+    num_given_tokens: int = field(init=False)  # with the replayed ones
     max_tokens_in_all: int = field(init=False)
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -59,10 +61,11 @@ class Request:
     skip_prefix: bool = field(init=False)  # all of its prompt is to be computed
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # of the prefill's chunks
 
-    def __post_init__(self, max_model_len: int) -> None:
+    def __post_init__(self, max_model_len: int, num_replayed: int) -> None:
         self.token_ids, self.page_hashes = list(self.token_ids), list(self.page_hashes)  # its own, as they grow
         self.key = (self.arrival + self.priority * AGING_SECONDS, 0)
-        self.num_prompt_tokens = self.num_prefill_tokens = len(self.token_ids)
+        self.num_given_tokens = self.num_prefill_tokens = len(self.token_ids)
+        self.num_prompt_tokens = self.num_given_tokens - num_replayed
         self.max_tokens_in_all = min(self.num_prompt_tokens + self.sampling.max_tokens, max_model_len)
         self.skip_prefix = self.sampling.prompt_logprobs is not None
 

@@ -116,8 +116,7 @@ class Scheduler:
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests at whatever stage they are; ids that are not here are ignored."""
-        found = [self.requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self.requests]
-        return [self._end(request, "abort") for request in found]
+        return [self._end(self.requests[each], "abort") for each in dict.fromkeys(request_ids) if each in self.requests]
 
     def expire(self, now: float) -> list[RequestOutput]:
         """Ends the requests whose deadline has come, at whatever stage they are."""
@@ -143,7 +142,7 @@ class Scheduler:
         for request in batch.unserved:  # what prefills left, as long as nobody has to give way for it
             if batch.budget > 0 and request.status is RequestStatus.RUNNING:
                 self._put_with_pages(request, 1, batch, preempt=False)
-        self.kv_cache.take_moves(output)
+        self.kv_cache.tiers.take_moves(output)
         if not output.is_empty:
             self.num_steps += 1
             self._launched[self.num_steps] = batch.requests
@@ -157,7 +156,7 @@ class Scheduler:
             request = requests[row.request_id]
             if request.status is RequestStatus.FINISHED:
                 continue
-            if row.token_id is not None and len(request.token_ids) > request.num_prompt_tokens:
+            if row.token_id is not None and len(request.token_ids) > request.num_given_tokens:
                 results.append(self._next_token(request, row.token_id, row.logprobs))
             elif row.error is not None:
                 self.kv_cache.forget_step([request], all_steps=True)
@@ -438,10 +437,10 @@ class Scheduler:
         if request.num_prompt_tokens == 0:
             return "the prompt is empty; it needs at least one token"
         if request.num_prompt_tokens >= self.limits.max_model_len:
-            return (
-                f"the prompt has {request.num_prompt_tokens} tokens and leaves no room for an answer: "
-                f"prompt and answer together may have {self.limits.max_model_len}"
-            )
+            limit = f"prompt and answer together may have {self.limits.max_model_len}"
+            return f"the prompt has {request.num_prompt_tokens} tokens and leaves no room for an answer: {limit}"
+        if request.num_given_tokens > request.num_prompt_tokens and request.num_tokens >= request.max_tokens_in_all:
+            return "the answer so far is as long as it may be: there is nothing to add to it"
         if not 0 <= (wrong := min(request.token_ids)) <= (wrong := max(request.token_ids)) < self.limits.vocab_size:
             return f"the prompt contains token id {wrong}; allowed are 0 to {self.limits.vocab_size - 1}"
         return None

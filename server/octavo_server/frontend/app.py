@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
+from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
@@ -114,8 +115,10 @@ def _model(state: ServerState, name: str) -> Model:
 
 
 def _caller(request: Request) -> Caller:
-    """What `limits` found out."""
-    return Caller(request.state.arrival, getattr(request.state, "salt", b""), request.state.place)
+    """What `access` and `limits` found out."""
+    found = request.scope["state"]
+    salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
+    return Caller(found["arrival"], salt, found["place"], key, ticket)
 
 
 def _json(answer: msgspec.Struct) -> Response:

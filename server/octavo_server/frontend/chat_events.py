@@ -23,7 +23,7 @@ class ChatEvents:
 
     def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
-        frames = []
+        frames: list[bytes] = []
         for answer, delta in changes:
             if answer.index not in begun:
                 frames += map(frame, self._opening(answer, first=not begun))
@@ -62,30 +62,48 @@ class ChatEvents:
             yield self._chunk([ChatChunkChoice(answer.index, ChunkDelta(content=self._form.echo))])
 
     def _chunks(self, answer: Answer, delta: Delta) -> Iterator[ChatChunk]:
-        """What a delta adds: clients may expect no more than one kind of it, and one call, in a chunk."""
         parser = self._form.parser(answer.index)
         piece = Piece(delta.text, logprobs=delta.logprobs) if parser is None else parser.add(delta)
         parts = list(self._parts(piece))
         # Tokens that say nothing yet (a part of a character, of a marker) matter to whoever asked for them.
         if not parts and delta.token_ids and (self._with_ids or piece.logprobs):
             parts = [ChunkDelta(content="")]
-        for number, part in enumerate(parts):
+        for part in parts:
             logprobs = self._form.logprobs(piece.logprobs) if part.content is not UNSET else None
             choice = ChatChunkChoice(answer.index, part, logprobs=logprobs)
             if self._with_ids:
-                choice.token_ids = delta.token_ids if number == 0 else []
+                choice.token_ids = delta.token_ids
             yield self._chunk([choice])
         if delta.finish_reason is not None:
-            reason = self._form.finish_reason(delta, parser)
-            yield self._chunk([ChatChunkChoice(answer.index, ChunkDelta(), reason, stop_reason=delta.stop_reason)])
+            yield self._ending(answer, delta)
+
+    def _ending(self, answer: Answer, delta: Delta) -> ChatChunk:
+        reason = self._form.finish_reason(delta, self._form.parser(answer.index))
+        return self._chunk([ChatChunkChoice(answer.index, ChunkDelta(), reason, stop_reason=delta.stop_reason)])
 
     def _parts(self, piece: Piece) -> Iterator[ChunkDelta]:
+        """Clients may expect no more than one kind of thing, and one call, in a chunk.
+
+        Whoever asks for token ids goes on from them (the gateway does): what they say is then not torn apart.
+        """
+        if self._with_ids:
+            if piece.content or piece.reasoning or piece.calls:
+                yield self._all_of(piece)
+            return
         if piece.reasoning and self._form.shows_reasoning:
             yield ChunkDelta(reasoning=piece.reasoning, reasoning_content=piece.reasoning)
         if piece.content:
             yield ChunkDelta(content=piece.content)
         for call in piece.calls:
             yield ChunkDelta(tool_calls=[self._call(call)])
+
+    def _all_of(self, piece: Piece) -> ChunkDelta:
+        part = ChunkDelta(content=piece.content or UNSET)
+        if piece.reasoning and self._form.shows_reasoning:
+            part.reasoning = part.reasoning_content = piece.reasoning
+        if piece.calls:
+            part.tool_calls = [self._call(call) for call in piece.calls]
+        return part
 
     def _call(self, call: CallDelta) -> ToolCallDelta:
         if call.name is None:

@@ -48,9 +48,8 @@ class Completions:
         model, _ = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
-        tokenized = (
-            await state.tokenize(model, texts, "prompt", alone=request.add_special_tokens is not False) if texts else []
-        )
+        alone = request.add_special_tokens is not False
+        tokenized = await state.tokenize(model, texts, "prompt", alone=alone) if texts else []
         ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
         source = grammar_source(request.response_format, request.structured_outputs)
         grammar = "" if source is None else await state.grammars.compile(source)

@@ -11,6 +11,7 @@ import msgspec
 
 from octavo_server import ipc
 from octavo_server.errors import EngineError, RequestError
+from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest
@@ -51,11 +52,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none."""
+    """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none.
+
+    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow.
+    """
 
     arrival: float
     salt: bytes
     place: Place
+    key: str | None = None
+    ticket: Ticket = UNLIMITED
 
 
 class Generation:
@@ -73,12 +79,15 @@ class Generation:
         """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
 
         Raises:
-            RequestError: as making one does.
+            RequestError: as making one does; 429 if its tokens are more than its key's limit leaves.
         """
         choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
         if choices <= PREPARE_CHOICES and tokens <= PREPARE_TOKENS and not request.bad_words:
-            return cls(state, request, prompts, wanted, caller)
-        return await state.in_thread(cls, state, request, prompts, wanted, caller)
+            made = cls(state, request, prompts, wanted, caller)
+        else:
+            made = await state.in_thread(cls, state, request, prompts, wanted, caller)
+        caller.ticket.reserve(tokens, wanted.asked if wanted.asked is not None else wanted.default, choices)
+        return made
 
     def __init__(
         self,
@@ -129,6 +138,7 @@ class Generation:
         finally:
             for answer in self.answers:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
+            self._caller.ticket.used(sum(map(len, self._prompts)), (answer.num_tokens for answer in self.answers))
 
     async def events(
         self,

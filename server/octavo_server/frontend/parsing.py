@@ -57,7 +57,8 @@ class ChoiceParser:
         text, found = delta.text, _Found()
         if self._by_token:
             offsets = delta.offsets
-            self._tokens.extend(zip(offsets, delta.logprobs or [None] * len(offsets), strict=False))
+            entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
+            self._tokens.extend(zip(offsets, entries, strict=False))
             for part in self._parts(text, offsets):
                 self._take(part, self._parser.add(part), found)
         elif text:
