@@ -137,7 +137,7 @@ class LinePool:
         """The answer to a line.
 
         Raises:
-            Stopped: there was none in time, or the process ended.
+            Stopped: there was none in time, the process ended, or its first line is "invalid" to it.
         """
         process = self._take()
         reply = process.ask(as_line(question), self._patience)
@@ -160,7 +160,11 @@ class LinePool:
                 if process.alive:
                     return process
                 process.end()
-        return self._new()[0]
+        process, reply = self._new()
+        if "invalid" in reply:
+            process.end()
+            raise Stopped(str(reply["invalid"]))
+        return process
 
     def _give_back(self, process: LineProcess) -> None:
         with self._lock:
