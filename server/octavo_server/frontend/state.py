@@ -51,7 +51,7 @@ class ServerState:
         self._idle.set()
         self._seeds = random.Random(config.seed)
         self.text_threads = TextThreads()
-        self.grammars = Grammars()
+        self.grammars = Grammars(config.model)
 
     def _engine_ready(self, ready: Ready) -> None:
         """Without a flag only the engine knows how many requests it runs at once."""
@@ -152,6 +152,7 @@ class ServerState:
     def close(self) -> None:
         """Give threads and sockets back."""
         self.text_threads.close()
+        self.grammars.close()
         if self.model is not None and self.model.chat_template is not None:
             self.model.chat_template.close()
         self.client.terminate()
