@@ -10,20 +10,24 @@ OTHERS: Final = 64  # descriptors that are no client's: sockets of our own, pipe
 _MOST: Final = 2**20  # where the system sets no bound
 
 
-def raise_limit(requests: int) -> int:
-    """Raise the limit as far as this process may, and warn if it does not suffice for so many open requests.
-
-    Returns the limit.
-    """
+def raise_limit() -> int:
+    """Raise the limit as far as this process may; returns what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return _MOST
+    if soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as error:  # some systems allow less than they say
             log.debug("the limit of open files stays at %d: %s", soft, error)
-            wanted = soft
-    limit = max(soft, wanted)
+            return soft
+    return max(soft, wanted)
+
+
+def check_limit(requests: int) -> None:
+    """Warn if the limit does not suffice for so many open requests."""
+    limit = raise_limit()
     if limit < requests + OTHERS:
         log.warning(
             "this process may have %d files open, and so about %d connections, but --max-num-seqs and "
@@ -33,4 +37,3 @@ def raise_limit(requests: int) -> int:
             max(0, limit - OTHERS),
             requests,
         )
-    return limit

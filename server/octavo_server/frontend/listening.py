@@ -1,7 +1,6 @@
 """The sockets that the server listens on, and how many connections they may bring."""
 
 import contextlib
-import resource
 import socket
 from typing import Final
 
@@ -9,11 +8,11 @@ from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.access.tls import Tls
+from octavo_server.frontend.descriptors import OTHERS, raise_limit
 from octavo_server.frontend.http import Listener
 from octavo_server.frontend.http_protocol import SPARE_CONNECTIONS
 
 DEFAULT_CONNECTIONS: Final = 8192
-_OTHER_FILES: Final = 256  # that the process has open besides connections, and some to spare
 
 
 def listen(config: ServerConfig, tls: Tls | None, sockets: contextlib.ExitStack) -> list[Listener]:
@@ -55,22 +54,16 @@ def _bind(flag: str, host: str, port: int) -> socket.socket:
 
 
 def _max_connections(config: ServerConfig, ports: int) -> int:
-    """How many each port may take: a connection is an open file, and who does not ask for more may have 1,024 of them.
+    """How many each port may take: a connection is an open file.
 
     Raises:
         ConfigError: more are asked for than the system allows.
     """
-    asked = config.max_connections or DEFAULT_CONNECTIONS
-    needed = ports * (asked + SPARE_CONNECTIONS) + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed == needed:
-        return asked
-    if config.max_connections is not None:
+    asked, limit = config.max_connections or DEFAULT_CONNECTIONS, raise_limit()
+    most = (limit - OTHERS) // ports - SPARE_CONNECTIONS
+    if config.max_connections is not None and asked > most:
         raise ConfigError(
-            f"--max-connections {asked}: that takes {needed} open files, and this process may have {hard} "
-            "(ulimit -Hn): choose fewer"
+            f"--max-connections {asked}: that takes {ports * (asked + SPARE_CONNECTIONS) + OTHERS} open files, and "
+            f"this process may have {limit} (ulimit -Hn): choose fewer"
         )
-    return max(1, (allowed - _OTHER_FILES) // ports - SPARE_CONNECTIONS)
+    return max(1, min(asked, most))

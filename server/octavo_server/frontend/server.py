@@ -21,7 +21,7 @@ from octavo_server.errors import ConfigError
 from octavo_server.frontend.access.file_watch import FileWatch
 from octavo_server.frontend.access.tls import Tls
 from octavo_server.frontend.app import create_app
-from octavo_server.frontend.descriptors import raise_limit
+from octavo_server.frontend.descriptors import check_limit
 from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.http import HttpServer, Listener, http_server
 from octavo_server.frontend.listening import listen
@@ -73,7 +73,7 @@ class _Server:
 
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
-        raise_limit(state.admission.limit)
+        check_limit(state.admission.limit)
         self._take_signals()
         self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
         app, level = create_app(state), self._config.log_level
