@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 options = arguments()
 check = Checks("openai")
 client = openai.OpenAI(base_url=f"{options.url}/v1", api_key=options.key, max_retries=0)
-other = openai.AsyncOpenAI(base_url=f"{options.url}/v1", api_key=options.key, max_retries=0)
 model = options.model
 messages: Any = [{"role": "user", "content": QUESTION}]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": WEATHER}}
@@ -22,13 +21,18 @@ class City(BaseModel):
     large: bool
 
 
+def other() -> openai.AsyncOpenAI:
+    """Of one event loop."""
+    return openai.AsyncOpenAI(base_url=f"{options.url}/v1", api_key=options.key, max_retries=0)
+
+
 async def asynchronous() -> str:
-    answer = await other.chat.completions.create(model=model, messages=messages, temperature=0)
+    answer = await other().chat.completions.create(model=model, messages=messages, temperature=0)
     return need(answer.choices[0].message.content)
 
 
 async def asynchronous_stream() -> str:
-    stream = await other.chat.completions.create(model=model, messages=messages, temperature=0, stream=True)
+    stream = await other().chat.completions.create(model=model, messages=messages, temperature=0, stream=True)
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
 
 
