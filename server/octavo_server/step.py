@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from octavo_server.ipc import ErrorKind, SamplingParams, TokenLogprobs
+from octavo_server.ipc import ErrorKind, Pooling, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from octavo_server.grammar_store import GrammarStore
@@ -24,7 +24,7 @@ class NewRequest:
 
     `token_ids` is the prompt and, after a preemption, what was generated before it; the first `num_prompt_tokens` of
     them are the prompt. `max_tokens_in_all` bounds the length it can ever reach, prompt included. `num_computed_tokens`
-    of them have their K and V in the pages already.
+    of them have their K and V in the pages already. With `pooling` no token is sampled behind them.
     """
 
     request_id: str
@@ -34,6 +34,7 @@ class NewRequest:
     sampling: SamplingParams
     block_ids: list[int]
     num_computed_tokens: int
+    pooling: Pooling = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step
     """What the worker has to say of one request after a step.
 
     `token_id` is None while its prompt is not through, or if the row failed; then `error` says how, for people.
+    `embedding`: see `ipc.RequestOutput`; with it there is no token, and the prompt is through.
     `prompt_logprobs`: of the prompt tokens that this step's tokens predict, before them None for the very first token;
     so the entries of all steps make one for each prompt token.
     """
@@ -120,6 +122,7 @@ class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: str | None = None
     error_kind: ErrorKind = "internal"
+    embedding: bytes = b""
 
 
 class StepHandle(Protocol):
