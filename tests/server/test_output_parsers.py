@@ -424,7 +424,8 @@ def test_ids_of_calls_are_unlike_each_other_and_as_templates_want_them() -> None
 
 UNITS: Final = (
     "<tool_call>", "<", "<tool_call>{", "[TOOL_CALLS]", "[TOOL_CALLS][", "[TOOL_CALLS]g", "<|python_tag|>", " ",
-    "\n \t", "<function=", "<function=f><parameter=a>", "</parameter", "\\", "x", "[", "{", '{"', "[f(", "f(a=", "1", "'", ", ",
+    "\n \t", "<function=", "<function=f><parameter=a>",
+    "</parameter", "\\", "x", "[", "{", '{"', "[f(", "f(a=", "1", "'", ", ",
 )  # fmt: skip
 OPENINGS: Final = {
     "hermes": ("", '<tool_call>{"name": "', '<tool_call>{"name": "f", "arguments": {"a": ', "<tool_call>{"),
