@@ -150,17 +150,18 @@ class Generation:
             EngineError: the engine could not finish one of the choices.
         """
         begun: set[int] = set()
-        async for changes in self.deltas():
-            complete = self.is_complete  # before anything waits, and more may come
-            if only_text and len(changes) == 1:
-                found = frames(changes, begun)
-            else:
-                weight = sum(delta.num_logprobs for _, delta in changes)
-                found = await self._state.render(weight, partial(frames, changes, begun))
-            if complete:
-                found += closing()
-            if found:
-                yield found
+        async with contextlib.aclosing(self.deltas()) as deltas:  # who stops here has ended the request, too
+            async for changes in deltas:
+                complete = self.is_complete  # before anything waits, and more may come
+                if only_text and len(changes) == 1:
+                    found = frames(changes, begun)
+                else:
+                    weight = sum(delta.num_logprobs for _, delta in changes)
+                    found = await self._state.render(weight, partial(frames, changes, begun))
+                if complete:
+                    found += closing()
+                if found:
+                    yield found
 
     @property
     def is_complete(self) -> bool:
