@@ -43,6 +43,12 @@ class ServerProcess:
         self._log.seek(0)
         return self._log.read().decode()
 
+    @property
+    def admin_url(self) -> str:
+        """That of the second port, where there is one."""
+        found = re.search(r"the admin port is (https?://\S+)", self.log)
+        return self.url if found is None else found[1]
+
     def wait_until_ready(self) -> None:
         """Until /ready says so."""
         until(lambda: httpx.get(f"{self.url}/ready").status_code == 200 or self._gone(), self.process)
@@ -62,7 +68,7 @@ class ServerProcess:
         """A sample of /metrics."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.admin_url}/metrics").text
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():

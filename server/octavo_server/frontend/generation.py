@@ -203,17 +203,19 @@ class Generation:
                 outlet.write(found)
             return True
 
-        async for changes in self.deltas(at_once=None if outlet is None else write):
-            complete = self.is_complete  # before anything waits, and more may come
-            if only_text and len(changes) == 1 and not changes[0][1].is_long:
-                found = form.frames(changes, begun)
-            else:
-                weight = sum(delta.weight for _, delta in changes)
-                found = await self._state.render(weight, partial(form.frames, changes, begun))
-            if complete:
-                found += form.closing()
-            if found:
-                yield found
+        # Who stops here has ended the request, too.
+        async with contextlib.aclosing(self.deltas(at_once=None if outlet is None else write)) as deltas:
+            async for changes in deltas:
+                complete = self.is_complete  # before anything waits, and more may come
+                if only_text and len(changes) == 1 and not changes[0][1].is_long:
+                    found = form.frames(changes, begun)
+                else:
+                    weight = sum(delta.weight for _, delta in changes)
+                    found = await self._state.render(weight, partial(form.frames, changes, begun))
+                if complete:
+                    found += form.closing()
+                if found:
+                    yield found
 
     @property
     def is_complete(self) -> bool:

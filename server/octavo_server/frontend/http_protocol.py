@@ -184,7 +184,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._unread_since = math.inf
         if now < self._deadline or self._refused:
             return
-        if self.flow.read_paused:  # it is we who do not take more of it: an earlier request is not answered yet
+        if self.pipeline or self.flow.read_paused:  # its turn has not come, or it is we who do not take more of it
             self._deadline = now + BODY_SECONDS
         else:
             self._refuse(_TOO_SLOW if self._in_head or self._in_body else b"")

@@ -34,7 +34,9 @@ class _Watched:
 class FileWatch:
     """Reloads what has changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """`clock` tells the time of files."""
+        self._clock = clock
         self._watched: list[_Watched] = []
         self._end = threading.Event()
 
@@ -69,7 +71,8 @@ class FileWatch:
                 log.exception("files could not be looked at")
 
     def _look(self, watched: _Watched) -> None:
-        signature, settled = _signature(watched.files)
+        before = self._clock()
+        signature = tuple(entry for path in watched.files for entry in _entries(path))
         if signature == watched.seen:
             return
         try:
@@ -80,14 +83,8 @@ class FileWatch:
             watched.failure, level = str(error), logging.ERROR
         if news is not None:
             log.log(level, "%s", news)
-        watched.seen = signature if settled else None
-
-
-def _signature(paths: Sequence[Path]) -> tuple[Signature, bool]:
-    """What tells the files' contents from others, and whether they have been so for a while."""
-    found = tuple(entry for path in paths for entry in _entries(path))
-    newest = max((entry[-1] for entry in found if isinstance(entry[-1], int)), default=0)
-    return found, time.time() - newest / 1e9 > _SETTLED_SECONDS
+        youngest = max((entry[-1] for entry in signature if isinstance(entry[-1], int)), default=0) / 1e9
+        watched.seen = signature if before - youngest > _SETTLED_SECONDS else None
 
 
 def _entries(path: Path) -> Iterator[tuple[object, ...]]:
