@@ -8,6 +8,7 @@ from pathlib import Path
 from octavo_common.generation_config import GenerationDefaults, read_generation_defaults
 from octavo_common.json_fields import ModelConfigError
 from octavo_common.model_config import read_model_config
+from octavo_common.pooling_config import PoolingConfig, read_pooling_config
 from octavo_server.errors import ModelError
 from octavo_server.frontend.generation_fields import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from octavo_server.frontend.text.chat_template import ChatTemplate, ContentFormat
@@ -30,12 +31,23 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model's text side. `chat_template` is None where the model has none: it cannot chat."""
+    """A model's text side. `chat_template` is None where the model has none: it cannot chat.
+
+    `generates`: False for one without a language-model head. `embedding`: how its hidden states become one, by its
+    files and the server's flags.
+    """
 
     tokenizer: TextTokenizer
     chat_template: ChatTemplate | None
     defaults: SamplingDefaults
     vocab_size: int
+    generates: bool = True
+    embedding: PoolingConfig | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        """What it can be asked for."""
+        return ["generate", "embed"] if self.generates else ["embed"]
 
 
 def load_model(
@@ -50,15 +62,18 @@ def load_model(
         ConfigError: the chat template that is given cannot be used.
     """
     try:
-        vocab_size = read_model_config(directory).vocab_size
+        config, embedding = read_model_config(directory), read_pooling_config(directory)
         published = read_generation_defaults(directory)
     except ModelConfigError as error:
         raise ModelError(str(error)) from error
     tokenizer = TextTokenizer(directory)
     template = load_chat_template(directory, tokenizer.config, tokenizer.named_tokens, chat_template, content_format)
-    if template is None:
+    if not config.generates:
+        log.info("the model has no language-model head: it makes embeddings, and no text")
+    elif template is None:
         log.warning("the model has no chat template: it answers /v1/completions only")
-    return ServedModel(tokenizer, template, sampling_defaults(published), vocab_size)
+    defaults = sampling_defaults(published)
+    return ServedModel(tokenizer, template, defaults, config.vocab_size, config.generates, embedding)
 
 
 def sampling_defaults(published: GenerationDefaults) -> SamplingDefaults:
