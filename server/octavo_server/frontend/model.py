@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from octavo_common.generation_config import GenerationDefaults, read_generation_defaults
@@ -12,6 +12,7 @@ from octavo_common.pooling_config import PoolingConfig, read_pooling_config
 from octavo_server.errors import ModelError
 from octavo_server.frontend.generation_fields import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from octavo_server.frontend.text.chat_template import ChatTemplate, ContentFormat
+from octavo_server.frontend.text.output_parsers import OutputFormat, choose_format
 from octavo_server.frontend.text.template_files import load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 
@@ -33,14 +34,17 @@ class SamplingDefaults:
 class ServedModel:
     """A model's text side. `chat_template` is None where the model has none: it cannot chat.
 
+    `format`: how its chats write thoughts and tool calls; `kept_ids`: special tokens that it is known by.
     `generates`: False for one without a language-model head. `embedding`: how its hidden states become one, by its
-    files and the server's flags.
+    files.
     """
 
     tokenizer: TextTokenizer
     chat_template: ChatTemplate | None
     defaults: SamplingDefaults
     vocab_size: int
+    format: OutputFormat = field(default_factory=OutputFormat)
+    kept_ids: frozenset[int] = frozenset()
     generates: bool = True
     embedding: PoolingConfig | None = None
 
@@ -72,8 +76,18 @@ def load_model(
         log.info("the model has no language-model head: it makes embeddings, and no text")
     elif template is None:
         log.warning("the model has no chat template: it answers /v1/completions only")
-    defaults = sampling_defaults(published)
-    return ServedModel(tokenizer, template, defaults, config.vocab_size, config.generates, embedding)
+    added = tokenizer.added_tokens()
+    form = choose_format(template.source if template is not None else "", token_ids=added)
+    return ServedModel(
+        tokenizer,
+        template,
+        sampling_defaults(published),
+        config.vocab_size,
+        format=form,
+        kept_ids=frozenset(added[marker] for marker in form.kept_markers if marker in added),
+        generates=config.generates,
+        embedding=embedding,
+    )
 
 
 def sampling_defaults(published: GenerationDefaults) -> SamplingDefaults:
