@@ -66,9 +66,9 @@ def _read_modules(directory: Path) -> tuple[Pooling, bool]:
             case "Normalize":
                 normalize = True
             case _:
+                told = name or repr(module)[:200]
                 raise ModelConfigError(
-                    f"modules.json names {name or module!r}, which is not supported; supported are Transformer, "
-                    "Pooling and Normalize"
+                    f"modules.json names {told}, which is not supported; supported are Transformer, Pooling and Normalize"
                 )
     return pooling, normalize
 

@@ -162,6 +162,17 @@ class ServerConfig(EngineConfig):
         description="what the chat template takes for a message's content: a string, or OpenAI's list of parts; "
         "auto: found out by reading it",
     )
+    pooling: Literal["mean", "last", "cls"] | None = Field(
+        None,
+        description="which hidden states make an embedding: all of them, the last token's or the first one's "
+        "[default: what the model's modules.json says, else last]",
+    )
+    pooling_normalize: bool | None = Field(
+        None, description="whether embeddings have length 1 [default: what modules.json says, else yes]"
+    )
+    matryoshka: bool | None = Field(
+        None, description="whether embeddings may be cut short by `dimensions` [default: what config.json says]"
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )

@@ -43,10 +43,10 @@ class ServedModel:
     chat_template: ChatTemplate | None
     defaults: SamplingDefaults
     vocab_size: int
+    embedding: PoolingConfig
     format: OutputFormat = field(default_factory=OutputFormat)
     kept_ids: frozenset[int] = frozenset()
     generates: bool = True
-    embedding: PoolingConfig | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -83,10 +83,10 @@ def load_model(
         template,
         sampling_defaults(published),
         config.vocab_size,
+        embedding,
         format=form,
         kept_ids=frozenset(added[marker] for marker in form.kept_markers if marker in added),
         generates=config.generates,
-        embedding=embedding,
     )
 
 
