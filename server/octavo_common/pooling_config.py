@@ -67,9 +67,8 @@ def _read_modules(directory: Path) -> tuple[Pooling, bool]:
                 normalize = True
             case _:
                 told = name or repr(module)[:200]
-                raise ModelConfigError(
-                    f"modules.json names {told}, which is not supported; supported are Transformer, Pooling and Normalize"
-                )
+                supported = "supported are Transformer, Pooling and Normalize"
+                raise ModelConfigError(f"modules.json names {told}, which is not supported; {supported}")
     return pooling, normalize
 
 

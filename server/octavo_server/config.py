@@ -151,6 +151,9 @@ class ServerConfig(EngineConfig):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
     api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    gateway_api_key_file: Path | None = Field(
+        None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
+    )
     chat_template: str | None = Field(
         None,
         min_length=1,
@@ -161,6 +164,19 @@ class ServerConfig(EngineConfig):
         "auto",
         description="what the chat template takes for a message's content: a string, or OpenAI's list of parts; "
         "auto: found out by reading it",
+    )
+    enable_auto_tool_choice: bool = Field(
+        True, description="take what the model writes as tool calls for such; no: requests with tools are refused"
+    )
+    tool_call_parser: Name | None = Field(
+        None,
+        description="how the model writes tool calls: hermes, llama3_json, mistral, pythonic, qwen3_coder, or none "
+        "[default: what its chat template shows]",
+    )
+    reasoning_parser: Name | None = Field(
+        None,
+        description="how the model writes its thoughts: deepseek_r1, qwen3, mistral, or none "
+        "[default: what its chat template shows]",
     )
     pooling: Literal["mean", "last", "cls"] | None = Field(
         None,
@@ -186,6 +202,11 @@ class ServerConfig(EngineConfig):
         None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @property
+    def tool_parser(self) -> str | None:
+        """The parser for tool calls; None: to be chosen by the chat template."""
+        return self.tool_call_parser if self.enable_auto_tool_choice else "none"
 
     def engine(self) -> EngineConfig:
         """The part that the engine process gets."""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 
 from octavo_server.frontend.answer import Answer, Delta
+from octavo_server.frontend.answer_grammar import completion_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
 from octavo_server.frontend.logprobs import (
     completion_logprobs,
@@ -16,7 +17,7 @@ from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
 from octavo_server.frontend.sse import DONE, TextFrames, frame
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.structured import grammar_source
+from octavo_server.frontend.truncation import prompt_ids, truncated
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -31,8 +32,8 @@ class Completions:
         self._request = request
         self._generation = generation
         self._echoes = echoes
-        self._id = f"cmpl-{request.request_id or generation.id}"
-        self._created = state.now()
+        self._id = generation.response_id("cmpl")
+        self._created = generation.created
         self._name = state.names[0]
         self._text_frames: dict[int, TextFrames] = {}
         detailed = request.return_token_ids or request.continuous_usage
@@ -45,17 +46,17 @@ class Completions:
         Raises:
             RequestError: a prompt is empty or does not fit; the server is full.
         """
-        model, _ = state.serving(request.model)
+        model, ready = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
         alone = request.add_special_tokens is not False
-        tokenized = await state.tokenize(model, texts, "prompt", alone=alone) if texts else []
-        ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
-        source = grammar_source(request.response_format, request.structured_outputs)
-        grammar = "" if source is None else await state.grammars.compile(source)
+        given = [truncated(ids, request, ready.max_model_len) for ids in request.prompts if not isinstance(ids, str)]
+        ids = given or await prompt_ids(state, request, texts, "prompt", alone=alone)
+        grammar = await completion_grammar(state, request)
         wanted = Wanted(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt", grammar=grammar)
         generation = await Generation.prepare(state, request, ids, wanted, caller)
-        echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
+        shown = request.prompts if request.truncate_prompt_tokens is None else ids
+        echoes = await state.in_thread(_texts, model, shown) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
     async def answer(self) -> bytes:
@@ -74,13 +75,13 @@ class Completions:
         Raises:
             EngineError: the engine could not finish one of the choices.
         """
-        return self._generation.events(self._frames, self._closing, only_text=self._only_text)
+        return self._generation.events(self, only_text=self._only_text)
 
     def _whole(self, wholes: Sequence[tuple[Answer, Delta]]) -> Completion:
         choices = [self._choice(answer, whole, opening=True) for answer, whole in wholes]
         return self._completion(choices, usage=True)
 
-    def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+    def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had some, to which it adds."""
         frames = []
         for answer, delta in changes:
@@ -94,7 +95,12 @@ class Completions:
                 frames.append(frame(self._completion([part])))
         return b"".join(frames)
 
-    def _closing(self) -> bytes:
+    def ending(self, answer: Answer, delta: Delta) -> bytes:
+        """The event with the finish reason of a choice, of which all else has been sent."""
+        choice = CompletionChoice(answer.index, "", delta.finish_reason, stop_reason=delta.stop_reason)
+        return frame(self._completion([choice]))
+
+    def closing(self) -> bytes:
         """What follows the last choice's end."""
         return frame(self._completion([], usage=True)) + DONE if self._request.include_usage else DONE
 
@@ -130,7 +136,8 @@ class Completions:
         if opening and self._request.echo and delta.prompt_logprobs is not None:
             entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
             extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries, as_ids=as_ids))
-        extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets, as_ids=as_ids), shift)
+        offsets = delta.offsets if delta.logprobs else []  # tokens that are replayed have none
+        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets, as_ids=as_ids), shift)
         return result
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool = False) -> Completion:

@@ -12,6 +12,7 @@ from octavo_server.frontend.sampling import check_token_ids
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.frontend.text_threads import SHORT_TEXT
+from octavo_server.frontend.truncation import check_cut
 from octavo_server.ipc import Ready
 
 
@@ -62,6 +63,7 @@ def _bounds(request: EmbeddingRequest, limit: int) -> _Bounds:
 def _encode(tokenizer: TextTokenizer, text: str, bounds: _Bounds) -> list[int]:
     """Long texts are not tokenized in vain."""
     if bounds.keep is not None:
+        check_cut(text, bounds.param)
         ids = tokenizer.encode_part(text, bounds.keep, bounds.side, add_special_tokens=bounds.special)
     else:
         length = tokenizer.token_length if len(text) > SHORT_TEXT else None

@@ -44,7 +44,7 @@ class ServedModel:
     defaults: SamplingDefaults
     vocab_size: int
     embedding: PoolingConfig
-    format: OutputFormat = field(default_factory=OutputFormat)
+    format: OutputFormat = field(default_factory=lambda: OutputFormat(None, None))
     kept_ids: frozenset[int] = frozenset()
     generates: bool = True
 
@@ -53,17 +53,27 @@ class ServedModel:
         """What it can be asked for."""
         return ["generate", "embed"] if self.generates else ["embed"]
 
+    @property
+    def hidden_markers(self) -> tuple[str, ...]:
+        """The texts of those that are special: no part of what is said."""
+        special = self.kept_ids & self.tokenizer.special_ids
+        return tuple(self.tokenizer.token_bytes(token_id).decode() for token_id in special)
+
 
 def load_model(
-    directory: Path, chat_template: str | None = None, content_format: ContentFormat = "auto"
+    directory: Path,
+    chat_template: str | None = None,
+    content_format: ContentFormat = "auto",
+    parsers: tuple[str | None, str | None] = (None, None),
 ) -> ServedModel:
     """Read a model's text side; takes up to seconds for large vocabularies.
 
-    `chat_template`, a file or the template itself, is used instead of the model's.
+    `chat_template`, a file or the template itself, is used instead of the model's. `parsers`: names of those of tool
+    calls and of thoughts; None: what the template shows.
 
     Raises:
         ModelError: a file is missing, broken, or of a kind that is not supported.
-        ConfigError: the chat template that is given cannot be used.
+        ConfigError: the chat template that is given cannot be used; there is no parser of such a name.
     """
     try:
         config, embedding = read_model_config(directory), read_pooling_config(directory)
@@ -77,7 +87,7 @@ def load_model(
     elif template is None:
         log.warning("the model has no chat template: it answers /v1/completions only")
     added = tokenizer.added_tokens()
-    form = choose_format(template.source if template is not None else "", token_ids=added)
+    form = choose_format(template.source if template is not None else "", *parsers, token_ids=added)
     return ServedModel(
         tokenizer,
         template,

@@ -8,6 +8,7 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.model import SamplingDefaults, ServedModel
 from octavo_server.frontend.openai import CompletionRequest
+from octavo_server.frontend.resume import replayed_tokens
 from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import SamplingParams
@@ -84,6 +85,8 @@ def prompt_alternatives(request: GenerationRequest) -> int | None:
 
     An echo has those of the prompt as it has those of the answer.
     """
+    if replayed_tokens(request):
+        return None  # they came with the first token
     echoed = request.num_logprobs if isinstance(request, CompletionRequest) and request.echo else None
     return max((count for count in (request.prompt_logprobs, echoed) if count is not None), default=None)
 
@@ -95,6 +98,7 @@ def check_parameters(request: GenerationRequest, model: ServedModel, prompts: Se
         RequestError: names the field.
     """
     check_token_ids(request.stop_token_ids or [], model.vocab_size, "stop_token_ids")
+    check_token_ids(request.allowed_token_ids or [], model.vocab_size, "allowed_token_ids")
     check_token_ids([int(token) for token in request.logit_bias or ()], model.vocab_size, "logit_bias")
     count = prompt_alternatives(request)
     tokens = sum(len(ids) for ids in prompts) * request.num_choices
