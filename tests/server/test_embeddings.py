@@ -283,6 +283,15 @@ def test_a_model_that_generates_says_so(client: openai.OpenAI) -> None:
     assert client.models.retrieve("tiny").model_extra["tasks"] == ["generate", "embed"]
 
 
+def test_who_leaves_is_not_computed_for(client: openai.OpenAI, server: serving.ServerProcess) -> None:
+    body = {"model": "tiny", "input": [[5] * 100] * 1000}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{client.base_url}embeddings", json=body, timeout=httpx.Timeout(30.0, read=0.2))
+    serving.until(lambda: server.metric("vllm:request_success_total", finished_reason="abort") > 0)
+    serving.until(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0)
+    assert server.metric("vllm:request_success_total", finished_reason="abort") < 1000  # the others were not sent yet
+
+
 def test_metrics_count_prompts_and_no_answers(client: openai.OpenAI, server: serving.ServerProcess) -> None:
     names = ["vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:time_to_first_token_seconds_count"]
     before = [server.metric(name) for name in names]
@@ -294,14 +303,17 @@ def test_metrics_count_prompts_and_no_answers(client: openai.OpenAI, server: ser
 
 
 def test_flags_count_before_files(generating: Path, tokenizer: Tokenizer) -> None:
+    """On a server that takes one request at a time: inputs come one behind another."""
     flags = {"pooling": "cls", "pooling_normalize": False, "matryoshka": True, "api_key": ["secret"]}
+    flags |= {"max_num_seqs": 1, "max_queued_requests": 0}
     with serving.serve(generating, fake=False, env={"OMP_NUM_THREADS": "1"}, **flags) as process:
         process.wait_until_ready()
         with openai.OpenAI(base_url=f"{process.url}/v1", api_key="secret", max_retries=0) as client:
-            [found] = embed(client, TEXTS[0])
-            truth = reference_pooled(read_backbone(generating), tokenizer.encode(TEXTS[0]).ids, "cls").numpy()
+            found = embed(client, TEXTS)
+            reference = read_backbone(generating)
+            truth = [reference_pooled(reference, tokenizer.encode(text).ids, "cls").numpy() for text in TEXTS]
             assert np.abs(found - truth).max() <= 1e-5
-            assert (embed(client, TEXTS[0], dimensions=7) == found[:7]).all()
+            assert (embed(client, TEXTS, dimensions=7) == found[:, :7]).all()
         assert httpx.post(f"{process.url}/v1/embeddings", json={"model": "tiny", "input": "a"}).status_code == 401
 
 

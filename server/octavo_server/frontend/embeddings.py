@@ -22,10 +22,10 @@ from octavo_server.frontend.vectors import Form, dimensions, spell
 from octavo_server.metrics import RequestMetrics
 from octavo_server.page_hash import hash_pages
 
-AT_ONCE: Final = 256  # inputs of one request that the engine has at a time; the others wait here, for fairness
+AT_ONCE: Final = 256  # inputs of one request that the engine has at a time at most; the others wait here
 SPELL_HERE: Final = 4096  # numbers: half a millisecond
-SPELL_AT_ONCE: Final = 65_536
-WHOLE: Final = 262_144  # numbers of an answer that is sent as one piece; in JSON 6 MB
+SPELL_AT_ONCE: Final = 16_384
+WHOLE: Final = 65_536  # numbers of an answer that is sent as one piece; in JSON 1.5 MB
 
 
 class Usage(msgspec.Struct):
@@ -78,6 +78,7 @@ class Embeddings:
         self._form = form_of(state, request, self._model)
         self._answers: list[PooledAnswer] = []
         self._num_tokens = sum(map(len, inputs))
+        self._at_once = _at_once(state, len(inputs))
 
     @classmethod
     async def prepare(cls, state: ServerState, request: EmbeddingRequest, caller: Caller) -> Self:
@@ -88,7 +89,7 @@ class Embeddings:
         """
         served = state.serving(request.model, text=False)
         form_of(state, request, served[0])
-        caller.place.take(min(len(request.inputs) or 1, AT_ONCE))
+        caller.place.take(_at_once(state, len(request.inputs)))
         inputs = await tokenized(state, request, *served)
         caller.ticket.reserve(sum(map(len, inputs)), 0, len(inputs))
         return cls(state, request, served, inputs, caller)
@@ -101,10 +102,10 @@ class Embeddings:
         """
         reason, num_inputs = "abort", len(self._inputs)
         try:
-            for begin in range(0, num_inputs, AT_ONCE):
-                choices = await self._choices(begin, min(begin + AT_ONCE, num_inputs))
+            for begin in range(0, num_inputs, self._at_once):
+                choices = await self._choices(begin, min(begin + self._at_once, num_inputs))
                 with self._state.client.submit(choices, whole=True) as stream:
-                    if begin + AT_ONCE >= num_inputs:  # until then its place stands for the ones behind
+                    if begin + self._at_once >= num_inputs:  # until then its place stands for the ones behind
                         self._caller.place.leave()
                     async with contextlib.aclosing(stream.deltas()) as changes:
                         async for _ in changes:
@@ -156,7 +157,9 @@ class Embeddings:
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         """The answer's JSON."""
-        opening = msgspec.json.encode(Opening(f"embd-{self._id}", self._state.now(), self._state.names[0]))
+        opening = msgspec.json.encode(
+            Opening(f"embd-{self._request.request_id or self._id}", self._state.now(), self._state.names[0])
+        )
         yield opening[:-1] + b',"data":['
         step = max(1, SPELL_AT_ONCE // self._form.dimensions)
         for begin in range(0, len(self._answers), step):
@@ -167,6 +170,11 @@ class Embeddings:
                 piece = await self._state.in_thread(spell, begin, vectors, self._form)
             yield piece if begin == 0 else b"," + piece
         yield b'],"usage":' + msgspec.json.encode(Usage(self._num_tokens, self._num_tokens)) + b"}"
+
+
+def _at_once(state: ServerState, num_inputs: int) -> int:
+    """Of so many inputs, those that the engine has at a time: a server that takes few takes them one behind another."""
+    return max(1, min(num_inputs, AT_ONCE, state.admission.limit))
 
 
 def form_of(state: ServerState, request: EmbeddingRequest, model: ServedModel) -> Form:
