@@ -176,6 +176,17 @@ class ServerConfig(AccessConfig, EngineConfig):
         description="how the model writes its thoughts: deepseek_r1, qwen3, mistral, or none "
         "[default: what its chat template shows]",
     )
+    pooling: Literal["mean", "last", "cls"] | None = Field(
+        None,
+        description="which hidden states make an embedding: all of them, the last token's or the first one's "
+        "[default: what the model's modules.json says, else last]",
+    )
+    pooling_normalize: bool | None = Field(
+        None, description="whether embeddings have length 1 [default: what modules.json says, else yes]"
+    )
+    matryoshka: bool | None = Field(
+        None, description="whether embeddings may be cut short by `dimensions` [default: what config.json says]"
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )

@@ -30,6 +30,8 @@ BASE = {
         "/v1/chat/completions",
         {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logprobs": True, "max_tokens": 2},
     ),
+    "EmbeddingRequest": ("/v1/embeddings", {"model": "tiny", "input": "a"}),
+    "DetokenizeRequest": ("/detokenize", {"model": "tiny", "tokens": [5]}),
 }
 
 

@@ -15,6 +15,8 @@ from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
 from octavo_server.frontend.described import answers
+from octavo_server.frontend.embedding_fields import EmbeddingRequest
+from octavo_server.frontend.embeddings import Embeddings
 from octavo_server.frontend.gateway_key import GatewayKey, read_gateway_keys
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import BodyLimit, OpenRequests
@@ -22,6 +24,7 @@ from octavo_server.frontend.openai import ChatCompletionRequest, CompletionReque
 from octavo_server.frontend.responses import ChatChunk, ChatCompletion, Completion, Model, ModelList, encode
 from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
 from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 
 
 def create_app(state: ServerState) -> FastAPI:
@@ -72,6 +75,25 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
         job = Completions.prepare(state, body, _caller(request))
         return await stream(request, job) if body.stream else await _whole(request, job)
 
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        """Make vectors of texts."""
+
+        async def computed() -> Embeddings:
+            return await (await Embeddings.prepare(state, body, _caller(request))).compute()
+
+        return await (await until_disconnect(request.receive, computed())).response()
+
+    @app.post("/tokenize")
+    async def tokens_of(body: TokenizeRequest, request: Request) -> Response:
+        """Count and list the tokens of a text or a chat."""
+        return _encoded(await tokenize(state, body))
+
+    @app.post("/detokenize")
+    async def text_of(body: DetokenizeRequest, request: Request) -> Response:
+        """Put tokens together to a text."""
+        return _encoded(await detokenize(state, body))
+
 
 def _add_operations_routes(app: FastAPI, state: ServerState) -> None:
     @app.get("/health")
@@ -117,6 +139,8 @@ def _model(state: ServerState, name: str) -> Model:
     model = Model(id=name, created=state.started_at, root=state.names[0])
     if state.client.ready is not None:
         model.max_model_len = state.client.ready.max_model_len
+    if state.model is not None:
+        model.tasks = state.model.tasks
     return model
 
 

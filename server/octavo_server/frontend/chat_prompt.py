@@ -39,10 +39,8 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     """
     model, _ = state.serving(request.model)
     caller.place.take(request.num_choices)
-    template = _template(model)
     tools = tool_use(request, model)
-    variables = template_variables(request, template, thinks=model.format.supports_reasoning)
-    text = await template.in_thread(_render, template, request, tools, variables)
+    text = await chat_text(request, model, tools.shown)
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden)
     needed = bool(tools.callable) or model.format.supports_reasoning
@@ -57,6 +55,19 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     )
     generation = await Generation.prepare(state, request, ids, wanted, caller)
     return PreparedChat(generation, parsing if needed else None, tools, _echo(request))
+
+
+async def chat_text(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None = None
+) -> str:
+    """The prompt, beside the event loop; with these tools, as templates take them.
+
+    Raises:
+        RequestError: the model has no template, or its template refuses the messages.
+    """
+    template = _template(model)
+    variables = template_variables(request, template, thinks=model.format.supports_reasoning)
+    return await template.in_thread(_render, template, request, tools, variables)
 
 
 def template_variables(request: ChatCompletionRequest, template: ChatTemplate, *, thinks: bool) -> dict[str, Any]:
@@ -103,12 +114,15 @@ def _template(model: ServedModel) -> ChatTemplate:
 
 
 def _render(
-    template: ChatTemplate, request: ChatCompletionRequest, tools: ToolUse, variables: Mapping[str, Any]
+    template: ChatTemplate,
+    request: ChatCompletionRequest,
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any],
 ) -> str:
     continues = bool(request.continue_final_message)
     return template.render(
         messages_for(template, request.messages),
-        tools=tools.shown,
+        tools=tools,
         variables=variables,
         add_generation_prompt=not continues and request.add_generation_prompt is not False,
         continue_final_message=continues,

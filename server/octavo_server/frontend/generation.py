@@ -69,6 +69,15 @@ class Caller:
     is_gateway: bool = False
     request_id: str = ""
 
+    def cache_salt(self, own: str | None) -> bytes:
+        """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
+        return self.salt if own is None else b"salt:" + own.encode()
+
+    def deadline(self, *limits: float | None) -> float | None:
+        """When it is given up: after the least of some seconds from its arrival on; never if there are none."""
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        return None if seconds is None else self.arrival + seconds
+
 
 class Events(Protocol):
     """How the events of a stream look. Each method gives the bytes of as many as it takes."""
@@ -258,7 +267,7 @@ class Generation:
         The prompt's log-probabilities are computed once, where no choice is sent before all have ended.
         """
         request, n = self._request, self._request.num_choices
-        salt = self._salt()
+        salt = self._caller.cache_salt(request.cache_salt)
         asked = ipc.AddRequest(
             epoch=self._epoch,
             request_id="",
@@ -268,7 +277,7 @@ class Generation:
             page_hashes=hash_pages(ids, self._ready.block_size, salt) if self._ready.prefix_caching else b"",
             salt=salt,
             priority=request.priority or 0,
-            deadline=self._deadline(),
+            deadline=self._caller.deadline(request.timeout, self._state.config.request_timeout),
             output_token_ids=replayed_tokens(request),
         )
         numbered = [
@@ -292,17 +301,6 @@ class Generation:
             )
             answer = Answer(prompt * n + number, ids, self.model.tokenizer, self._text, metrics)
             yield Choice(request_id, self._epoch, frame if number == 0 else None, answer)
-
-    def _salt(self) -> bytes:
-        """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
-        salt = self._request.cache_salt
-        return self._caller.salt if salt is None else b"salt:" + salt.encode()
-
-    def _deadline(self) -> float | None:
-        """When it is given up: after what the client or the server allows, whichever is less."""
-        limits = [self._request.timeout, self._state.config.request_timeout]
-        seconds = min((limit for limit in limits if limit is not None), default=None)
-        return None if seconds is None else self._caller.arrival + seconds
 
 
 def _frame(asked: ipc.AddRequest, choices: list[tuple[str, ipc.SamplingParams]]) -> bytes:

@@ -36,8 +36,8 @@ class PromptCacheOptions(Body):
     ttl: Literal["30m"] | None = None
 
 
-_MEDIA: Final = "this model takes and gives text only"
-_PROGRAM: Final = "a template is a program, and only the server's owner chooses it"
+MEDIA: Final = "this model takes and gives text only"
+PROGRAM: Final = "a template is a program, and only the server's owner chooses it"
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -71,13 +71,13 @@ class ChatCompletionRequest(GenerationRequest):
     # Not supported: only the value that asks for nothing.
     functions: Annotated[Any, Only([], why="it is the older name of tools")] = None
     function_call: Annotated[Any, Only("none", why="it is the older name of tool_choice")] = None
-    modalities: Annotated[Any, Only(["text"], why=_MEDIA)] = None
-    audio: Annotated[Any, Only(why=_MEDIA)] = None
+    modalities: Annotated[Any, Only(["text"], why=MEDIA)] = None
+    audio: Annotated[Any, Only(why=MEDIA)] = None
     web_search_options: Annotated[Any, Only(why="the server looks nothing up: give it a tool")] = None
     moderation: Annotated[Any, Only(why="there is no model here that does it")] = None
-    chat_template: Annotated[Any, Only(why=_PROGRAM)] = None
-    media_io_kwargs: Annotated[Any, Only({}, why=_MEDIA)] = None
-    mm_processor_kwargs: Annotated[Any, Only({}, why=_MEDIA)] = None
+    chat_template: Annotated[Any, Only(why=PROGRAM)] = None
+    media_io_kwargs: Annotated[Any, Only({}, why=MEDIA)] = None
+    mm_processor_kwargs: Annotated[Any, Only({}, why=MEDIA)] = None
     return_prompt_text: Annotated[Any, Only(False, why="return_token_ids tells the prompt's tokens")] = None
     return_assistant_tokens_mask: Annotated[Any, Only(False, why="it is for training")] = None
 
@@ -129,7 +129,8 @@ class ChatCompletionRequest(GenerationRequest):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-def _prompt_list(value: list[Any]) -> str | None:
+def prompt_kind(value: list[Any]) -> str | None:
+    """What a list of prompts or tokens consists of."""
     kinds = {str: "texts", int: "tokens", list: "token lists"}
     return kinds.get(type(value[0])) if value else None
 
@@ -143,7 +144,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[TokenIds, Tag("tokens")]
         | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag("token lists")],
         Discriminator(
-            kind(strings="text", lists=_prompt_list),
+            kind(strings="text", lists=prompt_kind),
             custom_error_type="prompt_type",
             custom_error_message=(
                 "Input should be a string, a list of strings, a list of token ids or several such lists, and not empty"

@@ -211,6 +211,7 @@ class Model(Struct):
     object: str = "model"
     owned_by: str = "octavo"
     max_model_len: int | UnsetType = UNSET
+    tasks: list[str] | UnsetType = UNSET  # "generate", "embed"
 
 
 class ModelList(Struct):

@@ -73,11 +73,11 @@ class ServerState:
             return Readiness(False, "starting", "load tokenizer")
         return Readiness(True, "ready", "ready")
 
-    def serving(self, name: str) -> tuple[ServedModel, Ready]:
-        """(model, what its engine said of itself) for a request that asks for `name`.
+    def serving(self, name: str, *, text: bool = True) -> tuple[ServedModel, Ready]:
+        """(model, what its engine said of itself) for a request that asks for `name`, and for an answer of `text`.
 
         Raises:
-            RequestError: 404 if it is not served, 503 while no requests are taken.
+            RequestError: 404 if it is not served, 503 while no requests are taken, 400 if it makes no text.
         """
         self.check_name(name)
         readiness, ready, model = self.readiness(), self.client.ready, self.model
@@ -87,6 +87,12 @@ class ServerState:
                 code="not_ready",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 type="server_error",
+            )
+        if text and not model.generates:
+            raise RequestError(
+                f"the model {name!r} makes embeddings and no text: use /v1/embeddings",
+                param="model",
+                code="model_does_not_generate",
             )
         return model, ready
 

@@ -46,6 +46,17 @@ def tool_use(request: ChatCompletionRequest, model: ServedModel) -> ToolUse:
     )
 
 
+def shown_tools(tools: list[FunctionTool], model: ServedModel) -> list[dict[str, Any]] | None:
+    """Tools as the template takes them, of which nobody asks whether they are called; None without any.
+
+    Raises:
+        RequestError: the template has no place for them.
+    """
+    if tools:
+        _check_template(model)
+    return [_for_template(tool) for tool in tools] or None
+
+
 def _is_required(request: ChatCompletionRequest) -> bool:
     match request.tool_choice:
         case "required" | NamedTool():
@@ -56,8 +67,7 @@ def _is_required(request: ChatCompletionRequest) -> bool:
 
 
 def _check(model: ServedModel, *, required: bool) -> None:
-    if model.chat_template is not None and not model.chat_template.knows_tools:
-        raise RequestError("tools: this model's chat template has no place for tools", param="tools")
+    _check_template(model)
     if not model.format.supports_tools:
         raise RequestError(
             "tools: how this model writes its calls is not known from its chat template; "
@@ -69,6 +79,11 @@ def _check(model: ServedModel, *, required: bool) -> None:
             'tool_choice: calls in this model\'s format cannot be forced; "auto" and "none" are possible',
             param="tool_choice",
         )
+
+
+def _check_template(model: ServedModel) -> None:
+    if model.chat_template is not None and not model.chat_template.knows_tools:
+        raise RequestError("tools: this model's chat template has no place for tools", param="tools")
 
 
 def _for_template(tool: FunctionTool) -> dict[str, Any]:

@@ -31,18 +31,19 @@ async def prompt_ids(
     model, ready = state.serving(request.model)
     cut = request.truncate_prompt_tokens is not None
     if cut:
-        _check_length(texts, param)
+        for text in texts:
+            check_cut(text, param)
     found = await state.tokenize(model, texts, param, alone=alone, may_be_cut=cut)
     return [truncated(ids, request, ready.max_model_len) for ids in found]
 
 
-def _check_length(texts: Sequence[str], param: str) -> None:
+def check_cut(text: str, param: str) -> None:
     """A text that is cut is not refused for its tokens, so it must be one that can be tokenized at little cost.
 
     Raises:
         RequestError: it is too long.
     """
-    if any(len(text) > MAX_TEXT for text in texts):
+    if len(text) > MAX_TEXT:
         raise RequestError(
             f"{param}: of texts of more than {MAX_TEXT} characters no part is taken; shorten it", param=param
         )

@@ -12,7 +12,7 @@ loaded.
 import json
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -61,9 +61,25 @@ class TextTokenizer:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of a whole sequence, special tokens left out."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+    def encode_part(
+        self, text: str, most: int, side: Literal["left", "right"], *, add_special_tokens: bool
+    ) -> list[int]:
+        """The same of a text of which tokens are left out on one side, so that there are `most` with the special ones.
+
+        Of special ones none is left out.
+        """
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        added = self._tokenizer.num_special_tokens_to_add(False) if add_special_tokens else 0
+        encoding.truncate(max(0, most - added), direction="right" if side == "right" else "left")
+        return list(self._tokenizer.post_process(encoding, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
+        """The text of a whole sequence, special tokens left out or spelled."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
+
+    def spelled(self, ids: list[int]) -> list[str]:
+        """Each token as the vocabulary spells it; "" for an id that has none."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 of one token that follows others, special ones by their content; a part of a character may be alone.
