@@ -299,5 +299,5 @@ def test_schemas_grammars_and_templates_of_a_request_are_refused_by_name_and_hur
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], field: value}
     answer = http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == field
+    assert answer.json()["error"]["param"].partition(".")[0] == field
     assert server.engine_pid() == engine

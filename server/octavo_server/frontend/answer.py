@@ -53,6 +53,11 @@ class Delta:
         width = max((len(entry.token_ids) for entry in entries if entry is not None), default=0)
         return width * (len(self.logprobs) + len(self.prompt_logprobs or ()))
 
+    @property
+    def weight(self) -> int:
+        """What it costs to spell and to read, in log-probabilities: a token of text is much less than one."""
+        return self.num_logprobs + (0 if self._more is None else len(self._more[0]) // 4)
+
     def add_token(self, token_id: int, offset: int) -> None:
         """Add to the tokens."""
         if self._first is None:
@@ -99,7 +104,7 @@ class Answer:
         self.num_cached_tokens = 0
         self.finished = False
         self._text = text
-        self._detokenizer = Detokenizer(tokenizer, skip_special=text.skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, skip_special=text.skip_special_tokens, kept=text.kept)
         self._stops = StopStrings(text.stops, included=text.include_stop)
         self._length = 0  # characters so far, with what is held back
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.generation import Caller, Generation, Lengths
+from octavo_server.frontend.generation import Caller, Generation, Wanted
 from octavo_server.frontend.logprobs import (
     completion_logprobs,
     described_prompt,
@@ -16,6 +16,7 @@ from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
 from octavo_server.frontend.sse import DONE, TextFrames, frame
 from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.structured import grammar_source
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -30,11 +31,12 @@ class Completions:
         self._request = request
         self._generation = generation
         self._echoes = echoes
-        self._id = f"cmpl-{generation.id}"
+        self._id = f"cmpl-{request.request_id or generation.id}"
         self._created = state.now()
         self._name = state.names[0]
         self._text_frames: dict[int, TextFrames] = {}
-        self._only_text = request.logprobs is None and not request.return_token_ids
+        detailed = request.return_token_ids or request.continuous_usage
+        self._only_text = request.logprobs is None and not detailed
 
     @classmethod
     async def prepare(cls, state: ServerState, request: CompletionRequest, caller: Caller) -> "Completions":
@@ -46,10 +48,13 @@ class Completions:
         model, _ = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
-        tokenized = await state.tokenize(model, texts, "prompt", alone=True) if texts else []
+        alone = request.add_special_tokens is not False
+        tokenized = await state.tokenize(model, texts, "prompt", alone=alone) if texts else []
         ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
-        lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
-        generation = await Generation.prepare(state, request, ids, lengths, caller)
+        source = grammar_source(request.response_format, request.structured_outputs)
+        grammar = "" if source is None else await state.grammars.compile(source)
+        wanted = Wanted(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt", grammar=grammar)
+        generation = await Generation.prepare(state, request, ids, wanted, caller)
         echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
@@ -120,17 +125,17 @@ class Completions:
     def _logprobs(self, answer: Answer, delta: Delta, opening: bool, shift: int) -> CompletionLogprobs | None:
         if self._request.logprobs is None:
             return None
-        tokenizer = self._generation.model.tokenizer
+        tokenizer, as_ids = self._generation.model.tokenizer, bool(self._request.return_tokens_as_token_ids)
         result = CompletionLogprobs([], [], [], [])
         if opening and self._request.echo and delta.prompt_logprobs is not None:
             entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
-            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
-        extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets), shift)
+            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries, as_ids=as_ids))
+        extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets, as_ids=as_ids), shift)
         return result
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool = False) -> Completion:
         completion = Completion(self._id, self._created, self._name, choices)
-        if usage:
+        if usage or self._request.continuous_usage:
             completion.usage = self._generation.usage()
         elif self._request.include_usage:
             completion.usage = None

@@ -82,7 +82,8 @@ class BoundedObject:
         self._depth, self._values, self._bytes = depth, values, bytes
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        plain = core_schema.dict_schema(core_schema.str_schema(strict=True), core_schema.any_schema())
+        strings = core_schema.str_schema(strict=True)
+        plain = core_schema.dict_schema(strings, core_schema.any_schema(), max_length=self._values)
         return core_schema.no_info_before_validator_function(self.check, plain)
 
     def check(self, value: Any) -> Any:

@@ -37,12 +37,17 @@ PREPARE_CHOICES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long answers may be: `asked`, else `default`, else whatever fits. `param` names the field of the prompt."""
+class Wanted:
+    """What answers may be. How long: `asked`, else `default`, else whatever fits.
+
+    `param` names the field of the prompt. `grammar`: as in `ipc.SamplingParams`. `kept`: as in `TextOptions`.
+    """
 
     asked: int | None
     default: int | None
     param: str
+    grammar: str = ""
+    kept: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Generation:
         state: ServerState,
         request: GenerationRequest,
         prompts: Sequence[list[int]],
-        lengths: Lengths,
+        wanted: Wanted,
         caller: Caller,
     ) -> Self:
         """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
@@ -78,10 +83,10 @@ class Generation:
         """
         choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
         if choices <= PREPARE_CHOICES and tokens <= PREPARE_TOKENS and not request.bad_words:
-            made = cls(state, request, prompts, lengths, caller)
+            made = cls(state, request, prompts, wanted, caller)
         else:
-            made = await state.in_thread(cls, state, request, prompts, lengths, caller)
-        caller.ticket.reserve(tokens, lengths.asked if lengths.asked is not None else lengths.default, choices)
+            made = await state.in_thread(cls, state, request, prompts, wanted, caller)
+        caller.ticket.reserve(tokens, wanted.asked if wanted.asked is not None else wanted.default, choices)
         return made
 
     def __init__(
@@ -89,7 +94,7 @@ class Generation:
         state: ServerState,
         request: GenerationRequest,
         prompts: Sequence[list[int]],
-        lengths: Lengths,
+        wanted: Wanted,
         caller: Caller,
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
@@ -104,13 +109,14 @@ class Generation:
         self._request = request
         self._prompts = prompts
         self._caller = caller
+        self._text = text_options(request, wanted.kept)
         self.id = secrets.token_hex(16)
         check_parameters(request, self.model, prompts)
         bad_words = encode_bad_words(self.model, request)
         self._epoch = state.client.epoch
         self._choices: list[Choice] = []
         for at, ids in enumerate(prompts):
-            self._choices += self._choices_of(at, ids, self._sampling(ids, lengths, bad_words))
+            self._choices += self._choices_of(at, ids, self._sampling(ids, wanted, bad_words))
         self.answers = [choice.answer for choice in self._choices]
 
     async def deltas(self, *, whole: bool = False) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
@@ -155,7 +161,7 @@ class Generation:
             if only_text and len(changes) == 1:
                 found = frames(changes, begun)
             else:
-                weight = sum(delta.num_logprobs for _, delta in changes)
+                weight = sum(delta.weight for _, delta in changes)
                 found = await self._state.render(weight, partial(frames, changes, begun))
             if complete:
                 found += closing()
@@ -188,11 +194,10 @@ class Generation:
         cached = sum(min(answer.num_cached_tokens for answer in group) for group in groups)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
-    def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
-        max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
-        return sampling_params(
-            self._request, self.model.defaults, Asked(max_tokens, self._state.draw_seed(), bad_words)
-        )
+    def _sampling(self, ids: list[int], wanted: Wanted, bad_words: BadWords) -> ipc.SamplingParams:
+        max_tokens = _check_prompt(ids, self.model, wanted, self._ready.max_model_len)
+        asked = Asked(max_tokens, self._state.draw_seed(), bad_words, wanted.grammar)
+        return sampling_params(self._request, self.model.defaults, asked)
 
     def _choices_of(self, prompt: int, ids: list[int], sampling: ipc.SamplingParams) -> Iterator[Choice]:
         """The choices of one prompt: the same but for their number, which changes the noise.
@@ -231,7 +236,7 @@ class Generation:
                 max_tokens=sampling.max_tokens,
                 prompt=shared,
             )
-            answer = Answer(prompt * n + number, ids, self.model.tokenizer, text_options(request), metrics)
+            answer = Answer(prompt * n + number, ids, self.model.tokenizer, self._text, metrics)
             yield Choice(request_id, self._epoch, frame if number == 0 else None, answer)
 
     def _salt(self) -> bytes:
@@ -253,10 +258,10 @@ def _frame(asked: ipc.AddRequest, choices: list[tuple[str, ipc.SamplingParams]])
     return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others) if others else first)
 
 
-def _check_prompt(ids: list[int], model: ServedModel, lengths: Lengths, max_model_len: int) -> int:
+def _check_prompt(ids: list[int], model: ServedModel, wanted: Wanted, max_model_len: int) -> int:
     """The most tokens that the answer may have."""
     if not ids:
-        raise RequestError(f"{lengths.param}: it is empty; it needs at least one token", param=lengths.param)
-    check_token_ids(ids, model.vocab_size, lengths.param)
-    room = answer_length(lengths.asked, prompt_tokens=len(ids), max_model_len=max_model_len, param=lengths.param)
-    return room if lengths.asked is not None or lengths.default is None else min(room, lengths.default)
+        raise RequestError(f"{wanted.param}: it is empty; it needs at least one token", param=wanted.param)
+    check_token_ids(ids, model.vocab_size, wanted.param)
+    room = answer_length(wanted.asked, prompt_tokens=len(ids), max_model_len=max_model_len, param=wanted.param)
+    return room if wanted.asked is not None or wanted.default is None else min(room, wanted.default)

@@ -12,6 +12,7 @@ from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
+from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.sampling import check_text
 from octavo_server.frontend.text_threads import SHORT_TEXT, TextThreads
@@ -50,6 +51,7 @@ class ServerState:
         self._idle.set()
         self._seeds = random.Random(config.seed)
         self.text_threads = TextThreads()
+        self.grammars = Grammars()
 
     def _engine_ready(self, ready: Ready) -> None:
         """Without a flag only the engine knows how many requests it runs at once."""
