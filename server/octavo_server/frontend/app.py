@@ -118,7 +118,7 @@ def _caller(request: Request) -> Caller:
     """What `access` and `limits` found out."""
     found = request.scope["state"]
     salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
-    return Caller(found["arrival"], salt, found["place"], key, ticket)
+    return Caller(found["arrival"], salt, found["place"], key, ticket, found.get("outlet"))
 
 
 def _json(answer: msgspec.Struct) -> Response:

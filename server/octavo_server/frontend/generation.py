@@ -15,6 +15,7 @@ from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest
+from octavo_server.frontend.http import Outlet
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
@@ -54,7 +55,8 @@ class Wanted:
 class Caller:
     """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none.
 
-    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow.
+    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow; `outlet` writes what a
+    stream gets to its connection at once.
     """
 
     arrival: float
@@ -62,6 +64,7 @@ class Caller:
     place: Place
     key: str | None = None
     ticket: Ticket = UNLIMITED
+    outlet: Outlet | None = None
 
 
 class Generation:
@@ -119,8 +122,12 @@ class Generation:
             self._choices += self._choices_of(at, ids, self._sampling(ids, wanted, bad_words))
         self.answers = [choice.answer for choice in self._choices]
 
-    async def deltas(self, *, whole: bool = False) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
+    async def deltas(
+        self, *, whole: bool = False, at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None
+    ) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What the steps add, until all choices have ended; with `whole` everything at the end.
+
+        at_once: what comes while this is waited for goes there, unless it returns False.
 
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
@@ -128,6 +135,7 @@ class Generation:
         reason = "abort"
         try:
             with self._state.client.submit(self._choices, whole=whole) as stream:
+                stream.at_once = at_once
                 self._caller.place.leave()
                 async with contextlib.aclosing(stream.deltas()) as changes:
                     async for change in changes:
@@ -156,7 +164,16 @@ class Generation:
             EngineError: the engine could not finish one of the choices.
         """
         begun: set[int] = set()
-        async for changes in self.deltas():
+        outlet = self._caller.outlet if only_text else None
+
+        def write(changes: Sequence[tuple[Answer, Delta]]) -> bool:
+            if outlet is None or not outlet.is_open:
+                return False
+            if found := frames(changes, begun):
+                outlet.write(found)
+            return True
+
+        async for changes in self.deltas(at_once=None if outlet is None else write):
             complete = self.is_complete  # before anything waits, and more may come
             if only_text and len(changes) == 1:
                 found = frames(changes, begun)
