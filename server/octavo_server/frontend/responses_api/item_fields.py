@@ -5,14 +5,14 @@ Programs send back the items that they got, from here or elsewhere: what those c
 by name.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Never
 
 from pydantic import Discriminator, Field, Tag
 
 from octavo_server.frontend.fields import Body, Only, ShortText, kind
 from octavo_server.frontend.generation_fields import Text
 from octavo_server.frontend.message_fields import MAX_PARTS, Ignored, PromptCacheBreakpoint
-from octavo_server.frontend.responses_api.kinds import by_type, other_kinds
+from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type
 from octavo_server.frontend.tool_fields import FunctionName
 
 MAX_ITEMS: Final = 16_384
@@ -72,7 +72,7 @@ InputPart = Annotated[
     Annotated[InputText, Tag("input_text")]
     | Annotated[OutputText, Tag("output_text")]
     | Annotated[OutputRefusal, Tag("refusal")]
-    | other_kinds("parts", _why),
+    | Annotated[Never, OtherKinds("parts", _why), Tag(OTHER)],
     by_type(("input_text", "output_text", "refusal")),
 ]
 MessageContent = Annotated[
@@ -84,7 +84,10 @@ MessageContent = Annotated[
         custom_error_message="Input should be a string or a list of text parts",
     ),
 ]
-ResultPart = Annotated[Annotated[InputText, Tag("input_text")] | other_kinds("parts", _why), by_type(("input_text",))]
+ResultPart = Annotated[
+    Annotated[InputText, Tag("input_text")] | Annotated[Never, OtherKinds("parts", _why), Tag(OTHER)],
+    by_type(("input_text",)),
+]
 Result = Annotated[
     Annotated[Text, Tag("text")]
     | Annotated[list[ResultPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("parts")],
@@ -151,7 +154,7 @@ Item = Annotated[
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionResultItem, Tag("function_call_output")]
     | Annotated[ReasoningItem, Tag("reasoning")]
-    | other_kinds("items", _why),
+    | Annotated[Never, OtherKinds("items", _why), Tag(OTHER)],
     by_type(("message", "function_call", "function_call_output", "reasoning"), default="message"),
 ]
 Items = Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]

@@ -30,7 +30,7 @@ class Output:
     """The output of one response. `items`: those that have ended; all of them, once it has."""
 
     def __init__(self, response_id: str, call_id: Callable[[], str], spell: Spell) -> None:
-        """call_id: makes the id by which a call's result is given back. spell: log-probabilities as clients get them."""
+        """call_id: makes the id by which a result is given back. spell: log-probabilities as clients get them."""
         self.items: list[OutputItem] = []
         self.numbers = events.Numbers()
         self._id = response_id.removeprefix("resp_")

@@ -21,12 +21,12 @@ class Turn:
     before: "Turn | None"
     input: bytes
     output: bytes
-    bytes: int = field(init=False)
-    """Of the chain."""
+    size: int = field(init=False)
+    """Bytes of the chain."""
 
     def __post_init__(self) -> None:
-        earlier = 0 if self.before is None else self.before.bytes
-        object.__setattr__(self, "bytes", earlier + len(self.input) + len(self.output) + _OVERHEAD_BYTES)
+        earlier = 0 if self.before is None else self.before.size
+        object.__setattr__(self, "size", earlier + len(self.input) + len(self.output) + _OVERHEAD_BYTES)
 
     def chain(self) -> list["Turn"]:
         """From the first one to this."""
@@ -47,9 +47,9 @@ class Stored:
     at: float
 
     @property
-    def bytes(self) -> int:
-        """What it counts."""
-        return len(self.json) + self.turn.bytes
+    def size(self) -> int:
+        """Bytes that it counts."""
+        return len(self.json) + self.turn.size
 
 
 class _Shelf:
@@ -57,10 +57,10 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.responses: OrderedDict[str, Stored] = OrderedDict()
-        self.bytes = 0
+        self.size = 0
 
     def take_out(self, response_id: str) -> None:
-        self.bytes -= self.responses.pop(response_id).bytes
+        self.size -= self.responses.pop(response_id).size
 
 
 class ResponseStore:
@@ -70,31 +70,31 @@ class ResponseStore:
         """most_bytes: 0 keeps nothing. seconds: after which a response is forgotten."""
         self._most_bytes, self._seconds, self._clock = most_bytes, seconds, clock
         self._shelves: dict[str | None, _Shelf] = {}
-        self._bytes = 0
+        self._size = 0
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     @property
-    def bytes(self) -> int:
-        """What is held, counted as above."""
-        return self._bytes
+    def size(self) -> int:
+        """Bytes that are held, counted as above."""
+        return self._size
 
     def put(self, key: str | None, response_id: str, json: bytes, turn: Turn) -> None:
         """Keep a response, if it can be kept at all."""
         self.delete(key, response_id)
         stored = Stored(json, turn, self._clock())
-        if stored.bytes > self._most_bytes:
+        if stored.size > self._most_bytes:
             return
         self._forget_old()
         shelf = self._shelves.setdefault(key, _Shelf())
         shelf.responses[response_id] = stored
-        shelf.bytes += stored.bytes
-        self._bytes += stored.bytes
+        shelf.size += stored.size
+        self._size += stored.size
         self._count += 1
-        while self._bytes > self._most_bytes or self._count > MAX_RESPONSES:
-            fullest = max(self._shelves, key=lambda name: self._shelves[name].bytes)
+        while self._size > self._most_bytes or self._count > MAX_RESPONSES:
+            fullest = max(self._shelves, key=lambda name: self._shelves[name].size)
             self.delete(fullest, next(iter(self._shelves[fullest].responses)))
 
     def get(self, key: str | None, response_id: str) -> Stored | None:
@@ -108,9 +108,9 @@ class ResponseStore:
         shelf = self._shelves.get(key)
         if shelf is None or response_id not in shelf.responses:
             return False
-        before = shelf.bytes
+        before = shelf.size
         shelf.take_out(response_id)
-        self._bytes -= before - shelf.bytes
+        self._size -= before - shelf.size
         self._count -= 1
         if not shelf.responses:
             del self._shelves[key]

@@ -36,10 +36,31 @@ from octavo_server.frontend.structured_fields import JsonSchemaFormat, NamedSche
 
 # Fields that mean the same in both.
 _SAME: Final = (
-    "model temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty logit_bias stop "
-    "stop_token_ids ignore_eos min_tokens skip_special_tokens include_stop_str_in_output structured_outputs "
-    "chat_template_kwargs priority cache_salt timeout stream parallel_tool_calls request_id"
-).split()
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "structured_outputs",
+    "chat_template_kwargs",
+    "priority",
+    "cache_salt",
+    "timeout",
+    "stream",
+    "parallel_tool_calls",
+    "request_id",
+)
 # How errors of chats name a field, and how it is called here.
 _NAMES: Final = (
     (r"^messages(\[.*)?$", "input"),
@@ -159,8 +180,7 @@ def _given(item: MessageItem) -> Message:
     content = item.content if isinstance(item.content, str) else [_text_part(part) for part in item.content]
     if item.role == "user":
         return UserMessage(role="user", content=content)
-    role = "developer" if item.role == "developer" else "system"
-    return SystemMessage(role=role, content=content)
+    return SystemMessage(role="developer" if item.role == "developer" else "system", content=content)
 
 
 def _answered(item: MessageItem) -> str | list[TextPart | RefusalPart]:
@@ -209,5 +229,10 @@ def _format(request: ResponsesRequest) -> Any:
     given = None if request.text is None else request.text.format
     if not isinstance(given, SchemaFormat):
         return given
-    schema = NamedSchema(name=given.name, description=given.description, schema=given.schema_, strict=given.strict)
-    return JsonSchemaFormat(type="json_schema", json_schema=schema)
+    fields: dict[str, Any] = {
+        "name": given.name,
+        "description": given.description,
+        "schema": given.schema_,
+        "strict": given.strict,
+    }
+    return JsonSchemaFormat(type="json_schema", json_schema=NamedSchema(**fields))

@@ -1,11 +1,11 @@
 """Tools and the choice among them, in the flat form that responses have."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Never
 
 from pydantic import Field, Tag
 
 from octavo_server.frontend.fields import Body, Only
-from octavo_server.frontend.responses_api.kinds import by_type, other_kinds
+from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type
 from octavo_server.frontend.structured_fields import JsonSchema
 from octavo_server.frontend.tool_fields import MAX_TOOLS, FunctionName
 
@@ -27,7 +27,8 @@ class FunctionTool(Body):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | other_kinds("tools", lambda _: _NO_TOOLS), by_type(("function",))
+    Annotated[FunctionTool, Tag("function")] | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), Tag(OTHER)],
+    by_type(("function",)),
 ]
 
 
@@ -50,7 +51,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("word")]
     | Annotated[NamedFunction, Tag("function")]
     | Annotated[AllowedTools, Tag("allowed_tools")]
-    | other_kinds("tools", lambda _: _NO_TOOLS),
+    | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), Tag(OTHER)],
     by_type(("function", "allowed_tools"), word="word"),
 ]
 Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
