@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.answer_grammar import chat_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
 from octavo_server.frontend.message_fields import AssistantMessage, Message, RefusalPart
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest
 from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.structured import GrammarSource, Reasoning, grammar_source
 from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.tool_use import ToolUse, tool_use
+from octavo_server.frontend.truncation import prompt_ids
 
 _OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed"}  # they say nothing to a model
 
@@ -44,9 +45,8 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     text = await template.in_thread(_render, template, request, tools, variables)
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text))
     needed = bool(tools.callable) or model.format.supports_reasoning
-    source = _grammar(request, parsing, tools)
-    grammar = "" if source is None else await state.grammars.compile(source)
-    ids = await state.tokenize(model, [text], "messages", alone=bool(request.add_special_tokens))
+    grammar = await chat_grammar(state, request, parsing, tools)
+    ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
     wanted = Wanted(
         request.token_limit,
         default=None,
@@ -99,15 +99,6 @@ def _template(model: ServedModel) -> ChatTemplate:
             code="no_chat_template",
         )
     return template
-
-
-def _grammar(request: ChatCompletionRequest, parsing: Parsing, tools: ToolUse) -> GrammarSource | None:
-    markers = parsing.format.reasoning_markers
-    thoughts = None if markers is None else Reasoning(*markers, is_open=parsing.reasoning_open)
-    calls = None
-    if tools.callable:
-        calls = parsing.format.call_grammar(tools.callable, required=tools.required, parallel=tools.parallel)
-    return grammar_source(request.response_format, request.structured_outputs, calls, thoughts)
 
 
 def _render(

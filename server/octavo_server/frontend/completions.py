@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 
 from octavo_server.frontend.answer import Answer, Delta
+from octavo_server.frontend.answer_grammar import completion_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
 from octavo_server.frontend.logprobs import (
     completion_logprobs,
@@ -16,7 +17,7 @@ from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
 from octavo_server.frontend.sse import DONE, TextFrames, frame
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.structured import grammar_source
+from octavo_server.frontend.truncation import prompt_ids, truncated
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -45,17 +46,17 @@ class Completions:
         Raises:
             RequestError: a prompt is empty or does not fit; the server is full.
         """
-        model, _ = state.serving(request.model)
+        model, ready = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
         alone = request.add_special_tokens is not False
-        tokenized = await state.tokenize(model, texts, "prompt", alone=alone) if texts else []
-        ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
-        source = grammar_source(request.response_format, request.structured_outputs)
-        grammar = "" if source is None else await state.grammars.compile(source)
+        given = [truncated(ids, request, ready.max_model_len) for ids in request.prompts if not isinstance(ids, str)]
+        ids = given or await prompt_ids(state, request, texts, "prompt", alone=alone)
+        grammar = await completion_grammar(state, request)
         wanted = Wanted(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt", grammar=grammar)
         generation = await Generation.prepare(state, request, ids, wanted, caller)
-        echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
+        shown = request.prompts if request.truncate_prompt_tokens is None else ids
+        echoes = await state.in_thread(_texts, model, shown) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
     async def answer(self) -> bytes:

@@ -214,7 +214,11 @@ class Generation:
     def _sampling(self, ids: list[int], wanted: Wanted, bad_words: BadWords) -> ipc.SamplingParams:
         max_tokens = _check_prompt(ids, self.model, wanted, self._ready.max_model_len)
         asked = Asked(max_tokens, self._state.draw_seed(), bad_words, wanted.grammar)
-        return sampling_params(self._request, self.model.defaults, asked)
+        made = sampling_params(self._request, self.model.defaults, asked)
+        allowed = self._request.allowed_token_ids
+        if allowed is None or not set(allowed).isdisjoint((*self._ready.eos_token_ids, *made.stop_token_ids)):
+            return made
+        return msgspec.structs.replace(made, min_tokens=max_tokens)  # its end is not among what the answer may have
 
     def _choices_of(self, prompt: int, ids: list[int], sampling: ipc.SamplingParams) -> Iterator[Choice]:
         """The choices of one prompt: the same but for their number, which changes the noise.

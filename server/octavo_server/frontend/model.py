@@ -40,20 +40,24 @@ class ServedModel:
     chat_template: ChatTemplate | None
     defaults: SamplingDefaults
     vocab_size: int
-    format: OutputFormat = field(default_factory=OutputFormat)
+    format: OutputFormat = field(default_factory=lambda: OutputFormat(None, None))
     kept_ids: frozenset[int] = frozenset()
 
 
 def load_model(
-    directory: Path, chat_template: str | None = None, content_format: ContentFormat = "auto"
+    directory: Path,
+    chat_template: str | None = None,
+    content_format: ContentFormat = "auto",
+    parsers: tuple[str | None, str | None] = (None, None),
 ) -> ServedModel:
     """Read a model's text side; takes up to seconds for large vocabularies.
 
-    `chat_template`, a file or the template itself, is used instead of the model's.
+    `chat_template`, a file or the template itself, is used instead of the model's. `parsers`: names of those of tool
+    calls and of thoughts; None: what the template shows.
 
     Raises:
         ModelError: a file is missing, broken, or of a kind that is not supported.
-        ConfigError: the chat template that is given cannot be used.
+        ConfigError: the chat template that is given cannot be used; there is no parser of such a name.
     """
     try:
         vocab_size = read_model_config(directory).vocab_size
@@ -65,7 +69,7 @@ def load_model(
     if template is None:
         log.warning("the model has no chat template: it answers /v1/completions only")
     added = tokenizer.added_tokens()
-    form = choose_format(template.source if template is not None else "", token_ids=added)
+    form = choose_format(template.source if template is not None else "", *parsers, token_ids=added)
     kept = frozenset(added[marker] for marker in form.kept_markers if marker in added)
     return ServedModel(tokenizer, template, sampling_defaults(published), vocab_size, form, kept)
 

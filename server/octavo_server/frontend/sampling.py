@@ -95,6 +95,7 @@ def check_parameters(request: GenerationRequest, model: ServedModel, prompts: Se
         RequestError: names the field.
     """
     check_token_ids(request.stop_token_ids or [], model.vocab_size, "stop_token_ids")
+    check_token_ids(request.allowed_token_ids or [], model.vocab_size, "allowed_token_ids")
     check_token_ids([int(token) for token in request.logit_bias or ()], model.vocab_size, "logit_bias")
     count = prompt_alternatives(request)
     tokens = sum(len(ids) for ids in prompts) * request.num_choices
