@@ -151,6 +151,9 @@ class ServerConfig(EngineConfig):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
     api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
+    gateway_api_key_file: Path | None = Field(
+        None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
+    )
     chat_template: str | None = Field(
         None,
         min_length=1,

@@ -281,8 +281,6 @@ HOSTILE_SCHEMA = {"type": "object", "properties": {"a": {"pattern": "(a+)+$"}}, 
     ("field", "value"),
     [
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": HOSTILE_SCHEMA}}),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "(a+)+$"}),
         ("structured_outputs", {"grammar": 'root ::= root "a"'}),
         ("tools", [{"type": "function", "function": {"name": "f", "parameters": HOSTILE_SCHEMA}}]),
         ("guided_json", HOSTILE_SCHEMA),

@@ -12,6 +12,7 @@ from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.gateway_key import GatewayKey, read_gateway_keys
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
@@ -40,7 +41,9 @@ def create_app(state: ServerState) -> FastAPI:
     # The last one added is the first that a request meets.
     app.add_middleware(OpenRequests, state=state)
     app.add_middleware(BodyLimit)
-    app.add_middleware(ApiKeys, keys=state.config.api_key)
+    gateway_keys = read_gateway_keys(state.config.gateway_api_key_file)
+    app.add_middleware(GatewayKey, keys=gateway_keys)
+    app.add_middleware(ApiKeys, keys=(*state.config.api_key, *gateway_keys) if state.config.api_key else ())
     return app
 
 
@@ -119,8 +122,16 @@ def _model(state: ServerState, name: str) -> Model:
 def _caller(request: Request) -> Caller:
     """What `access` and `limits` found out."""
     found = request.scope["state"]
-    salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
-    return Caller(found["arrival"], salt, found["place"], key, ticket, found.get("outlet"))
+    return Caller(
+        found["arrival"],
+        found.get("salt", b""),
+        found["place"],
+        key=found.get("key"),
+        ticket=found.get("ticket", UNLIMITED),
+        outlet=found.get("outlet"),
+        is_gateway=found.get("is_gateway", False),
+        request_id=found.get("request_id", ""),
+    )
 
 
 def _json(answer: msgspec.Struct) -> Response:

@@ -53,8 +53,7 @@ class Chat:
         Raises:
             EngineError: the engine could not finish it.
         """
-        events = ChatEvents(self._form)
-        return self._generation.events(events.frames, events.closing, only_text=self._form.only_text)
+        return self._generation.events(ChatEvents(self._form), only_text=self._form.only_text)
 
     def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
         form, request = self._form, self._form.request

@@ -34,6 +34,10 @@ class ChatEvents:
                 frames += map(frame, self._chunks(answer, delta))
         return b"".join(frames)
 
+    def ending(self, answer: Answer, delta: Delta) -> bytes:
+        """The event with the finish reason of a choice, of which all else has been sent."""
+        return frame(self._ending(answer, delta))
+
     def closing(self) -> bytes:
         """What follows the last choice's end."""
         if not self._form.request.include_usage:

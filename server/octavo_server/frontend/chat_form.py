@@ -20,8 +20,8 @@ class ChatForm:
     def __init__(self, state: ServerState, request: ChatCompletionRequest, prepared: PreparedChat) -> None:
         self.request = request
         self.generation = prepared.generation
-        self.id = f"chatcmpl-{request.request_id or prepared.generation.id}"
-        self.created = state.now()
+        self.id = prepared.generation.response_id("chatcmpl")
+        self.created = prepared.generation.created
         self.name = state.names[0]
         self.echo = prepared.echo
         self.service_tier: str | UnsetType = UNSET if request.service_tier is None else "default"

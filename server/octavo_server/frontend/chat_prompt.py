@@ -43,7 +43,8 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     tools = tool_use(request, model)
     variables = template_variables(request, template, thinks=model.format.supports_reasoning)
     text = await template.in_thread(_render, template, request, tools, variables)
-    parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text))
+    hidden = () if request.skip_special_tokens is False else model.hidden_markers
+    parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools)
     ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))

@@ -43,6 +43,12 @@ class ServedModel:
     format: OutputFormat = field(default_factory=lambda: OutputFormat(None, None))
     kept_ids: frozenset[int] = frozenset()
 
+    @property
+    def hidden_markers(self) -> tuple[str, ...]:
+        """The texts of those that are special: no part of what is said."""
+        special = self.kept_ids & self.tokenizer.special_ids
+        return tuple(self.tokenizer.token_bytes(token_id).decode() for token_id in special)
+
 
 def load_model(
     directory: Path,

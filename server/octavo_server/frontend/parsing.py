@@ -17,11 +17,15 @@ from octavo_server.ipc import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Parsing:
-    """How the answers to one request are read. `reasoning_open`: the prompt ends within thoughts."""
+    """How the answers to one request are read. `reasoning_open`: the prompt ends within thoughts.
+
+    `hidden`: special tokens that are in the text for the parser alone, and never content.
+    """
 
     format: OutputFormat
     tools: tuple[Tool, ...]
     reasoning_open: bool
+    hidden: tuple[str, ...] = ()
 
     def choice(self, *, with_logprobs: bool) -> "ChoiceParser":
         """The parser of one answer. with_logprobs: its tokens have some."""
@@ -45,6 +49,7 @@ class ChoiceParser:
         """by_token: what each token says is wanted, too."""
         self._parser = parsing.format.parser(parsing.tools, reasoning_open=parsing.reasoning_open)
         self._by_token = by_token
+        self._hidden = parsing.hidden
         self._given = 0  # characters that the parser has been given
         self._unsettled: list[str] = []  # the last of them, of which nothing has been given out
         self._settled = 0  # characters before those
@@ -54,7 +59,7 @@ class ChoiceParser:
 
     def add(self, delta: Delta) -> Piece:
         """What a delta of the answer says."""
-        text, found = delta.text, _Found()
+        text, found = delta.text, _Found(self._hidden)
         if self._by_token:
             offsets = delta.offsets
             entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
@@ -108,7 +113,8 @@ class ChoiceParser:
 class _Found:
     """Gathers what a parser gives out, at a cost that does not grow with what is there."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: Sequence[str]) -> None:
+        self._hidden = hidden
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self.calls: dict[int, tuple[str | None, list[str]]] = {}
@@ -116,7 +122,10 @@ class _Found:
 
     def take(self, parsed: Parsed) -> None:
         """Add what was given out."""
-        self._content.append(parsed.content)
+        content = parsed.content
+        for marker in self._hidden:  # a token's text comes whole
+            content = content.replace(marker, "")
+        self._content.append(content)
         self._reasoning.append(parsed.reasoning)
         for call in parsed.calls:
             _, pieces = self.calls.setdefault(call.index, (call.name, []))
