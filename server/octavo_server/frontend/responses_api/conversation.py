@@ -1,5 +1,6 @@
 """The conversation that a response goes on with: what was stored before, and what its request adds."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,11 +26,11 @@ _PREFIXES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`items`: all of it. `added`: those of the request alone. `before`: the turn that it follows."""
+    """`items`: all of it. `before`: the turn that it follows. `added`: what the request adds, as JSON to be kept."""
 
     items: list[Item]
-    added: list[Item]
     before: Turn | None
+    added: bytes
 
     @classmethod
     def of(cls, request: ResponsesRequest, before: Turn | None) -> "Conversation":
@@ -46,12 +47,11 @@ class Conversation:
                 f"previous_response_id: the conversation has {len(items)} items; allowed are {MAX_ITEMS}",
                 param="previous_response_id",
             )
-        return cls(items, added, before)
+        return cls(items, before, _kept(added) if request.is_stored else b"")
 
-    def turn(self, output: Sequence[OutputItem], response_id: str) -> Turn:
-        """The turn that a response ends, with its output. Input that came without ids gets some."""
-        given = [_shown(item, f"{response_id.removeprefix('resp_')}_in{at}") for at, item in enumerate(self.added)]
-        return Turn(self.before, msgspec.json.encode(given), msgspec.json.encode([_plain(item) for item in output]))
+    def turn(self, output: Sequence[OutputItem]) -> Turn:
+        """The turn that a response ends, with its output."""
+        return Turn(self.before, self.added, msgspec.json.encode([_plain(item) for item in output]))
 
 
 def check_length(before: Turn) -> None:
@@ -78,8 +78,13 @@ def _stored(turn: Turn) -> list[Item]:
     return [item for items in lists if items != b"[]" for item in _ITEMS.validate_json(items)]
 
 
+def _kept(items: Sequence[Item]) -> bytes:
+    """As a list of input items shows them: each with an id, content in parts."""
+    name = secrets.token_hex(16)
+    return msgspec.json.encode([_shown(item, f"{name}_{at}") for at, item in enumerate(items)])
+
+
 def _shown(item: Item, name: str) -> dict[str, Any]:
-    """As a list of input items shows it: with an id, its content in parts."""
     plain = item.model_dump(exclude_none=True, by_alias=True)
     plain = {"id": f"{_PREFIXES[item.type]}_{name}", "type": item.type, **plain}
     if isinstance(item, MessageItem) and isinstance(item.content, str):

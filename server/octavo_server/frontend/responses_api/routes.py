@@ -14,7 +14,7 @@ from octavo_server.frontend.responses_api.conversation import input_items
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
 from octavo_server.frontend.responses_api.objects import Deleted
 from octavo_server.frontend.responses_api.respond import Responding
-from octavo_server.frontend.responses_api.store import ResponseStore, Stored
+from octavo_server.frontend.responses_api.store import ResponseStore, Stored, Turn
 from octavo_server.frontend.sse import stream, until_disconnect
 from octavo_server.frontend.state import ServerState
 
@@ -69,7 +69,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
     ) -> Response:
         """What the model was given for a response, in pages."""
         turn = stored(request, response_id).turn
-        return _json(await state.in_thread(_page, input_items(turn), limit, order, after))
+        return _json(await state.in_thread(_page, turn, limit, order, after))
 
     @app.post("/v1/responses/{response_id}/cancel")
     async def cancel_response(response_id: ResponseId, request: Request) -> Response:
@@ -80,7 +80,8 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         )
 
 
-def _page(items: list[dict[str, object]], limit: int, order: str, after: str | None) -> bytes:
+def _page(turn: Turn, limit: int, order: str, after: str | None) -> bytes:
+    items = input_items(turn)
     ordered = items if order == "asc" else items[::-1]
     if after is not None:
         places = [at for at, item in enumerate(ordered) if item["id"] == after]
