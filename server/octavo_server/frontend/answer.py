@@ -2,6 +2,7 @@
 
 from array import array
 from io import StringIO
+from typing import Final
 
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.stop_strings import StopStrings
@@ -9,6 +10,9 @@ from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import RequestOutput, TokenLogprobs
 from octavo_server.metrics import RequestMetrics
+
+
+LONG_TOKENS: Final = 4096
 
 
 class Delta:
@@ -52,6 +56,11 @@ class Delta:
         entries = [*self.logprobs[:1], *(self.prompt_logprobs or ())[1:2]]
         width = max((len(entry.token_ids) for entry in entries if entry is not None), default=0)
         return width * (len(self.logprobs) + len(self.prompt_logprobs or ()))
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there is more in it than is read in a moment."""
+        return self._more is not None and len(self._more[0]) > LONG_TOKENS
 
     @property
     def weight(self) -> int:

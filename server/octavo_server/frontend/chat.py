@@ -53,7 +53,7 @@ class Chat:
         Raises:
             EngineError: the engine could not finish it.
         """
-        return self._generation.events(ChatEvents(self._form), only_text=self._form.only_text)
+        return self._generation.events(ChatEvents(self._form), only_text=self._form.is_light)
 
     def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
         form, request = self._form, self._form.request

@@ -15,7 +15,10 @@ from octavo_server.ipc import TokenLogprobs
 
 
 class ChatForm:
-    """Of one request. `only_text`: its answers are told by nothing but a text and how it ended."""
+    """Of one request. `is_light`: what a step brings costs little to tell, as it needs no figures of tokens.
+
+    `only_text`: answers are told by nothing but a text and how it ended.
+    """
 
     def __init__(self, state: ServerState, request: ChatCompletionRequest, prepared: PreparedChat) -> None:
         self.request = request
@@ -28,8 +31,8 @@ class ChatForm:
         self.shows_reasoning = request.include_reasoning is not False
         self._prepared = prepared
         self._parsers: dict[int, ChoiceParser] = {}
-        detailed = request.logprobs or request.return_token_ids or request.continuous_usage
-        self.only_text = prepared.parsing is None and not detailed
+        self.is_light = not (request.logprobs or request.return_token_ids or request.continuous_usage)
+        self.only_text = prepared.parsing is None and self.is_light
 
     @property
     def has_tools(self) -> bool:

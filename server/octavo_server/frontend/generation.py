@@ -205,7 +205,7 @@ class Generation:
 
         async for changes in self.deltas(at_once=None if outlet is None else write):
             complete = self.is_complete  # before anything waits, and more may come
-            if only_text and len(changes) == 1:
+            if only_text and len(changes) == 1 and not changes[0][1].is_long:
                 found = form.frames(changes, begun)
             else:
                 weight = sum(delta.weight for _, delta in changes)
