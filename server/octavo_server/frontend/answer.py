@@ -11,7 +11,6 @@ from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import RequestOutput, TokenLogprobs
 from octavo_server.metrics import RequestMetrics
 
-
 LONG_TOKENS: Final = 4096
 
 
