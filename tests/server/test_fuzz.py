@@ -32,6 +32,7 @@ BASE = {
     ),
     "EmbeddingRequest": ("/v1/embeddings", {"model": "tiny", "input": "a"}),
     "DetokenizeRequest": ("/detokenize", {"model": "tiny", "tokens": [5]}),
+    "ResponsesRequest": ("/v1/responses", {"model": "tiny", "input": "a", "max_output_tokens": 2}),
 }
 
 
