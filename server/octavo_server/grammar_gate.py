@@ -78,7 +78,9 @@ class GrammarGate:
 
     def _hold(self, request: AddRequest, store: GrammarStore) -> AddRequest:
         grammar = self._held[request.request_id] = store.hold(request.sampling.grammar)
-        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, grammar=grammar))
+        # An answer ends where its grammar ends, and cannot go on behind its end.
+        sampling = msgspec.structs.replace(request.sampling, grammar=grammar, ignore_eos=False)
+        return msgspec.structs.replace(request, sampling=sampling)
 
     def _take_job(self, store: GrammarStore) -> list[RequestOutput]:
         if self._job is None or not self._job[1].done():

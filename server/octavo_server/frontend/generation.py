@@ -307,7 +307,11 @@ def _frame(asked: ipc.AddRequest, choices: list[tuple[str, ipc.SamplingParams]])
     """The message that asks for a prompt's choices, encoded."""
     (request_id, sampling), *others = choices
     first = msgspec.structs.replace(asked, request_id=request_id, sampling=sampling)
-    return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others) if others else first)
+    if not others:
+        return ipc.encoder.encode(first)
+    if sampling.grammar:  # once is enough
+        others = [(name, msgspec.structs.replace(each, grammar="")) for name, each in others]
+    return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others))
 
 
 def _check_prompt(ids: list[int], model: ServedModel, wanted: Wanted, max_model_len: int) -> int:
