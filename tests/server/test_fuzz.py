@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -37,17 +37,18 @@ BASE = {
 
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))  # of each operation and kind; `make fuzz` takes 200
+KNOWN_BY = "{% if false %}{{ tools }}<tool_call></tool_call><think></think>{{ enable_thinking }}{% endif %}"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServerProcess]:
-    """The real engine with a tiny model, so that pages are pages."""
+    """The real engine with a tiny model, so that pages are pages; it calls tools and thinks, so that fields of these get far."""
     directory = tmp_path_factory.mktemp("fuzz") / "model"
     tokenizer = tiny_tokenizers.byte_level_bpe()
     eos = tokenizer.token_to_id("<|im_end|>")
     size = tokenizer.get_vocab_size()
     write_checkpoint(directory, config_json("LlamaForCausalLM", vocab_size=size, eos_token_id=eos))
-    tiny_tokenizers.save(tokenizer, directory, chat_template=tiny_tokenizers.CHATML)
+    tiny_tokenizers.save(tokenizer, directory, chat_template=f"{KNOWN_BY}{tiny_tokenizers.CHATML}")
     env = {"OMP_NUM_THREADS": "1"}
     sizes = {"max_model_len": 96, "max_num_seqs": 64, "num_gpu_blocks_override": 256}
     with serving.serve(directory, fake=False, env=env, **sizes) as process:
@@ -223,6 +224,80 @@ def test_a_number_within_its_bounds_never_makes_the_server_fail(
     answer = http.post(path, json=base | {field: place(number)})
     allowed = (200, 400, 504) if field == "timeout" else (200, 400)  # who asks for a millisecond may be late
     assert answer.status_code in allowed, answer.text
+
+
+# --- tools and formats
+
+SCHEMAS: Final = st.recursive(
+    st.sampled_from(
+        [
+            {},
+            {"type": "string"},
+            {"type": "integer", "minimum": 3},
+            {"enum": ["a", 1]},
+            {"$ref": "#"},
+            {"type": "x"},
+            True,
+        ]
+    ),
+    lambda inner: st.one_of(
+        st.builds(lambda below: {"type": "array", "items": below}, inner),
+        st.builds(lambda below: {"type": "object", "properties": {"a": below}, "required": ["a"]}, inner),
+        st.builds(lambda *below: {"anyOf": list(below)}, inner, inner),
+    ),
+    max_leaves=4,
+)
+FUNCTIONS: Final = st.fixed_dictionaries(
+    {"name": st.sampled_from(["f", "g", "h-1"])},
+    optional={"description": st.text(max_size=4), "parameters": SCHEMAS, "strict": st.booleans()},
+)
+TOOLS: Final = st.lists(
+    st.builds(lambda function: {"type": "function", "function": function}, FUNCTIONS),
+    max_size=3,
+    unique_by=lambda tool: tool["function"]["name"],
+)
+NAMED: Final = st.sampled_from([{"type": "function", "function": {"name": name}} for name in "fg"])
+CHOICES: Final = st.one_of(
+    st.sampled_from(["none", "auto", "required"]),
+    NAMED,
+    st.builds(
+        lambda mode, tools: {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}},
+        st.sampled_from(["auto", "required"]),
+        st.lists(NAMED, min_size=1, max_size=2),
+    ),
+)
+FORMATS: Final = st.one_of(
+    st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    st.builds(lambda schema: {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}, SCHEMAS),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    fields=st.fixed_dictionaries(
+        {"tools": TOOLS},
+        optional={
+            "tool_choice": CHOICES,
+            "response_format": FORMATS,
+            "parallel_tool_calls": st.booleans(),
+            "reasoning_effort": st.sampled_from(["none", "low", "max"]),
+            "stream": st.booleans(),
+            "logprobs": st.booleans(),
+            "n": st.integers(1, 3),
+        },
+    )
+)
+def test_whatever_tools_and_formats_are_given_an_answer_or_a_refusal_comes(
+    http: httpx.Client, fields: dict[str, Any]
+) -> None:
+    path, base = BASE["ChatCompletionRequest"]
+    said = '<think>a</think>b<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    messages = [{"role": "user", "content": said}]
+    answer = http.post(path, json=base | {"messages": messages, "max_tokens": 120} | fields)
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 200 and fields.get("stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert '"error"' not in answer.text
 
 
 # --- streams
