@@ -60,13 +60,13 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     """
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-    if matcher.is_error():
+    if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
         raise GrammarError(one_line(matcher.get_error()))
-    if not any(mask):
+    if matcher.is_error() or not any(mask):
         raise GrammarError("no answer fits it")
     return matcher
 
 
 def one_line(text: str) -> str:
     """What llguidance says, in one line of bounded length."""
-    return " ".join(text.split())[:_SHOWN]
+    return " ".join(text.replace("<non-verbose/>", "").split())[:_SHOWN]

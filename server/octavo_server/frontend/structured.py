@@ -116,8 +116,8 @@ def _json(
 
 
 def choice_grammar(choices: list[str]) -> str:
-    """Lark whose language is these strings."""
-    return "start: " + "\n     | ".join(map(json.dumps, choices))
+    """Lark whose language is these strings: one terminal, as a rule may not have so many."""
+    return "start: CHOICE\nCHOICE: " + "\n      | ".join(map(json.dumps, choices))
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class RequestGrammar:
 
     def fail(self) -> None:
         """The matcher is in an error, which it never leaves."""
-        said = "" if self.matcher is None else " ".join(self.matcher.get_error().split())[:200]
+        from octavo_server.grammar_compiler import one_line
+
+        said = "" if self.matcher is None else one_line(self.matcher.get_error())
         self.error = f"the answer cannot be kept to its grammar beyond {self._num_consumed} tokens: {said}"
 
 
