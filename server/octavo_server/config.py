@@ -178,6 +178,15 @@ class ServerConfig(EngineConfig):
         description="how the model writes its thoughts: deepseek_r1, qwen3, mistral, or none "
         "[default: what its chat template shows]",
     )
+    response_store_size: float = Field(
+        64.0,
+        ge=0.0,
+        le=1_048_576.0,
+        description="MiB of memory for responses (/v1/responses) that previous_response_id may name; 0: none is kept",
+    )
+    response_store_seconds: float = Field(
+        86_400.0, gt=0.0, le=31_536_000.0, description="seconds after which a response is forgotten"
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )

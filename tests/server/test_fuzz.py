@@ -30,6 +30,7 @@ BASE = {
         "/v1/chat/completions",
         {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logprobs": True, "max_tokens": 2},
     ),
+    "ResponsesRequest": ("/v1/responses", {"model": "tiny", "input": "a", "max_output_tokens": 2}),
 }
 
 

@@ -17,6 +17,7 @@ from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.responses import Model, ModelList, encode
+from octavo_server.frontend.responses_api.routes import add_responses_routes
 from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
 from octavo_server.frontend.state import ServerState
 
@@ -35,6 +36,7 @@ def create_app(state: ServerState) -> FastAPI:
     refusal.install(app)
     app.add_exception_handler(ClientGone, _nobody_there)
     _add_openai_routes(app, state)
+    add_responses_routes(app, state, _caller)
     _add_operations_routes(app, state)
     # The last one added is the first that a request meets.
     app.add_middleware(OpenRequests, state=state)
