@@ -17,7 +17,6 @@ from checks import QUESTION, Checks, arguments, need
 options = arguments()
 check = Checks("openai-agents")
 set_tracing_disabled(True)
-client = openai.AsyncOpenAI(base_url=f"{options.url}/v1", api_key=options.key)
 settings = ModelSettings(max_tokens=200, temperature=0)
 
 
@@ -28,6 +27,7 @@ def weather(city: str) -> str:
 
 
 def agent(kind: type, *tools: object) -> Agent:
+    client = openai.AsyncOpenAI(base_url=f"{options.url}/v1", api_key=options.key)  # of one event loop
     model = kind(model=options.model, openai_client=client)
     return Agent("helper", instructions="Be short.", model=model, model_settings=settings, tools=list(tools))
 

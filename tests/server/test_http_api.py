@@ -539,23 +539,19 @@ def test_a_head_beyond_bounds_is_refused_and_the_connection_closed(server: servi
     assert received.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_streams_asked_for_behind_each_other_come_whole_and_in_order(
-    server: serving.ServerProcess, version: str
-) -> None:
-    """HTTP/1.0 knows no chunks: the body ends with the connection, which carries one request."""
-    address, texts = urlsplit(server.url), ["hello world", "Grüße"] if version == "1.1" else ["hello world"]
+def test_streams_asked_for_behind_each_other_come_whole_and_in_order(server: serving.ServerProcess) -> None:
+    address, texts = urlsplit(server.url), ["hello world", "Grüße"]
     with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
         for text in texts:
             body = json.dumps({"model": "tiny", "prompt": text, "stream": True, "max_tokens": 100}).encode()
-            head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         with connection.makefile("rb") as received:  # one for both: it reads ahead
             for text in texts:
                 assert received.readline().startswith(b"HTTP/1.1 200")
                 while received.readline().strip():
                     pass
-                *events, done, end = (chunked(received) if version == "1.1" else received.read()).decode().split("\n\n")
+                *events, done, end = chunked(received).decode().split("\n\n")
                 assert (done, end) == ("data: [DONE]", "")
                 pieces = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events]
                 assert "".join(pieces) == text
