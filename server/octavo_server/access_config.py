@@ -4,12 +4,13 @@ import json
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
+KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
 Texts = tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...]
 
 
@@ -61,11 +62,14 @@ class AccessConfig(BaseModel):
         description="clients show a certificate: 0 never, 1 if they like, 2 always [default: 2 with --ssl-ca-certs]",
     )
     enable_ssl_refresh: bool = Field(True, description="take certificates that have changed, for new connections")
-    allowed_origins: Texts = Field(
+    allowed_origins: KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
+Texts = Field(
         (), description="origin(s) whose pages may ask from a browser, as a JSON list too; * is any [default: none]"
     )
-    allowed_methods: Texts = Field(("GET", "POST"), description="methods that they may use [default: GET and POST]")
-    allowed_headers: Texts = Field(("*",), description="headers that they may send [default: *, any]")
+    allowed_methods: KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
+Texts = Field(("GET", "POST"), description="methods that they may use [default: GET and POST]")
+    allowed_headers: KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
+Texts = Field(("*",), description="headers that they may send [default: *, any]")
     allow_credentials: bool = Field(False, description="their browsers may send cookies and certificates along")
 
     @field_validator("allowed_origins", "allowed_methods", "allowed_headers", mode="before")
