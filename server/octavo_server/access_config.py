@@ -62,14 +62,11 @@ class AccessConfig(BaseModel):
         description="clients show a certificate: 0 never, 1 if they like, 2 always [default: 2 with --ssl-ca-certs]",
     )
     enable_ssl_refresh: bool = Field(True, description="take certificates that have changed, for new connections")
-    allowed_origins: KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
-Texts = Field(
+    allowed_origins: Texts = Field(
         (), description="origin(s) whose pages may ask from a browser, as a JSON list too; * is any [default: none]"
     )
-    allowed_methods: KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
-Texts = Field(("GET", "POST"), description="methods that they may use [default: GET and POST]")
-    allowed_headers: KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
-Texts = Field(("*",), description="headers that they may send [default: *, any]")
+    allowed_methods: Texts = Field(("GET", "POST"), description="methods that they may use [default: GET and POST]")
+    allowed_headers: Texts = Field(("*",), description="headers that they may send [default: *, any]")
     allow_credentials: bool = Field(False, description="their browsers may send cookies and certificates along")
 
     @field_validator("allowed_origins", "allowed_methods", "allowed_headers", mode="before")

@@ -149,6 +149,9 @@ class ServerConfig(AccessConfig, EngineConfig):
     served_model_name: tuple[Name, ...] = Field(
         (), description="name(s) clients may ask for [default: the directory's name]; the first one is in the answers"
     )
+    gateway_api_key_file: Path | None = Field(
+        None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
+    )
     chat_template: str | None = Field(
         None,
         min_length=1,
@@ -159,6 +162,19 @@ class ServerConfig(AccessConfig, EngineConfig):
         "auto",
         description="what the chat template takes for a message's content: a string, or OpenAI's list of parts; "
         "auto: found out by reading it",
+    )
+    enable_auto_tool_choice: bool = Field(
+        True, description="take what the model writes as tool calls for such; no: requests with tools are refused"
+    )
+    tool_call_parser: Name | None = Field(
+        None,
+        description="how the model writes tool calls: hermes, llama3_json, mistral, pythonic, qwen3_coder, or none "
+        "[default: what its chat template shows]",
+    )
+    reasoning_parser: Name | None = Field(
+        None,
+        description="how the model writes its thoughts: deepseek_r1, qwen3, mistral, or none "
+        "[default: what its chat template shows]",
     )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
@@ -173,6 +189,11 @@ class ServerConfig(AccessConfig, EngineConfig):
         None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @property
+    def tool_parser(self) -> str | None:
+        """The parser for tool calls; None: to be chosen by the chat template."""
+        return self.tool_call_parser if self.enable_auto_tool_choice else "none"
 
     def engine(self) -> EngineConfig:
         """The part that the engine process gets."""

@@ -105,6 +105,16 @@ class Answer:
 
     def take(self, output: RequestOutput, delta: Delta) -> None:
         """Add a result of the engine to `delta`. Tokens after the one that completes a stop string are dropped."""
+        self.metrics.output(output, self._take(output, delta))
+        if delta.finish_reason is not None:
+            self.metrics.end(delta.finish_reason)
+
+    def replay(self, output: RequestOutput, delta: Delta) -> None:
+        """As `take`, for what another engine made of this answer: it is measured nowhere."""
+        self._take(output, delta)
+
+    def _take(self, output: RequestOutput, delta: Delta) -> int:
+        """The number of tokens that belong to the answer."""
         delta.finish_reason, delta.stop_reason = output.finish_reason, output.stop_reason
         if output.prompt_logprobs is not None:
             delta.prompt_logprobs = output.prompt_logprobs
@@ -114,11 +124,10 @@ class Answer:
         if output.logprobs is not None:
             delta.logprobs += output.logprobs[:taken]
         self.num_tokens += taken
-        self.metrics.output(output, taken)
         if delta.finish_reason is not None:
             delta.add_text(self._stops.end())
             self.finished = True
-            self.metrics.end(delta.finish_reason)
+        return taken
 
     def _take_tokens(self, output: RequestOutput, delta: Delta) -> int:
         """The number of tokens that belong to the answer."""

@@ -120,8 +120,16 @@ def _model(state: ServerState, name: str) -> Model:
 def _caller(request: Request) -> Caller:
     """What `access` and `limits` found out."""
     found = request.scope["state"]
-    salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
-    return Caller(found["arrival"], salt, found["place"], key, ticket)
+    return Caller(
+        found["arrival"],
+        found.get("salt", b""),
+        found["place"],
+        key=found.get("key"),
+        ticket=found.get("ticket", UNLIMITED),
+        outlet=found.get("outlet"),
+        is_gateway=found.get("is_gateway", False),
+        request_id=found.get("request_id", ""),
+    )
 
 
 def _json(answer: msgspec.Struct) -> Response:

@@ -38,8 +38,8 @@ class Chat:
         self._state = state
         self._request = request
         self._generation = generation
-        self._id = f"chatcmpl-{generation.id}"
-        self._created = state.now()
+        self._id = generation.response_id("chatcmpl")
+        self._created = generation.created
         self._name = state.names[0]
         self._text_frames: dict[int, TextFrames] = {}
         self._only_text = not request.logprobs and not request.return_token_ids
@@ -79,7 +79,7 @@ class Chat:
         Raises:
             EngineError: the engine could not finish it.
         """
-        return self._generation.events(self._frames, self._closing, only_text=self._only_text)
+        return self._generation.events(self, only_text=self._only_text)
 
     def _completion(self, wholes: Sequence[Delta]) -> ChatCompletion:
         with_ids = bool(self._request.return_token_ids)
@@ -106,7 +106,7 @@ class Chat:
             ),
         )
 
-    def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+    def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
         frames = []
         for answer, delta in changes:
@@ -119,7 +119,11 @@ class Chat:
                 frames += map(frame, self._chunks(answer, delta))
         return b"".join(frames)
 
-    def _closing(self) -> bytes:
+    def ending(self, answer: Answer, delta: Delta) -> bytes:
+        """The event with the finish reason of a choice, of which all else has been sent."""
+        return frame(self._end_chunk(answer, delta))
+
+    def closing(self) -> bytes:
         """What follows the last choice's end."""
         if not self._request.include_usage:
             return DONE
@@ -151,9 +155,12 @@ class Chat:
                 choice.token_ids = delta.token_ids
             chunks.append(self._chunk(choice))
         if delta.finish_reason is not None:
-            choice = ChatChunkChoice(answer.index, ChunkDelta(), delta.finish_reason, stop_reason=delta.stop_reason)
-            chunks.append(self._chunk(choice))
+            chunks.append(self._end_chunk(answer, delta))
         return chunks
+
+    def _end_chunk(self, answer: Answer, delta: Delta) -> ChatChunk:
+        choice = ChatChunkChoice(answer.index, ChunkDelta(), delta.finish_reason, stop_reason=delta.stop_reason)
+        return self._chunk(choice)
 
     def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
         usage = None if self._request.include_usage else UNSET

@@ -30,8 +30,8 @@ class Completions:
         self._request = request
         self._generation = generation
         self._echoes = echoes
-        self._id = f"cmpl-{generation.id}"
-        self._created = state.now()
+        self._id = generation.response_id("cmpl")
+        self._created = generation.created
         self._name = state.names[0]
         self._text_frames: dict[int, TextFrames] = {}
         self._only_text = request.logprobs is None and not request.return_token_ids
@@ -69,13 +69,13 @@ class Completions:
         Raises:
             EngineError: the engine could not finish one of the choices.
         """
-        return self._generation.events(self._frames, self._closing, only_text=self._only_text)
+        return self._generation.events(self, only_text=self._only_text)
 
     def _whole(self, wholes: Sequence[tuple[Answer, Delta]]) -> Completion:
         choices = [self._choice(answer, whole, opening=True) for answer, whole in wholes]
         return self._completion(choices, usage=True)
 
-    def _frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+    def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had some, to which it adds."""
         frames = []
         for answer, delta in changes:
@@ -89,7 +89,12 @@ class Completions:
                 frames.append(frame(self._completion([part])))
         return b"".join(frames)
 
-    def _closing(self) -> bytes:
+    def ending(self, answer: Answer, delta: Delta) -> bytes:
+        """The event with the finish reason of a choice, of which all else has been sent."""
+        choice = CompletionChoice(answer.index, "", delta.finish_reason, stop_reason=delta.stop_reason)
+        return frame(self._completion([choice]))
+
+    def closing(self) -> bytes:
         """What follows the last choice's end."""
         return frame(self._completion([], usage=True)) + DONE if self._request.include_usage else DONE
 
@@ -125,7 +130,8 @@ class Completions:
         if opening and self._request.echo and delta.prompt_logprobs is not None:
             entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
             extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
-        extend(result, completion_logprobs(tokenizer, delta.logprobs, delta.offsets), shift)
+        offsets = delta.offsets if delta.logprobs else []  # tokens that are replayed have none
+        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets), shift)
         return result
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool = False) -> Completion:

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -16,8 +16,10 @@ from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.model import ServedModel
+from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
+from octavo_server.frontend.resume import check_resume, replay, replayed_tokens
 from octavo_server.frontend.sampling import (
     Asked,
     BadWords,
@@ -49,7 +51,8 @@ class Lengths:
 class Caller:
     """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none.
 
-    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow.
+    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow; `outlet` writes what a
+    stream gets to its connection at once. `is_gateway`: by its key.
     """
 
     arrival: float
@@ -57,6 +60,25 @@ class Caller:
     place: Place
     key: str | None = None
     ticket: Ticket = UNLIMITED
+    outlet: Outlet | None = None
+    is_gateway: bool = False
+    request_id: str = ""
+
+
+class Events(Protocol):
+    """How the events of a stream look. Each method gives the bytes of as many as it takes."""
+
+    def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+        """What steps brought. `begun`: choices that have had an event, to which it adds."""
+        ...
+
+    def ending(self, answer: Answer, delta: Delta) -> bytes:
+        """How a choice ended, of which all else has been sent."""
+        ...
+
+    def closing(self) -> bytes:
+        """What follows the last choice's end."""
+        ...
 
 
 class Generation:
@@ -77,7 +99,8 @@ class Generation:
             RequestError: as making one does; 429 if its tokens are more than its key's limit leaves.
         """
         choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
-        if choices <= PREPARE_CHOICES and tokens <= PREPARE_TOKENS and not request.bad_words:
+        work = tokens + len(replayed_tokens(request))
+        if choices <= PREPARE_CHOICES and work <= PREPARE_TOKENS and not request.bad_words:
             made = cls(state, request, prompts, lengths, caller)
         else:
             made = await state.in_thread(cls, state, request, prompts, lengths, caller)
@@ -105,16 +128,29 @@ class Generation:
         self._prompts = prompts
         self._caller = caller
         self.id = secrets.token_hex(16)
+        self.created = state.now() if request.octavo_resume is None else request.octavo_resume.created
         check_parameters(request, self.model, prompts)
+        check_resume(request, prompts, self.model.vocab_size, by_gateway=caller.is_gateway)
         bad_words = encode_bad_words(self.model, request)
         self._epoch = state.client.epoch
         self._choices: list[Choice] = []
         for at, ids in enumerate(prompts):
-            self._choices += self._choices_of(at, ids, self._sampling(ids, lengths, bad_words))
+            sampling = self._sampling(ids, lengths, bad_words)
+            self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
+        self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
-    async def deltas(self, *, whole: bool = False) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
+    def response_id(self, kind: str) -> str:
+        """What the answer is called."""
+        resume = self._request.octavo_resume
+        return f"{kind}-{self.id}" if resume is None else resume.response_id
+
+    async def deltas(
+        self, *, whole: bool = False, at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None
+    ) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What the steps add, until all choices have ended; with `whole` everything at the end.
+
+        at_once: what comes while this is waited for goes there, unless it returns False.
 
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
@@ -122,6 +158,7 @@ class Generation:
         reason = "abort"
         try:
             with self._state.client.submit(self._choices, whole=whole) as stream:
+                stream.at_once = at_once
                 self._caller.place.leave()
                 async with contextlib.aclosing(stream.deltas()) as changes:
                     async for change in changes:
@@ -134,32 +171,43 @@ class Generation:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
             self._caller.ticket.used(sum(map(len, self._prompts)), (answer.num_tokens for answer in self.answers))
 
-    async def events(
-        self,
-        frames: Callable[[Sequence[tuple[Answer, Delta]], set[int]], bytes],
-        closing: Callable[[], bytes],
-        *,
-        only_text: bool,
-    ) -> AsyncGenerator[bytes, None]:
+    async def events(self, form: Events, *, only_text: bool) -> AsyncGenerator[bytes, None]:
         """The events of a stream, those of what `deltas` gives at a time together.
 
-        frames: makes the events of changes; to the set, choices that have had some, it adds. closing: the events at the
-        end. only_text: no event holds more than a text and how it ended, so one is no work.
+        only_text: no event holds more than a text and how it ended, so one is no work.
 
         Raises:
             EngineError: the engine could not finish one of the choices.
         """
         begun: set[int] = set()
-        async with contextlib.aclosing(self.deltas()) as deltas:  # who stops here has ended the request, too
+        if self._replayed is not None:
+            answer, delta = self.answers[0], self._replayed
+            # What comes of it has been sent, by another server; what follows depends on it.
+            await self._state.render(answer.num_tokens, partial(form.frames, [(answer, delta)], begun))
+            if delta.finish_reason is not None:
+                answer.metrics.end(delta.finish_reason)
+                yield form.ending(answer, delta) + form.closing()
+                return
+        outlet = self._caller.outlet if only_text else None
+
+        def write(changes: Sequence[tuple[Answer, Delta]]) -> bool:
+            if outlet is None or not outlet.is_open:
+                return False
+            if found := form.frames(changes, begun):
+                outlet.write(found)
+            return True
+
+        deltas = self.deltas(at_once=None if outlet is None else write)
+        async with contextlib.aclosing(deltas):  # who stops here has ended the request, too
             async for changes in deltas:
                 complete = self.is_complete  # before anything waits, and more may come
                 if only_text and len(changes) == 1:
-                    found = frames(changes, begun)
+                    found = form.frames(changes, begun)
                 else:
                     weight = sum(delta.num_logprobs for _, delta in changes)
-                    found = await self._state.render(weight, partial(frames, changes, begun))
+                    found = await self._state.render(weight, partial(form.frames, changes, begun))
                 if complete:
-                    found += closing()
+                    found += form.closing()
                 if found:
                     yield found
 
@@ -212,6 +260,7 @@ class Generation:
             salt=salt,
             priority=request.priority or 0,
             deadline=self._deadline(),
+            output_token_ids=replayed_tokens(request),
         )
         numbered = [
             msgspec.structs.replace(

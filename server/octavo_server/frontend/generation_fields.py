@@ -46,6 +46,14 @@ class StreamOptions(Body):
     continuous_usage_stats: Annotated[Any, Only(False)] = None
 
 
+class Resume(Body):
+    """An answer that began elsewhere: its tokens so far, and what it is called. See `resume.py`."""
+
+    output_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_PROMPT_TOKENS)]
+    response_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+    created: Annotated[int, Field(ge=0, le=2**53)]
+
+
 class GenerationRequest(Body):
     """What chats and completions share."""
 
@@ -96,6 +104,7 @@ class GenerationRequest(Body):
         ]
         | None
     ) = None
+    octavo_resume: Annotated[Resume, Field(description="for the gateway alone: an answer to go on with")] | None = None
     # Taken and of no effect.
     user: ShortText | None = None
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Entries(MAX_METADATA)] | None = None

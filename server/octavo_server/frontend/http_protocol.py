@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.limits import MAX_BODY_BYTES
+from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -139,6 +140,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._deadline = self.loop.time() + BODY_SECONDS
             self._framing = _framing(self.headers) if self.parser.should_upgrade() else b""
             super().on_headers_complete()
+            if self.cycle is not None:
+                self.scope["state"]["outlet"] = Outlet(self.cycle)  # its task has not begun yet
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, of no interest once refused or answered."""

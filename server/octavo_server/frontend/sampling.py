@@ -8,6 +8,7 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.model import SamplingDefaults, ServedModel
 from octavo_server.frontend.openai import CompletionRequest
+from octavo_server.frontend.resume import replayed_tokens
 from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import SamplingParams
@@ -81,6 +82,8 @@ def prompt_alternatives(request: GenerationRequest) -> int | None:
 
     An echo has those of the prompt as it has those of the answer.
     """
+    if replayed_tokens(request):
+        return None  # they came with the first token
     echoed = request.num_logprobs if isinstance(request, CompletionRequest) and request.echo else None
     return max((count for count in (request.prompt_logprobs, echoed) if count is not None), default=None)
 
