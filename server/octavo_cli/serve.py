@@ -9,13 +9,13 @@ import click
 from click.core import ParameterSource
 
 from octavo_cli.options import options_of, validated
+from octavo_server.access_config import KEY_VARIABLES
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ModelError
 from octavo_server.frontend.engine_child import EngineChild, bytecode_environment
 from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
-KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # the first that is set
 _VISIBLE: Final = (
     "warning: who lists this machine's processes sees the keys of --api-key; --api-key-file and "
     f"{KEY_VARIABLES[0]} keep them to themselves"

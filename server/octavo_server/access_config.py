@@ -4,12 +4,13 @@ import json
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
+KEY_VARIABLES: Final = ("OCTAVO_API_KEY", "VLLM_API_KEY")  # in the environment; the first that is set
 Texts = tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...]
 
 

@@ -56,7 +56,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
     (base / "keys" / "keys.yaml").write_text(KEYS)
     config: dict[str, Any] = {"api_key_file": [str(base / "keys")], "admin_port": 0}
     config |= {"allowed_origins": ['["https://page.example"]'], "max_num_seqs": 4}
-    env = {"FAKE_HOLD": str(base / "hold")}
+    env = {"FAKE_HOLD": str(base / "hold"), "OCTAVO_API_KEY": "sk-variable", "VLLM_API_KEY": "sk-variable"}
     with serving.serve(serving.text_model(base / "model"), env=env, **config) as server:
         server.wait_until_ready()
         yield Access(server, base / "keys", base / "hold")
@@ -249,7 +249,8 @@ def test_keys_change_without_a_restart_and_open_streams_end_well(held: Access) -
 def test_no_child_process_knows_a_key(access: Access) -> None:
     for pid in access.server.children():
         for file in ("cmdline", "environ"):
-            assert b"sk-plain" not in Path(f"/proc/{pid}/{file}").read_bytes()
+            assert b"sk-" not in Path(f"/proc/{pid}/{file}").read_bytes()
+    assert b"sk-variable" in Path(f"/proc/{access.server.process.pid}/environ").read_bytes()
 
 
 # --- limits
@@ -307,6 +308,19 @@ def test_what_a_client_that_leaves_has_used_counts(held: Access) -> None:
         with pytest.raises(httpx.ReadTimeout):
             waiting.result()
         serving.until(lambda: used_since(begin, left_of_60(client), 20))
+
+
+def test_a_client_that_closes_its_side_has_left(held: Access) -> None:
+    body = b'{"model": "tiny", "prompt": "hello"}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\nAuthorization: Bearer sk-plain\r\n\r\n"
+    address = urlsplit(held.url)
+    with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
+        connection.sendall(head.encode() + body)
+        serving.until(lambda: held.server.metric("vllm:num_requests_running") == 1)
+        connection.shutdown(socket.SHUT_WR)
+        serving.until(lambda: held.server.metric("vllm:num_requests_running") == 0)
+        assert connection.recv(1) == b""
 
 
 def test_past_its_tokens_a_key_is_refused_and_who_owes_before_its_body_is_read(access: Access) -> None:

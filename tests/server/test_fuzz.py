@@ -42,7 +42,7 @@ KNOWN_BY = "{% if false %}{{ tools }}<tool_call></tool_call><think></think>{{ en
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServerProcess]:
-    """The real engine with a tiny model, so that pages are pages; it calls tools and thinks, so that fields of these get far."""
+    """The real engine, so that pages are pages; its model calls tools and thinks, so that their fields get far."""
     directory = tmp_path_factory.mktemp("fuzz") / "model"
     tokenizer = tiny_tokenizers.byte_level_bpe()
     eos = tokenizer.token_to_id("<|im_end|>")

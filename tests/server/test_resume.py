@@ -19,7 +19,7 @@ import tiny_tokenizers
 from tiny_models import config_json, write_checkpoint
 
 DEMO: Final = Path(__file__).resolve().parents[2] / "server" / "octavo_server" / "demo_model"
-GATEWAY: Final = {"authorization": "Bearer the gateway's"}
+GATEWAY: Final = {"authorization": "Bearer the-gateways"}
 CLIENT: Final = {"authorization": "Bearer a client's"}
 HTTP: Final = httpx.Client(timeout=60, verify=False)  # one for all: each makes a context for TLS, for 20 ms
 MESSAGES: Final = [{"role": "user", "content": "Grüße, what is a page? 🙂"}]
@@ -34,7 +34,7 @@ def connections() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "gateway"
-    path.write_text("the gateway's\n\nits next one\n")
+    path.write_text("the-gateways\n\nits-next-one\n")
     return path
 
 
@@ -261,4 +261,4 @@ def test_a_client_may_not_write_the_beginning_of_its_answer(tiny: str) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (403, "octavo_resume")
     assert "--gateway-api-key-file" in error["message"]
-    assert httpx.get(f"{tiny}/v1/models", headers={"authorization": "Bearer its next one"}).status_code == 200
+    assert httpx.get(f"{tiny}/v1/models", headers={"authorization": "Bearer its-next-one"}).status_code == 200

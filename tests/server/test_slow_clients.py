@@ -291,6 +291,26 @@ async def test_a_body_whose_answer_is_there_already_is_bounded_in_time_and_lengt
     assert client.statuses == [200, 200]  # what fits is passed over
 
 
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"h2c, websocket"])
+@pytest.mark.parametrize("cut", [1, 7, 10_000])
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    connect: Connect, app: App, protocol: bytes, cut: int
+) -> None:
+    """As Java's client does by default: with a body, which is to be read."""
+    asking = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AA\r\n\r\n"
+    requests = [POST % 3, CHUNKED, GET, POST % 0, POST % 2]
+    bodies = [b"abc", b"2\r\nde\r\n0\r\n\r\n", b"", b"", b"fg"]
+    client = connect()
+    for head, body in zip(requests, bodies, strict=True):
+        sent = head.removesuffix(b"\r\n") + asking + body
+        for at in range(0, len(sent), cut):
+            await client.send(sent[at : at + cut])
+    assert (client.statuses, app.bodies) == ([200] * 5, [b"abc", b"de", b"", b"", b"fg"])
+    await client.send(POST % 2 + b"hi")
+    assert app.bodies[-1] == b"hi"
+    assert not client.transport.closed
+
+
 async def test_what_ends_a_chunked_body_is_bounded_and_is_no_header(connect: Connect, app: App) -> None:
     client = connect()
     await client.send(CHUNKED + b"1\r\na\r\n0\r\nX-Late: yes\r\nAuthorization: Bearer x\r\n\r\n")

@@ -17,7 +17,6 @@ from octavo_server.frontend.completions import Completions
 from octavo_server.frontend.described import answers
 from octavo_server.frontend.embedding_fields import EmbeddingRequest
 from octavo_server.frontend.embeddings import Embeddings
-from octavo_server.frontend.gateway_key import GatewayKey, read_gateway_keys
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
@@ -47,7 +46,6 @@ def create_app(state: ServerState) -> FastAPI:
     # The last one added is the first that a request meets.
     app.add_middleware(OpenRequests, state=state)
     app.add_middleware(BodyLimit)
-    app.add_middleware(GatewayKey, keys=read_gateway_keys(state.config.gateway_api_key_file))
     app.add_middleware(Gate, keys=state.keys)
     allow_origins(app, state.config)
     return app

@@ -15,8 +15,8 @@ from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest
-from octavo_server.frontend.http_protocol import Outlet
 from octavo_server.frontend.model import ServedModel
+from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
 from octavo_server.frontend.resume import check_resume, replay, replayed_tokens

@@ -10,11 +10,13 @@ import math
 from http import HTTPStatus
 from typing import Any, Final
 
+import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.limits import MAX_BODY_BYTES
+from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -47,25 +49,10 @@ _CROWDED: Final = _answer(
 _PROBES: Final = frozenset({b"/health", b"/ready"})
 
 
-class Outlet:
-    """Writes pieces of a streamed answer to its connection at once, past the task that sends it."""
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a piece can be written now: the answer has begun, and the client reads as fast as it is written."""
-        cycle = self._cycle
-        return (
-            cycle.response_started
-            and not (cycle.response_complete or cycle.disconnected or cycle.flow.write_paused)
-            and cycle.chunked_encoding is True
-        )
-
-    def write(self, piece: bytes) -> None:
-        """Write a piece, which is not empty; only while it `is_open`."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The headers that say where a body ends, if there is one."""
+    kept = [(name, value) for name, value in headers if name in (b"content-length", b"transfer-encoding")]
+    return b"".join(b"%s: %s\r\n" % header for header in kept if header[1].strip(b"0"))
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -78,7 +65,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head = 0  # bytes of the target and the complete headers
         self._unfinished = 0  # bytes in a row that made neither a head nor a body complete, or longer
         self._unwanted = 0  # bytes of a body that came after its answer
-        self._refused = self._surplus = False
+        self._refused = self._surplus = self._resuming = False
+        self._framing = b""  # the headers that say where the body ends, of a request that asks for another protocol
         self._deadline = math.inf  # of what is expected of the client, if anything is
         self._unread, self._unread_since = 0, math.inf
 
@@ -104,7 +92,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._in_head and not self._in_body and self._deadline != math.inf:  # a request may begin
             self._deadline = min(self._deadline, self.loop.time() + HEAD_SECONDS)
         self._begun_here = self._body_here = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         # Data in which a head begins may hold an earlier request's body too; it is one read from the socket at most.
         if (self._in_head and not self._begun_here) or (self._in_body and not self._body_here):
             self._unfinished += len(data)
@@ -113,18 +102,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if self._resuming:
+            return
         self._in_head = self._begun_here = True
         self._head = self._unfinished = self._unwanted = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         """A part of the target."""
+        if self._resuming:
+            return
         self._head += len(url)
         if self._head <= MAX_HEAD_BYTES:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A complete header. Beyond the bounds it is not kept, nor behind a body: it would pass for one before it."""
+        if self._resuming:
+            return
         self._head += len(name) + len(value)
         if not self._in_head:
             if self._head > MAX_HEAD_BYTES:
@@ -134,6 +129,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete: the request is started if it is within the bounds."""
+        if self._resuming:
+            return
         if self._head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(_TOO_LARGE)
         elif self._surplus and len(self._door.connections) > self._door.max_connections and self.url not in _PROBES:
@@ -141,6 +138,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         else:
             self._in_head, self._in_body, self._unfinished = False, True, 0
             self._deadline = self.loop.time() + BODY_SECONDS
+            self._framing = _framing(self.headers) if self.parser.should_upgrade() else b""
             super().on_headers_complete()
             if self.cycle is not None:
                 self.scope["state"]["outlet"] = Outlet(self.cycle)  # its task has not begun yet
@@ -159,7 +157,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is complete; another may follow on the connection."""
-        if not self._refused:
+        if not self._refused and not self._framing:
             self._in_body = False
             self._deadline = self.loop.time() + IDLE_SECONDS if self.cycle.response_complete else math.inf
             super().on_message_complete()
@@ -189,12 +187,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         else:
             self._refuse(_TOO_SLOW if self._in_head or self._in_body else b"")
 
-    def send_400_response(self, msg: str) -> None:
-        """The parser does not understand the request; uvicorn's `msg` says no more than that."""
-        self._refuse(_MALFORMED)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Who asks for HTTP/2 or a WebSocket is answered in HTTP/1.1; the log need not fill up with it."""
+    def _feed(self, data: bytes) -> None:
+        """To the parser. Who asks for HTTP/2 or a WebSocket is answered in HTTP/1.1."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(_MALFORMED)
+        except httptools.HttpParserUpgrade as upgrade:  # it takes what follows for another protocol, and is of no use
+            if not self._framing or self._refused:
+                return
+            self.parser, self._resuming = httptools.HttpRequestParser(self), True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + self._framing + b"\r\n")
+            self._resuming, self._framing = False, b""
+            self._feed(data[upgrade.args[0] :])
 
     def _refuse(self, answer: bytes) -> None:
         """Close the connection, after an answer where none has begun that it would break into."""

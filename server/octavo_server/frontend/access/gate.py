@@ -1,7 +1,8 @@
 """What a request meets first: is this route here, has the client a key, and is it within the key's limits? Plain ASGI.
 
 Routes find in the request's `state`: `key`, the name of the API key, the `salt` that keeps cached pages of tenants
-apart, and the `ticket` that counts tokens. Until a request has passed, nothing of it is read but its head.
+apart, the `ticket` that counts tokens, and `is_gateway`, whether the key is our own gateway's. Until a request has
+passed, nothing of it is read but its head.
 """
 
 from typing import Final
@@ -42,6 +43,8 @@ class Gate:
                 await answer(scope, receive, send)
                 return
             key = found
+        elif not self._ring.closed and self._ring.keys:
+            self._note_gateway(scope)
         if not door.leads_to(path):
             message = f"there is no {scope['method']} {path[:200]} at this port"
             await refuse(404, ErrorObject(message, code="unknown_url"))(scope, receive, send)
@@ -59,9 +62,14 @@ class Gate:
         # Of several, one that stands before us may have looked at another.
         return key if key is not None and scheme.lower() == "bearer" and len(given) == 1 else "the API key is not valid"
 
+    def _note_gateway(self, scope: Scope) -> None:
+        """Where nobody needs a key, the gateway still shows by its own who it is."""
+        key = self._key(Headers(scope=scope).getlist("authorization"))
+        scope.setdefault("state", {})["is_gateway"] = not isinstance(key, str) and key.gateway
+
     async def _within_limits(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
-        state.update(key=key.name, salt=key.salt)
+        state.update(key=key.name, salt=key.salt, is_gateway=key.gateway)
         if key.limits == _NONE:
             await self._app(scope, receive, send)
             return

@@ -7,7 +7,7 @@ are kept and compared as digests under a secret of this process, all of the same
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,6 @@ from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.access.key_files import Entry, read_keys
 from octavo_server.frontend.access.rates import Limits
-from octavo_server.frontend.gateway_key import read_gateway_keys
 
 MAX_KEYS: Final = 1000  # each is compared at every request: 0.1 ms
 _SECRET: Final = secrets.token_bytes(32)
@@ -24,12 +23,13 @@ _SECRET: Final = secrets.token_bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that is taken. `salt` keeps the cached pages of tenants apart."""
+    """A key that is taken. `salt` keeps the cached pages of tenants apart. `gateway`: our own, which may do more."""
 
     name: str
     digest: bytes
     salt: bytes
     limits: Limits
+    gateway: bool = False
 
 
 class KeyRing:
@@ -48,7 +48,8 @@ class KeyRing:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files and directories that keys come from."""
-        return self._config.api_key_file
+        gateway = self._config.gateway_api_key_file
+        return self._config.api_key_file if gateway is None else (*self._config.api_key_file, gateway)
 
     def find(self, given: bytes) -> ApiKey | None:
         """The key that was given. All are compared, each in constant time: how long it takes tells nothing of them."""
@@ -74,19 +75,20 @@ class KeyRing:
     def _read(self) -> tuple[ApiKey, ...]:
         config = self._config
         entries = [Entry(f"api-key-{n}", key, named=False) for n, key in enumerate(dict.fromkeys(config.api_key), 1)]
-        for path in config.api_key_file:
-            entries += read_keys(path)
+        gateway: set[str] = set()
+        for path in self.files:
+            found = read_keys(path)
+            entries += found
             if len(entries) > MAX_KEYS:
                 raise ConfigError(f"{path}: there are more than {MAX_KEYS} API keys")
+            if path == config.gateway_api_key_file:
+                gateway.update(entry.key for entry in found)
         defaults = {
             "requests_per_minute": config.max_requests_per_minute,
             "tokens_per_minute": config.max_tokens_per_minute,
             "concurrent_requests": config.max_concurrent_requests,
         }
-        if self.closed:  # the gateway is let in besides, and limits its clients itself
-            for number, key in enumerate(read_gateway_keys(config.gateway_api_key_file), 1):
-                entries.append(Entry(f"gateway-{number}", key, named=False, limits=dict.fromkeys(defaults)))
-        keys = tuple(_key(entry, Limits(**{**defaults, **entry.limits})) for entry in entries)
+        keys = tuple(_key(entry, defaults, gateway=entry.key in gateway) for entry in entries)
         _check(entries, keys)
         return keys
 
@@ -105,9 +107,11 @@ def _digest(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=32, key=_SECRET).digest()
 
 
-def _key(entry: Entry, limits: Limits) -> ApiKey:
+def _key(entry: Entry, defaults: Mapping[str, int | None], *, gateway: bool) -> ApiKey:
+    """Limits by flags are not for the gateway, which asks for all of its clients."""
     salt = _salt_of_name(entry.name) if entry.named else salt_of(entry.key)
-    return ApiKey(entry.name, _digest(entry.key.encode()), salt, limits)
+    limits = Limits(**{**({} if gateway else defaults), **entry.limits})
+    return ApiKey(entry.name, _digest(entry.key.encode()), salt, limits, gateway)
 
 
 def _check(entries: Sequence[Entry], keys: Iterable[ApiKey]) -> None:
