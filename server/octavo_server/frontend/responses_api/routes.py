@@ -28,7 +28,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
     store = ResponseStore(int(config.response_store_size * MIB), config.response_store_seconds)
 
     def stored(request: Request, response_id: str) -> Stored:
-        found = store.get(caller_of(request).key, response_id)
+        found = store.get(caller_of(request).salt, response_id)
         if found is None:
             raise _unknown(response_id)
         return found
@@ -55,7 +55,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
     @app.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: ResponseId, request: Request) -> Response:
         """Forget a response. Those that follow it in its conversation go on without it."""
-        if not store.delete(caller_of(request).key, response_id):
+        if not store.delete(caller_of(request).salt, response_id):
             raise _unknown(response_id)
         return _json(encode(Deleted(response_id)))
 
