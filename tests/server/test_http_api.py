@@ -590,6 +590,28 @@ def test_the_described_refusals_are_those_that_are_sent(http: httpx.Client) -> N
     assert not any(name.startswith(("HTTP", "Validation")) for name in document["components"]["schemas"])
 
 
+def test_answers_and_events_are_what_is_described(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    bodies = {
+        "/v1/chat/completions": {"messages": [HELLO], "logprobs": True},
+        "/v1/completions": {"prompt": "a", "logprobs": 1},
+    }
+    for path, body in bodies.items():
+        described = document["paths"][path]["post"]["responses"]["200"]["content"]
+        for extra in ({}, {"n": 2, "return_token_ids": True, "prompt_logprobs": 1}):
+            answer = http.post(path, json={"model": "tiny"} | body | extra).json()
+            jsonschema.validate(answer, described["application/json"]["schema"])
+        answer = http.post(
+            path, json={"model": "tiny", "stream": True, "stream_options": {"include_usage": True}} | body
+        )
+        for event in events(answer.text)[:-1]:
+            jsonschema.validate(event, described["text/event-stream"]["schema"]["x-event"])
+    listed = document["paths"]["/v1/models"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(http.get("/v1/models").json(), listed)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"object": "list"}, listed)
+
+
 def _takes_any_name(schema: dict[str, Any]) -> bool:
     return bool(schema.get("additionalProperties") or schema.get("patternProperties"))
 

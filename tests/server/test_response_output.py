@@ -4,11 +4,13 @@ And API keys, failures of the engine and long conversations, which need no model
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from hypothesis import given, settings
@@ -192,6 +194,25 @@ def test_events_and_items_are_well_formed_whatever_comes(pieces: list[tuple[str,
         assert sent == "".join(text for one, text in given if one == kind)
     content = "".join(event.delta for event in found if isinstance(event, events.TextDelta))
     assert "".join(content.split()) == "".join("".join(text.split()) for kind, text in given if kind == "content")
+
+
+def test_what_is_sent_is_what_is_described(server: serving.ServerProcess) -> None:
+    with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer one"}) as http:
+        described = http.get("/openapi.json").json()["paths"]
+        schemas = described["/v1/responses"]["post"]["responses"]["200"]["content"]
+        include = ["message.output_text.logprobs"]
+        body = {"model": "tiny", "input": THOUGHT + "So.\n" + CALL, "tools": [TOOL], "include": include}
+        whole = http.post("/v1/responses", json=body).json()
+        jsonschema.validate(whole, schemas["application/json"]["schema"])
+        assert len(whole["output"]) == 3
+        stream = http.post("/v1/responses", json=body | {"stream": True}).text
+        told = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+        for event in told:
+            jsonschema.validate(event, schemas["text/event-stream"]["schema"]["x-event"])
+        assert len({event["type"] for event in told}) == 14  # all but those of responses that fail or are cut off
+        path = f"/v1/responses/{whole['id']}/input_items"
+        listed = described["/v1/responses/{response_id}/input_items"]["get"]["responses"]["200"]["content"]
+        jsonschema.validate(http.get(path).json(), listed["application/json"]["schema"])
 
 
 # --- failures

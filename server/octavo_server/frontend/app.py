@@ -12,11 +12,12 @@ from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
+from octavo_server.frontend.described import answers
 from octavo_server.frontend.gateway_key import GatewayKey, read_gateway_keys
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import ApiKeys, BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
-from octavo_server.frontend.responses import Model, ModelList, encode
+from octavo_server.frontend.responses import ChatChunk, ChatCompletion, Completion, Model, ModelList, encode
 from octavo_server.frontend.responses_api.routes import add_responses_routes
 from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
 from octavo_server.frontend.state import ServerState
@@ -48,24 +49,24 @@ def create_app(state: ServerState) -> FastAPI:
 
 
 def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=answers(ModelList))
     async def list_models() -> Response:
         """The names that clients may ask for."""
         return _json(ModelList([_model(state, name) for name in state.names]))
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=answers(Model))
     async def get_model(name: str) -> Response:
         """One of the names."""
         state.check_name(name)
         return _json(_model(state, name))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=answers(ChatCompletion, ChatChunk))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer a chat."""
         chat = Chat.prepare(state, body, _caller(request))
         return await stream(request, chat) if body.stream else await _whole(request, chat)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=answers(Completion, Completion))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several texts."""
         job = Completions.prepare(state, body, _caller(request))
