@@ -9,8 +9,10 @@ import pytest
 from octavo_server.frontend.fields import Only
 from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
+from octavo_server.frontend.responses_api.fields import ResponsesRequest
 
-PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
+PAGE: Final = (DOCS / "api.md").read_text(encoding="utf-8")
 BOTH: Final = set(GenerationRequest.model_fields)
 
 
@@ -40,3 +42,9 @@ def test_what_is_refused_is_told_to_be(section: str, model: type[GenerationReque
     fields = model.model_fields.items()
     refused = {name for name, field in fields if any(isinstance(mark, Only) for mark in field.metadata)}
     assert told == refused - {"service_tier"}
+
+
+def test_the_page_of_responses_tells_of_every_field() -> None:
+    page = (DOCS / "responses.md").read_text(encoding="utf-8")
+    told = {name for code in re.findall(r"`([^`]+)`", page) for name in re.findall(r"\w+", code)}
+    assert set(ResponsesRequest.model_fields) <= told

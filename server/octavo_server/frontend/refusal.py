@@ -166,6 +166,8 @@ def why_unreadable(error: ValueError | RecursionError) -> str:
 
 def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str, Any]:
     """(path in the client's own terms, message, value there). pydantic's paths also name the members of unions."""
+    if error["loc"][0] in ("query", "path"):
+        return list(error["loc"][1:]), _message(error, error.get("ctx") or {}), error.get("input")
     path: list[str | int] = []
     value = body
     names = [part for part in error["loc"] if part != "body"]

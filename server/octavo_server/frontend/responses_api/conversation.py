@@ -11,11 +11,22 @@ from pydantic import TypeAdapter
 from octavo_server.errors import RequestError
 from octavo_server.frontend.limits import MAX_BODY_BYTES
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
-from octavo_server.frontend.responses_api.item_fields import MAX_ITEMS, Item, Items, MessageItem
+from octavo_server.frontend.responses_api.item_fields import (
+    MAX_ITEMS,
+    FunctionCallItem,
+    FunctionResultItem,
+    Item,
+    Items,
+    MessageItem,
+    OutputRefusal,
+    ReasoningItem,
+)
 from octavo_server.frontend.responses_api.objects import Message, OutputItem
 from octavo_server.frontend.responses_api.store import Turn
+from octavo_server.frontend.text_threads import SHORT_TEXT
 
 _ITEMS: Final[TypeAdapter[list[Item]]] = TypeAdapter(Items)
+_FEW_ITEMS: Final = 64
 _PREFIXES: Final[Mapping[str, str]] = {
     "message": "msg",
     "function_call": "fc",
@@ -52,6 +63,26 @@ class Conversation:
     def turn(self, output: Sequence[OutputItem]) -> Turn:
         """The turn that a response ends, with its output."""
         return Turn(self.before, self.added, msgspec.json.encode([_plain(item) for item in output]))
+
+
+def is_short(given: str | list[Item]) -> bool:
+    """Whether it is no work to go through it."""
+    if isinstance(given, str):
+        return len(given) <= SHORT_TEXT
+    return len(given) <= _FEW_ITEMS and sum(map(_length, given)) <= SHORT_TEXT
+
+
+def _length(item: Item) -> int:
+    """Characters, about."""
+    match item:
+        case FunctionCallItem():
+            return len(item.arguments)
+        case ReasoningItem():
+            return sum(len(part.text) for part in (*(item.content or ()), *(item.summary or ())))
+    texts = item.output if isinstance(item, FunctionResultItem) else item.content
+    if isinstance(texts, str):
+        return len(texts)
+    return sum(len(part.refusal) if isinstance(part, OutputRefusal) else len(part.text) for part in texts)
 
 
 def check_length(before: Turn) -> None:

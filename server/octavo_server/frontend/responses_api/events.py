@@ -133,6 +133,25 @@ class ArgumentsDone(Struct, tag_field="type", tag="response.function_call_argume
     arguments: str
 
 
+Event = (
+    Created
+    | InProgress
+    | Completed
+    | Incomplete
+    | Failed
+    | ItemAdded
+    | ItemDone
+    | PartAdded
+    | PartDone
+    | TextDelta
+    | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
+)
+
+
 class Numbers:
     """Counts the events of one stream from 0."""
 

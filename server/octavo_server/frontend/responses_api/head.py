@@ -21,8 +21,7 @@ from octavo_server.frontend.responses_api.objects import (
     Usage,
 )
 from octavo_server.frontend.state import ServerState
-
-_LONG: int = 64  # tools, or thousands of characters of instructions, that are encoded beside the event loop
+from octavo_server.frontend.text_threads import SHORT_TEXT
 
 
 class Head:
@@ -31,7 +30,7 @@ class Head:
     def __init__(
         self, state: ServerState, request: ResponsesRequest, prepared: PreparedChat, conversation: Conversation
     ) -> None:
-        """Its work grows with tools and instructions: the event loop calls `prepare` instead."""
+        """Its work grows with schemas and instructions: the event loop calls `prepare` instead."""
         self.request = request
         self.conversation = conversation
         self.id = request.request_id or f"resp_{prepared.generation.id}"
@@ -44,8 +43,7 @@ class Head:
         cls, state: ServerState, request: ResponsesRequest, prepared: PreparedChat, conversation: Conversation
     ) -> "Head":
         """Make one, beside the event loop if it is much work."""
-        work = len(request.tools or ()) + len(request.instructions or "") // 1000
-        if work <= _LONG:
+        if not request.tools and request.text is None and len(request.instructions or "") <= SHORT_TEXT:
             return cls(state, request, prepared, conversation)
         return await state.in_thread(cls, state, request, prepared, conversation)
 

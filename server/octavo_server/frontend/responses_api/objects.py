@@ -142,3 +142,13 @@ class Deleted(Struct):
     id: str
     object: str = "response"
     deleted: bool = True
+
+
+class InputItems(Struct):
+    """A page of the items that a model was given."""
+
+    data: list[dict[str, Any]]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+    object: str = "list"

@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import Any, Final
 
 from octavo_server.errors import EngineError, RequestError
 from octavo_server.frontend.chat_prompt import PreparedChat, prepare_chat
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.openai import ChatCompletionRequest
-from octavo_server.frontend.responses_api.conversation import Conversation, check_length
+from octavo_server.frontend.responses_api.conversation import Conversation, check_length, is_short
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
 from octavo_server.frontend.responses_api.head import Head
 from octavo_server.frontend.responses_api.store import ResponseStore, Turn
@@ -19,7 +18,6 @@ from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text_threads import SHORT_TEXT
 
 Keep = Callable[[bytes, Turn], None]
-_SHORT_INPUT: Final = 64  # items
 
 
 class Responding:
@@ -42,14 +40,14 @@ class Responding:
             RequestError: there is no such previous response; or as `prepare_chat` does, in the words of responses.
         """
         state.serving(request.model)
-        before = _before(store, request, caller.key)
+        before = _before(store, request, caller.salt)
         conversation, chat = await _translated(state, request, before)
         try:
             prepared = await prepare_chat(state, chat, caller)
         except RequestError as error:
             raise renamed(error) from error
         head = await Head.prepare(state, request, prepared, conversation)
-        return cls(state, head, prepared, partial(store.put, caller.key, head.id))
+        return cls(state, head, prepared, partial(store.put, caller.salt, head.id))
 
     async def answer(self) -> bytes:
         """The whole response, as JSON.
@@ -98,7 +96,7 @@ class Responding:
         return ended
 
 
-def _before(store: ResponseStore, request: ResponsesRequest, key: str | None) -> Turn | None:
+def _before(store: ResponseStore, request: ResponsesRequest, key: bytes) -> Turn | None:
     previous = request.previous_response_id
     if previous is None:
         return None
@@ -123,8 +121,7 @@ async def _translated(
         conversation = Conversation.of(request, before)
         return conversation, chat_request(request, conversation.items)
 
-    items: Any = request.input
-    short = isinstance(items, str) or len(items) <= _SHORT_INPUT
-    if short and (before is None or before.size <= SHORT_TEXT):
+    earlier = 0 if before is None else before.size
+    if is_short(request.input) and earlier <= SHORT_TEXT:
         return translate()
     return await state.in_thread(translate)

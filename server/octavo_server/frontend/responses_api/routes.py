@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-import msgspec
 from fastapi import FastAPI, Path, Query, Request
 from starlette.responses import Response
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.described import answers
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.responses import encode
+from octavo_server.frontend.responses_api import objects
 from octavo_server.frontend.responses_api.conversation import input_items
+from octavo_server.frontend.responses_api.events import Event
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
-from octavo_server.frontend.responses_api.objects import Deleted
 from octavo_server.frontend.responses_api.respond import Responding
 from octavo_server.frontend.responses_api.store import ResponseStore, Stored, Turn
 from octavo_server.frontend.sse import stream, until_disconnect
@@ -28,12 +29,12 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
     store = ResponseStore(int(config.response_store_size * MIB), config.response_store_seconds)
 
     def stored(request: Request, response_id: str) -> Stored:
-        found = store.get(caller_of(request).key, response_id)
+        found = store.get(caller_of(request).salt, response_id)
         if found is None:
             raise _unknown(response_id)
         return found
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", responses=answers(objects.Response, Event, last=""))
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """Answer, in the form of responses."""
         job = Responding.prepare(state, store, body, caller_of(request))
@@ -45,21 +46,21 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
 
         return _json(await until_disconnect(request.receive, answer()))
 
-    @app.get("/v1/responses/{response_id}")
+    @app.get("/v1/responses/{response_id}", responses=answers(objects.Response))
     async def get_response(response_id: ResponseId, request: Request, stream: bool = False) -> Response:
         """A response that has been kept."""
         if stream:
             raise RequestError("stream: events are not kept; leave it out or give false", param="stream")
         return _json(stored(request, response_id).json)
 
-    @app.delete("/v1/responses/{response_id}")
+    @app.delete("/v1/responses/{response_id}", responses=answers(objects.Deleted))
     async def delete_response(response_id: ResponseId, request: Request) -> Response:
         """Forget a response. Those that follow it in its conversation go on without it."""
-        if not store.delete(caller_of(request).key, response_id):
+        if not store.delete(caller_of(request).salt, response_id):
             raise _unknown(response_id)
-        return _json(encode(Deleted(response_id)))
+        return _json(encode(objects.Deleted(response_id)))
 
-    @app.get("/v1/responses/{response_id}/input_items")
+    @app.get("/v1/responses/{response_id}/input_items", responses=answers(objects.InputItems))
     async def list_input_items(
         response_id: ResponseId,
         request: Request,
@@ -89,15 +90,8 @@ def _page(turn: Turn, limit: int, order: str, after: str | None) -> bytes:
             raise RequestError(f"after: there is no item {after!r} in this list", param="after")
         ordered = ordered[places[0] + 1 :]
     page = ordered[:limit]
-    return msgspec.json.encode(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(ordered) > limit,
-        }
-    )
+    ends = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return encode(objects.InputItems(page, len(ordered) > limit, *ends))
 
 
 def _unknown(response_id: str) -> RequestError:

@@ -64,12 +64,15 @@ class _Shelf:
 
 
 class ResponseStore:
-    """Used by the event loop alone. What is over its bounds is forgotten: the oldest of the key that holds most."""
+    """Used by the event loop alone. What is over its bounds is forgotten: the oldest of the key that holds most.
+
+    A key is what keeps callers apart (`Caller.salt`); empty without any.
+    """
 
     def __init__(self, most_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """most_bytes: 0 keeps nothing. seconds: after which a response is forgotten."""
         self._most_bytes, self._seconds, self._clock = most_bytes, seconds, clock
-        self._shelves: dict[str | None, _Shelf] = {}
+        self._shelves: dict[bytes, _Shelf] = {}
         self._size = 0
         self._count = 0
 
@@ -81,7 +84,7 @@ class ResponseStore:
         """Bytes that are held, counted as above."""
         return self._size
 
-    def put(self, key: str | None, response_id: str, json: bytes, turn: Turn) -> None:
+    def put(self, key: bytes, response_id: str, json: bytes, turn: Turn) -> None:
         """Keep a response, if it can be kept at all."""
         self.delete(key, response_id)
         stored = Stored(json, turn, self._clock())
@@ -97,13 +100,13 @@ class ResponseStore:
             fullest = max(self._shelves, key=lambda name: self._shelves[name].size)
             self.delete(fullest, next(iter(self._shelves[fullest].responses)))
 
-    def get(self, key: str | None, response_id: str) -> Stored | None:
+    def get(self, key: bytes, response_id: str) -> Stored | None:
         """The response, if this key has one of that id."""
         self._forget_old()
         shelf = self._shelves.get(key)
         return None if shelf is None else shelf.responses.get(response_id)
 
-    def delete(self, key: str | None, response_id: str) -> bool:
+    def delete(self, key: bytes, response_id: str) -> bool:
         """Whether there was one."""
         shelf = self._shelves.get(key)
         if shelf is None or response_id not in shelf.responses:
@@ -120,7 +123,7 @@ class ResponseStore:
         for key, response_id in list(self._old()):
             self.delete(key, response_id)
 
-    def _old(self) -> Iterator[tuple[str | None, str]]:
+    def _old(self) -> Iterator[tuple[bytes, str]]:
         limit = self._clock() - self._seconds
         for key, shelf in self._shelves.items():
             for response_id, stored in shelf.responses.items():

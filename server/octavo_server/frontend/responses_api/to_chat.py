@@ -33,6 +33,7 @@ from octavo_server.frontend.responses_api.item_fields import (
 )
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction
 from octavo_server.frontend.structured_fields import JsonSchemaFormat, NamedSchema
+from octavo_server.frontend.tool_fields import FunctionDefinition, FunctionTool
 
 # Fields that mean the same in both.
 _SAME: Final = (
@@ -201,16 +202,15 @@ def _text_part(part: InputText | OutputText | OutputRefusal) -> TextPart:
     return TextPart(type="text", text=part.refusal if isinstance(part, OutputRefusal) else part.text)
 
 
-def _tools(request: ResponsesRequest) -> list[dict[str, Any]] | None:
+def _tools(request: ResponsesRequest) -> list[FunctionTool] | None:
+    """They have been checked: schemas are too large to be checked twice."""
     return [
-        {
-            "type": "function",
-            "function": {
-                name: value
-                for name in ("name", "description", "parameters", "strict")
-                if (value := getattr(tool, name)) is not None
-            },
-        }
+        FunctionTool.model_construct(
+            type="function",
+            function=FunctionDefinition.model_construct(
+                name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+            ),
+        )
         for tool in request.tools or ()
     ] or None
 
@@ -229,10 +229,5 @@ def _format(request: ResponsesRequest) -> Any:
     given = None if request.text is None else request.text.format
     if not isinstance(given, SchemaFormat):
         return given
-    fields: dict[str, Any] = {
-        "name": given.name,
-        "description": given.description,
-        "schema": given.schema_,
-        "strict": given.strict,
-    }
-    return JsonSchemaFormat(type="json_schema", json_schema=NamedSchema(**fields))
+    fields: dict[str, Any] = {"name": given.name, "schema": given.schema_}
+    return JsonSchemaFormat(type="json_schema", json_schema=NamedSchema.model_construct(**fields))
