@@ -10,9 +10,13 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from octavo_server.logs import LogFormat
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
 DISK_CACHE_GIB: Final = 16.0
+LoggedRequests = Literal["all", "errors", "none"]
+OtlpEndpoint = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)]
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -178,6 +182,13 @@ class ServerConfig(EngineConfig):
         None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: LogFormat = Field("text", description="form of a line of the logs, on stderr; json: an object a line")
+    log_requests: LoggedRequests = Field(
+        "all", description="which requests have a line in the logs once they have ended; never what they say"
+    )
+    otlp_traces_endpoint: OtlpEndpoint | None = Field(
+        None, description="URL of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request"
+    )
 
     def engine(self) -> EngineConfig:
         """The part that the engine process gets."""

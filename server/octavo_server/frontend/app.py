@@ -121,8 +121,9 @@ def _caller(request: Request) -> Caller:
     """What `access` and `limits` found out."""
     found = request.scope["state"]
     salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
-    is_gateway, request_id = found.get("is_gateway", False), found.get("request_id", "")
-    return Caller(found["arrival"], salt, found["place"], key, ticket, is_gateway, request_id)
+    return Caller(
+        found["arrival"], salt, found["place"], key, ticket, found.get("is_gateway", False), found.get("record")
+    )
 
 
 def _json(answer: msgspec.Struct) -> Response:

@@ -6,6 +6,7 @@ arrive, and their number too, before anything is made of them.
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Generator
 from http import HTTPStatus
@@ -15,23 +16,32 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from octavo_server import logs
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
+from octavo_server.frontend.request_record import REQUEST_ID, new_id
+
+log = logging.getLogger("octavo.access")
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 100
 
 
-def _answer(status: HTTPStatus, message: str, code: str) -> bytes:
+_Refusal = tuple[HTTPStatus, str, str]  # message, code
+_TOO_LARGE: Final = (
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "the headers of the request are too large",
+    "headers_too_large",
+)
+_MALFORMED: Final = (HTTPStatus.BAD_REQUEST, "the request is not valid HTTP", "invalid_http")
+
+
+def _answer(refusal: _Refusal) -> bytes:
     """A whole answer with an OpenAI error object, for requests that never reach the app."""
+    (status, message, code), request_id = refusal, new_id()
+    log.info("refused", extra=logs.fields(request_id=request_id, status=status.value, error=code))
     body = msgspec.json.encode(ErrorBody(ErrorObject(message, code=code)))
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-
-
-_TOO_LARGE: Final = _answer(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers of the request are too large", "headers_too_large"
-)
-_MALFORMED: Final = _answer(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP", "invalid_http")
+    return f"{head}{REQUEST_ID}: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -96,10 +106,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The parser does not understand the request; uvicorn's `msg` says no more than that."""
         self._refuse(_MALFORMED)
 
-    def _refuse(self, answer: bytes) -> None:
+    def _refuse(self, refusal: _Refusal) -> None:
         if not self._refused and self.transport is not None:
             self._refused = True
-            self.transport.write(answer)
+            self.transport.write(_answer(refusal))
             self.transport.close()
 
 

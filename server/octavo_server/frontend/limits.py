@@ -1,7 +1,7 @@
 """What stands before every route: API keys, the size of bodies, and the count of open requests. Plain ASGI.
 
 Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), `place` in the queue, and the `salt` that
-keeps the cached pages of API keys apart. `send` sends past what the framework wraps around each message.
+keeps the cached pages of API keys apart.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ class OpenRequests:
             await self._app(scope, receive, send)
             return
         place = self._state.admission.place()
-        scope.setdefault("state", {}).update(arrival=time.monotonic(), place=place, send=send)
+        scope.setdefault("state", {}).update(arrival=time.monotonic(), place=place)
         self._state.request_begins()
         try:
             await self._app(scope, receive, send)

@@ -11,18 +11,19 @@ import gc
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import uvloop
 
+from octavo_server import logs
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.http import HttpServer, http_server
 from octavo_server.frontend.model import load_model
+from octavo_server.frontend.observed import ObservedRequests
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.supervisor import Supervisor
 
@@ -43,7 +44,7 @@ def run(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND, en
     Raises:
         OctavoError: the address is taken, the model cannot be served, or the engine died for good.
     """
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure(config.log_level, config.log_format)
     with _listen(config) as listener:
         return uvloop.run(_Server(config, listener, engine_command, engine).run())
 
@@ -65,7 +66,8 @@ class _Server:
         self._state = state = ServerState(self._config)
         self._take_signals()
         self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
-        http = http_server(create_app(state), log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
+        app = ObservedRequests(create_app(state), self._config.log_requests)
+        http = http_server(app, log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         engine = asyncio.create_task(self._supervisor.run(), name="engine")
         loading = asyncio.create_task(self._load_model(), name="tokenizer")
