@@ -35,7 +35,7 @@ import uvloop
 WARM_UP: Final = ((0.0, 8), (0.0, 64))
 PATIENCE_SECONDS: Final = 300.0
 _EVENT: Final = b"data: {"
-_EVENT_WITH_TEXT: Final = (
+EVENT_WITH_TEXT: Final = (
     b'data: {"id":"cmpl-0123456789abcdef0123456789abcdef","created":1700000000,"model":"bare",'
     b'"choices":[{"index":0,"text":" word","finish_reason":null,"logprobs":null,"stop_reason":null}],'
     b'"object":"text_completion"}\n\n'
@@ -48,6 +48,7 @@ class Record:
 
     sent: float = 0.0
     chunks: list[float] = field(default_factory=list)
+    size: int = 0  # bytes of the body
     error: str | None = None
 
 
@@ -81,6 +82,7 @@ class Connection(asyncio.Protocol):
         if self._parser.get_status_code() != 200:
             self._refusal += body
             return
+        self._record.size += len(body)
         if self._tail:
             body = self._tail + body
         events, self._tail = (body, b"") if body.endswith(b"\n\n") else self._cut(body)
@@ -186,6 +188,7 @@ def summary(records: Sequence[Record], answer: int, seconds: float) -> dict[str,
         "errors": list(dict.fromkeys(record.error for record in records if record.error))[:2],
         "s": round(seconds, 2),
         "chunks": chunks,
+        "bytes_a_chunk": round(sum(record.size for record in good) / max(1, chunks), 1),
         "chunks_s": round(chunks / seconds),
         "out_tok_s": round(len(good) * answer / seconds, 1),
         "ttft_ms": quantiles([record.chunks[0] - record.sent for record in good]),
@@ -256,7 +259,7 @@ class BareServer(asyncio.Protocol):
 
     def write_chunk(self) -> None:
         left = self._streams[self] = self._streams[self] - 1
-        chunk = b"%x\r\n%s\r\n" % (len(_EVENT_WITH_TEXT), _EVENT_WITH_TEXT)
+        chunk = b"%x\r\n%s\r\n" % (len(EVENT_WITH_TEXT), EVENT_WITH_TEXT)
         self.transport.write(chunk if left else chunk + b"0\r\n\r\n")
         if not left:
             del self._streams[self]

@@ -201,15 +201,16 @@ def workspace_estimate(model: ModelConfig, limits: MemoryLimits) -> int:
     """What a step needs at most beside weights and KV cache: an estimate, not a measurement.
 
     The activations that live at once in a layer (residual twice, normed, and the wider of attention's and the MLP's
-    inputs and outputs), the logits of a full batch with a copy for sampling, and one chunk of the vocabulary's rows.
+    inputs and outputs), the logits of a full batch with a copy for sampling, and one chunk of the vocabulary's rows. A
+    model without a head has no logits.
     """
     element = ELEMENT_BYTES[limits.dtype]
     attention = 2 * (model.num_attention_heads + model.num_kv_heads) * model.head_dim
     layer = 3 * model.hidden_size + max(attention, 3 * model.intermediate_size)
     activations = limits.max_num_batched_tokens * layer * element
-    logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
+    logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4 + _LOGPROB_CHUNK_BYTES
     context = CUDA_CONTEXT_BYTES if limits.device == "cuda" else 0
-    return activations + logits + _LOGPROB_CHUNK_BYTES + context
+    return activations + (logits if model.generates else 0) + context
 
 
 def spare_slots(page_bytes: int, num_slots: int) -> int:

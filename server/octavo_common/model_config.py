@@ -16,9 +16,21 @@ from octavo_common.rope_config import RopeScaling, parse_rope
 
 Architecture = Literal["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"]
 
-__all__ = ["ARCHITECTURES", "Architecture", "ModelConfig", "RopeScaling", "parse_model_config", "read_model_config"]
+__all__ = [
+    "ARCHITECTURES",
+    "BACKBONES",
+    "Architecture",
+    "ModelConfig",
+    "RopeScaling",
+    "parse_model_config",
+    "read_model_config",
+]
 
 ARCHITECTURES: Final[tuple[Architecture, ...]] = get_args(Architecture)
+# Without a language-model head: they make embeddings, and no text.
+BACKBONES: Final[dict[str, Architecture]] = {
+    architecture.removesuffix("ForCausalLM") + "Model": architecture for architecture in ARCHITECTURES
+}
 DTYPES: Final = ("bfloat16", "float16", "float32")
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 
@@ -39,7 +51,11 @@ _DEFAULTS: Final[dict[Architecture, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder-only transformer of the Llama family. Sizes are counts, not bytes."""
+    """A decoder-only transformer of the Llama family. Sizes are counts, not bytes.
+
+    `generates`: False for a bare backbone, which has no language-model head. `tie_word_embeddings` is true then: where
+    a step is tried out, the embedding stands in for the head, and takes no memory of its own.
+    """
 
     architecture: Architecture
     vocab_size: int
@@ -62,6 +78,7 @@ class ModelConfig:
     rope: RopeScaling = field(default_factory=RopeScaling)
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    generates: bool = True
 
     @property
     def num_parameters(self) -> int:
@@ -101,7 +118,7 @@ def parse_model_config(config: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ModelConfigError: names the field, what it holds and what is allowed.
     """
-    architecture = _architecture(config)
+    architecture, generates = _architecture(config)
     _refuse_unsupported(config)
     fields = FieldReader({**_DEFAULTS[architecture], **config})
     heads = fields.count("num_attention_heads")
@@ -125,7 +142,7 @@ def parse_model_config(config: Mapping[str, Any]) -> ModelConfig:
         max_position_embeddings=max_positions,
         rms_norm_eps=fields.number("rms_norm_eps", default=1e-6, at_least=0.0),
         hidden_act=fields.choice("hidden_act", ("silu",), default="silu"),
-        tie_word_embeddings=fields.flag("tie_word_embeddings"),
+        tie_word_embeddings=fields.flag("tie_word_embeddings") or not generates,
         attention_bias=optional_bias or architecture == "Qwen2ForCausalLM",
         attention_output_bias=optional_bias,
         mlp_bias=architecture == "LlamaForCausalLM" and fields.flag("mlp_bias"),
@@ -135,6 +152,7 @@ def parse_model_config(config: Mapping[str, Any]) -> ModelConfig:
         rope=parse_rope(config, max_positions),
         bos_token_id=fields.token_id("bos_token_id"),
         eos_token_ids=fields.token_ids("eos_token_id"),
+        generates=generates,
     )
 
 
@@ -148,15 +166,15 @@ def _head_dim(fields: FieldReader, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    """The one architecture that the model is to be run as."""
+def _architecture(config: Mapping[str, Any]) -> tuple[Architecture, bool]:
+    """The one architecture that the model is to be run as, and whether it makes text."""
     named = config.get("architectures")
-    supported = ", ".join(ARCHITECTURES)
+    supported = f"{', '.join(ARCHITECTURES)}; for embeddings also {', '.join(BACKBONES)}"
     if not isinstance(named, list) or not named:
         raise ModelConfigError(f"architectures is {named!r}; it must name one of {supported}")
-    for architecture in ARCHITECTURES:
-        if named == [architecture]:
-            return architecture
+    for backbone, architecture in BACKBONES.items():
+        if named in ([architecture], [backbone]):
+            return architecture, named == [architecture]
     raise ModelConfigError(f"architectures is {named!r}, which is not supported; supported are {supported}")
 
 
@@ -172,6 +190,12 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
             "quantization_config: quantized weights are not supported; "
             "use the model's bfloat16, float16 or float32 weights"
         )
+    for name, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
+        if config.get(name) not in (None, causal):
+            raise ModelConfigError(
+                f"{name} is {config[name]!r}: attention to tokens that come later is not supported; "
+                "use a model whose attention is causal"
+            )
 
 
 def _sliding_windows(fields: FieldReader, architecture: Architecture, num_layers: int) -> tuple[int | None, ...]:

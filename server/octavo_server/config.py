@@ -169,6 +169,19 @@ class ServerConfig(EngineConfig):
         description="what the chat template takes for a message's content: a string, or OpenAI's list of parts; "
         "auto: found out by reading it",
     )
+    enable_auto_tool_choice: bool = Field(
+        True, description="take what the model writes as tool calls for such; no: requests with tools are refused"
+    )
+    tool_call_parser: Name | None = Field(
+        None,
+        description="how the model writes tool calls: hermes, llama3_json, mistral, pythonic, qwen3_coder, or none "
+        "[default: what its chat template shows]",
+    )
+    reasoning_parser: Name | None = Field(
+        None,
+        description="how the model writes its thoughts: deepseek_r1, qwen3, mistral, or none "
+        "[default: what its chat template shows]",
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )
@@ -189,6 +202,11 @@ class ServerConfig(EngineConfig):
     otlp_traces_endpoint: OtlpEndpoint | None = Field(
         None, description="URL of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request"
     )
+
+    @property
+    def tool_parser(self) -> str | None:
+        """The parser for tool calls; None: to be chosen by the chat template."""
+        return self.tool_call_parser if self.enable_auto_tool_choice else "none"
 
     def engine(self) -> EngineConfig:
         """The part that the engine process gets."""

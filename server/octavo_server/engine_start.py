@@ -33,7 +33,7 @@ from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
-from octavo_server.ipc import SamplingParams
+from octavo_server.ipc import Pooling, SamplingParams
 from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
@@ -88,7 +88,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         max_num_seqs=limits.max_num_seqs,
         eos_token_ids=sorted(eos_token_ids),
         threaded=overlap and device.type == "cpu",
-        recorder=pick_recorder(device, enforce_eager=config.enforce_eager),
+        recorder=pick_recorder(device, enforce_eager=config.enforce_eager or not model.generates),
         max_num_batched_tokens=limits.max_num_batched_tokens,
     )
     outside = outside_bytes(device)
@@ -115,7 +115,8 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         eos_token_ids=eos_token_ids,
         preemption_mode=config.preemption_mode,
     )
-    _warm_up(Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size)), runner)
+    trial = Scheduler(scheduler_limits, KVCacheManager(BlockPool(bill.num_blocks), bill.block_size))
+    _warm_up(trial, runner, "" if model.generates else "mean")
     if device.type == "cuda":
         reserve(runner, dataclasses.replace(bounds, max_model_len=bill.max_model_len), before)
     if runner.recorder is not None:
@@ -237,11 +238,14 @@ def _check_free(bill: MemoryBill, free_bytes: int | None, already_taken: int = 0
         )
 
 
-def _warm_up(scheduler: Scheduler, runner: ModelRunner) -> None:
-    """One prefill and one decode, before anybody waits for them. Raises ModelError if the model computes no numbers."""
+def _warm_up(scheduler: Scheduler, runner: ModelRunner, pooling: Pooling) -> None:
+    """One prefill and one decode, or what `pooling` makes of the prefill, before anybody waits for them.
+
+    Raises ModelError if the model computes no numbers.
+    """
     length = min(64, scheduler.limits.max_model_len - 1)
     sampling = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=2, ignore_eos=True, logprobs=1)
-    scheduler.add(Request("warm up", [0] * length, sampling, scheduler.limits.max_model_len))
+    scheduler.add(Request("warm up", [0] * length, sampling, scheduler.limits.max_model_len, pooling=pooling))
     while scheduler.requests:
         output = scheduler.schedule()
         for result in scheduler.update(output, runner.execute(output)):

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from octavo_server.ipc import SamplingParams, TokenLogprobs
+from octavo_server.ipc import Pooling, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class NewRequest:
 
     `token_ids` is the prompt and, after a preemption, what was generated before it; the first `num_prompt_tokens` of
     them are the prompt. `max_tokens_in_all` bounds the length it can ever reach, prompt included. `num_computed_tokens`
-    of them have their K and V in the pages already.
+    of them have their K and V in the pages already. With `pooling` no token is sampled behind them.
     """
 
     request_id: str
@@ -32,6 +32,7 @@ class NewRequest:
     sampling: SamplingParams
     block_ids: list[int]
     num_computed_tokens: int
+    pooling: Pooling = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step
     """What the worker has to say of one request after a step.
 
     `token_id` is None while its prompt is not through, or if the row failed; then `error` says how, for people.
+    `embedding`: see `ipc.RequestOutput`; with it there is no token, and the prompt is through.
     `prompt_logprobs`: of the prompt tokens that this step's tokens predict, before them None for the very first token;
     so the entries of all steps make one for each prompt token.
     """
@@ -122,6 +124,7 @@ class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: str | None = None
+    embedding: bytes = b""
 
 
 class StepHandle(Protocol):

@@ -16,7 +16,7 @@ from octavo_server import ipc
 from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend import client as client_module
-from octavo_server.frontend.answer import Answer
+from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.output_stream import Choice, OutputStream
 from octavo_server.frontend.supervisor import Supervisor
@@ -256,6 +256,68 @@ async def test_a_reader_that_does_not_come_finds_all_in_one_piece(
     assert delta.token_ids == [*ids, 5]
     assert delta.text.startswith("Grüße 🙂, again and again")
     assert delta.offsets[0] == 0 and len(delta.offsets) == len(ids) + 1
+
+
+async def test_who_takes_what_comes_at_once_is_passed_it_and_the_end_is_the_readers(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
+    client, peer = ends
+    taken: list[list[int]] = []
+    seen: list[list[int]] = []
+    takes = True
+
+    def at_once(changes: list[tuple[Answer, Delta]]) -> bool:
+        if takes:
+            taken.append([token for _, delta in changes for token in delta.token_ids])
+        return takes
+
+    async def read(stream: OutputStream) -> None:
+        async for changes in stream.deltas():
+            seen.extend(delta.token_ids for _, delta in changes)
+
+    with client.submit([choice("a")]) as stream:
+        stream.at_once = at_once
+        await peer.output("a", 4)  # nobody has read yet: it waits
+        await until(lambda: bool(stream._pending))
+        assert taken == []
+        reader = asyncio.create_task(read(stream))
+        await until(lambda: seen == [[4]])
+        await peer.output("a", 5)
+        await until(lambda: taken == [[5]])
+        takes = False
+        await peer.output("a", 6)
+        await until(lambda: seen == [[4], [6]])
+        takes = True
+        await peer.output("a", 7)
+        await until(lambda: taken == [[5], [7]])
+        await peer.output("a", 8, finish_reason="length")
+        await reader
+    assert (taken, seen) == ([[5], [7]], [[4], [6], [8]])
+    assert client.num_open == 0
+
+
+async def test_what_cannot_be_given_out_at_once_ends_its_own_stream_alone(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice]
+) -> None:
+    client, peer = ends
+
+    def at_once(changes: list[tuple[Answer, Delta]]) -> bool:
+        raise RuntimeError("broken")
+
+    async def read(stream: OutputStream) -> list[list[int]]:
+        with stream:
+            return await tokens_of(stream)
+
+    broken, other = client.submit([choice("a")]), client.submit([choice("b")])
+    broken.at_once = at_once
+    readers = [asyncio.create_task(read(stream)) for stream in (broken, other)]
+    assert [getattr(await peer.hear(), "request_id", None) for _ in "ab"] == ["a", "b"]
+    await peer.outputs(ipc.RequestOutput("a", [5]), ipc.RequestOutput("b", [6]))
+    with pytest.raises(EngineError, match="its log says why"):
+        await readers[0]
+    assert await peer.hear() == ipc.Abort(EPOCH, ["a"])
+    await peer.output("b", 7, finish_reason="length")
+    assert await readers[1] == [[6, 7]]
 
 
 async def test_silence_is_noticed_and_forgotten_when_it_ends(

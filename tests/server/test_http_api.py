@@ -526,6 +526,27 @@ def test_a_head_beyond_bounds_is_refused_and_the_connection_closed(server: servi
     assert received.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_streams_asked_for_behind_each_other_come_whole_and_in_order(
+    server: serving.ServerProcess, version: str
+) -> None:
+    """HTTP/1.0 knows no chunks: the body ends with the connection, which carries one request."""
+    address, texts = urlsplit(server.url), ["hello world", "Grüße"] if version == "1.1" else ["hello world"]
+    with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
+        for text in texts:
+            body = json.dumps({"model": "tiny", "prompt": text, "stream": True, "max_tokens": 100}).encode()
+            head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        for text in texts:
+            answer = HTTPResponse(connection)
+            answer.begin()
+            *events, done, end = answer.read().decode().split("\n\n")
+            assert (done, end) == ("data: [DONE]", "")
+            pieces = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events]
+            assert "".join(pieces) == text
+            assert len(pieces) > 2
+
+
 def test_heads_of_usual_size_are_taken_one_after_the_other(server: serving.ServerProcess) -> None:
     with httpx.Client(base_url=server.url) as client:
         for _ in range(20):  # on one connection: the count begins anew with each request

@@ -42,7 +42,7 @@ class CountingEngine:
             priority=priority,
             page_hashes=[hashes[start : start + 16] for start in range(0, len(hashes), 16)],
         )
-        assert self.scheduler.add(request) is None
+        assert self.scheduler.add(request) == []
 
     def step(self) -> SchedulerOutput:
         scheduler = self.scheduler

@@ -61,6 +61,36 @@ def write_checkpoint(
     return read_checkpoint(directory)
 
 
+def write_backbone(directory: Path, config: dict[str, Any], *, seed: int = 0) -> transformers.PreTrainedModel:
+    """A random checkpoint without a language-model head: its weights' names have no `model.` before them.
+
+    Returns:
+        What transformers makes of the directory, in float32 and with its plainest attention.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    named = config["architectures"][0].removesuffix("ForCausalLM").removesuffix("Model")
+    written = json.dumps({**config, "architectures": [f"{named}Model"]})
+    (directory / "config.json").write_text(written, encoding="utf-8")
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(directory), dtype=torch.float32)
+    randomize(model, seed)
+    model.save_pretrained(directory)
+    (directory / "config.json").write_text(written, encoding="utf-8")
+    return read_backbone(directory)
+
+
+def read_backbone(directory: Path) -> transformers.PreTrainedModel:
+    """The same of a checkpoint that is there, with or without a head."""
+    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+@torch.no_grad()
+def reference_pooled(model: transformers.PreTrainedModel, token_ids: list[int], pooling: str) -> torch.Tensor:
+    """[hidden] float64 of the last hidden states, which come in float32."""
+    hidden = model(torch.tensor([token_ids]), use_cache=False).last_hidden_state[0].double()
+    return {"mean": hidden.mean(dim=0), "last": hidden[-1], "cls": hidden[0]}[pooling]
+
+
 def randomize(model: torch.nn.Module, seed: int) -> None:
     """Weights large enough that every one of them shows in the logits: biases and norms too."""
     generator = torch.Generator().manual_seed(seed)

@@ -23,7 +23,6 @@ from octavo_server.step_ring import StepRing, describe
 
 log = logging.getLogger(__name__)
 
-_WHERE: Final = "in the step that this request was part of"
 _WAIT_SECONDS: Final = 0.1  # after which a step that runs is asked whether it gets on
 
 
@@ -81,10 +80,10 @@ class EngineCore:
             deadline=message.deadline,
             page_hashes=split_hashes(message.page_hashes),
             salt=message.salt,
+            pooling=message.pooling,
             num_replayed=len(message.output_token_ids),
         )
-        refusal = self.scheduler.add(request)
-        return [] if refusal is None else [refusal]
+        return self.scheduler.add(request)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests at whatever stage; ids that are not here are ignored."""
@@ -99,8 +98,7 @@ class EngineCore:
         results = self.scheduler.expire(started)
         self._take_events()
         output = self.scheduler.schedule()
-        for joined in output.new_requests:
-            request = self.scheduler.requests[joined.request_id]
+        for request in [self.scheduler.requests[joined.request_id] for joined in output.new_requests]:
             request.first_scheduled = request.first_scheduled or started
         self.meter.schedule_seconds = self._clock() - started
         if not output.is_empty:
@@ -196,7 +194,6 @@ class EngineCore:
         log.error("step %d failed, with %d behind it; in it: %s", *told, exc_info=error)
         log.error("the last steps:\n%s", "\n".join(self.ring.read()[-10:]))
         self.runner.recover()
-        outputs = [each.output for each in flights]
-        if self.runner.is_out_of_memory(error):
-            return self.scheduler.fail(outputs, f"the engine ran out of memory {_WHERE}", "out_of_memory")
-        return self.scheduler.fail(outputs, f"the engine failed {_WHERE}", "internal")
+        memory = self.runner.is_out_of_memory(error)
+        why = f"the engine {'ran out of memory' if memory else 'failed'} in the step that this request was part of"
+        return self.scheduler.fail([each.output for each in flights], why, "out_of_memory" if memory else "internal")

@@ -4,7 +4,7 @@ import enum
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Final
 
-from octavo_server.ipc import SamplingParams, TokenLogprobs
+from octavo_server.ipc import Pooling, SamplingParams, TokenLogprobs
 
 AGING_SECONDS: Final = 30.0  # by so much longer a request must have waited to go before one of the next better priority
 
@@ -42,6 +42,7 @@ class Request:
     num_replayed: InitVar[int] = 0  # tokens at the end, of an answer that began elsewhere
     page_hashes: list[bytes] = field(default_factory=list)
     salt: bytes = b""
+    pooling: Pooling = ""
     # Its state:
     key: tuple[float, int] = field(init=False)  # the scheduler numbers them, so that no two are equal
     status: RequestStatus = RequestStatus.WAITING
@@ -66,8 +67,9 @@ class Request:
         self.key = (self.arrival + self.priority * AGING_SECONDS, 0)
         self.num_given_tokens = self.num_prefill_tokens = len(self.token_ids)
         self.num_prompt_tokens = self.num_given_tokens - num_replayed
-        self.max_tokens_in_all = min(self.num_prompt_tokens + self.sampling.max_tokens, max_model_len)
-        self.skip_prefix = self.sampling.prompt_logprobs is not None
+        wanted = 0 if self.pooling else self.sampling.max_tokens
+        self.max_tokens_in_all = min(self.num_prompt_tokens + wanted, max_model_len)
+        self.skip_prefix = self.sampling.prompt_logprobs is not None or self.pooling in ("mean", "cls")
 
     @property
     def num_tokens(self) -> int:

@@ -92,8 +92,8 @@ class Scheduler:
         self._deadlines: list[tuple[float, tuple[float, int], str]] = []  # of `requests`, in their order
         self._last_turn = (0.0, 0)  # key of the last decode that was served when there was not a token for each
 
-    def add(self, request: Request) -> RequestOutput | None:
-        """Puts a request into the queue, or returns the error with which it is refused.
+    def add(self, request: Request) -> list[RequestOutput]:
+        """Puts a request into the queue; the result is the error with which it is refused, if it is.
 
         Raises ValueError if a request of that id is already here.
         """
@@ -101,7 +101,7 @@ class Scheduler:
             raise ValueError(f"request id {request.request_id!r} is already in use")
         if error := self._reason_to_refuse(request):
             request.status = RequestStatus.FINISHED
-            return RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind="invalid")
+            return [RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind="invalid")]
         if predecessor := self._ending.pop(request.request_id, None):
             self.kv_cache.free(predecessor)  # steps run in order: what its last one writes is overwritten later
         self._num_added += 1
@@ -112,7 +112,7 @@ class Scheduler:
         if request.deadline is not None:
             insort(self._deadlines, (request.deadline, request.key, request.request_id))
         self._enqueue(request)
-        return None
+        return []
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests at whatever stage they are; ids that are not here are ignored."""
@@ -175,9 +175,8 @@ class Scheduler:
         for output in outputs:
             requests = self._launched.pop(output.step, {})
             self.kv_cache.forget_step(requests.values())
-            for request in requests.values():
-                if request.status is not RequestStatus.FINISHED:
-                    results.append(self._end(request, "error", error, kind))
+            left = [request for request in requests.values() if request.status is not RequestStatus.FINISHED]
+            results += [self._end(request, "error", error, kind) for request in left]
             self._land(requests)
             # The worker may have broken before it came to these. Forgetting twice does no harm.
             self._finished_ids += (*output.finished_ids, *output.preempted_ids)
@@ -347,7 +346,7 @@ class Scheduler:
 
     def _fits(self, request: Request, hit: PrefixHit, batch: _Batch) -> bool:
         """Whether all of its tokens and the next one do: half a prefill that is preempted is work for nothing."""
-        needed = hit.blocks_needed(request.num_tokens + 1)
+        needed = hit.blocks_needed(min(request.num_tokens + 1, request.max_tokens_in_all))
         return needed <= (batch.room if self.running else self.kv_cache.pool.num_free)
 
     def _join(self, request: Request, share: int, coming: dict[bytes | None, tuple[float, int]], batch: _Batch) -> None:
@@ -381,6 +380,7 @@ class Scheduler:
                 sampling=request.sampling,
                 block_ids=self.kv_cache.block_ids(request),
                 num_computed_tokens=request.num_computed_tokens,
+                pooling=request.pooling,
             )
         )
         batch.put(request, count)
@@ -391,13 +391,13 @@ class Scheduler:
         """Once the prompt is through, the answer to it begins with what was found out about it; nothing until then."""
         if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
-        if row.token_id is None:
+        if row.token_id is None and not row.embedding:
             return []
         self.counts["prompt_tokens"] += request.num_prompt_tokens
         request.skip_prefix = False
-        if request.sampling.max_tokens == 0:  # only the prompt was wanted
+        if row.token_id is None or request.sampling.max_tokens == 0:  # only the prompt was wanted
             request.num_pending_tokens -= 1
-            output = self._end(request, "length")
+            output = self._end(request, "stop" if row.embedding else "length")
         else:
             output = self._next_token(request, row.token_id, row.logprobs)
         output = msgspec.structs.replace(
@@ -406,6 +406,7 @@ class Scheduler:
             num_cached_tokens=request.num_cached_tokens,
             num_external_tokens=request.num_external_tokens,
             first_scheduled=request.first_scheduled,
+            embedding=row.embedding,
         )
         request.prompt_logprobs = []
         return [output]
@@ -436,7 +437,7 @@ class Scheduler:
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
             return "the prompt is empty; it needs at least one token"
-        if request.num_prompt_tokens >= self.limits.max_model_len:
+        if request.num_prompt_tokens + (not request.pooling) > self.limits.max_model_len:
             limit = f"prompt and answer together may have {self.limits.max_model_len}"
             return f"the prompt has {request.num_prompt_tokens} tokens and leaves no room for an answer: {limit}"
         if request.num_given_tokens > request.num_prompt_tokens and request.num_tokens >= request.max_tokens_in_all:

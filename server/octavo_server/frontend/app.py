@@ -120,9 +120,15 @@ def _model(state: ServerState, name: str) -> Model:
 def _caller(request: Request) -> Caller:
     """What `access` and `limits` found out."""
     found = request.scope["state"]
-    salt, key, ticket = found.get("salt", b""), found.get("key"), found.get("ticket", UNLIMITED)
     return Caller(
-        found["arrival"], salt, found["place"], key, ticket, found.get("is_gateway", False), found.get("record")
+        found["arrival"],
+        found.get("salt", b""),
+        found["place"],
+        key=found.get("key"),
+        ticket=found.get("ticket", UNLIMITED),
+        outlet=found.get("outlet"),
+        is_gateway=found.get("is_gateway", False),
+        record=found.get("record"),
     )
 
 

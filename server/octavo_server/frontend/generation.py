@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, Self
@@ -15,6 +15,7 @@ from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest
+from octavo_server.frontend.http import Outlet
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.request_record import RequestRecord
@@ -51,7 +52,8 @@ class Lengths:
 class Caller:
     """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none.
 
-    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow. `is_gateway`: by its key.
+    `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow; `outlet` writes what a
+    stream gets to its connection at once. `is_gateway`: by its key.
     """
 
     arrival: float
@@ -59,6 +61,7 @@ class Caller:
     place: Place
     key: str | None = None
     ticket: Ticket = UNLIMITED
+    outlet: Outlet | None = None
     is_gateway: bool = False
     record: RequestRecord | None = None
 
@@ -148,8 +151,12 @@ class Generation:
             self._caller.record.response_id = called
         return called
 
-    async def deltas(self, *, whole: bool = False) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
+    async def deltas(
+        self, *, whole: bool = False, at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None
+    ) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What the steps add, until all choices have ended; with `whole` everything at the end.
+
+        at_once: what comes while this is waited for goes there, unless it returns False.
 
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
@@ -157,6 +164,7 @@ class Generation:
         reason, failure = "abort", None
         try:
             with self._state.client.submit(self._choices, whole=whole) as stream:
+                stream.at_once = at_once
                 self._caller.place.leave()
                 async with contextlib.aclosing(stream.deltas()) as changes:
                     async for change in changes:
@@ -191,7 +199,17 @@ class Generation:
                 self._end(delta.finish_reason)
                 yield form.ending(answer, delta) + form.closing()
                 return
-        async with contextlib.aclosing(self.deltas()) as steps:  # it ends with this, and not some time later
+        outlet = self._caller.outlet if only_text else None
+
+        def write(changes: Sequence[tuple[Answer, Delta]]) -> bool:
+            if outlet is None or not outlet.is_open:
+                return False
+            if found := form.frames(changes, begun):
+                outlet.write(found)
+            return True
+
+        steps = self.deltas(at_once=None if outlet is None else write)
+        async with contextlib.aclosing(steps):  # it ends with this, and not some time later
             async for changes in steps:
                 complete = self.is_complete  # before anything waits, and more may come
                 if only_text and len(changes) == 1:

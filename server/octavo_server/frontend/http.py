@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from octavo_server import logs
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
@@ -42,6 +42,27 @@ def _answer(refusal: _Refusal) -> bytes:
     body = msgspec.json.encode(ErrorBody(ErrorObject(message, code=code)))
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
     return f"{head}{REQUEST_ID}: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Outlet:
+    """Writes pieces of a streamed answer to its connection at once, past the task that sends it."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a piece can be written now: the answer has begun, and the client reads as fast as it is written."""
+        cycle = self._cycle
+        return (
+            cycle.response_started
+            and not (cycle.response_complete or cycle.disconnected or cycle.flow.write_paused)
+            and cycle.chunked_encoding is True
+        )
+
+    def write(self, piece: bytes) -> None:
+        """Write a piece, which is not empty; only while it `is_open`."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -91,6 +112,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(_TOO_LARGE)
         else:
             super().on_headers_complete()
+            if self.cycle is not None:
+                self.scope["state"]["outlet"] = Outlet(self.cycle)  # its task has not begun yet
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, of no interest once refused."""

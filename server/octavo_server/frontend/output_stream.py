@@ -1,7 +1,8 @@
 """The results of one HTTP request on their way from the engine's messages to whoever answers it.
 
 Tokens become text as they come, and add up until the reader takes them. One that is slow finds more the next time:
-nothing waits for it, and what is kept for it is its answer.
+nothing waits for it, and what is kept for it is its answer. A reader that waits may be passed by: `at_once` gets what
+came, without the turn of a task that costs as much as all else there is to do for a token.
 """
 
 import asyncio
@@ -47,6 +48,7 @@ class OutputStream:
         self._reader: asyncio.Future[None] | None = None
         self._pending: dict[str, Delta] = {}
         self._error: EngineError | None = None
+        self.at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None  # whether it took what came
 
     def __enter__(self) -> Self:
         return self
@@ -86,9 +88,28 @@ class OutputStream:
         """There may be something to read: wakes the reader if it waits for that."""
         if self._whole and self._open and self._error is None:
             return
-        self._news = True
         if self._reader is not None and not self._reader.done():
+            if self._passed_by():
+                return
             self._reader.set_result(None)
+        self._news = True
+
+    def _passed_by(self) -> bool:
+        """Whether the reader, which waits and so has seen all before, need not be woken."""
+        if self.at_once is None or not self._open or self._error is not None:
+            return False  # the end is the reader's
+        try:
+            taken = self.at_once(self._changes())
+        except Exception:
+            log.exception("what the engine sent could not be given out")
+            self._error = EngineError("the server failed; its log says why", "internal")
+            return False
+        if taken:
+            self._pending = {}
+        return taken
+
+    def _changes(self) -> list[tuple[Answer, Delta]]:
+        return [(self._answers[request_id], delta) for request_id, delta in self._pending.items()]
 
     async def deltas(self) -> AsyncGenerator[list[tuple[Answer, Delta]], None]:
         """What the choices got since the last time, until all have ended.
@@ -102,10 +123,10 @@ class OutputStream:
                 self._reader = asyncio.get_running_loop().create_future()
                 await self._reader
             self._news = False
-            pending, self._pending = self._pending, {}
+            changes, self._pending = self._changes(), {}
             error, ended = self._error, not self._open
-            if pending:
-                yield [(self._answers[request_id], delta) for request_id, delta in pending.items()]
+            if changes:
+                yield changes
             if error is not None:
                 raise error
 

@@ -20,7 +20,8 @@ class RequestState:
     `num_tokens` counts what the steps launched so far sample, too; of these the first `num_known` stand in `token_ids`.
     A later one is known on the device alone, in the row `slot` of the tokens that were sampled last. The first
     `num_given` came from the scheduler; the others were sampled in that slot. Of the `num_blocks` pages the first
-    `num_sent` stand in the slot's block table on the device (`step_packing`).
+    `num_sent` stand in the slot's block table on the device (`step_packing`). `pooled`: what `pooling` has made of its
+    chunks so far, on the device.
     """
 
     __slots__ = (
@@ -34,6 +35,8 @@ class RequestState:
         "num_prompt",
         "num_sent",
         "num_tokens",
+        "pooled",
+        "pooling",
         "request_id",
         "sampling",
         "slot",
@@ -43,6 +46,8 @@ class RequestState:
     def __init__(self, new: NewRequest, block_size: int, slot: int) -> None:
         self.request_id = new.request_id
         self.sampling: SamplingParams = new.sampling
+        self.pooling = new.pooling
+        self.pooled: torch.Tensor | None = None
         self.slot = slot
         self.failed = False
         self.num_prompt = new.num_prompt_tokens
@@ -83,6 +88,11 @@ class ScheduledRow:
     samples: bool
     pending: bool
     wants_prompt_logprobs: bool
+
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether more is made of its hidden states than the next token."""
+        return self.wants_prompt_logprobs or bool(self.state.pooling)
 
     @property
     def last_index(self) -> int:
@@ -139,7 +149,7 @@ class InputBatch:
         for request_id, count in num_scheduled_tokens.items():
             state = self.states[request_id]
             start, end = state.num_computed, state.num_computed + count
-            samples, pending = end == state.num_tokens, end > state.num_known
+            samples, pending = end == state.num_tokens and not state.pooling, end > state.num_known
             if end - pending > state.num_known:
                 raise RuntimeError(f"step {request_id}: more than one of its tokens is not known yet")
             prompt_logprobs = state.sampling.prompt_logprobs is not None and state.num_tokens == state.num_prompt

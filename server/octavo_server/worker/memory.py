@@ -11,7 +11,7 @@ import torch
 
 from octavo_common.memory import CUDA_CONTEXT_BYTES, MeasuredMemory, MemoryBill, human_bytes
 from octavo_common.model_config import ModelConfig
-from octavo_server.ipc import SamplingParams
+from octavo_server.ipc import Pooling, SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker import swapper
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
@@ -90,9 +90,15 @@ def worst_steps(runner: ModelRunner, bounds: StepBounds) -> list[list[ScheduledR
 
 
 def _step(runner: ModelRunner, bounds: StepBounds, decodes: int, prefill: int) -> list[ScheduledRow]:
-    """Many rows are one request's: nobody looks at what they say. No more sample than there can be requests."""
-    longest, rows, offset = bounds.max_model_len, list[ScheduledRow](), 0
-    asking = _state(runner, longest, msgspec.structs.replace(FULL_SAMPLING, prompt_logprobs=20))
+    """Many rows are one request's: nobody looks at what they say. No more sample than there can be requests.
+
+    Of a model that makes no text all are prompts that are pooled.
+    """
+    longest, rows, offset, generates = bounds.max_model_len, list[ScheduledRow](), 0, runner.config.generates
+    if not generates:
+        decodes, prefill = 0, decodes + prefill
+    asked = msgspec.structs.replace(FULL_SAMPLING, prompt_logprobs=20)
+    asking = _state(runner, longest, asked, "" if generates else "mean")
     # Of whole prompts it would take most of the time, and no more memory: they are worked on in chunks.
     asking.num_prompt = min(longest, longest - min(prefill, longest) + 8 * rows_per_chunk(runner.config.vocab_size))
     answering = _state(runner, longest, FULL_SAMPLING)
@@ -101,17 +107,18 @@ def _step(runner: ModelRunner, bounds: StepBounds, decodes: int, prefill: int) -
         offset += 1
     while prefill > 0:
         count = min(prefill, longest)
-        samples = len(rows) < bounds.max_num_seqs
-        rows.append(ScheduledRow(asking, longest - count, longest, offset, samples, False, True))
+        samples = generates and len(rows) < bounds.max_num_seqs
+        rows.append(ScheduledRow(asking, longest - count, longest, offset, samples, False, generates))
         offset, prefill = offset + count, prefill - count
     return rows
 
 
-def _state(runner: ModelRunner, length: int, sampling: SamplingParams) -> RequestState:
+def _state(runner: ModelRunner, length: int, sampling: SamplingParams, pooling: Pooling = "") -> RequestState:
     """A request whose tokens differ as far as the vocabulary goes: penalties have the most to do."""
     tokens = [position % runner.config.vocab_size for position in range(length)]
     pages = [0] * -(-length // runner.batch.block_size)
-    return RequestState(NewRequest("", tokens, length, length, sampling, pages, 0), runner.batch.block_size, 0)
+    new = NewRequest("", tokens, length, length, sampling, pages, 0, pooling)
+    return RequestState(new, runner.batch.block_size, 0)
 
 
 def _run(runner: ModelRunner, steps: list[list[ScheduledRow]]) -> None:

@@ -29,6 +29,7 @@ from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInput
 from octavo_server.worker.logprobs import launch_prompt_logprobs
 from octavo_server.worker.models.interface import Decoder, ForwardBatch, KVCache, KVCacheSpec
 from octavo_server.worker.next_tokens import NextTokens
+from octavo_server.worker.pooling import launch_pooling, pooled_bytes
 from octavo_server.worker.sampler import SampledTensors
 from octavo_server.worker.shared_prefix import least_pages
 from octavo_server.worker.step_graphs import GraphLimits, GraphOutputs, StepGraphs
@@ -125,7 +126,7 @@ class ModelRunner:
 
     def request_bytes(self, length: int) -> int:
         """Bytes that a request of that length takes at most beside its pages."""
-        return self._tokens.request_bytes(length)
+        return max(self._tokens.request_bytes(length), pooled_bytes(self.config.hidden_size))
 
     @property
     def copy_bytes_per_second(self) -> float:
@@ -334,7 +335,7 @@ class ModelRunner:
     def _compute(
         self, inputs: StepInputs | GraphInputs, handle: StepHandle, on_progress: Callable[[], None]
     ) -> Launched:
-        decoder, vocab_size, prompts, drawn = self._decoder(), self.config.vocab_size, {}, None
+        decoder, vocab_size, prompts, drawn, pooled = self._decoder(), self.config.vocab_size, {}, None, None
         if isinstance(inputs, GraphInputs):
             found, slot, drawn = self._replay(inputs)
             on_progress()
@@ -345,13 +346,14 @@ class ModelRunner:
         else:
             token_ids, slot, last = inputs.forward.token_ids, inputs.slot, inputs.last_index
             token_ids.index_copy_(0, inputs.pending_index, self._tokens.last[inputs.pending_slot])
-            every = any(row.wants_prompt_logprobs for row in inputs.rows)
+            every = any(row.wants_hidden for row in inputs.rows)
             hidden = decoder.forward(inputs.forward, self.kv_cache, on_progress, None if every else last)
             prompts = {
                 row.state.request_id: launch_prompt_logprobs(row, hidden, decoder.logits, vocab_size, on_progress)
                 for row in inputs.rows
                 if row.wants_prompt_logprobs
             }
+            pooled = launch_pooling(inputs.rows, hidden) if every else None
 
             def logits(part: slice) -> torch.Tensor:
                 return decoder.logits(hidden[last[part]] if every else hidden[part])
@@ -367,7 +369,7 @@ class ModelRunner:
         if self.device.type == "cuda":
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record()
-        return Launched(inputs.rows, sampled, prompts, event)
+        return Launched(inputs.rows, sampled, prompts, event, pooled)
 
     def _replay(self, inputs: GraphInputs) -> GraphOutputs:
         if self.graphs is None:

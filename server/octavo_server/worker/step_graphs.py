@@ -159,7 +159,7 @@ class StepGraphs:
     def shape_for(self, rows: Sequence[ScheduledRow]) -> GraphShape | None:
         """Of the graph that computes these rows; None if none does."""
         width = self._limits.width
-        if any(row.wants_prompt_logprobs or row.state.num_blocks > width for row in rows):
+        if any(row.wants_hidden or row.state.num_blocks > width for row in rows):
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
         is_decode = tokens == count and all(row.samples for row in rows)

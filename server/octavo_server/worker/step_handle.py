@@ -14,6 +14,7 @@ from octavo_server.ipc import TokenLogprobs
 from octavo_server.step import SampledRow
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logprobs import LogprobTensors
+from octavo_server.worker.pooling import PooledTensors
 from octavo_server.worker.sampler import SampledTensors
 
 NO_DISTRIBUTION: Final = "the model gave no probabilities for the next token (its logits are not finite numbers)"
@@ -28,13 +29,15 @@ class StepBehindFailed(RuntimeError):
 class Launched:
     """What a step has enqueued: tensors in host memory, which are written once `event` has come (None: they are).
 
-    sampled: of each chunk of the rows that sample. prompts: the chunks of a row's prompt log-probabilities.
+    sampled: of each chunk of the rows that sample. prompts: the chunks of a row's prompt log-probabilities. pooled: of
+    the rows whose prompt is through and that want no token.
     """
 
     rows: Sequence[ScheduledRow] = ()
     sampled: Sequence[tuple[Sequence[ScheduledRow], SampledTensors]] = ()
     prompts: dict[str, list[LogprobTensors]] = field(default_factory=dict)
     event: torch.cuda.Event | None = None
+    pooled: PooledTensors | None = None
 
     def is_through(self, timeout: float | None) -> bool:
         """Whether the device is through with it, waiting for it up to `timeout` seconds (None: as long as it takes)."""
@@ -53,7 +56,7 @@ class Launched:
     def collect(self) -> list[SampledRow]:
         """Reads the tensors, tells the requests' states their tokens, and makes the rows that say something."""
         prompts = {row.state.request_id: self._prompt_logprobs(row) for row in self.rows if row.wants_prompt_logprobs}
-        result = []
+        result = [] if self.pooled is None else self.pooled.results()
         for rows, tensors in self.sampled:
             logprobs = tensors.logprobs_by_row()
             for index, (row, token) in enumerate(zip(rows, tensors.token_ids(), strict=True)):

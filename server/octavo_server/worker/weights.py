@@ -18,6 +18,8 @@ from octavo_server.worker.weight_stream import pieces_of, stream
 # Tables that old checkpoints carry though they follow from the config.
 _DERIVED_SUFFIX: Final = ".rotary_emb.inv_freq"
 _NAMED_AT_MOST: Final = 5
+_BACKBONE: Final = "model."
+_HEAD: Final = "lm_head."
 
 
 def load_weights(directory: Path, places: Mapping[str, torch.Tensor], optional: Iterable[str] = ()) -> set[str]:
@@ -26,7 +28,7 @@ def load_weights(directory: Path, places: Mapping[str, torch.Tensor], optional: 
     Args:
         directory: holds `model.safetensors`, or shards and their index.
         places: where each tensor goes, by its name in the checkpoint: tensors, or views into fused ones, of the
-            tensor's shape; any float type, any device.
+            tensor's shape; any float type, any device. A checkpoint of a bare backbone leaves out their `model.`.
         optional: names among `places` that the checkpoint may lack.
 
     Returns:
@@ -38,15 +40,18 @@ def load_weights(directory: Path, places: Mapping[str, torch.Tensor], optional: 
     allowed_absent = set(optional)
     with ExitStack() as stack:
         files = [stack.enter_context(CheckpointFile(path)) for path in weight_files(directory)]
-        where = {name: file for file in files for name in file.tensors}
+        stored = {name: file for file in files for name in file.tensors}
+        prefix = "" if any(name.startswith(_BACKBONE) for name in stored) else _BACKBONE
+        where = {name if name.startswith(_HEAD) else prefix + name: (file, name) for name, file in stored.items()}
         _check_names(directory, set(where), set(places), allowed_absent)
-        found = {name: where[name].tensors[name] for name in places if name in where}
+        found = {name: where[name][0].tensors[where[name][1]] for name in places if name in where}
         _check_tensors(found, places)
         streamed = {name for name in found if places[name].device.type != "cpu" and places[name].is_contiguous()}
         for name in found:
             if name not in streamed:
-                places[name].copy_(where[name].read(name))
-        _stream([found[name] for name in streamed], places)
+                file, stored_name = where[name]
+                places[name].copy_(file.read(stored_name))
+        _stream([(found[name], places[name]) for name in streamed])
     return allowed_absent & set(where)
 
 
@@ -78,9 +83,9 @@ def _check_tensors(tensors: Mapping[str, StoredTensor], places: Mapping[str, tor
             raise ModelError(f"{name} is of type {found.dtype}; supported are {', '.join(DTYPES)}")
 
 
-def _stream(tensors: Iterable[StoredTensor], places: Mapping[str, torch.Tensor]) -> None:
-    """In the order in which they stand in the files: so a disk reads on."""
-    ordered = sorted(tensors, key=lambda tensor: (tensor.path, tensor.offset))
-    pieces = [piece for tensor in ordered for piece in pieces_of(tensor, places[tensor.name])]
+def _stream(tensors: Iterable[tuple[StoredTensor, torch.Tensor]]) -> None:
+    """Each into its place, in the order in which they stand in the files: so a disk reads on."""
+    ordered = sorted(tensors, key=lambda entry: (entry[0].path, entry[0].offset))
+    pieces = [piece for tensor, place in ordered for piece in pieces_of(tensor, place)]
     if pieces:
         stream(pieces, pieces[0].place.device)

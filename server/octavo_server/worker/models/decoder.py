@@ -112,7 +112,8 @@ class Decoder:
 
     def pack(self) -> None:
         """Makes the weights ready for use, once they are read."""
-        self.head.pack(self.ops)
+        if self.config.generates:
+            self.head.pack(self.ops)
         for layer in self.layers:
             for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
                 projection.pack(self.ops)

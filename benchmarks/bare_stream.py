@@ -1,0 +1,104 @@
+"""A bare Starlette handler that streams, by the same uvicorn as ours: what `api_overhead.py` compares with.
+
+    python benchmarks/bare_stream.py
+
+A route that reads the request's JSON, and a `StreamingResponse` that gives out an event for every token. One timer in
+the same process stands for the engine: every so many seconds (in the file that ECHO_STEP_SECONDS names) each open
+stream gets its next event. Nothing is checked, tokenized, counted or made into JSON: the event is always the same, of
+about the size of ours.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "operator", "benchmarks")]
+
+import uvicorn  # noqa: E402
+import uvloop  # noqa: E402
+from echo_engine import STEP_SECONDS  # noqa: E402
+from http_load import EVENT_WITH_TEXT  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import StreamingResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+_END: Final = b"data: [DONE]\n\n"
+
+
+class Timer:
+    """The source of tokens: every stream that is open gets one at each step."""
+
+    def __init__(self, seconds_file: Path) -> None:
+        self._seconds_file = seconds_file
+        self._streams: dict[asyncio.Queue[bytes], int] = {}
+
+    def add(self, tokens: int) -> "asyncio.Queue[bytes]":
+        """A stream of so many tokens; the last comes with the end, as one event."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._streams[queue] = tokens
+        return queue
+
+    async def run(self) -> None:
+        """For ever."""
+        due, seconds = time.monotonic(), 0.0
+        while True:
+            if not self._streams:  # it is not this process's work in truth, so it does none of it while it is measured
+                seconds = float(self._seconds_file.read_text())
+            due = max(due + seconds, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+            for queue, left in list(self._streams.items()):
+                if left > 1:
+                    self._streams[queue] = left - 1
+                    queue.put_nowait(EVENT_WITH_TEXT)
+                else:
+                    del self._streams[queue]
+                    queue.put_nowait(EVENT_WITH_TEXT + _END)
+
+
+def app_of(timer: Timer) -> Starlette:
+    """The one route."""
+
+    async def events(tokens: int) -> AsyncIterator[bytes]:
+        queue = timer.add(tokens)
+        for _ in range(tokens):
+            yield await queue.get()
+
+    async def completions(request: Request) -> StreamingResponse:
+        asked = await request.json()
+        return StreamingResponse(events(asked["max_tokens"]), media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/v1/completions", completions, methods=["POST"])])
+
+
+async def serve() -> None:
+    """Until a signal; the first line on stdout ends with the address."""
+    timer = Timer(Path(os.environ[STEP_SECONDS]))
+    config = uvicorn.Config(
+        app_of(timer),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=60,
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    parts = [asyncio.create_task(timer.run()), asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener]))]
+    ended, running = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+    for part in running:
+        part.cancel()
+    ended.pop().result()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())
