@@ -140,7 +140,7 @@ class Generation:
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
         if caller.record is not None:
-            caller.record.request = request
+            caller.record.model, caller.record.request = request.model, request
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
     def response_id(self, kind: str) -> str:

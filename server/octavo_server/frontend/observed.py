@@ -5,6 +5,7 @@ a stream's pieces take it, token by token.
 """
 
 import logging
+import time
 from typing import Final, Protocol
 
 import msgspec
@@ -65,8 +66,9 @@ class ObservedRequests:
             self._end(record, scope)
 
     def _end(self, record: RequestRecord, scope: Scope) -> None:
+        record.seconds = time.monotonic() - record.arrival
         route = getattr(scope.get("route"), "path", None) or scope["path"][:128]
-        if self._tracing is not None and record.request is not None:
+        if self._tracing is not None and record.model is not None:
             self._tracing.record(record, route)
         failed = record.status >= 500 or record.status == 0 or (record.error is not None and record.status < 400)
         if self._logged == "errors" and not failed and record.status < 400:

@@ -22,8 +22,10 @@ _TRACE_HEADERS: Final = frozenset({b"traceparent", b"tracestate"})
 class RequestRecord:
     """One request, from its arrival on. Times are seconds of CLOCK_MONOTONIC, but for `began`: ns since 1970.
 
-    `trace`: W3C's headers as they came. `request`, `prompt_tokens` and what follows them: of a request that came as far
-    as the engine. `phases`: seconds of each, of the choice that had its first token first.
+
+    `seconds`: from its arrival to its end. `trace`: W3C's headers as they came. `model` and what follows it: of a
+    request that came as far as the engine; `request`: of one that is answered with tokens. `phases`: seconds of each, of
+    the choice that had its first token first.
     """
 
     request_id: str
@@ -31,9 +33,11 @@ class RequestRecord:
     arrival: float
     began: int
     trace: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     status: int = 0
     error: str | None = None
     param: str | None = None
+    model: str | None = None
     request: GenerationRequest | None = None
     response_id: str | None = None
     prompt_tokens: int = 0
@@ -98,17 +102,16 @@ def access_fields(record: RequestRecord, route: str, key: str | None) -> dict[st
         "status": record.status,
         "error": record.error,
         "param": record.param,
-        "seconds": round(time.monotonic() - record.arrival, 6),
+        "seconds": _rounded(record.seconds),
     }
+    if record.model is not None:
+        told |= {"model": record.model, "prompt_tokens": record.prompt_tokens, "cached_tokens": record.cached_tokens}
     if record.request is not None:
         told |= {
-            "model": record.request.model,
             "stream": bool(record.request.stream),
             "response_id": record.response_id,
             "queue_seconds": _rounded(record.phases.get("queue")),
             "ttft_seconds": _rounded(record.phases.get("first_token")),
-            "prompt_tokens": record.prompt_tokens,
-            "cached_tokens": record.cached_tokens,
             "completion_tokens": record.completion_tokens,
             "finish_reason": reasons[0] if len(set(reasons)) == 1 else reasons or None,
         }

@@ -26,6 +26,7 @@ from octavo_server.frontend.model import load_model
 from octavo_server.frontend.observed import ObservedRequests
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.supervisor import Supervisor
+from octavo_server.frontend.tracing import OtlpTracing
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,15 @@ class _Server:
         self._engine = engine
         self._grace_seconds = QUICK_GRACE_SECONDS
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._tracing: OtlpTracing | None = None
 
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
         self._take_signals()
         self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
-        app = ObservedRequests(create_app(state), self._config.log_requests)
+        if (endpoint := self._config.otlp_traces_endpoint) is not None:
+            self._tracing = OtlpTracing(endpoint, state.names[0])
+        app = ObservedRequests(create_app(state), self._config.log_requests, self._tracing)
         http = http_server(app, log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         engine = asyncio.create_task(self._supervisor.run(), name="engine")
@@ -145,6 +149,8 @@ class _Server:
         for task in others:
             task.cancel()
         await asyncio.gather(serving, *others, return_exceptions=True)
+        if self._tracing is not None:
+            await self._tracing.close(self._grace_seconds)
         self._state.close()
 
 
