@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from octavo_server.access_config import AccessConfig
+from octavo_server.logs import LogFormat
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 DISK_CACHE_GIB: Final = 16.0
+LoggedRequests = Literal["all", "errors", "none"]
+OtlpEndpoint = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)]
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -209,6 +212,13 @@ class ServerConfig(AccessConfig, EngineConfig):
         None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: LogFormat = Field("text", description="form of a line of the logs, on stderr; json: an object a line")
+    log_requests: LoggedRequests = Field(
+        "all", description="which requests have a line in the logs once they have ended; never what they say"
+    )
+    otlp_traces_endpoint: OtlpEndpoint | None = Field(
+        None, description="URL of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request"
+    )
 
     @property
     def tool_parser(self) -> str | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from octavo_server import ipc
+from octavo_server import ipc, logs
 from octavo_server.engine_channel import Channel, Inbox
 from octavo_server.errors import OctavoError
 from octavo_server.grammar_gate import GrammarGate
@@ -52,6 +52,7 @@ class StartMessage(msgspec.Struct, frozen=True):
     socket: str
     epoch: int
     log_level: str = "info"
+    log_format: logs.LogFormat = "text"
 
 
 class EngineLoop:
@@ -207,7 +208,7 @@ def main() -> int:
     except msgspec.DecodeError as error:
         print(f"octavo engine: is started by octavo serve, with a line of JSON on stdin ({error})", file=sys.stderr)
         return 1
-    logging.basicConfig(level=start.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure(start.log_level, start.log_format)
     channel = Channel(start.socket, start.epoch)
     try:
         _serve(start, channel, started)

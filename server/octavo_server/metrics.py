@@ -189,7 +189,8 @@ class RequestMetrics:
         self._tokens = self._cached = self._preemptions = 0
         self._first = self._latest = arrival
         self._scheduled: float | None = None
-        self._begun = self._ended = False
+        self._begun = False
+        self.reason: str | None = None  # with which it ended
 
     def output(self, output: RequestOutput, count: int) -> None:
         """A result of the engine, of whose tokens `count` belong to the answer; none where only the prompt counts."""
@@ -206,9 +207,9 @@ class RequestMetrics:
 
     def end(self, reason: str) -> None:
         """It has ended for one of `FINISHED_REASONS`; what comes later does not count."""
-        if self._ended:
+        if self.reason is not None:
             return
-        self._ended, requests = True, self._requests
+        self.reason, requests = reason, self._requests
         requests.finished[reason].inc()
         requests.end_to_end.observe(self._metrics.clock() - self._arrival)
         requests.length("request_prompt_tokens", self._prompt_tokens)
@@ -220,6 +221,15 @@ class RequestMetrics:
             self._prompt.answer_ends(self._tokens)
         if self._begun:
             self._end_phases()
+
+    def phases(self) -> dict[str, float]:
+        """Seconds until its "first_token", in the "queue", of "prefill" and of "decode", as far as it came."""
+        if not self._begun:
+            return {}
+        told = {"first_token": self._first - self._arrival, "decode": self._latest - self._first}
+        if self._scheduled is not None:
+            told |= {"queue": self._scheduled - self._arrival, "prefill": self._first - self._scheduled}
+        return told
 
     def _begin(self, output: RequestOutput, now: float) -> None:
         requests, cached, external = self._requests, output.num_cached_tokens, output.num_external_tokens

@@ -8,6 +8,7 @@ tokens are appended by both sides: none is sent back to the worker.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
@@ -99,6 +100,11 @@ class SchedulerOutput:
     def total_tokens(self) -> int:
         """Tokens in this step, of all requests."""
         return sum(self.num_scheduled_tokens.values())
+
+    @property
+    def some_ids(self) -> str:
+        """The first requests in it, for logs."""
+        return " ".join(islice(self.num_scheduled_tokens, 20))
 
     @property
     def is_empty(self) -> bool:

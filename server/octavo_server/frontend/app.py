@@ -155,7 +155,7 @@ def _caller(request: Request) -> Caller:
         ticket=found.get("ticket", UNLIMITED),
         outlet=found.get("outlet"),
         is_gateway=found.get("is_gateway", False),
-        request_id=found.get("request_id", ""),
+        record=found.get("record"),
     )
 
 

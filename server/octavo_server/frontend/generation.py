@@ -18,6 +18,7 @@ from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.output_stream import Choice
+from octavo_server.frontend.request_record import RequestRecord
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
 from octavo_server.frontend.resume import check_resume, replay, replayed_tokens
 from octavo_server.frontend.sampling import (
@@ -67,7 +68,7 @@ class Caller:
     ticket: Ticket = UNLIMITED
     outlet: Outlet | None = None
     is_gateway: bool = False
-    request_id: str = ""
+    record: RequestRecord | None = None
 
     def cache_salt(self, own: str | None) -> bytes:
         """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
@@ -153,12 +154,17 @@ class Generation:
             sampling = self._sampling(ids, wanted, bad_words)
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
+        if caller.record is not None:
+            caller.record.model, caller.record.request = request.model, request
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
     def response_id(self, kind: str) -> str:
-        """What the answer is called."""
+        """What the answer is called, in the logs too."""
         resume = self._request.octavo_resume
-        return f"{kind}-{self._request.request_id or self.id}" if resume is None else resume.response_id
+        called = f"{kind}-{self._request.request_id or self.id}" if resume is None else resume.response_id
+        if self._caller.record is not None:
+            self._caller.record.response_id = called
+        return called
 
     async def deltas(
         self, *, whole: bool = False, at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None
@@ -170,7 +176,7 @@ class Generation:
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
         """
-        reason = "abort"
+        reason, failure = "abort", None
         try:
             with self._state.client.submit(self._choices, whole=whole) as stream:
                 stream.at_once = at_once
@@ -178,13 +184,18 @@ class Generation:
                 async with contextlib.aclosing(stream.deltas()) as changes:
                     async for change in changes:
                         yield change
-        except EngineError:
-            reason = "error"
+        except EngineError as error:
+            reason, failure = "error", error.kind
             raise
         finally:
-            for answer in self.answers:
-                answer.metrics.end(reason)  # those that have ended otherwise do not count again
-            self._caller.ticket.used(sum(map(len, self._prompts)), (answer.num_tokens for answer in self.answers))
+            self._end(reason, failure)
+
+    def _end(self, reason: str, failure: str | None = None) -> None:
+        for answer in self.answers:
+            answer.metrics.end(reason)  # those that have ended otherwise do not count again
+        if self._caller.record is not None:
+            self._caller.record.generated(self.answers, self.usage(), failure)
+        self._caller.ticket.used(sum(map(len, self._prompts)), (answer.num_tokens for answer in self.answers))
 
     async def events(self, form: Events, *, only_text: bool) -> AsyncGenerator[bytes, None]:
         """The events of a stream, those of what `deltas` gives at a time together.
@@ -200,7 +211,7 @@ class Generation:
             # What comes of it has been sent, by another server; what follows depends on it.
             await self._state.render(answer.num_tokens, partial(form.frames, [(answer, delta)], begun))
             if delta.finish_reason is not None:
-                answer.metrics.end(delta.finish_reason)
+                self._end(delta.finish_reason)
                 yield form.ending(answer, delta) + form.closing()
                 return
         outlet = self._caller.outlet if only_text else None

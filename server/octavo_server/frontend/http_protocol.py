@@ -6,18 +6,23 @@ A client has some time for a head, and some for a body, which grows with what ar
 answered with 408. What is late is looked for every second, as that costs a request least.
 """
 
+import logging
 import math
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from octavo_server import logs
 from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.limits import MAX_BODY_BYTES
 from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
+from octavo_server.frontend.request_record import REQUEST_ID, new_id
+
+log = logging.getLogger("octavo.access")
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 100
@@ -29,24 +34,33 @@ UNREAD_SECONDS: Final = 600.0  # that a client may not read what it asked for
 SPARE_CONNECTIONS: Final = 64  # beyond the most, which only probes use
 
 
-def _answer(status: HTTPStatus, message: str, code: str, kind: str = "invalid_request_error") -> bytes:
-    """A whole answer with an OpenAI error object, for requests that never reach the app."""
+class _Refusal(NamedTuple):
+    status: HTTPStatus
+    message: str
+    code: str
+    type: str = "invalid_request_error"
+
+
+_TOO_LARGE: Final = _Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers of the request are too large", "headers_too_large"
+)
+_MALFORMED: Final = _Refusal(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP", "invalid_http")
+_TOO_SLOW: Final = _Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time", "request_timeout")
+_CROWDED: Final = _Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE, "there are too many connections", "too_many_connections", "server_error"
+)
+_PROBES: Final = frozenset({b"/health", b"/ready"})
+
+
+def _answer(refusal: _Refusal) -> bytes:
+    """A whole answer with an OpenAI error object, for requests that never reach the app; the log tells of it."""
+    (status, message, code, kind), request_id = refusal, new_id()
+    log.info("refused", extra=logs.fields(request_id=request_id, status=status.value, error=code))
     body = msgspec.json.encode(ErrorBody(ErrorObject(message, type=kind, code=code)))
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         head += "retry-after: 1\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-
-
-_TOO_LARGE: Final = _answer(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers of the request are too large", "headers_too_large"
-)
-_MALFORMED: Final = _answer(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP", "invalid_http")
-_TOO_SLOW: Final = _answer(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time", "request_timeout")
-_CROWDED: Final = _answer(
-    HTTPStatus.SERVICE_UNAVAILABLE, "there are too many connections", "too_many_connections", "server_error"
-)
-_PROBES: Final = frozenset({b"/health", b"/ready"})
+    return f"{head}{REQUEST_ID}: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -152,7 +166,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._unwanted += len(body)
             if self._unwanted > MAX_BODY_BYTES:
-                self._refuse(b"")
+                self._refuse(None)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -185,7 +199,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.pipeline or self.flow.read_paused:  # its turn has not come, or it is we who do not take more of it
             self._deadline = now + BODY_SECONDS
         else:
-            self._refuse(_TOO_SLOW if self._in_head or self._in_body else b"")
+            self._refuse(_TOO_SLOW if self._in_head or self._in_body else None)
 
     def _feed(self, data: bytes) -> None:
         """To the parser. Who asks for HTTP/2 or a WebSocket is answered in HTTP/1.1."""
@@ -201,13 +215,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._resuming, self._framing = False, b""
             self._feed(data[upgrade.args[0] :])
 
-    def _refuse(self, answer: bytes) -> None:
-        """Close the connection, after an answer where none has begun that it would break into."""
+    def _refuse(self, refusal: _Refusal | None) -> None:
+        """Close the connection, after an answer if there is one to give and none has begun that it would break into."""
         if self._refused or self.transport is None:
             return
         self._refused = True
         cycle = self.cycle
         unanswered = self._in_body and cycle is not None and not cycle.response_started
-        if not self.pipeline and (cycle is None or cycle.response_complete or unanswered):
-            self.transport.write(answer)
+        free = not self.pipeline and (cycle is None or cycle.response_complete or unanswered)
+        if refusal is not None and free:
+            self.transport.write(_answer(refusal))
         self.transport.close()

@@ -1,7 +1,6 @@
 """What stands before every route, behind the keys: the size of bodies, and the count of open requests. Plain ASGI.
 
-Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), and the `place` in the queue. `send` sends
-past what the framework wraps around each message.
+Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), and the `place` in the queue.
 """
 
 import time
@@ -64,9 +63,7 @@ class OpenRequests:
             await self._app(scope, receive, send)
             return
         place = self._state.admission.place()
-        state = scope.setdefault("state", {})
-        state.update(arrival=time.monotonic(), place=place)
-        state.setdefault("send", send)
+        scope.setdefault("state", {}).update(arrival=time.monotonic(), place=place)
         self._state.request_begins()
         try:
             await self._app(scope, receive, send)

@@ -10,12 +10,12 @@ import contextlib
 import gc
 import logging
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import uvloop
 
+from octavo_server import logs
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.access.file_watch import FileWatch
@@ -26,8 +26,10 @@ from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.http import HttpServer, Listener, http_server
 from octavo_server.frontend.listening import listen
 from octavo_server.frontend.model import load_model
+from octavo_server.frontend.observed import ObservedRequests
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.supervisor import Supervisor
+from octavo_server.frontend.tracing import OtlpTracing
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def run(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND, en
     Raises:
         OctavoError: the address is taken, the model cannot be served, or the engine died for good.
     """
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure(config.log_level, config.log_format)
     with contextlib.ExitStack() as sockets:
         tls = None if config.ssl_certfile is None else Tls(config, config.ssl_certfile)
         listeners = listen(config, tls, sockets)
@@ -70,13 +72,17 @@ class _Server:
         self._grace_seconds = QUICK_GRACE_SECONDS
         self._watch = FileWatch()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._tracing: OtlpTracing | None = None
 
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
         check_limit(state.admission.limit)
         self._take_signals()
         self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
-        app, level = create_app(state), self._config.log_level
+        if (endpoint := self._config.otlp_traces_endpoint) is not None:
+            self._tracing = OtlpTracing(endpoint, state.names[0])
+        app = ObservedRequests(create_app(state), self._config.log_requests, self._tracing)
+        level = self._config.log_level
         http = http_server(app, self._listeners, log_level=level, graceful_seconds=_FLUSH_SECONDS)
         serving = asyncio.create_task(http.serve(), name="http")
         engine = asyncio.create_task(self._supervisor.run(), name="engine")
@@ -168,4 +174,6 @@ class _Server:
         for task in others:
             task.cancel()
         await asyncio.gather(serving, *others, return_exceptions=True)
+        if self._tracing is not None:
+            await self._tracing.close(self._grace_seconds)
         self._state.close()
