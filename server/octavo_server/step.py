@@ -8,11 +8,14 @@ tokens are appended by both sides: none is sent back to the worker.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from octavo_server.ipc import Pooling, SamplingParams, TokenLogprobs
+from octavo_server.ipc import ErrorKind, Pooling, SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from octavo_server.grammar_store import GrammarStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: str | None = None
+    error_kind: ErrorKind = "internal"
     embedding: bytes = b""
 
 
@@ -133,6 +137,8 @@ class StepHandle(Protocol):
 
 class Runner(Protocol):
     """What the engine needs of the device; see `worker.model_runner.ModelRunner`."""
+
+    grammars: "GrammarStore | None"  # the requests'
 
     @property
     def bytes_per_page(self) -> int:

@@ -39,12 +39,17 @@ PREPARE_CHOICES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long answers may be: `asked`, else `default`, else whatever fits. `param` names the field of the prompt."""
+class Wanted:
+    """What answers may be. How long: `asked`, else `default`, else whatever fits.
+
+    `param` names the field of the prompt. `grammar`: as in `ipc.SamplingParams`. `kept`: as in `TextOptions`.
+    """
 
     asked: int | None
     default: int | None
     param: str
+    grammar: str = ""
+    kept: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class Generation:
         state: ServerState,
         request: GenerationRequest,
         prompts: Sequence[list[int]],
-        lengths: Lengths,
+        wanted: Wanted,
         caller: Caller,
     ) -> Self:
         """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
@@ -101,10 +106,10 @@ class Generation:
         choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
         work = tokens + len(replayed_tokens(request))
         if choices <= PREPARE_CHOICES and work <= PREPARE_TOKENS and not request.bad_words:
-            made = cls(state, request, prompts, lengths, caller)
+            made = cls(state, request, prompts, wanted, caller)
         else:
-            made = await state.in_thread(cls, state, request, prompts, lengths, caller)
-        caller.ticket.reserve(tokens, lengths.asked if lengths.asked is not None else lengths.default, choices)
+            made = await state.in_thread(cls, state, request, prompts, wanted, caller)
+        caller.ticket.reserve(tokens, wanted.asked if wanted.asked is not None else wanted.default, choices)
         return made
 
     def __init__(
@@ -112,7 +117,7 @@ class Generation:
         state: ServerState,
         request: GenerationRequest,
         prompts: Sequence[list[int]],
-        lengths: Lengths,
+        wanted: Wanted,
         caller: Caller,
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
@@ -127,6 +132,7 @@ class Generation:
         self._request = request
         self._prompts = prompts
         self._caller = caller
+        self._text = text_options(request, wanted.kept)
         self.id = secrets.token_hex(16)
         self.created = state.now() if request.octavo_resume is None else request.octavo_resume.created
         check_parameters(request, self.model, prompts)
@@ -135,7 +141,7 @@ class Generation:
         self._epoch = state.client.epoch
         self._choices: list[Choice] = []
         for at, ids in enumerate(prompts):
-            sampling = self._sampling(ids, lengths, bad_words)
+            sampling = self._sampling(ids, wanted, bad_words)
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
@@ -143,7 +149,7 @@ class Generation:
     def response_id(self, kind: str) -> str:
         """What the answer is called."""
         resume = self._request.octavo_resume
-        return f"{kind}-{self.id}" if resume is None else resume.response_id
+        return f"{kind}-{self._request.request_id or self.id}" if resume is None else resume.response_id
 
     async def deltas(
         self, *, whole: bool = False, at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None
@@ -199,10 +205,10 @@ class Generation:
 
         async for changes in self.deltas(at_once=None if outlet is None else write):
             complete = self.is_complete  # before anything waits, and more may come
-            if only_text and len(changes) == 1:
+            if only_text and len(changes) == 1 and not changes[0][1].is_long:
                 found = form.frames(changes, begun)
             else:
-                weight = sum(delta.num_logprobs for _, delta in changes)
+                weight = sum(delta.weight for _, delta in changes)
                 found = await self._state.render(weight, partial(form.frames, changes, begun))
             if complete:
                 found += form.closing()
@@ -235,11 +241,14 @@ class Generation:
         cached = sum(min(answer.num_cached_tokens for answer in group) for group in groups)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
-    def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
-        max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
-        return sampling_params(
-            self._request, self.model.defaults, Asked(max_tokens, self._state.draw_seed(), bad_words)
-        )
+    def _sampling(self, ids: list[int], wanted: Wanted, bad_words: BadWords) -> ipc.SamplingParams:
+        max_tokens = _check_prompt(ids, self.model, wanted, self._ready.max_model_len)
+        asked = Asked(max_tokens, self._state.draw_seed(), bad_words, wanted.grammar)
+        made = sampling_params(self._request, self.model.defaults, asked)
+        allowed = self._request.allowed_token_ids
+        if allowed is None or not set(allowed).isdisjoint((*self._ready.eos_token_ids, *made.stop_token_ids)):
+            return made
+        return msgspec.structs.replace(made, min_tokens=max_tokens)  # its end is not among what the answer may have
 
     def _choices_of(self, prompt: int, ids: list[int], sampling: ipc.SamplingParams) -> Iterator[Choice]:
         """The choices of one prompt: the same but for their number, which changes the noise.
@@ -279,7 +288,7 @@ class Generation:
                 max_tokens=sampling.max_tokens,
                 prompt=shared,
             )
-            answer = Answer(prompt * n + number, ids, self.model.tokenizer, text_options(request), metrics)
+            answer = Answer(prompt * n + number, ids, self.model.tokenizer, self._text, metrics)
             yield Choice(request_id, self._epoch, frame if number == 0 else None, answer)
 
     def _salt(self) -> bytes:
@@ -301,10 +310,10 @@ def _frame(asked: ipc.AddRequest, choices: list[tuple[str, ipc.SamplingParams]])
     return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others) if others else first)
 
 
-def _check_prompt(ids: list[int], model: ServedModel, lengths: Lengths, max_model_len: int) -> int:
+def _check_prompt(ids: list[int], model: ServedModel, wanted: Wanted, max_model_len: int) -> int:
     """The most tokens that the answer may have."""
     if not ids:
-        raise RequestError(f"{lengths.param}: it is empty; it needs at least one token", param=lengths.param)
-    check_token_ids(ids, model.vocab_size, lengths.param)
-    room = answer_length(lengths.asked, prompt_tokens=len(ids), max_model_len=max_model_len, param=lengths.param)
-    return room if lengths.asked is not None or lengths.default is None else min(room, lengths.default)
+        raise RequestError(f"{wanted.param}: it is empty; it needs at least one token", param=wanted.param)
+    check_token_ids(ids, model.vocab_size, wanted.param)
+    room = answer_length(wanted.asked, prompt_tokens=len(ids), max_model_len=max_model_len, param=wanted.param)
+    return room if wanted.asked is not None or wanted.default is None else min(room, wanted.default)

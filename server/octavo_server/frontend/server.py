@@ -82,8 +82,9 @@ class _Server:
 
     async def _load_model(self) -> None:
         config = self._config
+        parsers = config.tool_parser, config.reasoning_parser
         self._state.model = await self._state.in_thread(
-            load_model, config.model, config.chat_template, config.chat_template_content_format
+            load_model, config.model, config.chat_template, config.chat_template_content_format, parsers
         )
         # What the start made stays, and what requests make is mostly gone with its last reference: the collector has
         # little to find, and all streams wait while it looks.

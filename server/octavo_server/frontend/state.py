@@ -12,6 +12,7 @@ from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
+from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.sampling import check_text
 from octavo_server.frontend.text_threads import SHORT_TEXT, TextThreads
@@ -50,6 +51,7 @@ class ServerState:
         self._idle.set()
         self._seeds = random.Random(config.seed)
         self.text_threads = TextThreads()
+        self.grammars = Grammars(config.model)
 
     def _engine_ready(self, ready: Ready) -> None:
         """Without a flag only the engine knows how many requests it runs at once."""
@@ -108,14 +110,18 @@ class ServerState:
         """Run work on text beside the event loop."""
         return await self.text_threads.run(function, *args, **kwargs)
 
-    async def tokenize(self, model: ServedModel, texts: Sequence[str], param: str, *, alone: bool) -> list[list[int]]:
+    async def tokenize(
+        self, model: ServedModel, texts: Sequence[str], param: str, *, alone: bool, may_be_cut: bool = False
+    ) -> list[list[int]]:
         """Token ids of texts, made beside the event loop; `alone`: with the tokens that surround a text.
+
+        may_be_cut: they need not fit.
 
         Raises:
             RequestError: one is too long, however few tokens it may have; `param` is the field that it is of.
         """
         ready, threads, length = self.client.ready, self.text_threads, sum(map(len, texts))
-        if ready is not None and length > SHORT_TEXT:
+        if ready is not None and length > SHORT_TEXT and not may_be_cut:
             for text in texts:
                 await threads.run(check_text, text, model.tokenizer, max_model_len=ready.max_model_len, param=param)
 
@@ -146,6 +152,7 @@ class ServerState:
     def close(self) -> None:
         """Give threads and sockets back."""
         self.text_threads.close()
+        self.grammars.close()
         if self.model is not None and self.model.chat_template is not None:
             self.model.chat_template.close()
         self.client.terminate()
