@@ -330,6 +330,13 @@ CASES: Final[dict[str, tuple[str, str, str, list[tuple[str, str]]]]] = {
         "",
         [("f", '{"n": "five", "other": "5"}')],
     ),
+    "half a surrogate pair in Python": ("pythonic", r"[f(a='\ud83dx')]", "", [("f", r'{"a": "\ud83dx"}')]),
+    "line breaks of two characters": (
+        "qwen3_coder",
+        "<function=f>\r\n<parameter=a>\r\nx\r\n\r\n</parameter>\r\n</function>",
+        "",
+        [("f", r'{"a": "x\r\n"}')],
+    ),
     "a value cut off": ("qwen3_coder", "<function=f><parameter=a>\nx y", "", [("f", '{"a": "x y')]),
 }
 
