@@ -134,9 +134,8 @@ class Scheduler:
         """
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
-        longest = self.limits.max_num_batched_tokens
-        short = min(longest, max(SHORT_STEP, 2 * len(self.running)))
-        batch = _Batch(output, longest if self.num_waiting_tokens >= longest else short)
+        longest, short = self.limits.max_num_batched_tokens, max(SHORT_STEP, 2 * len(self.running))
+        batch = _Batch(output, longest if self.num_waiting_tokens >= longest else min(longest, short))
         self._schedule_decodes(batch)
         left = batch.budget
         while batch.budget > 0 and (batch.prefills or self.waiting) and self._schedule_prefills(batch):
