@@ -16,12 +16,12 @@ MANY_ROWS = 128
 
 def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, out]: the linear map of the normed stream."""
-    return linear_of(norm_residual(residual, norm), *linear)
+    return linear_of(norm_residual(residual, norm, invariant=True), *linear)
 
 
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
-    x = norm_residual(residual, norm)
+    x = norm_residual(residual, norm, invariant=True)
     if len(x) >= MANY_ROWS and takes(x, *linear):
         return hopper_gated(x, linear[0])
     return silu_and_mul(linear_of(x, *linear))

@@ -26,7 +26,7 @@ from octavo_server.step_meter import Rates
 SCAN: Final = 32  # waiting requests that are looked at in a step at most, beside those that wait for the disk
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
-SHORT_STEP: Final = 2048  # tokens; answers wait for each step's end, so longer ones are for when a whole one's wait
+SHORT_STEP: Final = 2048  # tokens; answers wait for each step's end, so longer ones are for when many wait
 
 _by_key = attrgetter("key")
 
@@ -70,8 +70,7 @@ class Scheduler:
     """The queue, the running batch and the rules between them.
 
     `running` and `waiting` are each in the order of `Request.key`. New requests join at every step. If pages run out,
-    the last of the running requests gives way, by swap or by recompute, and waits again, before all that came after it.
-    The first one therefore always gets on.
+    the last that runs gives way, by swap or recompute, and waits again before all later ones: the first always gets on.
     """
 
     def __init__(self, limits: SchedulerLimits, kv_cache: KVCacheManager) -> None:
@@ -135,7 +134,8 @@ class Scheduler:
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
         longest, short = self.limits.max_num_batched_tokens, max(SHORT_STEP, 2 * len(self.running))
-        batch = _Batch(output, longest if self.num_waiting_tokens >= longest else min(longest, short))
+        crowded = self._launched and self.num_waiting_tokens >= 2 * longest  # idle, the device is to begin soon
+        batch = _Batch(output, longest if crowded else min(longest, short))
         self._schedule_decodes(batch)
         left = batch.budget
         while batch.budget > 0 and (batch.prefills or self.waiting) and self._schedule_prefills(batch):
