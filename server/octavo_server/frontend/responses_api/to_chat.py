@@ -124,7 +124,7 @@ def renamed(error: RequestError) -> RequestError:
 def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 0) -> list[Message]:
     """The messages of a conversation. Thoughts, words and calls of one answer are one message again.
 
-    A call that was cut off is left out: nobody can have answered it, and no template could show it.
+    A call that was cut off is left out: nobody can have answered it, and no template could show its arguments.
 
     earlier: how many items are of responses before.
 
@@ -142,7 +142,7 @@ def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 
             case MessageItem():
                 answer.ends()
                 found.append(_given(item))
-            case FunctionCallItem() if item.status != "incomplete":
+            case FunctionCallItem():
                 answer.calls(item, at)
             case FunctionResultItem():
                 answer.ends()
@@ -178,10 +178,15 @@ class _Answer:
 
     def calls(self, item: FunctionCallItem, at: int) -> None:
         """A call, of the same message as those before it; `at`: its place in the input."""
+        try:
+            call_arguments(item.arguments, f"input[{at}].arguments" if at >= 0 else "previous_response_id")
+        except RequestError:
+            if item.status == "incomplete":
+                return
+            raise
         calls = self._fields.setdefault("tool_calls", [])
         if len(calls) == MAX_CALLS:
             raise RequestError(f"input: one answer has more than {MAX_CALLS} calls", param="input")
-        call_arguments(item.arguments, f"input[{at}].arguments" if at >= 0 else "previous_response_id")
         call = ToolCall(
             id=item.call_id, type="function", function=FunctionCall(name=item.name, arguments=item.arguments)
         )
