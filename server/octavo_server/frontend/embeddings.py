@@ -18,7 +18,7 @@ from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text.text_options import TextOptions
-from octavo_server.frontend.vectors import Form, dimensions, spell
+from octavo_server.frontend.vectors import Embedding, Form, dimensions, spell
 from octavo_server.metrics import RequestMetrics
 from octavo_server.page_hash import hash_pages
 
@@ -42,6 +42,13 @@ class Opening(msgspec.Struct):
     created: int
     model: str
     object: str = "list"
+
+
+class EmbeddingList(Opening, kw_only=True):
+    """The whole answer. It is sent in pieces; this only describes it."""
+
+    data: list[Embedding]
+    usage: Usage
 
 
 class PooledAnswer(Answer):
