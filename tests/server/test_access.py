@@ -32,6 +32,7 @@ KEYS = """
 - {name: streamed, key: sk-streamed, tokens_per_minute: 60}
 - {name: client, key: sk-client, requests_per_minute: 1}
 - {name: patient, key: sk-patient, requests_per_minute: 30, tokens_per_minute: 100}
+- {name: narrow, key: sk-narrow, tokens_per_minute: 60}
 - {name: both, key: sk-both, requests_per_minute: 100, tokens_per_minute: 100000}
 """
 
@@ -381,6 +382,27 @@ def test_past_its_tokens_a_key_is_refused_and_who_owes_before_its_body_is_read(a
         assert client.post("/v1/chat/completions", json=chat, headers={"Authorization": "Bearer sk-debt"}).is_success
     head = "Authorization: Bearer sk-debt\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
     assert raw_status(access.url, "/v1/completions", "POST", head) == 429
+
+
+SAID = [{"role": "user", "content": "a"}]
+TOO_MUCH: dict[str, tuple[str, dict[str, Any]]] = {
+    "choices": ("completions", {"prompt": [5], "n": 4, "max_tokens": 15}),
+    "prompts": ("completions", {"prompt": [[5]] * 4, "max_tokens": 15}),
+    "prompts of default length": ("completions", {"prompt": ["a"] * 4}),
+    "choices of a stream": ("completions", {"prompt": [5], "n": 4, "max_tokens": 15, "stream": True}),
+    "choices of a chat": ("chat/completions", {"messages": SAID, "n": 2, "max_completion_tokens": 30}),
+    "a response": ("responses", {"input": "a", "max_output_tokens": 60}),
+    "vectors": ("embeddings", {"input": [[5] * 31] * 2}),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_no_way_of_asking_leads_past_the_limit_on_tokens(access: Access, name: str) -> None:
+    path, body = TOO_MUCH[name]
+    with access.client("sk-narrow") as client:
+        answer = client.post(f"/v1/{path}", json={"model": "tiny", **body})
+        assert "too large" in refused(answer, "tokens")
+        assert limits_told(answer)["remaining-tokens"] == "60"  # nothing was taken
 
 
 def test_requests_at_once_are_limited_and_the_next_is_taken_when_one_has_ended(held: Access) -> None:
