@@ -458,7 +458,7 @@ def test_a_response_that_does_not_run_in_the_background_cannot_be_cancelled(clie
             "input[0].content[0]",
             "text only",
         ),
-        ({"input": []}, "input", "at least 1"),
+        ({"input": []}, "input", "not be empty"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
         ({"max_output_tokens": 5000}, "input", "5000"),
         ({"input": "word " * 2000}, "input", "token"),

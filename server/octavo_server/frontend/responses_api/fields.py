@@ -40,7 +40,7 @@ class SchemaFormat(Body):
     """JSON that a schema describes. It is always kept to; `strict` changes nothing."""
 
     type: Literal["json_schema"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", min_length=1, max_length=64)]
     schema_: Annotated[JsonSchema, Field(alias="schema")]
     description: Annotated[str, Field(max_length=16_384)] | None = None
     strict: bool | None = None
