@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import octavo_server
 import serving
+from octavo_server.frontend.message_fields import MAX_CALLS
 
 DEMO = Path(octavo_server.__file__).parent / "demo_model"
 WEATHER: dict[str, Any] = {
@@ -37,6 +38,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+CALL = {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"}
 NO_SCHEMA: dict[str, Any] = {"type": "json_schema", "name": "x", "schema": {"type": "int"}}
 
 
@@ -108,6 +110,7 @@ def test_items_of_every_kind_become_the_chat_that_they_are(client: openai.OpenAI
             "status": "completed",
             "content": [{"type": "output_text", "text": "It is grey.", "annotations": [], "logprobs": []}],
         },
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
         {"role": "user", "content": "Tell me a joke."},
     ]
     messages = [
@@ -116,6 +119,7 @@ def test_items_of_every_kind_become_the_chat_that_they_are(client: openai.OpenAI
         {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": call}]},
         {"role": "tool", "tool_call_id": "c1", "content": "grey"},
         {"role": "assistant", "content": "It is grey."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
         {"role": "user", "content": "Tell me a joke."},
     ]
     found, expected = ask(client, items), chat(client, messages)
@@ -459,6 +463,7 @@ def test_a_response_that_does_not_run_in_the_background_cannot_be_cancelled(clie
             "text only",
         ),
         ({"input": []}, "input", "not be empty"),
+        ({"input": (MAX_CALLS + 1) * [CALL]}, "input", "256 entries are allowed at most"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
         ({"max_output_tokens": 5000}, "input", "5000"),
         ({"input": "word " * 2000}, "input", "token"),
