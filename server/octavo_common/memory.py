@@ -240,8 +240,8 @@ def default_batched_tokens(gpu_bytes: int | None, num_parameters: int) -> int:
     """Tokens in a step at most where no flag says so, by the GPU's memory, if there is a GPU, and the model's size.
 
     While a step runs, answers that are under way wait for it: on a CPU, which gains nothing by more, it holds less. On
-    a GPU more than 2048 are taken only while so many wait; what such a step needs beside the weights must not hurt, and
-    as it has no graph, the device must have longer to do than the host has to launch it.
+    a GPU more than 2048 are taken only while many wait; what such a step needs beside the weights must not hurt, and as
+    it has no graph, the device must have longer to do than the host has to launch it.
     """
     if gpu_bytes is None:
         return 512
