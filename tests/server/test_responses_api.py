@@ -16,6 +16,7 @@ from pydantic import BaseModel
 import octavo_server
 import openai_models
 import serving
+from octavo_server.frontend.message_fields import MAX_CALLS
 
 DEMO = Path(octavo_server.__file__).parent / "demo_model"
 WEATHER: dict[str, Any] = {
@@ -38,6 +39,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+CALL = {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"}
 NO_SCHEMA: dict[str, Any] = {"type": "json_schema", "name": "x", "schema": {"type": "int"}}
 
 
@@ -109,6 +111,7 @@ def test_items_of_every_kind_become_the_chat_that_they_are(client: openai.OpenAI
             "status": "completed",
             "content": [{"type": "output_text", "text": "It is grey.", "annotations": [], "logprobs": []}],
         },
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
         {"role": "user", "content": "Tell me a joke."},
     ]
     messages = [
@@ -117,6 +120,7 @@ def test_items_of_every_kind_become_the_chat_that_they_are(client: openai.OpenAI
         {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": call}]},
         {"role": "tool", "tool_call_id": "c1", "content": "grey"},
         {"role": "assistant", "content": "It is grey."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
         {"role": "user", "content": "Tell me a joke."},
     ]
     found, expected = ask(client, items), chat(client, messages)
@@ -561,7 +565,9 @@ def test_the_input_is_counted_as_it_is_given_to_the_model(client: openai.OpenAI)
         assert usage is not None
         assert counted.input_tokens == usage.input_tokens
     assert client.responses.input_tokens.count(input="word " * 5000).input_tokens > 5000  # beyond the context
-    for body, param in (({}, "input"), ({"input": "a", "previous_response_id": "x"}, "previous_response_id")):
+    named = {"input": "a", "tool_choice": {"type": "function", "name": "f"}}
+    unknown = {"input": "a", "previous_response_id": "x"}
+    for body, param in (({}, "input"), (unknown, "previous_response_id"), (named, "tool_choice")):
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.input_tokens.count(**body)  # type: ignore[call-overload]
         assert caught.value.param == param
@@ -573,8 +579,6 @@ def test_conversations_are_not_compacted(client: openai.OpenAI) -> None:
 
 
 # --- refusals
-
-CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 
 
 @pytest.mark.parametrize(
@@ -598,6 +602,7 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
             "text only",
         ),
         ({"input": []}, "input", "at least 1"),
+        ({"input": (MAX_CALLS + 1) * [CALL]}, "input", "more than 256 calls"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
         ({"max_output_tokens": 5000}, "input", "5000"),
         ({"input": "word " * 2000}, "input", "token"),
@@ -608,7 +613,6 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"messages": []}, "messages", "not known"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name", "required"),
-        ({"input": [CALL] * 257}, "input", "more than 256 calls"),
         ({"input": [CALL, CALL | {"arguments": "{"}]}, "input[1].arguments", "must be JSON"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "nothing in it"),
         ({"include": ["everything"]}, "include[0]", "message.output_text.logprobs"),

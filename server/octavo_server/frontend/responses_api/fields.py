@@ -30,6 +30,7 @@ from octavo_server.frontend.openai import TEMPLATE_VARIABLES, PromptCacheOptions
 from octavo_server.frontend.responses_api.item_fields import Items
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction, ToolChoice, Tools
 from octavo_server.frontend.structured_fields import JsonObjectFormat, JsonSchema, StructuredOutputs, TextFormat
+from octavo_server.frontend.tool_fields import FunctionName
 
 ResponseId = Annotated[str, Field(min_length=1, max_length=256)]
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -50,7 +51,7 @@ class SchemaFormat(Body):
     """JSON that a schema describes. It is always kept to; `strict` changes nothing."""
 
     type: Literal["json_schema"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: FunctionName
     schema_: Annotated[JsonSchema, Field(alias="schema")]
     description: Annotated[str, Field(max_length=16_384)] | None = None
     strict: bool | None = None

@@ -40,6 +40,8 @@ class Responding:
         conversation, chat = await asked_chat(state, store, request, caller.salt)
         request, prepared = await prepared_chat(state, request, chat, caller)
         head = await Head.prepare(state, request, prepared, conversation)
+        if caller.record is not None:
+            caller.record.response_id = head.id
         return cls(state, head, prepared, partial(store.put, caller.salt, head.id))
 
     async def answer(self) -> bytes:

@@ -52,7 +52,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         """How many tokens a response's prompt would have."""
         return _json(await count_input(state, store, body, caller_of(request).salt))
 
-    @app.post("/v1/responses/compact")
+    @app.post("/v1/responses/compact", status_code=400, response_description="It is refused")
     async def compact() -> Response:
         """Refused: nothing here sums up conversations."""
         raise RequestError(
@@ -86,7 +86,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         turn = stored(request, response_id).turn
         return _json(await state.in_thread(_page, turn, limit, order, after))
 
-    @app.post("/v1/responses/{response_id}/cancel")
+    @app.post("/v1/responses/{response_id}/cancel", status_code=400, response_description="It is refused")
     async def cancel_response(response_id: ResponseId, request: Request) -> Response:
         """Refused: only what runs in the background can be cancelled."""
         stored(request, response_id)

@@ -86,7 +86,7 @@ def chat_request(request: ResponsesRequest, items: Sequence[Item]) -> ChatComple
     text, reasoning = request.text, request.reasoning
     fields = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     fields |= {
-        "messages": messages(request.instructions, items, earlier=len(items) - own),
+        "messages": _checked_messages(request.instructions, items, len(items) - own),
         "max_completion_tokens": request.max_output_tokens,
         "logprobs": request.num_logprobs is not None or None,
         "top_logprobs": request.num_logprobs,
@@ -119,6 +119,15 @@ def renamed(error: RequestError) -> RequestError:
         type=error.type,
         retry_after=error.retry_after,
     )
+
+
+def _checked_messages(instructions: str | None, items: Iterable[Item], earlier: int) -> list[Message]:
+    """Items that are within their bounds may make a message together that is not."""
+    try:
+        return messages(instructions, items, earlier=earlier)
+    except ValidationError as error:
+        found = validation_error(error.errors(include_url=False), {})
+        raise RequestError(f"input: {found.message}", param="input") from error
 
 
 def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 0) -> list[Message]:
