@@ -42,7 +42,7 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     tools = tool_use(request, model)
     text = await chat_text(request, model, tools.shown)
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
-    parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden)
+    parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools)
     ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))

@@ -86,7 +86,7 @@ def chat_request(request: ResponsesRequest, items: Sequence[Item]) -> ChatComple
     text, reasoning = request.text, request.reasoning
     fields = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     fields |= {
-        "messages": _checked_messages(request.instructions, items, len(items) - own),
+        "messages": _checked_messages(request.instructions, items, earlier=len(items) - own),
         "max_completion_tokens": request.max_output_tokens,
         "logprobs": request.num_logprobs is not None or None,
         "top_logprobs": request.num_logprobs,
@@ -121,7 +121,7 @@ def renamed(error: RequestError) -> RequestError:
     )
 
 
-def _checked_messages(instructions: str | None, items: Iterable[Item], earlier: int) -> list[Message]:
+def _checked_messages(instructions: str | None, items: Sequence[Item], *, earlier: int) -> list[Message]:
     """Items that are within their bounds may make a message together that is not."""
     try:
         return messages(instructions, items, earlier=earlier)
