@@ -85,6 +85,8 @@ def of_request_error(error: RequestError) -> Response:
     """The answer to a request that is refused."""
     wait = 1 if error.status == HTTPStatus.SERVICE_UNAVAILABLE else error.retry_after
     headers = None if wait is None else {"Retry-After": str(wait)}
+    if wait is None and error.status == HTTPStatus.TOO_MANY_REQUESTS:  # it would never fit; OpenAI's clients heed this
+        headers = {"x-should-retry": "false"}
     return refuse(error.status, ErrorObject(error.message, error.type, error.param, error.code), headers)
 
 
