@@ -140,6 +140,19 @@ def test_a_request_has_a_span_with_sizes_times_and_parameters(
     assert "octavo" in resource
 
 
+def test_embeddings_and_responses_have_spans_too(server: serving.ServerProcess, collector: Collector) -> None:
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": [f"{MARK} a", "b"]})
+    span = collector.of(answer.headers["x-request-id"])
+    told = attributes(span)
+    assert (span.name, told["gen_ai.response.id"]) == ("embeddings tiny", answer.json()["id"])
+    assert told["gen_ai.usage.input_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    assert not {"gen_ai.usage.output_tokens", "gen_ai.latency.time_to_first_token"} & told.keys()
+    answer = httpx.post(f"{server.url}/v1/responses", json={"model": "tiny", "input": MARK, "max_output_tokens": 3})
+    span = collector.of(answer.headers["x-request-id"])
+    assert (span.name, attributes(span)["gen_ai.response.id"]) == ("chat tiny", answer.json()["id"])
+    assert not any(MARK.encode() in batch.SerializeToString() for batch in collector.batches)
+
+
 def test_a_span_belongs_to_the_trace_that_the_client_began(server: serving.ServerProcess, collector: Collector) -> None:
     parent = {"traceparent": "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01", "tracestate": "a=b"}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, headers=parent)

@@ -47,6 +47,8 @@ class Responding:
         except RequestError as error:
             raise renamed(error) from error
         head = await Head.prepare(state, request, prepared, conversation)
+        if caller.record is not None:
+            caller.record.response_id = head.id
         return cls(state, head, prepared, partial(store.put, caller.salt, head.id))
 
     async def answer(self) -> bytes:
