@@ -37,7 +37,7 @@ _CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_l
 
 # For the OpenAPI document, in place of FastAPI's own 422, which is never sent.
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
-_DESCRIBED_BODY: Final = {
+DESCRIBED_BODY: Final = {
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -53,7 +53,7 @@ _DESCRIBED_BODY: Final = {
         }
     },
 }
-_JSON: Final = {"application/json": {"schema": _DESCRIBED_BODY}}
+_JSON: Final = {"application/json": {"schema": DESCRIBED_BODY}}
 DESCRIBED: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": f"{what}: an OpenAI error object says why", "content": _JSON}
     for status, what in (("4XX", "The request is refused"), ("5XX", "The server cannot answer it now, or failed"))
