@@ -3,7 +3,7 @@
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -103,6 +103,8 @@ def _kind(annotation: Any) -> tuple[click.ParamType[Any], bool]:
     """(click's type, whether the flag may be given several times) for a field's annotation."""
     if get_origin(annotation) in (types.UnionType, Union):
         (annotation,) = (member for member in get_args(annotation) if member is not type(None))
+    if get_origin(annotation) is Annotated:  # its bounds are checked with the whole configuration
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) is Literal:
         return click.Choice(list(get_args(annotation))), False
     if get_origin(annotation) is tuple:
