@@ -13,7 +13,13 @@ from octavo_kernels.gemv import GemvConfig
 
 # By rows and columns of the weight.
 ONE_ROW: Final[dict[tuple[int, int], GemvConfig]] = {(4096, 1024): GemvConfig(4, 1024, 4)}
-FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {(4096, 1024): FewRowsConfig(16, 256, 2, 5, ahead=512)}
+FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {
+    (4096, 1024): FewRowsConfig(16, 256, 2, 5, ahead=512),
+    (6144, 4096): FewRowsConfig(16, 256, 2, 5, ahead=512),
+    (4096, 4096): FewRowsConfig(64, 128, 4, 5, splits=4),
+    (28672, 4096): FewRowsConfig(32, 128, 4, 5, ahead=256),
+    (4096, 14336): FewRowsConfig(64, 128, 4, 5, splits=4, ahead=256),
+}
 
 
 def one_row(weight: torch.Tensor) -> GemvConfig:

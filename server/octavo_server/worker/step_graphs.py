@@ -158,11 +158,13 @@ class StepGraphs:
 
     def shape_for(self, rows: Sequence[ScheduledRow]) -> GraphShape | None:
         """Of the graph that computes these rows; None if none does."""
-        width = self._limits.width
-        if any(row.wants_hidden or row.state.num_blocks > width for row in rows):
+        # Lists, as a generator takes as long again for each of the rows.
+        if [row for row in rows if row.wants_prompt_logprobs or row.state.pooling]:
+            return None
+        if max([row.state.num_blocks for row in rows]) > self._limits.width:
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
-        is_decode = tokens == count and all(row.samples for row in rows)
+        is_decode = tokens == count == sum([row.samples for row in rows])
         sharing = self._smallest((is_decode, True), tokens, count)
         if sharing is not None and self._prefixes.find(rows):
             return sharing
@@ -182,7 +184,7 @@ class StepGraphs:
         """Enqueues the step, the drawing of its tokens included if `draws` says so."""
         count = inputs.num_sampling
         if draws:
-            sections(inputs.packed, inputs.shape.tokens, inputs.shape.rows).draws[0] = 1
+            sections(inputs.packed.numpy(), inputs.shape.tokens, inputs.shape.rows).draws[0] = 1
         self._upload(inputs)
         self._replays[inputs.shape]()
         tokens = self._drawn[:count] if draws else None

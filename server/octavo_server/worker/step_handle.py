@@ -60,8 +60,8 @@ class Launched:
         for rows, tensors in self.sampled:
             logprobs = tensors.logprobs_by_row()
             for index, (row, token) in enumerate(zip(rows, tensors.token_ids(), strict=True)):
-                state = row.state
-                state.learn(row.end, max(token, 0))
+                state, end = row.state, row.end
+                state.token_ids[end], state.num_known = max(token, 0), end + 1
                 if token < 0 or state.failed:  # what is computed from a token that means nothing does not, either
                     state.failed = True
                     prompts.pop(state.request_id, None)
