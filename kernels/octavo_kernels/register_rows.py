@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 def register_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, rows, outputs, stride_x, stride_weight, INPUTS: gl.constexpr,
     SHARE: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_N: gl.constexpr,
-    STRETCH: gl.constexpr, OVERLAP: gl.constexpr,
+    STRETCH: gl.constexpr, ROTATE: gl.constexpr, STREAM: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of BLOCK_N outputs, splits of SHARE inputs, whole stretches).
 
@@ -47,18 +47,22 @@ def register_rows_kernel(
     x_at = x_ptr + row.to(gl.int64) * stride_x + x_k
     is_row = row < rows
 
-    w = _piece(w_at, w_k, None, INPUTS, SHARE, STRETCH)
-    up = _piece(up_at, w_k, None, INPUTS, SHARE, STRETCH) if GATED else w
+    offset = gl.program_id(0) % (SHARE // STRETCH) * STRETCH if ROTATE else 0
+    w = _piece(w_at + offset, w_k + offset, None, INPUTS, SHARE, STRETCH, STREAM)
+    up = _piece(up_at + offset, w_k + offset, None, INPUTS, SHARE, STRETCH, STREAM) if GATED else w
     if OVERLAP > 0:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    x = _piece(x_at, x_k, is_row, INPUTS, SHARE, STRETCH)
+    x = _piece(x_at + offset, x_k + offset, is_row, INPUTS, SHARE, STRETCH, False)
     total = gl.full([WARPS, BLOCK_N, BLOCK_T], 0.0, gl.float32, sums_in)
     total_up = total
-    for start in range(STRETCH, end - begin, STRETCH):
-        next_w = _piece(w_at + start, w_k + start, None, INPUTS, SHARE, STRETCH)
-        next_up = _piece(up_at + start, w_k + start, None, INPUTS, SHARE, STRETCH) if GATED else next_w
-        next_x = _piece(x_at + start, x_k + start, is_row, INPUTS, SHARE, STRETCH)
+    for done in range(STRETCH, end - begin, STRETCH):
+        start = done + offset
+        if ROTATE:
+            start = gl.where(start >= SHARE, start - SHARE, start)
+        next_w = _piece(w_at + start, w_k + start, None, INPUTS, SHARE, STRETCH, STREAM)
+        next_up = _piece(up_at + start, w_k + start, None, INPUTS, SHARE, STRETCH, STREAM) if GATED else next_w
+        next_x = _piece(x_at + start, x_k + start, is_row, INPUTS, SHARE, STRETCH, False)
         total = mma_v2(w, x, total)
         if GATED:
             total_up = mma_v2(up, x, total_up)
@@ -97,13 +101,15 @@ def _along(DIM: gl.constexpr, SIZE: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _piece(at, k, mask, INPUTS: gl.constexpr, SHARE: gl.constexpr, STRETCH: gl.constexpr):
+def _piece(
+    at, k, mask, INPUTS: gl.constexpr, SHARE: gl.constexpr, STRETCH: gl.constexpr, STREAM: gl.constexpr
+):  # fmt: skip
     """Zeros where there are no such inputs or the mask is not set. mask: None if there is none."""
     if INPUTS % SHARE or SHARE % STRETCH:
         inside = k < INPUTS if mask is None else (k < INPUTS) & mask
         found = gl.load(at, mask=inside, other=0.0)
     elif mask is None:
-        found = gl.load(at)
+        found = gl.load(at, cache_modifier=".cg" if STREAM else "")
     else:
         found = gl.load(at, mask=mask, other=0.0)
     return found
