@@ -11,11 +11,12 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit soak crd clean
+.PHONY: help setup demo test lint types imports unit soak fuzz crd clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
 	@echo "make test   lint, types, import contract, tests"
+	@echo "make fuzz   requests made from the server's description, 200 valid and 200 invalid of each operation"
 	@echo "make soak   half an hour of load on a server too small for it (MINUTES=30)"
 	@echo "make setup  .venv with everything"
 
@@ -54,6 +55,10 @@ unit: $(STAMP)
 MINUTES ?= 30
 soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
+EXAMPLES ?= 200
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/server/test_fuzz.py -k description -s -q
 
 crd: $(STAMP)
 	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/crds/octavo.dev_llmdeployments.yaml

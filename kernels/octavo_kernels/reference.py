@@ -12,6 +12,7 @@ or in many. Two things would break that, and both are avoided by construction:
 This holds for one number of threads: it is set once, before the first call, and never changed.
 """
 
+import math
 from typing import Final
 
 import torch
@@ -171,6 +172,16 @@ def rotate_and_store(
         k = apply_rope(rms_norm(qkv[:, heads : heads + kv_heads], k_norm, eps), *rope)
     store_kv(k, qkv[:, heads + kv_heads :], *cache, slot_mapping)
     return q
+
+
+def apply_token_mask(logits: torch.Tensor, masks: torch.Tensor, forced: torch.Tensor) -> None:
+    """Changes logits [n, vocab] float32 in place: −∞ where a bit of masks [n, words] int32 is not set.
+
+    Bit b of word w stands for token 32·w + b. forced: [n] int32; where it is not 0, allowed tokens have the logit 0.
+    """
+    bits = masks.contiguous().view(torch.uint8)[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=masks.device)
+    allowed = (bits & 1).to(torch.bool).flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(allowed & (forced != 0)[:, None], 0.0).masked_fill_(~allowed, -math.inf)
 
 
 def _working_type(x: torch.Tensor) -> torch.dtype:

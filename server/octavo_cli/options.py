@@ -1,7 +1,7 @@
 """Command-line options made from a pydantic model: a field is a flag, its description the help."""
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -19,7 +19,7 @@ def flag(field: str) -> str:
 
 
 def options_of(
-    model: type[BaseModel], *, without: Iterable[str] = (), envvars: Mapping[str, str] | None = None
+    model: type[BaseModel], *, without: Iterable[str] = (), envvars: Mapping[str, Sequence[str]] | None = None
 ) -> Callable[[C], C]:
     """A decorator that gives a command an option for each field, in their order, but for those in `without`.
 
@@ -30,19 +30,19 @@ def options_of(
 
     def decorate(command: C) -> C:
         for name, field in reversed(fields):
-            command = _option(name, field, (envvars or {}).get(name))(command)
+            command = _option(name, field, (envvars or {}).get(name, ()))(command)
         return command
 
     return decorate
 
 
 def validated(model: type[M], values: Mapping[str, Any]) -> M:
-    """The model with these values, of which None is left to the model's default.
+    """The model with these values, of which None and () are left to the model's default.
 
     Raises:
         click.UsageError: a value is out of bounds; one line that names the flag.
     """
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None and value != ()}
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -72,7 +72,7 @@ class _WithOtherNames(click.Option):
         return super().handle_parse_result(ctx, known, args)
 
 
-def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]:
+def _option(name: str, field: FieldInfo, envvars: Sequence[str]) -> Callable[[C], C]:
     kind, multiple = _kind(field.annotation)
     default = f"  [default: {field.default}]" if field.default is not None and not multiple else ""
     names = [flag(name), *(flag(other) for other in _other_names(field))]
@@ -86,8 +86,8 @@ def _option(name: str, field: FieldInfo, envvar: str | None) -> Callable[[C], C]
         type=kind,
         multiple=multiple,
         default=None,  # when it is not given: the default stands in the model alone
-        envvar=envvar,
-        show_envvar=envvar is not None,
+        envvar=envvars or None,
+        show_envvar=bool(envvars),
         help=f"{field.description or ''}{default}",
     )
 

@@ -6,21 +6,27 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from octavo_cli.options import options_of, validated
+from octavo_server.access_config import KEY_VARIABLES
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ModelError
 from octavo_server.frontend.engine_child import EngineChild, bytecode_environment
 from octavo_server.model_files import check_model_directory
 
 DEMO: Final = "demo"
-KEY_VARIABLE: Final = "OCTAVO_API_KEY"
+_VISIBLE: Final = (
+    "warning: who lists this machine's processes sees the keys of --api-key; --api-key-file and "
+    f"{KEY_VARIABLES[0]} keep them to themselves"
+)
 
 
 @click.command(name="serve", short_help="Serve a model through the OpenAI API.")
 @click.argument("model", metavar="MODEL")
-@options_of(ServerConfig, without={"model"}, envvars={"api_key": KEY_VARIABLE})
-def serve(model: str, **options: Any) -> int:
+@click.pass_context
+@options_of(ServerConfig, without={"model"}, envvars={"api_key": KEY_VARIABLES})
+def serve(context: click.Context, /, model: str, **options: Any) -> int:
     """Serve a model through the OpenAI API.
 
     MODEL is a directory in Hugging Face layout (config.json, *.safetensors, tokenizer.json), or `demo` for the small
@@ -29,8 +35,11 @@ def serve(model: str, **options: Any) -> int:
     directory = model_directory(model)
     if model == DEMO and not options["served_model_name"]:
         options["served_model_name"] = (DEMO,)
-    if os.environ.get(KEY_VARIABLE) == "":
-        raise click.UsageError(f"{KEY_VARIABLE} is set but empty: unset it, or give a key")  # not an open server
+    for variable in KEY_VARIABLES:
+        if os.environ.get(variable) == "":  # not an open server
+            raise click.UsageError(f"{variable} is set but empty: unset it, or give a key")
+    if context.get_parameter_source("api_key") == ParameterSource.COMMANDLINE:
+        click.echo(_VISIBLE, err=True)
     try:
         check_model_directory(directory, weights=options["load_format"] != "random")
     except ModelError as error:

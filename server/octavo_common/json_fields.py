@@ -17,15 +17,31 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         ModelConfigError: no such file, not readable, no JSON, or not an object.
     """
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise ModelConfigError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
+    return content
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list in the file.
+
+    Raises:
+        ModelConfigError: no such file, not readable, no JSON, or not a list.
+    """
+    content = _read_json(path)
+    if not isinstance(content, list):
+        raise ModelConfigError(f"{path} must hold a JSON list, it holds a {type(content).__name__}")
+    return content
+
+
+def _read_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelConfigError(f"{path.name} is missing in {path.parent}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelConfigError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
-    return content
 
 
 class FieldReader:
@@ -63,6 +79,15 @@ class FieldReader:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self._error(name, "a positive integer")
         return value
+
+    def counts(self, name: str) -> tuple[int, ...] | None:
+        """A list of positive integers, in rising order and without repetitions, or None where there is none."""
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(type(entry) is not int or entry < 1 for entry in value):
+            raise self._error(name, "a list of positive integers")
+        return tuple(sorted(set(value)))
 
     def number(self, name: str, default: float | None = None, at_least: float | None = None) -> float:
         """A finite number."""

@@ -10,9 +10,13 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from octavo_server.access_config import AccessConfig
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-ApiKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an empty one would let everybody in
 DISK_CACHE_GIB: Final = 16.0
+LogFormat = Literal["text", "json"]  # as in logs.py, which a base install cannot import
+LoggedRequests = Literal["all", "errors", "none"]
+OtlpEndpoint = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)]
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -142,15 +146,12 @@ def _without_host_memory(info: ValidationInfo) -> bool:
     return swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
 
 
-class ServerConfig(EngineConfig):
+class ServerConfig(AccessConfig, EngineConfig):
     """Everything `octavo serve` can be told."""
 
     served_model_name: tuple[Name, ...] = Field(
         (), description="name(s) clients may ask for [default: the directory's name]; the first one is in the answers"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
-    api_key: tuple[ApiKey, ...] = Field((), description="key(s), one of which a client must send as Bearer token")
     gateway_api_key_file: Path | None = Field(
         None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
     )
@@ -178,6 +179,26 @@ class ServerConfig(EngineConfig):
         description="how the model writes its thoughts: deepseek_r1, qwen3, mistral, or none "
         "[default: what its chat template shows]",
     )
+    pooling: Literal["mean", "last", "cls"] | None = Field(
+        None,
+        description="which hidden states make an embedding: all of them, the last token's or the first one's "
+        "[default: what the model's modules.json says, else last]",
+    )
+    pooling_normalize: bool | None = Field(
+        None, description="whether embeddings have length 1 [default: what modules.json says, else yes]"
+    )
+    matryoshka: bool | None = Field(
+        None, description="whether embeddings may be cut short by `dimensions` [default: what config.json says]"
+    )
+    response_store_size: float = Field(
+        64.0,
+        ge=0.0,
+        le=1_048_576.0,
+        description="MiB of memory for responses (/v1/responses) that previous_response_id may name; 0: none is kept",
+    )
+    response_store_seconds: float = Field(
+        86_400.0, gt=0.0, le=31_536_000.0, description="seconds after which a response is forgotten"
+    )
     drain_seconds: float = Field(
         30.0, ge=0.0, le=86_400.0, description="after SIGTERM, time for open requests to finish before they are cut off"
     )
@@ -191,6 +212,13 @@ class ServerConfig(EngineConfig):
         None, description="where reports of an engine that died are kept [default: the system's temporary directory]"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: LogFormat = Field("text", description="form of a line of the logs, on stderr; json: an object a line")
+    log_requests: LoggedRequests = Field(
+        "all", description="which requests have a line in the logs once they have ended; never what they say"
+    )
+    otlp_traces_endpoint: OtlpEndpoint | None = Field(
+        None, description="URL of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request"
+    )
 
     @property
     def tool_parser(self) -> str | None:

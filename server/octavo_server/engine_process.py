@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from octavo_server import ipc
+from octavo_server import ipc, logs
 from octavo_server.engine_channel import Channel, Inbox
 from octavo_server.errors import OctavoError
+from octavo_server.grammar_gate import GrammarGate
+from octavo_server.grammar_store import GrammarStore
 from octavo_server.step_ring import StepRing, steps_path
 
 if TYPE_CHECKING:
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 0.5
-STALL_SECONDS: Final = 0.002  # between two looks at the disk, when all requests wait for it
+STALL_SECONDS: Final = 0.002  # between two looks at the disk, or a grammar, when all requests wait for it
 MESSAGES_SECONDS: Final = 0.002  # for messages between two steps, and one message at least
 IDLE_WORK_SECONDS: Final = 1.0  # between two pieces of idle work while there are steps
 CLOSE_SECONDS: Final = 5.0  # for the step in flight and for writing cached pages to disk, at an orderly end
 # A full collection looks at every token of every request, for tens of milliseconds: it is left for idle moments.
 GC_THRESHOLDS: Final = (10_000, 20, 1_000)
 _PR_SET_PDEATHSIG: Final = 1
+_Add = Callable[[ipc.AddRequest], list[ipc.RequestOutput]]
 _malloc_trim: Final[Callable[[int], int] | None] = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 
@@ -49,6 +52,7 @@ class StartMessage(msgspec.Struct, frozen=True):
     socket: str
     epoch: int
     log_level: str = "info"
+    log_format: logs.LogFormat = "text"
 
 
 class EngineLoop:
@@ -58,8 +62,9 @@ class EngineLoop:
     engine that hangs falls silent, one whose step takes minutes does not.
     """
 
-    def __init__(self, core: "EngineCore", channel: Channel) -> None:
+    def __init__(self, core: "EngineCore", channel: Channel, grammars: GrammarStore | None = None) -> None:
         self.core = core
+        self.gate = GrammarGate(grammars)
         self.channel = channel
         self.stopping = False
         self._inbox = Inbox(channel)
@@ -79,6 +84,7 @@ class EngineLoop:
             outputs: list[ipc.RequestOutput] = []
             steps, heard = self.core.meter.num_steps, self._inbox.fill(self._patience())
             self._take_in(outputs)
+            self._let_in(outputs)
             if self.core.has_work and not self.stopping:
                 outputs += self.core.step(self._beat)
                 self._to_collect = True
@@ -99,12 +105,22 @@ class EngineLoop:
             if self.core.has_work and time.monotonic() >= until:
                 return
 
+    def _let_in(self, outputs: list[ipc.RequestOutput]) -> None:
+        """Requests whose grammars are compiled join the others."""
+        if self.gate.num_waiting:
+            ready, ended = self.gate.poll(time.monotonic())
+            outputs += ended
+            for request in ready:
+                outputs += self._add(request)
+
     def _patience(self) -> float:
         """Seconds for which a message is waited for: none while steps can go on, or there are messages."""
         if not self._inbox.is_empty:
             return 0.0
         if self.core.has_work:
             return STALL_SECONDS if self.core.is_stalled else 0.0
+        if self.gate.num_waiting:
+            return STALL_SECONDS
         return 0.0 if self._more_idle_work else HEARTBEAT_SECONDS
 
     def _idle_work(self) -> None:
@@ -120,21 +136,29 @@ class EngineLoop:
             self._send([])
 
     def _send(self, outputs: list[ipc.RequestOutput]) -> None:
-        self.channel.send(ipc.Outputs(self.channel.epoch, outputs, self.core.stats()))
+        self.gate.forget(outputs)
+        stats = self.core.stats()
+        if self.gate.num_waiting:
+            stats = msgspec.structs.replace(stats, waiting=stats.waiting + self.gate.num_waiting)
+        self.channel.send(ipc.Outputs(self.channel.epoch, outputs, stats))
         self._last_sent = time.monotonic()
 
     def _handle(self, message: ipc.AddRequest | ipc.Abort | ipc.Shutdown) -> list[ipc.RequestOutput]:
         match message:
             case ipc.AddRequest():
-                try:
-                    return self.core.add(message)
-                except ValueError as error:
-                    log.error("dropped a request: %s", error)
+                return self._add(message, self.gate.add if message.sampling.grammar else None)
             case ipc.Abort():
-                return self.core.abort(message.request_ids)
+                return self.gate.abort(message.request_ids) + self.core.abort(message.request_ids)
             case ipc.Shutdown():
                 self.stopping = True
         return []
+
+    def _add(self, request: ipc.AddRequest, add: _Add | None = None) -> list[ipc.RequestOutput]:
+        try:
+            return (add or self.core.add)(request)
+        except ValueError as error:
+            log.error("dropped a request: %s", error)
+            return []
 
 
 class Phases:
@@ -184,7 +208,7 @@ def main() -> int:
     except msgspec.DecodeError as error:
         print(f"octavo engine: is started by octavo serve, with a line of JSON on stdin ({error})", file=sys.stderr)
         return 1
-    logging.basicConfig(level=start.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure(start.log_level, start.log_format)
     channel = Channel(start.socket, start.epoch)
     try:
         _serve(start, channel, started)
@@ -207,7 +231,7 @@ def _serve(start: StartMessage, channel: Channel, started: float) -> None:
     core = start_engine(EngineConfig.model_validate_json(bytes(start.config)), phases.begin, phases.note)
     phases.end()
     core.ring = StepRing(steps_path(start.socket))
-    loop = EngineLoop(core, channel)
+    loop = EngineLoop(core, channel, core.runner.grammars)
     signal.signal(signal.SIGTERM, loop.stop)  # until now it ended the process at once, which was right
     channel.send(_ready(core, channel.epoch, phases))
     gc.collect()

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,6 +34,7 @@ from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import Request
 from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
+from octavo_server.grammar_store import GrammarStore
 from octavo_server.ipc import Pooling, SamplingParams
 from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
@@ -43,6 +45,9 @@ from octavo_server.worker.memory import measure, outside_bytes, reserve, reserve
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds
 from octavo_server.worker.step_profiler import StepProfiler
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +85,9 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     plan = _bill(model, limits, None)  # what cannot fit is not read first
     _check_free(plan, free_bytes)
     bounds = StepBounds(limits.max_num_seqs, limits.max_num_batched_tokens, _longest(model, limits, plan))
+    grammars = None
+    if model.generates:
+        grammars = GrammarStore(lambda: _grammar_tokenizer(config.model, model.vocab_size, eos_token_ids))
     runner = ModelRunner(
         model,
         device,
@@ -90,6 +98,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         threaded=overlap and device.type == "cpu",
         recorder=pick_recorder(device, enforce_eager=config.enforce_eager or not model.generates),
         max_num_batched_tokens=limits.max_num_batched_tokens,
+        grammars=grammars,
     )
     outside = outside_bytes(device)
     _load(runner, config, bounds, note)
@@ -140,6 +149,13 @@ def _read_model(directory: Path) -> tuple[ModelConfig, frozenset[int]]:
         return model, frozenset(model.eos_token_ids) | frozenset(read_generation_defaults(directory).eos_token_ids)
     except ModelConfigError as error:
         raise ModelError(str(error)) from error
+
+
+def _grammar_tokenizer(directory: Path, vocab_size: int, eos_token_ids: frozenset[int]) -> "LLTokenizer":
+    """For grammars; made while weights are read. It holds the GIL for up to a second: no stream waits for it then."""
+    from octavo_server.grammar_compiler import make_tokenizer
+
+    return make_tokenizer(directory, vocab_size, sorted(eos_token_ids))
 
 
 def _keep_compiled(directory: Path | None) -> None:

@@ -73,7 +73,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class AddChoices(msgspec.Struct, frozen=True, tag=True):
     """Several requests that differ in nothing but id and sampling: the prompt, which may be long, travels once.
 
-    `request` is the first one whole; `others`: (request id, how its tokens are chosen) of the ones behind it.
+    `request` is the first one whole; `others`: (request id, how its tokens are chosen) of the ones behind it, whose
+    grammar, which may be long, is that of the first.
     """
 
     epoch: int
@@ -233,5 +234,8 @@ def requests_of(message: AddRequest | AddChoices) -> Iterator[AddRequest]:
         yield message
         return
     yield message.request
+    grammar = message.request.sampling.grammar
     for request_id, sampling in message.others:
+        if grammar:
+            sampling = msgspec.structs.replace(sampling, grammar=grammar)
         yield msgspec.structs.replace(message.request, request_id=request_id, sampling=sampling)

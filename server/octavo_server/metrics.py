@@ -174,17 +174,23 @@ class RequestMetrics:
         *,
         max_tokens: int | None = None,
         prompt: PromptMetrics | None = None,
+        generates: bool = True,
     ) -> None:
-        """`arrival` is by the clock of `metrics`; `prompt` is shared by the answers to one prompt."""
+        """`arrival` is by the clock of `metrics`; `prompt` is shared by the answers to one prompt.
+
+        `generates`: False for an embedding, which has no tokens, and so none of the figures of tokens.
+        """
         self._metrics, self._requests = metrics, metrics.requests
         self._arrival = arrival
         self._prompt_tokens = prompt_tokens
         self._max_tokens = max_tokens
         self._prompt = prompt if prompt is not None else PromptMetrics(metrics)
+        self._generates = generates
         self._tokens = self._cached = self._preemptions = 0
         self._first = self._latest = arrival
         self._scheduled: float | None = None
-        self._begun = self._ended = False
+        self._begun = False
+        self.reason: str | None = None  # with which it ended
 
     def output(self, output: RequestOutput, count: int) -> None:
         """A result of the engine, of whose tokens `count` belong to the answer; none where only the prompt counts."""
@@ -201,25 +207,36 @@ class RequestMetrics:
 
     def end(self, reason: str) -> None:
         """It has ended for one of `FINISHED_REASONS`; what comes later does not count."""
-        if self._ended:
+        if self.reason is not None:
             return
-        self._ended, requests = True, self._requests
+        self.reason, requests = reason, self._requests
         requests.finished[reason].inc()
         requests.end_to_end.observe(self._metrics.clock() - self._arrival)
         requests.length("request_prompt_tokens", self._prompt_tokens)
-        requests.length("request_generation_tokens", self._tokens)
         if self._max_tokens is not None:
             requests.length("request_params_max_tokens", self._max_tokens)
         requests.preemptions.observe(self._preemptions)
-        self._prompt.answer_ends(self._tokens)
+        if self._generates:
+            requests.length("request_generation_tokens", self._tokens)
+            self._prompt.answer_ends(self._tokens)
         if self._begun:
             self._end_phases()
+
+    def phases(self) -> dict[str, float]:
+        """Seconds until its "first_token", in the "queue", of "prefill" and of "decode", as far as it came."""
+        if not self._begun:
+            return {}
+        told = {"first_token": self._first - self._arrival, "decode": self._latest - self._first}
+        if self._scheduled is not None:
+            told |= {"queue": self._scheduled - self._arrival, "prefill": self._first - self._scheduled}
+        return told
 
     def _begin(self, output: RequestOutput, now: float) -> None:
         requests, cached, external = self._requests, output.num_cached_tokens, output.num_external_tokens
         self._begun, self._first, self._cached = True, now, cached
         self._scheduled = output.first_scheduled
-        requests.time_to_first_token.observe(now - self._arrival)
+        if self._generates:
+            requests.time_to_first_token.observe(now - self._arrival)
         requests.prompt_tokens.inc(self._prompt_tokens)
         requests.prompt_tokens_cached.inc(cached)
         for source, tokens in zip(
@@ -233,7 +250,8 @@ class RequestMetrics:
             requests.queue.observe(self._scheduled - self._arrival)
             requests.prefill.observe(self._first - self._scheduled)
             requests.inference.observe(self._latest - self._scheduled)
-        requests.decode.observe(self._latest - self._first)
+        if self._generates:
+            requests.decode.observe(self._latest - self._first)
         requests.length("request_prefill_kv_computed_tokens", self._prompt_tokens - self._cached)
         if self._tokens > 1:
             requests.time_per_output_token.observe((self._latest - self._first) / (self._tokens - 1))

@@ -8,11 +8,15 @@ tokens are appended by both sides: none is sent back to the worker.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from octavo_server.ipc import Pooling, SamplingParams, TokenLogprobs
+from octavo_server.ipc import ErrorKind, Pooling, SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from octavo_server.grammar_store import GrammarStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,11 @@ class SchedulerOutput:
         return sum(self.num_scheduled_tokens.values())
 
     @property
+    def some_ids(self) -> str:
+        """The first requests in it, for logs."""
+        return " ".join(islice(self.num_scheduled_tokens, 20))
+
+    @property
     def is_empty(self) -> bool:
         """Whether the worker need not hear of it."""
         moves = self.swap_out or self.swap_in or self.disk_stores or self.disk_loads
@@ -118,6 +127,7 @@ class SampledRow(msgspec.Struct, frozen=True):  # made for each row of each step
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: str | None = None
+    error_kind: ErrorKind = "internal"
     embedding: bytes = b""
 
 
@@ -133,6 +143,8 @@ class StepHandle(Protocol):
 
 class Runner(Protocol):
     """What the engine needs of the device; see `worker.model_runner.ModelRunner`."""
+
+    grammars: "GrammarStore | None"  # the requests'
 
     @property
     def bytes_per_page(self) -> int:

@@ -21,6 +21,7 @@ INTERPRETED = [
     "interpreted_rows.py",
     "interpreted_step_inputs.py",
     "interpreted_sampling.py",
+    "interpreted_token_mask.py",
     "interpreted_engine.py",
 ]
 

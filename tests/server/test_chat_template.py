@@ -245,7 +245,7 @@ def test_chats_render_while_another_one_does_not_end() -> None:
     template = ChatTemplate(SPELLS, {}, seconds=600)
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(template.render, [{"role": "user", "content": "hang"}])
-        serving.until(lambda: not template._idle)
+        serving.until(lambda: not template._processes._idle)
         assert [template.render([{"role": "user", "content": str(number)}]) for number in range(9)] == list("012345678")
         assert not hanging.done()
         template.close()

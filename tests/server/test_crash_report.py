@@ -1,5 +1,6 @@
 """What is left of an engine that died: the report, its file, and what does not stand in it."""
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ from octavo_server.frontend.crash_report import KEPT, Crash, keep_report
 
 ENDLESS = {"model": "tiny", "max_tokens": 500_000, "ignore_eos": True, "stream": True}
 LONG = 1_000_000
-CRASH = Crash("the engine process was ended by SIGBUS", 77, "ready", 12.34, 3, None, ["1 rows 2", "2 rows 1"])
+CRASH = Crash(
+    "the engine process was ended by SIGBUS", 77, "ready", 12.34, 3, ["a-0", "b-0"], None, ["1 rows 2", "2 rows 1"]
+)
 
 
 def test_a_report_tells_how_it_ended_what_it_was_and_its_last_steps(tmp_path: Path) -> None:
@@ -60,8 +63,7 @@ def test_an_engine_that_dies_or_hangs_leaves_its_last_hundred_steps_and_no_text(
         headers = {"Authorization": "Bearer key-of-mine"}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=60) as answer:
             events = (line for line in answer.iter_lines() if line)
-            for _ in range(150):
-                next(events)
+            events_seen = [next(events) for _ in range(150)]
             os.kill(server.engine_pid(), signal.SIGKILL if how == "SIGKILL" else signal.SIGSTOP)
             last = list(events)[-1]
         assert "error" in last and ("SIGKILL" in last if how == "SIGKILL" else "silent" in last)
@@ -70,7 +72,8 @@ def test_an_engine_that_dies_or_hangs_leaves_its_last_hundred_steps_and_no_text(
         report = path.read_text()
         assert f"crash report (also in {path})" in server.log
         assert report.splitlines()[-1] in server.log
-    assert "open choices: 1" in report
+    answer_id = json.loads(events_seen[0].removeprefix("data: "))["id"]
+    assert f"open choices: 1 {answer_id.removeprefix('cmpl-')}-0\n" in report
     numbers = [int(number) for number in re.findall(r"^  (\d+) rows", report, re.MULTILINE)]
     assert len(numbers) == 100
     assert numbers == list(range(numbers[0], numbers[0] + 100)) and numbers[-1] >= 150

@@ -32,15 +32,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def request(draw: random.Random) -> bytes:
     """A request of some kind, as bytes of HTTP."""
     text = "word " * draw.randrange(1, 30)
-    fields: dict[str, Any] = {"model": "tiny", "max_tokens": 24, "ignore_eos": True, "stream": draw.random() < 0.6}
+    fields: dict[str, Any] = {"model": "tiny", "ignore_eos": True, "stream": draw.random() < 0.6}
+    several = {"n": draw.choice([1, 1, 1, 2]), "max_tokens": 24}
     path, more = draw.choice(
         [
-            ("/v1/completions", {"prompt": text}),
-            ("/v1/completions", {"prompt": [text, "another"]}),
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+            ("/v1/completions", {"prompt": text, **several}),
+            ("/v1/completions", {"prompt": [text, "another"], **several}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **several}),
+            ("/v1/responses", {"input": text, "max_output_tokens": 24}),
         ]
     )
-    fields["n"] = draw.choice([1, 1, 1, 2])
     body = json.dumps(fields | more).encode()
     head = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", "Content-Type: application/json"]
     return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body

@@ -244,14 +244,14 @@ def broken_build(self, rows):
     if any(14 in prompt(row) for row in rows):
         raise ValueError("secret /path")
     return build(self, rows)
-def broken_draw(self, rows, slot, vocab_size, logits):
+def broken_draw(self, rows, slot, logits, masks=None):
     def broken_logits(part):
         found = logits(part)
         for index, row in enumerate(rows[part]):
             if 15 in prompt(row):
                 found[index] = torch.nan
         return found
-    return healthy(self, rows, slot, vocab_size, broken_logits)
+    return healthy(self, rows, slot, broken_logits, masks)
 InputBatch.build = broken_build
 healthy, next_tokens.NextTokens.draw = next_tokens.NextTokens.draw, broken_draw
 """

@@ -4,10 +4,14 @@ import asyncio
 import itertools
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import httpx
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -15,10 +19,17 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
-from schemathesis.specs.openapi.checks import response_schema_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 import serving
+import tiny_tokenizers
 from octavo_cli.chat_client import stream_chat
+from tiny_models import config_json, write_checkpoint
 
 BASE = {
     "CompletionRequest": ("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2}),
@@ -26,20 +37,60 @@ BASE = {
         "/v1/chat/completions",
         {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "logprobs": True, "max_tokens": 2},
     ),
+    "EmbeddingRequest": ("/v1/embeddings", {"model": "tiny", "input": "a"}),
+    "DetokenizeRequest": ("/detokenize", {"model": "tiny", "tokens": [5]}),
+    "ResponsesRequest": ("/v1/responses", {"model": "tiny", "input": "a", "max_output_tokens": 2}),
 }
+
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))  # of each operation and kind; `make fuzz` takes 200
+CONFORMANCE = (
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+)
+TOKEN_IDS = ("prompt", "input", "tokens", "stop_token_ids", "allowed_token_ids")
+CHAT = {"messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
+KNOWN_BY = "{% if false %}{{ tools }}<tool_call></tool_call><think></think>{{ enable_thinking }}{% endif %}"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServerProcess]:
-    with serving.serve(serving.text_model(tmp_path_factory.mktemp("fuzz") / "model")) as process:
+    """The real engine, so that pages are pages; its model calls tools and thinks, so that their fields get far."""
+    directory = tmp_path_factory.mktemp("fuzz") / "model"
+    tokenizer = tiny_tokenizers.byte_level_bpe()
+    eos = tokenizer.token_to_id("<|im_end|>")
+    size = tokenizer.get_vocab_size()
+    write_checkpoint(directory, config_json("LlamaForCausalLM", vocab_size=size, eos_token_id=eos))
+    tiny_tokenizers.save(tokenizer, directory, chat_template=f"{KNOWN_BY}{tiny_tokenizers.CHATML}")
+    env = {"OMP_NUM_THREADS": "1"}
+    sizes = {"max_model_len": 96, "max_num_seqs": 64, "num_gpu_blocks_override": 256}
+    with serving.serve(directory, fake=False, env=env, **sizes) as process:
         process.wait_until_ready()
+        engine = process.engine_pid()
         yield process
+        # Whatever was asked for: the engine is the one that was started, and holds nothing.
+        serving.until(lambda: process.metric("vllm:num_requests_running") == 0)
+        serving.until(lambda: process.metric("vllm:num_requests_waiting") == 0)
+        serving.until(lambda: process.metric("octavo:kv_tokens_used") == 0)
+        assert process.engine_pid() == engine
+        assert "Traceback" not in process.log
 
 
 @pytest.fixture(scope="module")
 def http(server: serving.ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=serving.PATIENCE_SECONDS) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server that answers with what it was asked."""
+    with serving.serve(serving.text_model(tmp_path_factory.mktemp("echo") / "model")) as process:
+        process.wait_until_ready()
+        with httpx.Client(base_url=process.url, timeout=serving.PATIENCE_SECONDS) as client:
+            yield client
 
 
 # --- from the description
@@ -55,25 +106,111 @@ def operations(server: serving.ServerProcess, document: Any) -> list[Any]:
     schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig())
     schema.config.update(base_url=server.url)
     found = [operation.ok() for operation in schema.get_all_operations()]
-    assert len(found) >= 8
+    assert len(found) == sum(map(len, document["paths"].values()))
     return found
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: str(mode.value))
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
+@pytest.mark.timeout(7200)
 def test_no_request_made_from_the_description_makes_the_server_fail(
-    operations: list[Any], mode: GenerationMode, data: st.DataObject
+    server: serving.ServerProcess, http: httpx.Client, operations: list[Any], mode: GenerationMode
 ) -> None:
-    # An operation without parameters has nothing that could be wrong.
-    able = [one for one in operations if mode is GenerationMode.POSITIVE or one.body or one.path_parameters]
-    case = data.draw(data.draw(st.sampled_from(able)).as_strategy(generation_mode=mode))
-    answer = case.call(timeout=serving.PATIENCE_SECONDS)
-    assert "Traceback" not in answer.text
-    if answer.status_code == 504 and isinstance(case.body, dict) and case.body.get("timeout"):
-        return  # it asked for that
-    case.validate_response(answer, checks=(not_a_server_error, response_schema_conformance))
-    assert answer.status_code < 500
+    engine = server.engine_pid()
+    for operation in operations:
+        # In a path nothing is invalid: any text may be a name. Without parameters, one request is all that there are.
+        could_be_wrong = bool(operation.body or operation.query)
+        if could_be_wrong or mode is GenerationMode.POSITIVE:
+            varies = could_be_wrong or operation.path_parameters
+            statuses = explore(operation, mode, EXAMPLES if varies else 1, http)
+            if mode is GenerationMode.POSITIVE and "cancel" not in operation.path:
+                assert statuses[200], f"{operation.label} took none of what should be valid: {statuses}"
+        assert server.engine_pid() == engine, operation.label
+        answer = http.get("/health", timeout=serving.PATIENCE_SECONDS)
+        assert answer.json() == {"status": "alive"}, operation.label
+
+
+def fitting(body: Any, field: str = "") -> Any:
+    """What the description allows, so that this server can take it: it serves one model, which is small."""
+    if isinstance(body, dict):
+        return {name: fitting(value, name) for name, value in body.items()}
+    if isinstance(body, list):
+        return [fitting(value, field) for value in body[:10]]
+    if field == "model":
+        return "tiny"
+    if isinstance(body, str):
+        return body if field == "include" else body[:20] or "a"
+    if isinstance(body, float) and body == int(body):
+        body = int(body)  # JSON Schema calls 1.0 an integer
+    if isinstance(body, int) and not isinstance(body, bool) and field in TOKEN_IDS:
+        return body % 300
+    return body
+
+
+def fit(case: Any, http: httpx.Client) -> None:
+    """Make what should be valid something that this server has: its model, and a response that it keeps."""
+    if isinstance(case.body, dict):
+        case.body = fitting(case.body)
+        if (text := {"/v1/embeddings": "input", "/tokenize": "prompt"}.get(case.path)) is not None:
+            # Either a text or a chat: the description cannot say that.
+            is_chat = case.body.get("messages") is not None
+            left_out = {text} if is_chat else CHAT
+            case.body = {name: value for name, value in case.body.items() if name not in left_out}
+            if not is_chat and case.body.get(text) is None:
+                case.body[text] = "a"
+    if "name" in (case.path_parameters or {}):
+        case.path_parameters["name"] = "tiny"
+    if "response_id" in (case.path_parameters or {}):
+        body = {"model": "tiny", "input": "a", "max_output_tokens": 1}
+        case.path_parameters["response_id"] = http.post("/v1/responses", json=body).json()["id"]
+    for name in ("after", "stream"):  # of few values one is there, or can be done
+        if isinstance(case.query, dict) and len(str(case.query.get(name))) % 2:
+            case.query.pop(name, None)
+
+
+def explore(operation: Any, mode: GenerationMode, examples: int, http: httpx.Client) -> Counter[int]:
+    """Requests of one operation; how often each status came back."""
+    statuses: Counter[int] = Counter()
+    fields: Counter[str] = Counter()
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def try_one(case: Any) -> None:
+        if mode is GenerationMode.POSITIVE:
+            fit(case, http)
+        answer = case.call(timeout=serving.PATIENCE_SECONDS)
+        statuses[answer.status_code] += 1
+        if answer.status_code == 400:
+            fields[answer.json()["error"]["param"] or ""] += 1
+        assert "Traceback" not in answer.text
+        late = answer.status_code == 504 and isinstance(case.body, dict) and case.body.get("timeout")  # as asked for
+        case.validate_response(answer, checks=CONFORMANCE if late else (not_a_server_error, *CONFORMANCE))
+        if answer.headers["content-type"][0].startswith("text/event-stream"):
+            check_events(answer.text, operation)
+
+    try_one()
+    print(f"{mode.value} {operation.label}: {dict(statuses)}, refused most often: {fields.most_common(4)}", flush=True)
+    return statuses
+
+
+def check_events(text: str, operation: Any) -> None:
+    """Each event is what the description says, and they end as it says."""
+    content = operation.definition.raw["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    validator = validator_of(json.dumps(content["x-event"]))
+    *events, end = text.split("\n\n")
+    assert end == ""
+    if "[DONE]" in content["description"]:
+        assert events.pop() == "data: [DONE]"
+    for event in events:
+        data = json.loads(event.rpartition("data: ")[2])
+        if "error" not in data or "object" in data:
+            validator.validate(data)
+        else:  # it was late: that is how a stream that has begun ends then
+            assert data["error"]["code"] == "timeout", data
+
+
+@cache
+def validator_of(schema: str) -> Any:
+    return jsonschema.Draft202012Validator(json.loads(schema))
 
 
 # --- numbers
@@ -153,6 +290,80 @@ def test_a_number_within_its_bounds_never_makes_the_server_fail(
     assert answer.status_code in allowed, answer.text
 
 
+# --- tools and formats
+
+SCHEMAS: Final = st.recursive(
+    st.sampled_from(
+        [
+            {},
+            {"type": "string"},
+            {"type": "integer", "minimum": 3},
+            {"enum": ["a", 1]},
+            {"$ref": "#"},
+            {"type": "x"},
+            True,
+        ]
+    ),
+    lambda inner: st.one_of(
+        st.builds(lambda below: {"type": "array", "items": below}, inner),
+        st.builds(lambda below: {"type": "object", "properties": {"a": below}, "required": ["a"]}, inner),
+        st.builds(lambda *below: {"anyOf": list(below)}, inner, inner),
+    ),
+    max_leaves=4,
+)
+FUNCTIONS: Final = st.fixed_dictionaries(
+    {"name": st.sampled_from(["f", "g", "h-1"])},
+    optional={"description": st.text(max_size=4), "parameters": SCHEMAS, "strict": st.booleans()},
+)
+TOOLS: Final = st.lists(
+    st.builds(lambda function: {"type": "function", "function": function}, FUNCTIONS),
+    max_size=3,
+    unique_by=lambda tool: tool["function"]["name"],
+)
+NAMED: Final = st.sampled_from([{"type": "function", "function": {"name": name}} for name in "fg"])
+CHOICES: Final = st.one_of(
+    st.sampled_from(["none", "auto", "required"]),
+    NAMED,
+    st.builds(
+        lambda mode, tools: {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}},
+        st.sampled_from(["auto", "required"]),
+        st.lists(NAMED, min_size=1, max_size=2),
+    ),
+)
+FORMATS: Final = st.one_of(
+    st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    st.builds(lambda schema: {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}, SCHEMAS),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    fields=st.fixed_dictionaries(
+        {"tools": TOOLS},
+        optional={
+            "tool_choice": CHOICES,
+            "response_format": FORMATS,
+            "parallel_tool_calls": st.booleans(),
+            "reasoning_effort": st.sampled_from(["none", "low", "max"]),
+            "stream": st.booleans(),
+            "logprobs": st.booleans(),
+            "n": st.integers(1, 3),
+        },
+    )
+)
+def test_whatever_tools_and_formats_are_given_an_answer_or_a_refusal_comes(
+    http: httpx.Client, fields: dict[str, Any]
+) -> None:
+    path, base = BASE["ChatCompletionRequest"]
+    said = '<think>a</think>b<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    messages = [{"role": "user", "content": said}]
+    answer = http.post(path, json=base | {"messages": messages, "max_tokens": 120} | fields)
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 200 and fields.get("stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert '"error"' not in answer.text
+
+
 # --- streams
 
 
@@ -169,10 +380,10 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=st.just(SPECIAL) | TEXTS, at=st.lists(st.integers(0, 10**6), max_size=40))
-def test_a_stream_cut_anywhere_is_read_as_the_same_answer(http: httpx.Client, text: str, at: list[int]) -> None:
+def test_a_stream_cut_anywhere_is_read_as_the_same_answer(echo: httpx.Client, text: str, at: list[int]) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 150, "seed": 1}
-    whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
-    answer = http.post("/v1/chat/completions", json=body | {"stream": True})
+    whole = echo.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    answer = echo.post("/v1/chat/completions", json=body | {"stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = answer.content.split(b"\n\n")
     assert events.pop() == b""

@@ -18,7 +18,7 @@ from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
 from octavo_server.worker.memory import weights_bytes
 from octavo_server.worker.pooling import NOT_FINITE
 from octavo_server.worker.weights import load_weights
-from real_engine import add, finish, start
+from real_engine import add, answers, finish, start
 from tiny_models import config_json, reference_pooled, write_backbone, write_checkpoint
 
 POOLINGS: Final = ("mean", "last", "cls")
@@ -99,6 +99,20 @@ def pooled_beside(core: EngineCore, asked: dict[str, tuple[list[int], str]]) -> 
     for name, (prompt, pooling) in asked.items():
         add(core, name, prompt, PROMPT_ONLY, pooling=pooling)
     return {name: last for name, (_, last) in finish(core).items()}
+
+
+def test_answers_do_not_change_beside_vectors(model: Path) -> None:
+    """Though a step with vectors computes all of its tokens' last states, and one without those that are sampled."""
+    asked = {
+        f"talk {index}": (tokens(9 + index, seed=index), SamplingParams(seed=index, max_tokens=30, logprobs=3))
+        for index in range(6)
+    }
+    alone = answers(start(model), asked)
+    core = start(model, max_num_batched_tokens=32)
+    for name, (prompt, pooling) in ALL.items():
+        add(core, name, prompt, PROMPT_ONLY, pooling=pooling)
+    beside = answers(core, asked)
+    assert {name: beside[name] for name in asked} == alone
 
 
 def test_only_the_last_token_needs_no_more_than_the_end(model: Path, alone: dict[str, bytes]) -> None:

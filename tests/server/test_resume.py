@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import jsonschema
 import pytest
 from tokenizers import Tokenizer
 
@@ -19,7 +20,7 @@ import tiny_tokenizers
 from tiny_models import config_json, write_checkpoint
 
 DEMO: Final = Path(__file__).resolve().parents[2] / "server" / "octavo_server" / "demo_model"
-GATEWAY: Final = {"authorization": "Bearer the gateway's"}
+GATEWAY: Final = {"authorization": "Bearer the-gateways"}
 CLIENT: Final = {"authorization": "Bearer a client's"}
 HTTP: Final = httpx.Client(timeout=60, verify=False)  # one for all: each makes a context for TLS, for 20 ms
 MESSAGES: Final = [{"role": "user", "content": "Grüße, what is a page? 🙂"}]
@@ -34,7 +35,7 @@ def connections() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "gateway"
-    path.write_text("the gateway's\n\nits next one\n")
+    path.write_text("the-gateways\n\nits-next-one\n")
     return path
 
 
@@ -138,13 +139,13 @@ def put_together(pieces: list[Any]) -> dict[int, list[str]]:
     return calls
 
 
-def assert_it_can_be_cut_anywhere(url: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
+def assert_it_can_be_cut_anywhere(url: str, route: str, body: dict[str, Any], every: int = 1) -> dict[str, Any]:
     whole = Stream(url, route, body)
     wanted, tokens = read(whole.events), token_ids(whole.events)
     first = whole.events[0]
     counts = {len(token_ids(whole.events[: at + 1])) for at in range(len(whole.events))}
     # Once the gateway has passed on how the answer ended, there is nothing to resume.
-    cuts = sorted(count for count in counts | {0} if not count or not read(whole.until(count))["ends"])
+    cuts = sorted(count for count in counts | {0} if not count or not read(whole.until(count))["ends"])[::every]
 
     def resumed(cut: int) -> dict[str, Any]:
         named = {"response_id": first["id"], "created": first["created"]}
@@ -212,6 +213,29 @@ def test_the_demo_model_goes_on_as_it_would_have(demo: str, fields: dict[str, An
     assert_it_can_be_cut_anywhere(demo, "chat/completions", body)
 
 
+FORMAT: Final = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "size": {"enum": ["small", "large"]}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
+FUNCTION: Final = {"name": "look_up", "description": "Look something up.", "parameters": FORMAT}
+CONSTRAINED: Final[dict[str, dict[str, Any]]] = {
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": FORMAT}}},
+    "call": {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"},
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_a_grammar_goes_on_where_it_was(demo: str, name: str) -> None:
+    body = {"messages": [{"role": "user", "content": "What is a page?"}], "temperature": 1.0, "seed": 11}
+    found = assert_it_can_be_cut_anywhere(demo, "chat/completions", {**body, **CONSTRAINED[name], "max_tokens": 120}, 4)
+    answers = [found["text"]] if name == "schema" else [arguments for _, arguments in found["calls"].values()]
+    assert answers
+    for answer in answers:
+        jsonschema.validate(json.loads(answer), FORMAT)
+
+
 def test_an_answer_that_had_ended_brings_its_end_and_nothing_else(tiny: str) -> None:
     body = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0}
     whole = Stream(tiny, "chat/completions", body)
@@ -261,4 +285,4 @@ def test_a_client_may_not_write_the_beginning_of_its_answer(tiny: str) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (403, "octavo_resume")
     assert "--gateway-api-key-file" in error["message"]
-    assert httpx.get(f"{tiny}/v1/models", headers={"authorization": "Bearer its next one"}).status_code == 200
+    assert httpx.get(f"{tiny}/v1/models", headers={"authorization": "Bearer its-next-one"}).status_code == 200

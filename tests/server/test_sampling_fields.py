@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 import serving
 import tiny_tokenizers
+from octavo_common.pooling_config import PoolingConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend import sampling
 from octavo_server.frontend.logprobs import described_prompt
@@ -61,7 +62,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     text = TextTokenizer(serving.text_model(tmp_path_factory.mktemp("text") / "model"))
-    return ServedModel(text, None, SamplingDefaults(), 512)
+    return ServedModel(text, None, SamplingDefaults(), 512, PoolingConfig(32))
 
 
 def post(http: httpx.Client, **fields: Any) -> httpx.Response:

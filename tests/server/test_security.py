@@ -11,20 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.routing import Route
 
 import serving
 import tiny_tokenizers
 from octavo_server.config import ServerConfig
-from octavo_server.frontend import limits
-from octavo_server.frontend.app import create_app
-from octavo_server.frontend.limits import MAX_BODY_BYTES, ApiKeys
-from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.access import keys
+from octavo_server.frontend.access.keys import KeyRing
+from octavo_server.frontend.limits import MAX_BODY_BYTES
 from tiny_models import config_json, write_checkpoint
 
 LISTENING = "0A"  # in /proc/net/tcp
 ANY_ADDRESS = "00000000"
-OPEN_ROUTES = {"/health", "/ready"}
 
 
 def tiny_model(directory: Path) -> Path:
@@ -151,22 +148,10 @@ def test_a_tokenizer_with_code_is_served_without_it(tmp_path: Path) -> None:
 # --- keys
 
 
-async def test_every_route_and_method_but_the_probes_needs_a_key(tmp_path: Path) -> None:
-    state = ServerState(ServerConfig(model=tmp_path, api_key=("right",)))
-    app = create_app(state)
-    routes = [route for route in app.routes if isinstance(route, Route)]
-    assert len(routes) == len(app.routes) >= 9, "a kind of route that this test does not know"
-    methods = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT", "NONSENSE")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-        for route in routes:
-            for method in methods:
-                answer = await client.request(method, re.sub(r"{.*?}", "x", route.path))
-                assert (answer.status_code == 401) == (route.path not in OPEN_ROUTES), (method, route.path)
-    state.close()
-
-
-@pytest.mark.parametrize("given", ["first", "second", "third", "nope", ""])
-def test_a_key_is_compared_with_every_known_one_in_constant_time(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("given", ["first", "second", "third, which is longer", "nope", ""])
+def test_a_key_is_compared_with_every_known_one_in_constant_time(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     class Spy:
@@ -175,11 +160,14 @@ def test_a_key_is_compared_with_every_known_one_in_constant_time(given: str, mon
             compared.append((a, b))
             return a == b
 
-    monkeypatch.setattr(limits, "hmac", Spy)
-    known = ("first", "second", "third")
-    found = ApiKeys(ServerState, known)._salt(f"Bearer {given}")  # type: ignore[arg-type]
-    assert compared == [(given.encode(), key.encode()) for key in known]
-    assert isinstance(found, bytes) == (given in known)
+    known = ("first", "second", "third, which is longer")
+    ring = KeyRing(ServerConfig(model=tmp_path, api_key=known))
+    monkeypatch.setattr(keys, "hmac", Spy)
+    found = ring.find(given.encode())
+    assert [b for _, b in compared] == [key.digest for key in ring.keys]
+    assert len({a for a, _ in compared}) == 1
+    assert len({len(digest) for pair in compared for digest in pair}) == 1  # no length is told either
+    assert (found is not None) == (given in known)
 
 
 # --- sizes
@@ -281,8 +269,6 @@ HOSTILE_SCHEMA = {"type": "object", "properties": {"a": {"pattern": "(a+)+$"}}, 
     ("field", "value"),
     [
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": HOSTILE_SCHEMA}}),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "(a+)+$"}),
         ("structured_outputs", {"grammar": 'root ::= root "a"'}),
         ("tools", [{"type": "function", "function": {"name": "f", "parameters": HOSTILE_SCHEMA}}]),
         ("guided_json", HOSTILE_SCHEMA),
@@ -299,5 +285,5 @@ def test_schemas_grammars_and_templates_of_a_request_are_refused_by_name_and_hur
     body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], field: value}
     answer = http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == field
+    assert answer.json()["error"]["param"].partition(".")[0] == field
     assert server.engine_pid() == engine

@@ -86,10 +86,32 @@ def test_the_flag_goes_before_the_environment(model: Path, started: list[ServerC
     assert started[0].api_key == ("x", "y")
 
 
-def test_an_empty_key_in_the_environment_opens_nothing(model: Path, started: list[ServerConfig]) -> None:
-    result = invoke(str(model), env={"OCTAVO_API_KEY": ""})
+@pytest.mark.parametrize("variable", ["OCTAVO_API_KEY", "VLLM_API_KEY"])
+def test_an_empty_key_in_the_environment_opens_nothing(model: Path, started: list[ServerConfig], variable: str) -> None:
+    result = invoke(str(model), env={variable: ""})
     assert (result.exit_code, started) == (2, [])
-    assert "OCTAVO_API_KEY is set but empty" in result.output
+    assert f"{variable} is set but empty" in result.output
+
+
+def test_a_key_on_the_command_line_is_warned_of_and_one_of_the_environment_is_not(
+    model: Path, started: list[ServerConfig]
+) -> None:
+    assert "who lists this machine's processes sees" in invoke(str(model), "--api-key", "sesame").output
+    for variable in ("OCTAVO_API_KEY", "VLLM_API_KEY"):
+        assert "warning" not in invoke(str(model), env={variable: "sesame"}).output
+    both = {"OCTAVO_API_KEY": "ours", "VLLM_API_KEY": "theirs"}
+    assert "warning" not in invoke(str(model), "--api-key-file", "keys", env=both).output
+    assert [config.api_key for config in started] == [("sesame",)] * 3 + [("ours",)]
+
+
+def test_lists_of_origins_are_vllms_json_or_a_flag_each(model: Path, started: list[ServerConfig]) -> None:
+    invoke(str(model))
+    invoke(str(model), "--allowed-origins", '["https://a", "https://b"]', "--allowed-methods", '["*"]')
+    invoke(str(model), "--allowed-origins", "https://a", "--allowed-origins", "https://b", "--allow-credentials")
+    lists = [(config.allowed_origins, config.allowed_methods, config.allow_credentials) for config in started]
+    two = ("https://a", "https://b")
+    assert lists == [((), ("GET", "POST"), False), (two, ("*",), False), (two, ("GET", "POST"), True)]
+    assert {config.allowed_headers for config in started} == {("*",)}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +126,16 @@ def test_an_empty_key_in_the_environment_opens_nothing(model: Path, started: lis
         (["--swap-space", "1", "--kv-offloading-size", "2"], "--swap-space 1 and --kv-offloading-size 2 are two names"),
         (["--swap-space", "1", "--kv-offloading-size", "x"], "'--kv-offloading-size': 'x' is not a valid float"),
         (["--kv-offloading-size", "-1"], "--swap-space -1.0: input should be greater"),
+        (["--max-requests-per-minute", "5"], "--max-requests-per-minute 5: it is for each API key"),
+        (["--api-key", "sesame", "--max-tokens-per-minute", "0"], "--max-tokens-per-minute 0: input should be greater"),
+        (["--admin-host", "::"], "--admin-host ::: there is no admin port"),
+        (["--admin-port", "8000"], "--admin-port 8000: that is --port"),
+        (["--ssl-keyfile", "key"], "--ssl-keyfile key: there is no TLS without --ssl-certfile"),
+        (["--ssl-ca-certs", "ca"], "--ssl-ca-certs ca: there is no TLS without --ssl-certfile"),
+        (["--ssl-certfile", "c", "--ssl-cert-reqs", "2"], "--ssl-cert-reqs 2: nobody's certificate is known"),
+        (["--allowed-origins", "*", "--allow-credentials"], "any page could act for its reader"),
+        (["--allowed-origins", '["https://a", 1]'], "--allowed-origins: input should be a valid string"),
+        (["--max-connections", "0"], "--max-connections 0: input should be greater"),
         (["--api-key", "sesame", "--api-key", ""], "--api-key: string should have at least 1 character"),
     ],
 )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from octavo_common.model_config import parse_model_config
 from octavo_server.config import EngineConfig
 from octavo_server.engine_start import start_engine
-from octavo_server.ipc import SamplingParams
+from octavo_server.ipc import Pooling, SamplingParams
 from octavo_server.step import NewRequest, SchedulerOutput
 from octavo_server.worker import step_packing
 from octavo_server.worker.graph_ladder import (
@@ -325,12 +325,15 @@ def test_a_step_takes_the_smallest_graph_that_is_there_and_fits() -> None:
     graphs = graphs_of(Seen(), CallingRecorder(), largest=10, tokens=100)
 
     def shape(
-        *requests: tuple[int, int, SamplingParams], pages: int = 1, graphs: StepGraphs = graphs
+        *requests: tuple[int, int, SamplingParams],
+        pages: int = 1,
+        graphs: StepGraphs = graphs,
+        pooling: Pooling = "",
     ) -> GraphShape | None:
         """(tokens, of which computed in the step, sampling)"""
         batch = InputBatch(BLOCK, CPU, SLOTS)
         new = [
-            NewRequest(str(n), list(range(length)), length, 90, sampling, [0] * pages, 0)
+            NewRequest(str(n), list(range(length)), length, 90, sampling, [0] * pages, 0, pooling)
             for n, (length, _, sampling) in enumerate(requests)
         ]
         batch.apply(SchedulerOutput(1, new))
@@ -351,6 +354,7 @@ def test_a_step_takes_the_smallest_graph_that_is_there_and_fits() -> None:
     assert shape((90, 90, plain), one) == GraphShape(100, 8, False)
     assert shape((90, 90, plain), (11, 11, plain)) is None  # of 101 tokens
     assert shape(one, (1, 1, SamplingParams(prompt_logprobs=0))) is None
+    assert {shape((2, count, plain), pooling="last") for count in (1, 2)} == {None}
     assert shape(one, pages=WIDTH) == decode(1)
     assert shape(one, pages=WIDTH + 1) is None
     decoding = graphs_of(Seen(), CallingRecorder(), largest=10)

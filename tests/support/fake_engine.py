@@ -2,8 +2,9 @@
 
 The answer is the prompt, then the end of sequence; with `ignore_eos` the prompt again and again. The choices of a
 prompt begin with its first token, its second and so on. Log-probabilities fall by 0.5 from the token itself to the ids
-that follow it. Pages whose names it has seen count as cached. Lower priorities go first, expired requests end. For
-tests of the API process alone: starts at once, and is steered by environment variables:
+that follow it. A vector is made of the prompt's tokens. Pages whose names it has seen count as cached. Lower priorities
+go first, expired requests end. For tests of the API process alone: starts at once, and is steered by environment
+variables:
 
 FAKE_STEP_SECONDS  duration of a step
 FAKE_GATE          a path: the start waits in "load weights" until it exists
@@ -18,6 +19,7 @@ FAKE_HOLD          a path: as long as it exists, no request gets on
 import json
 import os
 import signal
+import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -135,6 +137,8 @@ class FakeEngine:
             hang()
         if request.sent and (kind := error_kind(prompt[0])) is not None:
             return failure(message, kind)
+        if message.pooling:
+            return ipc.RequestOutput(**output, finish_reason="stop", embedding=vector(prompt))
         if sampling.max_tokens == 0:
             return ipc.RequestOutput(**output, finish_reason="length")
         ends = request.sent >= len(prompt) and not sampling.ignore_eos
@@ -173,6 +177,11 @@ class FakeEngine:
     def send(self, message: ipc.EngineMessage) -> None:
         """To the API process."""
         self.socket.send(ipc.encoder.encode(message))
+
+
+def vector(prompt: list[int]) -> bytes:
+    """As wide as `serving.text_model` is."""
+    return struct.pack("<32f", *(float(prompt[at % len(prompt)] + at) for at in range(32)))
 
 
 def error_kind(token: int) -> ipc.ErrorKind | None:

@@ -1,12 +1,14 @@
 """The sampling kernels and their twin in torch, drawing for the same requests side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker.device_sampler import DeviceSampler
+from octavo_server.worker.grammar import RowMasks
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.sampler import Sampled, Sampler
@@ -46,14 +48,19 @@ class SamplingPair:
             for state in (self.states[index] for index in which)
         ]
 
-    def step(self, logits: torch.Tensor, which: Sequence[int] | None = None) -> tuple[list[Sampled], list[Sampled]]:
+    def step(
+        self, logits: torch.Tensor, which: Sequence[int] | None = None, masks: RowMasks | None = None
+    ) -> tuple[list[Sampled], list[Sampled]]:
         """What kernels and twin draw for the requests `which`, all by default; they go on with the kernels' tokens."""
         which = list(range(len(self.states))) if which is None else which
         rows = self.rows(which)
         slot = torch.tensor([row.state.slot for row in rows], device=self.device)
         asked = [SamplingRow(r.state.sampling, r.end, r.state.num_prompt, r.state.history) for r in rows]
+        if masks is not None:
+            each = zip(asked, masks.bits, masks.forced, strict=True)
+            asked = [replace(row, mask=mask, forced=bool(forced)) for row, mask, forced in each]
         want = self.twin.sample(logits.cpu(), asked)
-        got = self.sampler.launch(logits.clone(), slot, rows, self.last).results()
+        got = self.sampler.launch(logits.clone(), slot, rows, self.last, masks).results()
         for row, sampled in zip(rows, got, strict=True):
             assert self.last[row.state.slot] == (sampled.token_id or 0)
             row.state.num_tokens += 1

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class ServerProcess:
         if process.stdout is None:
             raise RuntimeError("the server was started without a pipe")
         line = process.stdout.readline()
-        match = re.fullmatch(r"octavo: listening on (http://\S+)\n", line)
+        match = re.fullmatch(r"octavo: listening on (https?://\S+)\n", line)
         if match is None:
             process.wait(PATIENCE_SECONDS)
             raise RuntimeError(f"no address but {line!r}; the log: {self.log}")
@@ -41,6 +42,12 @@ class ServerProcess:
         """What it wrote on stderr."""
         self._log.seek(0)
         return self._log.read().decode()
+
+    @property
+    def admin_url(self) -> str:
+        """That of the second port, where there is one."""
+        found = re.search(r"the admin port is (https?://\S+)", self.log)
+        return self.url if found is None else found[1]
 
     def wait_until_ready(self) -> None:
         """Until /ready says so."""
@@ -61,7 +68,7 @@ class ServerProcess:
         """A sample of /metrics."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.admin_url}/metrics").text
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
@@ -174,6 +181,9 @@ def main(kind: str, values: str) -> int:
         import block_counts
 
         block_counts.install(Path(directory))
+    if limits := os.environ.get("OPEN_FILES"):
+        soft, hard = map(int, limits.split(":"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     command = ENGINE_COMMAND if kind == "real" else (sys.executable, str(SUPPORT / "fake_engine.py"))
     if prelude := os.environ["ENGINE_PRELUDE"]:
         start = "import sys\nfrom octavo_server.engine_process import main\nsys.exit(main())"

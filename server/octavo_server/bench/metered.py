@@ -46,6 +46,7 @@ class MeteredRunner:
 
     def __init__(self, runner: ModelRunner) -> None:
         self.inner = runner
+        self.grammars = runner.grammars
         self.waited = 0.0
         self.moves: Callable[[SchedulerOutput], None] = lambda _output: None
 

@@ -190,7 +190,8 @@ class EngineCore:
         self._flights.clear()
         for each in flights:
             self.ring.write(each.output.step, f"{each.record}: failed: {type(error).__name__}")
-        log.error("step %d failed, with %d behind it", flight.output.step, len(flights) - 1, exc_info=error)
+        told = (flight.output.step, len(flights) - 1, flight.output.some_ids)
+        log.error("step %d failed, with %d behind it; in it: %s", *told, exc_info=error)
         log.error("the last steps:\n%s", "\n".join(self.ring.read()[-10:]))
         self.runner.recover()
         memory = self.runner.is_out_of_memory(error)

@@ -161,7 +161,7 @@ class Scheduler:
                 results.append(self._next_token(request, row.token_id, row.logprobs))
             elif row.error is not None:
                 self.kv_cache.forget_step([request], all_steps=True)
-                results.append(self._end(request, "error", row.error))
+                results.append(self._end(request, "error", row.error, row.error_kind))
             else:
                 results += self._update_prompt(request, row)
         self.counts["generation_tokens"] += sum([len(result.token_ids) for result in results])

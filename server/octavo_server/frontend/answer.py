@@ -2,6 +2,7 @@
 
 from array import array
 from io import StringIO
+from typing import Final
 
 from octavo_server.frontend.text.detokenizer import Detokenizer
 from octavo_server.frontend.text.stop_strings import StopStrings
@@ -9,6 +10,8 @@ from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.ipc import RequestOutput, TokenLogprobs
 from octavo_server.metrics import RequestMetrics
+
+LONG_TOKENS: Final = 4096
 
 
 class Delta:
@@ -52,6 +55,16 @@ class Delta:
         entries = [*self.logprobs[:1], *(self.prompt_logprobs or ())[1:2]]
         width = max((len(entry.token_ids) for entry in entries if entry is not None), default=0)
         return width * (len(self.logprobs) + len(self.prompt_logprobs or ()))
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there is more in it than is read in a moment."""
+        return self._more is not None and len(self._more[0]) > LONG_TOKENS
+
+    @property
+    def weight(self) -> int:
+        """What it costs to spell and to read, in log-probabilities: a token of text is much less than one."""
+        return self.num_logprobs + (0 if self._more is None else len(self._more[0]) // 4)
 
     def add_token(self, token_id: int, offset: int) -> None:
         """Add to the tokens."""
@@ -99,7 +112,7 @@ class Answer:
         self.num_cached_tokens = 0
         self.finished = False
         self._text = text
-        self._detokenizer = Detokenizer(tokenizer, skip_special=text.skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, skip_special=text.skip_special_tokens, kept=text.kept)
         self._stops = StopStrings(text.stops, included=text.include_stop)
         self._length = 0  # characters so far, with what is held back
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +60,11 @@ class EngineClient:
     def num_open(self) -> int:
         """Choices that the engine works on or that wait for it."""
         return len(self._streams)
+
+    @property
+    def some_ids(self) -> list[str]:
+        """The first of them, for a report."""
+        return list(islice(self._streams, 20))
 
     @property
     def silent_seconds(self) -> float:

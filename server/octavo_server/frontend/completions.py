@@ -3,7 +3,8 @@
 from collections.abc import AsyncGenerator, Sequence
 
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.generation import Caller, Generation, Lengths
+from octavo_server.frontend.answer_grammar import completion_grammar
+from octavo_server.frontend.generation import Caller, Generation, Wanted
 from octavo_server.frontend.logprobs import (
     completion_logprobs,
     described_prompt,
@@ -16,6 +17,7 @@ from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.responses import Completion, CompletionChoice, CompletionLogprobs, encode
 from octavo_server.frontend.sse import DONE, TextFrames, frame
 from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.truncation import prompt_ids, truncated
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -34,7 +36,8 @@ class Completions:
         self._created = generation.created
         self._name = state.names[0]
         self._text_frames: dict[int, TextFrames] = {}
-        self._only_text = request.logprobs is None and not request.return_token_ids
+        detailed = request.return_token_ids or request.continuous_usage
+        self._only_text = request.logprobs is None and not detailed
 
     @classmethod
     async def prepare(cls, state: ServerState, request: CompletionRequest, caller: Caller) -> "Completions":
@@ -43,14 +46,17 @@ class Completions:
         Raises:
             RequestError: a prompt is empty or does not fit; the server is full.
         """
-        model, _ = state.serving(request.model)
+        model, ready = state.serving(request.model)
         caller.place.take(len(request.prompts) * request.num_choices)
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]  # all of them, or none
-        tokenized = await state.tokenize(model, texts, "prompt", alone=True) if texts else []
-        ids = tokenized or [prompt for prompt in request.prompts if not isinstance(prompt, str)]
-        lengths = Lengths(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt")
-        generation = await Generation.prepare(state, request, ids, lengths, caller)
-        echoes = await state.in_thread(_texts, model, request.prompts) if request.echo else [""] * len(ids)
+        alone = request.add_special_tokens is not False
+        given = [truncated(ids, request, ready.max_model_len) for ids in request.prompts if not isinstance(ids, str)]
+        ids = given or await prompt_ids(state, request, texts, "prompt", alone=alone)
+        grammar = await completion_grammar(state, request)
+        wanted = Wanted(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt", grammar=grammar)
+        generation = await Generation.prepare(state, request, ids, wanted, caller)
+        shown = request.prompts if request.truncate_prompt_tokens is None else ids
+        echoes = await state.in_thread(_texts, model, shown) if request.echo else [""] * len(ids)
         return cls(state, request, generation, echoes)
 
     async def answer(self) -> bytes:
@@ -125,18 +131,18 @@ class Completions:
     def _logprobs(self, answer: Answer, delta: Delta, opening: bool, shift: int) -> CompletionLogprobs | None:
         if self._request.logprobs is None:
             return None
-        tokenizer = self._generation.model.tokenizer
+        tokenizer, as_ids = self._generation.model.tokenizer, bool(self._request.return_tokens_as_token_ids)
         result = CompletionLogprobs([], [], [], [])
         if opening and self._request.echo and delta.prompt_logprobs is not None:
             entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
-            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries))
+            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries, as_ids=as_ids))
         offsets = delta.offsets if delta.logprobs else []  # tokens that are replayed have none
-        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets), shift)
+        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets, as_ids=as_ids), shift)
         return result
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool = False) -> Completion:
         completion = Completion(self._id, self._created, self._name, choices)
-        if usage:
+        if usage or self._request.continuous_usage:
             completion.usage = self._generation.usage()
         elif self._request.include_usage:
             completion.usage = None

@@ -34,6 +34,7 @@ class Crash:
     phase: str
     lived_seconds: float
     open_choices: int
+    some_ids: Sequence[str]  # of these; they are within the answers' ids, which the log has beside the requests' ids
     stats: EngineStats | None
     steps: Sequence[str]
 
@@ -43,7 +44,7 @@ class Crash:
         lines = [
             f"octavo {__version__}: {self.ended}",
             f"process {self.pid}, {self.lived_seconds:.1f} s after its start, phase: {self.phase}",
-            f"open choices: {self.open_choices}",
+            " ".join((f"open choices: {self.open_choices}", *self.some_ids)),
             f"state after its last step: {state}",
             f"configuration: {config.model_dump_json()}",
             f"last steps ({len(self.steps)}):",

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from octavo_server.access_config import KEY_VARIABLES
+
 ENGINE_COMMAND: Final = (sys.executable, "-m", "octavo_server.engine_process")
 
 
@@ -39,6 +41,7 @@ class EngineChild:
 
     def __init__(self, command: Sequence[str] = ENGINE_COMMAND, environment: Mapping[str, str] | None = None) -> None:
         """environment: variables that it has besides ours."""
+        inherited = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
         # The engine's stdout is our stderr: stdout belongs to the line that says where we listen.
         self._process = subprocess.Popen(
             command,
@@ -46,7 +49,7 @@ class EngineChild:
             stdout=sys.stderr,
             start_new_session=True,
             bufsize=0,
-            env={**os.environ, **(environment or {})},
+            env={**inherited, **(environment or {})},
         )
 
     @property

@@ -23,11 +23,11 @@ _HIDDEN: Final = "x-not-supported"
 
 
 class Only:
-    """Annotates a field that may be absent, null, or one of the given values, and nothing else yet."""
+    """Annotates a field that may be absent, null, or one of the given values, and nothing else."""
 
-    def __init__(self, *neutral: Any) -> None:
-        """The values that ask for nothing."""
-        self._neutral = neutral
+    def __init__(self, *neutral: Any, why: str = "") -> None:
+        """The values that ask for nothing; `why` others are refused."""
+        self._neutral, self._why = neutral, f": {why}" if why else ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._check)
@@ -40,7 +40,9 @@ class Only:
             return value
         allowed = " or ".join(json.dumps(neutral) for neutral in self._neutral)
         hint = f"leave it out or give {allowed}" if allowed else "leave it out"
-        raise PydanticCustomError("not_supported", "this is not supported yet; {hint}", {"hint": hint})
+        raise PydanticCustomError(
+            "not_supported", "this is not supported{why}; {hint}", {"why": self._why, "hint": hint}
+        )
 
 
 class Entries:
@@ -80,7 +82,8 @@ class BoundedObject:
         self._depth, self._values, self._bytes = depth, values, bytes
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        plain = core_schema.dict_schema(core_schema.str_schema(strict=True), core_schema.any_schema())
+        strings = core_schema.str_schema(strict=True)
+        plain = core_schema.dict_schema(strings, core_schema.any_schema(), max_length=self._values)
         return core_schema.no_info_before_validator_function(self.check, plain)
 
     def check(self, value: Any) -> Any:

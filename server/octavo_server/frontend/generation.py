@@ -15,9 +15,10 @@ from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest
-from octavo_server.frontend.http import Outlet
 from octavo_server.frontend.model import ServedModel
+from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.output_stream import Choice
+from octavo_server.frontend.request_record import RequestRecord
 from octavo_server.frontend.responses import PromptTokensDetails, Usage
 from octavo_server.frontend.resume import check_resume, replay, replayed_tokens
 from octavo_server.frontend.sampling import (
@@ -39,12 +40,17 @@ PREPARE_CHOICES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long answers may be: `asked`, else `default`, else whatever fits. `param` names the field of the prompt."""
+class Wanted:
+    """What answers may be. How long: `asked`, else `default`, else whatever fits.
+
+    `param` names the field of the prompt. `grammar`: as in `ipc.SamplingParams`. `kept`: as in `TextOptions`.
+    """
 
     asked: int | None
     default: int | None
     param: str
+    grammar: str = ""
+    kept: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,16 @@ class Caller:
     ticket: Ticket = UNLIMITED
     outlet: Outlet | None = None
     is_gateway: bool = False
-    request_id: str = ""
+    record: RequestRecord | None = None
+
+    def cache_salt(self, own: str | None) -> bytes:
+        """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
+        return self.salt if own is None else b"salt:" + own.encode()
+
+    def deadline(self, *limits: float | None) -> float | None:
+        """When it is given up: after the least of some seconds from its arrival on; never if there are none."""
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        return None if seconds is None else self.arrival + seconds
 
 
 class Events(Protocol):
@@ -90,7 +105,7 @@ class Generation:
         state: ServerState,
         request: GenerationRequest,
         prompts: Sequence[list[int]],
-        lengths: Lengths,
+        wanted: Wanted,
         caller: Caller,
     ) -> Self:
         """Make one, beside the event loop if it is much work: a turn of another thread is some itself.
@@ -101,10 +116,10 @@ class Generation:
         choices, tokens = len(prompts) * request.num_choices, sum(map(len, prompts))
         work = tokens + len(replayed_tokens(request))
         if choices <= PREPARE_CHOICES and work <= PREPARE_TOKENS and not request.bad_words:
-            made = cls(state, request, prompts, lengths, caller)
+            made = cls(state, request, prompts, wanted, caller)
         else:
-            made = await state.in_thread(cls, state, request, prompts, lengths, caller)
-        caller.ticket.reserve(tokens, lengths.asked if lengths.asked is not None else lengths.default, choices)
+            made = await state.in_thread(cls, state, request, prompts, wanted, caller)
+        caller.ticket.reserve(tokens, wanted.asked if wanted.asked is not None else wanted.default, choices)
         return made
 
     def __init__(
@@ -112,7 +127,7 @@ class Generation:
         state: ServerState,
         request: GenerationRequest,
         prompts: Sequence[list[int]],
-        lengths: Lengths,
+        wanted: Wanted,
         caller: Caller,
     ) -> None:
         """Check the prompts and prepare the choices; nothing is sent before `deltas` is iterated over.
@@ -127,6 +142,7 @@ class Generation:
         self._request = request
         self._prompts = prompts
         self._caller = caller
+        self._text = text_options(request, wanted.kept)
         self.id = secrets.token_hex(16)
         self.created = state.now() if request.octavo_resume is None else request.octavo_resume.created
         check_parameters(request, self.model, prompts)
@@ -135,15 +151,20 @@ class Generation:
         self._epoch = state.client.epoch
         self._choices: list[Choice] = []
         for at, ids in enumerate(prompts):
-            sampling = self._sampling(ids, lengths, bad_words)
+            sampling = self._sampling(ids, wanted, bad_words)
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
+        if caller.record is not None:
+            caller.record.model, caller.record.request, caller.record.engine_id = request.model, request, self.id
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
     def response_id(self, kind: str) -> str:
-        """What the answer is called."""
+        """What the answer is called, in the logs too."""
         resume = self._request.octavo_resume
-        return f"{kind}-{self.id}" if resume is None else resume.response_id
+        called = f"{kind}-{self._request.request_id or self.id}" if resume is None else resume.response_id
+        if self._caller.record is not None:
+            self._caller.record.response_id = called
+        return called
 
     async def deltas(
         self, *, whole: bool = False, at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None
@@ -155,7 +176,7 @@ class Generation:
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
         """
-        reason = "abort"
+        reason, failure = "abort", None
         try:
             with self._state.client.submit(self._choices, whole=whole) as stream:
                 stream.at_once = at_once
@@ -163,13 +184,18 @@ class Generation:
                 async with contextlib.aclosing(stream.deltas()) as changes:
                     async for change in changes:
                         yield change
-        except EngineError:
-            reason = "error"
+        except EngineError as error:
+            reason, failure = "error", error.kind
             raise
         finally:
-            for answer in self.answers:
-                answer.metrics.end(reason)  # those that have ended otherwise do not count again
-            self._caller.ticket.used(sum(map(len, self._prompts)), (answer.num_tokens for answer in self.answers))
+            self._end(reason, failure)
+
+    def _end(self, reason: str, failure: str | None = None) -> None:
+        for answer in self.answers:
+            answer.metrics.end(reason)  # those that have ended otherwise do not count again
+        if self._caller.record is not None:
+            self._caller.record.generated(self.answers, self.usage(), failure)
+        self._caller.ticket.used(sum(map(len, self._prompts)), (answer.num_tokens for answer in self.answers))
 
     async def events(self, form: Events, *, only_text: bool) -> AsyncGenerator[bytes, None]:
         """The events of a stream, those of what `deltas` gives at a time together.
@@ -185,7 +211,7 @@ class Generation:
             # What comes of it has been sent, by another server; what follows depends on it.
             await self._state.render(answer.num_tokens, partial(form.frames, [(answer, delta)], begun))
             if delta.finish_reason is not None:
-                answer.metrics.end(delta.finish_reason)
+                self._end(delta.finish_reason)
                 yield form.ending(answer, delta) + form.closing()
                 return
         outlet = self._caller.outlet if only_text else None
@@ -197,17 +223,19 @@ class Generation:
                 outlet.write(found)
             return True
 
-        async for changes in self.deltas(at_once=None if outlet is None else write):
-            complete = self.is_complete  # before anything waits, and more may come
-            if only_text and len(changes) == 1:
-                found = form.frames(changes, begun)
-            else:
-                weight = sum(delta.num_logprobs for _, delta in changes)
-                found = await self._state.render(weight, partial(form.frames, changes, begun))
-            if complete:
-                found += form.closing()
-            if found:
-                yield found
+        # Who stops here has ended the request, too.
+        async with contextlib.aclosing(self.deltas(at_once=None if outlet is None else write)) as deltas:
+            async for changes in deltas:
+                complete = self.is_complete  # before anything waits, and more may come
+                if only_text and len(changes) == 1 and not changes[0][1].is_long:
+                    found = form.frames(changes, begun)
+                else:
+                    weight = sum(delta.weight for _, delta in changes)
+                    found = await self._state.render(weight, partial(form.frames, changes, begun))
+                if complete:
+                    found += form.closing()
+                if found:
+                    yield found
 
     @property
     def is_complete(self) -> bool:
@@ -235,11 +263,14 @@ class Generation:
         cached = sum(min(answer.num_cached_tokens for answer in group) for group in groups)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
-    def _sampling(self, ids: list[int], lengths: Lengths, bad_words: BadWords) -> ipc.SamplingParams:
-        max_tokens = _check_prompt(ids, self.model, lengths, self._ready.max_model_len)
-        return sampling_params(
-            self._request, self.model.defaults, Asked(max_tokens, self._state.draw_seed(), bad_words)
-        )
+    def _sampling(self, ids: list[int], wanted: Wanted, bad_words: BadWords) -> ipc.SamplingParams:
+        max_tokens = _check_prompt(ids, self.model, wanted, self._ready.max_model_len)
+        asked = Asked(max_tokens, self._state.draw_seed(), bad_words, wanted.grammar)
+        made = sampling_params(self._request, self.model.defaults, asked)
+        allowed = self._request.allowed_token_ids
+        if allowed is None or not set(allowed).isdisjoint((*self._ready.eos_token_ids, *made.stop_token_ids)):
+            return made
+        return msgspec.structs.replace(made, min_tokens=max_tokens)  # its end is not among what the answer may have
 
     def _choices_of(self, prompt: int, ids: list[int], sampling: ipc.SamplingParams) -> Iterator[Choice]:
         """The choices of one prompt: the same but for their number, which changes the noise.
@@ -247,7 +278,7 @@ class Generation:
         The prompt's log-probabilities are computed once, where no choice is sent before all have ended.
         """
         request, n = self._request, self._request.num_choices
-        salt = self._salt()
+        salt = self._caller.cache_salt(request.cache_salt)
         asked = ipc.AddRequest(
             epoch=self._epoch,
             request_id="",
@@ -257,7 +288,7 @@ class Generation:
             page_hashes=hash_pages(ids, self._ready.block_size, salt) if self._ready.prefix_caching else b"",
             salt=salt,
             priority=request.priority or 0,
-            deadline=self._deadline(),
+            deadline=self._caller.deadline(request.timeout, self._state.config.request_timeout),
             output_token_ids=replayed_tokens(request),
         )
         numbered = [
@@ -279,32 +310,25 @@ class Generation:
                 max_tokens=sampling.max_tokens,
                 prompt=shared,
             )
-            answer = Answer(prompt * n + number, ids, self.model.tokenizer, text_options(request), metrics)
+            answer = Answer(prompt * n + number, ids, self.model.tokenizer, self._text, metrics)
             yield Choice(request_id, self._epoch, frame if number == 0 else None, answer)
-
-    def _salt(self) -> bytes:
-        """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
-        salt = self._request.cache_salt
-        return self._caller.salt if salt is None else b"salt:" + salt.encode()
-
-    def _deadline(self) -> float | None:
-        """When it is given up: after what the client or the server allows, whichever is less."""
-        limits = [self._request.timeout, self._state.config.request_timeout]
-        seconds = min((limit for limit in limits if limit is not None), default=None)
-        return None if seconds is None else self._caller.arrival + seconds
 
 
 def _frame(asked: ipc.AddRequest, choices: list[tuple[str, ipc.SamplingParams]]) -> bytes:
     """The message that asks for a prompt's choices, encoded."""
     (request_id, sampling), *others = choices
     first = msgspec.structs.replace(asked, request_id=request_id, sampling=sampling)
-    return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others) if others else first)
+    if not others:
+        return ipc.encoder.encode(first)
+    if sampling.grammar:  # once is enough
+        others = [(name, msgspec.structs.replace(each, grammar="")) for name, each in others]
+    return ipc.encoder.encode(ipc.AddChoices(asked.epoch, first, others))
 
 
-def _check_prompt(ids: list[int], model: ServedModel, lengths: Lengths, max_model_len: int) -> int:
+def _check_prompt(ids: list[int], model: ServedModel, wanted: Wanted, max_model_len: int) -> int:
     """The most tokens that the answer may have."""
     if not ids:
-        raise RequestError(f"{lengths.param}: it is empty; it needs at least one token", param=lengths.param)
-    check_token_ids(ids, model.vocab_size, lengths.param)
-    room = answer_length(lengths.asked, prompt_tokens=len(ids), max_model_len=max_model_len, param=lengths.param)
-    return room if lengths.asked is not None or lengths.default is None else min(room, lengths.default)
+        raise RequestError(f"{wanted.param}: it is empty; it needs at least one token", param=wanted.param)
+    check_token_ids(ids, model.vocab_size, wanted.param)
+    room = answer_length(wanted.asked, prompt_tokens=len(ids), max_model_len=max_model_len, param=wanted.param)
+    return room if wanted.asked is not None or wanted.default is None else min(room, wanted.default)

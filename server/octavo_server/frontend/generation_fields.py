@@ -4,11 +4,12 @@ Longer than usual because it is one list: each line is a field and its bounds.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from octavo_server.frontend.fields import Body, Entries, NotYet, Only, ShortText, field_error, kind
+from octavo_server.frontend.fields import Body, Entries, Only, ShortText, field_error, kind
+from octavo_server.frontend.structured_fields import ResponseFormat, StructuredOutputs
 
 MAX_TEXT: Final = 16 * 2**20  # characters; the body's limit is lower where characters take several bytes
 MAX_TOKENS: Final = 2**31 - 1
@@ -20,6 +21,7 @@ MAX_LOGPROBS: Final = 20
 MAX_BIASES: Final = 1024
 MAX_METADATA: Final = 16
 MAX_BAD_WORDS: Final = 128
+MAX_ALLOWED_TOKENS: Final = 1024
 MIN_REPETITION_PENALTY: Final = 0.01  # logits multiplied or divided by it stay far from what float32 holds
 MAX_REPETITION_PENALTY: Final = 100.0
 
@@ -35,15 +37,21 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 RepetitionPenalty = Annotated[
     float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY, allow_inf_nan=False, description="1: off")
 ]
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]+$", min_length=1, max_length=128)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+_BEAMS: Final = "there is no beam search"
+_ONE_ENGINE: Final = "prefill and decode are of one engine"
+_OLDER: Final = "it is vLLM's older name of what structured_outputs says"
 
 
 class StreamOptions(Body):
     """Only with `stream`."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, Only(False)] = None
-    continuous_usage_stats: Annotated[Any, Only(False)] = None
+    include_obfuscation: Annotated[Any, Only(False, why="events are not padded")] = None
+    continuous_usage_stats: bool | None = None
 
 
 class Resume(Body):
@@ -104,15 +112,43 @@ class GenerationRequest(Body):
         ]
         | None
     ) = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None
+    ) = None
+    truncate_prompt_tokens: (
+        Annotated[int, Field(ge=-1, le=MAX_TOKENS, description="tokens of the prompt to keep; -1: as many as fit")]
+        | None
+    ) = None
+    truncation_side: Annotated[Literal["left", "right"], Field(description="where tokens are left out")] | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: RequestId | None = None
     octavo_resume: Annotated[Resume, Field(description="for the gateway alone: an answer to go on with")] | None = None
     # Taken and of no effect.
     user: ShortText | None = None
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Entries(MAX_METADATA)] | None = None
-    # Not supported yet: only the value that asks for nothing.
-    length_penalty: Annotated[Any, Only(1, 1.0)] = None
-    spaces_between_special_tokens: Annotated[Any, Only(True)] = None
-    use_beam_search: Annotated[Any, Only(False)] = None
-    structured_outputs: NotYet = None
+    spaces_between_special_tokens: bool | None = None
+    # Not supported: only the value that asks for nothing.
+    best_of: Annotated[Any, Only(1, why="use n, and choose by logprobs")] = None
+    length_penalty: Annotated[Any, Only(1, 1.0, why=_BEAMS)] = None
+    use_beam_search: Annotated[Any, Only(False, why=_BEAMS)] = None
+    early_stopping: Annotated[Any, Only(False, why=_BEAMS)] = None
+    thinking_token_budget: Annotated[Any, Only(-1, why="use max_tokens or reasoning_effort")] = None
+    repetition_detection: Annotated[Any, Only(why="use the penalties")] = None
+    logits_processors: Annotated[Any, Only([], why="code of clients is not run")] = None
+    kv_transfer_params: Annotated[Any, Only(why=_ONE_ENGINE)] = None
+    ec_transfer_params: Annotated[Any, Only(why=_ONE_ENGINE)] = None
+    vllm_xargs: Annotated[Any, Only({}, why="there are no extensions to take them")] = None
+    return_token_offsets: Annotated[Any, Only(False, why="/tokenize tells them")] = None
+    guided_json: Annotated[Any, Only(why=_OLDER)] = None
+    guided_regex: Annotated[Any, Only(why=_OLDER)] = None
+    guided_choice: Annotated[Any, Only(why=_OLDER)] = None
+    guided_grammar: Annotated[Any, Only(why=_OLDER)] = None
+    guided_json_object: Annotated[Any, Only(False, why=_OLDER)] = None
+    guided_decoding_backend: Annotated[Any, Only(why=_OLDER)] = None
+    guided_whitespace_pattern: Annotated[Any, Only(why=_OLDER)] = None
+    structural_tag: Annotated[Any, Only(why=_OLDER)] = None
 
     @model_validator(mode="after")
     def _streams_have_their_own_options(self) -> "GenerationRequest":
@@ -120,6 +156,14 @@ class GenerationRequest(Body):
             raise field_error("stream_options", "is only allowed together with stream: true")
         if self.prompt_logprobs is not None and self.stream:
             raise field_error("prompt_logprobs", "is not allowed together with stream: true")
+        return self
+
+    @model_validator(mode="after")
+    def _one_shape_of_the_answer(self) -> "GenerationRequest":
+        if self.allowed_token_ids is not None and self.structured_outputs is not None:
+            raise field_error("allowed_token_ids", "is not allowed together with structured_outputs")
+        if self.truncation_side is not None and self.truncate_prompt_tokens is None:
+            raise field_error("truncation_side", "is only allowed together with truncate_prompt_tokens")
         return self
 
     @model_validator(mode="after")
@@ -142,6 +186,11 @@ class GenerationRequest(Body):
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each event of a stream tells the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     @abstractmethod

@@ -1,142 +1,70 @@
-"""uvicorn, embedded: its signals are ours, and the head of a request is bounded.
-
-uvicorn with httptools takes headers of any length into memory. Here the bytes of a request's head are counted as they
-arrive, and their number too, before anything is made of them.
-"""
+"""uvicorn, embedded: its signals are ours, it listens at one or two ports, and it looks after slow connections."""
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
-from http import HTTPStatus
+import ssl
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from octavo_server.frontend.refusal import ErrorBody, ErrorObject
+from octavo_server.frontend.access.doors import Door
+from octavo_server.frontend.http_protocol import HEAD_SECONDS, IDLE_SECONDS, BoundedHttpProtocol
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-MAX_HEADERS: Final = 100
-
-
-def _answer(status: HTTPStatus, message: str, code: str) -> bytes:
-    """A whole answer with an OpenAI error object, for requests that never reach the app."""
-    body = msgspec.json.encode(ErrorBody(ErrorObject(message, code=code)))
-    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+BACKLOG: Final = 2048  # connections that the kernel has made and we have not taken
+_TICKS_PER_LOOK: Final = 10  # a tick is a tenth of a second
 
 
-_TOO_LARGE: Final = _answer(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers of the request are too large", "headers_too_large"
-)
-_MALFORMED: Final = _answer(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP", "invalid_http")
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A bound socket, the door behind it, and the TLS that it speaks, if any."""
 
-
-class Outlet:
-    """Writes pieces of a streamed answer to its connection at once, past the task that sends it."""
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    socket: socket.socket
+    door: Door
+    tls: ssl.SSLContext | None = None
 
     @property
-    def is_open(self) -> bool:
-        """Whether a piece can be written now: the answer has begun, and the client reads as fast as it is written."""
-        cycle = self._cycle
-        return (
-            cycle.response_started
-            and not (cycle.response_complete or cycle.disconnected or cycle.flow.write_paused)
-            and cycle.chunked_encoding is True
-        )
-
-    def write(self, piece: bytes) -> None:
-        """Write a piece, which is not empty; only while it `is_open`."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-
-
-class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head exceeds its bounds, with status 431."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._in_head = self._begun_here = False
-        self._unfinished = 0  # bytes received of a head that is not complete, but for those it began with
-        self._head = 0  # bytes of the target and the complete headers
-        self._refused = False
-
-    def data_received(self, data: bytes) -> None:
-        """Count what arrives while a head is incomplete: an endless header never reaches `on_header`."""
-        if self._refused:
-            return
-        self._begun_here = False
-        super().data_received(data)
-        # Data in which a head begins may hold an earlier request's body too; it is one read from the socket at most.
-        if self._in_head and not self._begun_here:
-            self._unfinished += len(data)
-            if self._unfinished > MAX_HEAD_BYTES:
-                self._refuse(_TOO_LARGE)
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._in_head = self._begun_here = True
-        self._head = self._unfinished = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """A part of the target."""
-        self._head += len(url)
-        if self._head <= MAX_HEAD_BYTES:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A complete header; beyond the bounds it is not kept."""
-        self._head += len(name) + len(value)
-        if self._head <= MAX_HEAD_BYTES and len(self.headers) <= MAX_HEADERS:
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """The head is complete: the request is started if it is within the bounds."""
-        self._in_head = False
-        if self._head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._refuse(_TOO_LARGE)
-        else:
-            super().on_headers_complete()
-            if self.cycle is not None:
-                self.scope["state"]["outlet"] = Outlet(self.cycle)  # its task has not begun yet
-
-    def on_body(self, body: bytes) -> None:
-        """A part of the body, of no interest once refused."""
-        if not self._refused:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """The request is complete; another may follow on the connection."""
-        if not self._refused:
-            super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """The parser does not understand the request; uvicorn's `msg` says no more than that."""
-        self._refuse(_MALFORMED)
-
-    def _refuse(self, answer: bytes) -> None:
-        if not self._refused and self.transport is not None:
-            self._refused = True
-            self.transport.write(answer)
-            self.transport.close()
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.socket.getsockname()[:2]
+        spelt = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"{'http' if self.tls is None else 'https'}://{spelt}"
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn that leaves the signals to the process it runs in."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, listeners: Sequence[Listener]) -> None:
         super().__init__(config)
+        self._listeners = listeners
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so by the event."""
-        await super().startup(sockets)
+        self.servers = [await self._listen(listener) for listener in self._listeners]
+        self.started = True
         self.listening.set()
+
+    async def _listen(self, listener: Listener) -> asyncio.Server:
+        """Of a request's `state`, uvicorn makes a copy of what is given here: the door is where it came through."""
+
+        def connection() -> BoundedHttpProtocol:
+            return BoundedHttpProtocol(self.config, self.server_state, {"door": listener.door})
+
+        tls: dict[str, Any] = {} if listener.tls is None else {"ssl_handshake_timeout": HEAD_SECONDS}
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(connection, sock=listener.socket, ssl=listener.tls, backlog=BACKLOG, **tls)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections now and then."""
+        if counter % _TICKS_PER_LOOK == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, BoundedHttpProtocol):
+                    connection.look(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -144,7 +72,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: Any, *, log_level: str, graceful_seconds: int) -> HttpServer:
+def http_server(app: Any, listeners: Sequence[Listener], *, log_level: str, graceful_seconds: int) -> HttpServer:
     """A server for an ASGI app; what it does not answer within `graceful_seconds` of its end is cut off."""
     config = uvicorn.Config(
         app,
@@ -156,7 +84,7 @@ def http_server(app: Any, *, log_level: str, graceful_seconds: int) -> HttpServe
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=60,
+        timeout_keep_alive=int(IDLE_SECONDS),
         timeout_graceful_shutdown=graceful_seconds,
     )
-    return HttpServer(config)
+    return HttpServer(config, listeners)

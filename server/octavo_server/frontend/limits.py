@@ -1,13 +1,9 @@
-"""What stands before every route: API keys, the size of bodies, and the count of open requests. Plain ASGI.
+"""What stands before every route, behind the keys: the size of bodies, and the count of open requests. Plain ASGI.
 
-Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), `place` in the queue, and the `salt` that
-keeps the cached pages of API keys apart. `send` sends past what the framework wraps around each message.
+Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), and the `place` in the queue.
 """
 
-import hashlib
-import hmac
 import time
-from collections.abc import Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -18,41 +14,6 @@ from octavo_server.frontend.refusal import ErrorObject, refuse
 from octavo_server.frontend.state import ServerState
 
 MAX_BODY_BYTES: Final = 16 * 2**20
-OPEN_PATHS: Final = frozenset({"/health", "/ready"})  # compared whole: a prefix would open more than these
-
-
-class ApiKeys:
-    """Refuses whoever brings none of the keys; with no keys, everything is open."""
-
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app = app
-        self._keys = {key.encode(): salt_of(key) for key in keys}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 or pass on."""
-        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
-            found = self._salt(Headers(scope=scope).get("authorization"))
-            if isinstance(found, str):
-                answer = refuse(401, ErrorObject(found, code="invalid_api_key"), {"WWW-Authenticate": "Bearer"})
-                await answer(scope, receive, send)
-                return
-            scope.setdefault("state", {})["salt"] = found
-        await self._app(scope, receive, send)
-
-    def _salt(self, authorization: str | None) -> bytes | str:
-        """The salt of the key that was given, or what is wrong with it."""
-        if authorization is None:
-            return "an API key is needed: send Authorization: Bearer KEY"
-        scheme, _, given = authorization.partition(" ")
-        key = given.strip().encode("latin-1", "replace")
-        # Every key is compared, each in constant time: how long it takes tells nothing about them.
-        matches = [salt for known, salt in self._keys.items() if hmac.compare_digest(key, known)]
-        return matches[0] if scheme.lower() == "bearer" and matches else "the API key is not valid"
-
-
-def salt_of(key: str) -> bytes:
-    """What stands for an API key in the prefix cache: the same for the same key, and no way back to it."""
-    return b"key:" + hashlib.blake2b(key.encode(), digest_size=16, person=b"octavo key").digest()
 
 
 class BodyLimit:
@@ -102,7 +63,7 @@ class OpenRequests:
             await self._app(scope, receive, send)
             return
         place = self._state.admission.place()
-        scope.setdefault("state", {}).update(arrival=time.monotonic(), place=place, send=send)
+        scope.setdefault("state", {}).update(arrival=time.monotonic(), place=place)
         self._state.request_begins()
         try:
             await self._app(scope, receive, send)

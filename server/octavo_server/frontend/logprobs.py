@@ -20,12 +20,19 @@ from octavo_server.ipc import TokenLogprobs
 LEAST: Final = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's own value
 
 
-def chat_logprobs(tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
-    """A list of tokens, each with its likeliest alternatives (itself among them, if it is one)."""
+def chat_logprobs(tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs], *, as_ids: bool = False) -> ChatLogprobs:
+    """A list of tokens, each with its likeliest alternatives (itself among them, if it is one).
+
+    as_ids: tokens are spelt `token_id:N` instead of by their text.
+    """
     content = []
     for entry in entries:
         chosen, *top = (
-            TopLogprob(_spell(data := tokenizer.token_bytes(token_id), ""), max(logprob, LEAST), list(data))
+            TopLogprob(
+                _spell(tokenizer, token_id, "", as_ids=as_ids),
+                max(logprob, LEAST),
+                list(tokenizer.token_bytes(token_id)),
+            )
             for token_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
         )
         content.append(TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top))
@@ -33,13 +40,13 @@ def chat_logprobs(tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs]) ->
 
 
 def completion_logprobs(
-    tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs], offsets: Sequence[int]
+    tokenizer: TextTokenizer, entries: Sequence[TokenLogprobs], offsets: Sequence[int], *, as_ids: bool = False
 ) -> CompletionLogprobs:
-    """Parallel lists; `offsets` are where the tokens begin in the choice's text."""
+    """Parallel lists; `offsets` are where the tokens begin in the choice's text. as_ids: as in `chat_logprobs`."""
     result = CompletionLogprobs([], [], [], list(offsets[: len(entries)]))
     for entry in entries:
         pairs = [
-            (_spell(tokenizer.token_bytes(token_id), "bytes:"), max(logprob, LEAST))
+            (_spell(tokenizer, token_id, "bytes:", as_ids=as_ids), max(logprob, LEAST))
             for token_id, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
         ]
         result.tokens.append(pairs[0][0])
@@ -52,7 +59,11 @@ def completion_logprobs(
 
 
 def prompt_logprobs(
-    tokenizer: TextTokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]
+    tokenizer: TextTokenizer,
+    token_ids: Sequence[int],
+    entries: Sequence[TokenLogprobs | None],
+    *,
+    as_ids: bool = False,
 ) -> CompletionLogprobs:
     """Those of a prompt that is echoed. Its first token has none: nothing precedes it."""
     result = CompletionLogprobs([], [], [], [])
@@ -60,9 +71,10 @@ def prompt_logprobs(
     for token_id, entry in zip(token_ids, entries, strict=True):
         offset, length = length, length + len(detokenizer.add(token_id))
         if entry is None:
-            one = CompletionLogprobs([_spell(tokenizer.token_bytes(token_id), "bytes:")], [None], [None], [offset])
+            token = _spell(tokenizer, token_id, "bytes:", as_ids=as_ids)
+            one = CompletionLogprobs([token], [None], [None], [offset])
         else:
-            one = completion_logprobs(tokenizer, [entry], [offset])
+            one = completion_logprobs(tokenizer, [entry], [offset], as_ids=as_ids)
         extend(result, one)
     return result
 
@@ -102,8 +114,11 @@ def extend(result: CompletionLogprobs, more: CompletionLogprobs, shift: int = 0)
     result.text_offset += [offset + shift for offset in more.text_offset]
 
 
-def _spell(data: bytes, prefix: str) -> str:
+def _spell(tokenizer: TextTokenizer, token_id: int, prefix: str, *, as_ids: bool) -> str:
     """A token's text; for a part of a character its bytes as \\xNN, after `prefix`."""
+    if as_ids:
+        return f"token_id:{token_id}"
+    data = tokenizer.token_bytes(token_id)
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,30 +1,77 @@
-"""The messages of a chat as clients may send them, every field bounded."""
+"""The messages of a chat as clients may send them, every field bounded.
+
+Clients send back what they got, from here or elsewhere: fields that answers carry are accepted, and those that say
+nothing to the model (`annotations`, `parsed`, the `index` of a call) are of no effect.
+"""
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
-from octavo_server.frontend.fields import Body, NotYet, Only, ShortText, kind
+from octavo_server.frontend.fields import Body, Only, ShortText, kind
 from octavo_server.frontend.generation_fields import Text
 
 MAX_MESSAGES: Final = 16_384
+MAX_PARTS: Final = 1024
+MAX_CALLS: Final = 256
+Ignored = Annotated[Any, Field(description="of no effect")]
+
+
+def _text_only(value: Any) -> Any:
+    if isinstance(value, str) and value != "text":
+        raise PydanticCustomError("text_only", "parts of this kind are not supported: this model takes text only")
+    return value
+
+
+class PromptCacheBreakpoint(Body):
+    """OpenAI's hint where a prefix ends that will come again. All prefixes are cached here."""
+
+    mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
 
 
 class TextPart(Body):
     """A piece of a message. Other kinds than text are refused by name."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
     text: Text
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
 
 
+class RefusalPart(Body):
+    """A piece of an earlier answer that refused."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
+_content_kind: Final = Discriminator(
+    kind(strings="text", lists=lambda _: "parts"),
+    custom_error_type="content_type",
+    custom_error_message="Input should be a string or a list of text parts",
+)
 Content = Annotated[
     Annotated[Text, Tag("text")]
-    | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=1024), Tag("parts")],
-    Discriminator(
-        kind(strings="text", lists=lambda _: "parts"),
-        custom_error_type="content_type",
-        custom_error_message="Input should be a string or a list of text parts",
-    ),
+    | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("parts")],
+    _content_kind,
+]
+
+
+def _part_kind(part: Any) -> str:
+    """Of what a client sent, or of a part that /v1/responses has made already."""
+    told = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return "refusal" if told == "refusal" else "text"
+
+
+AnswerPart = Annotated[
+    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
+    Discriminator(_part_kind),
+]
+AnswerContent = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[AnswerPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("parts")],
+    _content_kind,
 ]
 
 
@@ -33,6 +80,7 @@ class FunctionCall(Body):
 
     name: ShortText
     arguments: Text
+    parsed_arguments: Ignored = None
 
 
 class ToolCall(Body):
@@ -41,6 +89,7 @@ class ToolCall(Body):
     id: ShortText
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Ignored = None
 
 
 class SystemMessage(Body):
@@ -60,16 +109,19 @@ class UserMessage(Body):
 
 
 class AssistantMessage(Body):
-    """An earlier answer. Clients send back what they got, so the null fields of an answer are accepted."""
+    """An earlier answer. `reasoning` and `reasoning_content` are two names for its thoughts."""
 
     role: Literal["assistant"]
-    content: Content | None = None
+    content: AnswerContent | None = None
     name: ShortText | None = None
-    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=256)] | None = None
-    refusal: NotYet = None
-    annotations: Annotated[Any, Only([])] = None
-    audio: NotYet = None
-    function_call: NotYet = None
+    reasoning: Text | None = None
+    reasoning_content: Text | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_CALLS)] | None = None
+    refusal: Text | None = None
+    annotations: Ignored = None
+    parsed: Ignored = None
+    audio: Annotated[Any, Only(why="this model takes text only")] = None
+    function_call: Annotated[Any, Only(why="it is the older name of tool_calls")] = None
 
 
 class ToolMessage(Body):

@@ -4,16 +4,40 @@ A field that is not here is refused by name. A field whose effect does not exist
 for nothing (`best_of: 1`, `suffix: ""`), because clients send those, and refused by name with any other.
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from octavo_server.frontend.fields import NotYet, Only, ShortText, field_error, kind
+from octavo_server.frontend.fields import Body, BoundedObject, Entries, Only, ShortText, field_error, kind
 from octavo_server.frontend.generation_fields import MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, Text, TokenIds
-from octavo_server.frontend.message_fields import MAX_MESSAGES, Message
+from octavo_server.frontend.message_fields import MAX_MESSAGES, Content, Message
+from octavo_server.frontend.tool_fields import AllowedToolsChoice, NamedTool, ToolChoice, Tools
 
 MAX_PROMPTS: Final = 256
 MAX_CHOICES: Final = 256  # prompts × n
+MAX_DOCUMENTS: Final = 256
+TEMPLATE_VARIABLES: Final = BoundedObject(depth=8, values=1024, bytes=64 * 1024)
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Document = Annotated[dict[Annotated[str, Field(max_length=64)], Text], Entries(16)]
+Documents = Annotated[list[Document], Field(fail_fast=True, max_length=MAX_DOCUMENTS)]
+
+
+class Prediction(Body):
+    """OpenAI's hint what the answer will probably be. It would only save time, and is of no effect."""
+
+    type: Literal["content"]
+    content: Content
+
+
+class PromptCacheOptions(Body):
+    """OpenAI's options of a cache that is always on here."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m"] | None = None
+
+
+MEDIA: Final = "this model takes and gives text only"
+PROGRAM: Final = "a template is a program, and only the server's owner chooses it"
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -24,37 +48,75 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    # Taken and of no effect: nothing is stored, and there is one tier of service.
-    store: Annotated[Any, Only(False)] = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], TEMPLATE_VARIABLES] | None = None
+    documents: Documents | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    echo: bool | None = None
+    service_tier: Annotated[Any, Only("auto", "default", why="there is one tier of service")] = None
+    # Taken and of no effect: nothing is stored, nobody is looked for, and caching is automatic.
+    store: bool | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
-    # Not supported yet: only the value that asks for nothing.
-    tools: NotYet = None
-    tool_choice: Annotated[Any, Only("none")] = None
-    parallel_tool_calls: Annotated[Any, Only(True)] = None
-    functions: NotYet = None
-    function_call: Annotated[Any, Only("none")] = None
-    response_format: Annotated[Any, Only({"type": "text"})] = None
-    reasoning_effort: NotYet = None
-    verbosity: NotYet = None
-    modalities: Annotated[Any, Only(["text"])] = None
-    audio: NotYet = None
-    prediction: NotYet = None
-    service_tier: Annotated[Any, Only("auto", "default")] = None
-    web_search_options: NotYet = None
-    chat_template: NotYet = None
-    chat_template_kwargs: Annotated[Any, Only({})] = None
-    add_generation_prompt: Annotated[Any, Only(True)] = None
-    continue_final_message: Annotated[Any, Only(False)] = None
-    add_special_tokens: Annotated[Any, Only(False)] = None
-    echo: Annotated[Any, Only(False)] = None
-    best_of: Annotated[Any, Only(1)] = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    prediction: Prediction | None = None
+    # Not supported: only the value that asks for nothing.
+    functions: Annotated[Any, Only([], why="it is the older name of tools")] = None
+    function_call: Annotated[Any, Only("none", why="it is the older name of tool_choice")] = None
+    modalities: Annotated[Any, Only(["text"], why=MEDIA)] = None
+    audio: Annotated[Any, Only(why=MEDIA)] = None
+    web_search_options: Annotated[Any, Only(why="the server looks nothing up: give it a tool")] = None
+    moderation: Annotated[Any, Only(why="there is no model here that does it")] = None
+    chat_template: Annotated[Any, Only(why=PROGRAM)] = None
+    media_io_kwargs: Annotated[Any, Only({}, why=MEDIA)] = None
+    mm_processor_kwargs: Annotated[Any, Only({}, why=MEDIA)] = None
+    return_prompt_text: Annotated[Any, Only(False, why="return_token_ids tells the prompt's tokens")] = None
+    return_assistant_tokens_mask: Annotated[Any, Only(False, why="it is for training")] = None
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "is only allowed together with logprobs: true")
         return self
+
+    @model_validator(mode="after")
+    def _a_message_is_begun_or_continued(self) -> "ChatCompletionRequest":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise field_error("add_generation_prompt", "is not allowed together with continue_final_message")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise field_error("continue_final_message", "needs a last message of the assistant's, to be continued")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_are_known_by_their_names(self) -> "ChatCompletionRequest":
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            raise field_error("tools", f"has two functions of the name {double}")
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise field_error("tool_choice", "is only allowed together with tools")
+        unknown = [name for name in self.chosen_names if name not in names]
+        if unknown:
+            raise field_error("tool_choice", f"names a function that is not among the tools: {unknown[0]}")
+        return self
+
+    @property
+    def chosen_names(self) -> list[str]:
+        """Functions that `tool_choice` names."""
+        match self.tool_choice:
+            case NamedTool() as named:
+                return [named.function.name]
+            case AllowedToolsChoice() as some:
+                return [tool.function.name for tool in some.allowed_tools.tools]
+        return []
 
     @property
     def num_logprobs(self) -> int | None:
@@ -67,7 +129,8 @@ class ChatCompletionRequest(GenerationRequest):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-def _prompt_list(value: list[Any]) -> str | None:
+def prompt_kind(value: list[Any]) -> str | None:
+    """What a list of prompts or tokens consists of."""
     kinds = {str: "texts", int: "tokens", list: "token lists"}
     return kinds.get(type(value[0])) if value else None
 
@@ -81,7 +144,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[TokenIds, Tag("tokens")]
         | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag("token lists")],
         Discriminator(
-            kind(strings="text", lists=_prompt_list),
+            kind(strings="text", lists=prompt_kind),
             custom_error_type="prompt_type",
             custom_error_message=(
                 "Input should be a string, a list of strings, a list of token ids or several such lists, and not empty"
@@ -90,11 +153,10 @@ class CompletionRequest(GenerationRequest):
     ]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
-    # Not supported yet: only the value that asks for nothing.
-    suffix: Annotated[Any, Only("")] = None
-    best_of: Annotated[Any, Only(1)] = None
-    add_special_tokens: Annotated[Any, Only(True)] = None
-    response_format: Annotated[Any, Only({"type": "text"})] = None
+    add_special_tokens: bool | None = None
+    # Not supported: only the value that asks for nothing.
+    suffix: Annotated[Any, Only("", why="nothing is filled in between two texts")] = None
+    prompt_embeds: Annotated[Any, Only(why="a prompt is text or token ids")] = None
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> "CompletionRequest":

@@ -36,30 +36,26 @@ _CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_l
 
 # For the OpenAPI document, in place of FastAPI's own 422, which is never sent.
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_DESCRIBED_BODY: Final = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": _TEXT_OR_NULL,
+                "code": _TEXT_OR_NULL,
+            },
+        }
+    },
+}
+_JSON: Final = {"application/json": {"schema": _DESCRIBED_BODY}}
 DESCRIBED: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {
-        "description": "The request is refused: an OpenAI error object says why",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": {
-                        "error": {
-                            "type": "object",
-                            "required": ["message", "type", "param", "code"],
-                            "properties": {
-                                "message": {"type": "string"},
-                                "type": {"type": "string"},
-                                "param": _TEXT_OR_NULL,
-                                "code": _TEXT_OR_NULL,
-                            },
-                        }
-                    },
-                }
-            }
-        },
-    }
+    status: {"description": f"{what}: an OpenAI error object says why", "content": _JSON}
+    for status, what in (("4XX", "The request is refused"), ("5XX", "The server cannot answer it now, or failed"))
 }
 
 
@@ -166,6 +162,8 @@ def why_unreadable(error: ValueError | RecursionError) -> str:
 
 def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str, Any]:
     """(path in the client's own terms, message, value there). pydantic's paths also name the members of unions."""
+    if error["loc"][0] in ("query", "path"):
+        return list(error["loc"][1:]), _message(error, error.get("ctx") or {}), error.get("input")
     path: list[str | int] = []
     value = body
     names = [part for part in error["loc"] if part != "body"]

@@ -3,6 +3,8 @@
 msgspec structs, because a chunk is made for every token. A field that is UNSET is left out; one that is None is null.
 """
 
+from typing import Literal
+
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
@@ -15,6 +17,12 @@ class PromptTokensDetails(Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct):
+    """Tokens of the answers that were thoughts, of models that think."""
+
+    reasoning_tokens: int
+
+
 class Usage(Struct):
     """Tokens of prompt and answer, over all choices."""
 
@@ -22,6 +30,7 @@ class Usage(Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class TopLogprob(Struct):
@@ -68,12 +77,30 @@ class PromptLogprob(Struct):
 PromptLogprobs = list[dict[int, PromptLogprob] | None]  # by token id, the prompt's own first; its first token has none
 
 
-class Message(Struct):
-    """The assistant's answer."""
+class CalledFunction(Struct):
+    """A function that is called; `arguments` is what the model wrote, which is to be JSON."""
 
-    content: str
-    role: str = "assistant"
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct):
+    """A call of a tool."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class Message(Struct):
+    """The assistant's answer. Its content is null if it only calls tools. Thoughts stand under both of their names."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -96,15 +123,35 @@ class ChatCompletion(Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: str = "chat.completion"
+    service_tier: str | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class FunctionDelta(Struct):
+    """What a chunk adds to a call; the name stands in the first one alone."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Struct):
+    """The call that a chunk adds to, by its number; id and type stand in the first one alone."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class Delta(Struct):
     """What a chunk adds to the answer."""
 
-    role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct):
@@ -126,6 +173,7 @@ class ChatChunk(Struct):
     model: str
     choices: list[ChatChunkChoice]
     object: str = "chat.completion.chunk"
+    service_tier: str | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
@@ -163,6 +211,7 @@ class Model(Struct):
     object: str = "model"
     owned_by: str = "octavo"
     max_model_len: int | UnsetType = UNSET
+    tasks: list[str] | UnsetType = UNSET  # "generate", "embed"
 
 
 class ModelList(Struct):
@@ -170,3 +219,16 @@ class ModelList(Struct):
 
     data: list[Model]
     object: str = "list"
+
+
+class Health(Struct):
+    """Answer of GET /health, and of GET /ready, which tells how far a start has come, too."""
+
+    status: str
+    phase: str | UnsetType = UNSET
+
+
+class Version(Struct):
+    """Answer of GET /version."""
+
+    version: str

@@ -26,6 +26,7 @@ class Asked:
     max_tokens: int
     drawn_seed: int  # serves a request that brings none
     bad_words: BadWords = ()
+    grammar: str = ""
 
 
 def sampling_params(request: GenerationRequest, defaults: SamplingDefaults, asked: Asked) -> SamplingParams:
@@ -60,16 +61,18 @@ def sampling_params(request: GenerationRequest, defaults: SamplingDefaults, aske
         ignore_eos=bool(request.ignore_eos),
         logprobs=request.num_logprobs,
         prompt_logprobs=prompt_alternatives(request),
+        grammar=asked.grammar,
     )
 
 
-def text_options(request: GenerationRequest) -> TextOptions:
-    """How the answer's tokens become text."""
+def text_options(request: GenerationRequest, kept: frozenset[int] = frozenset()) -> TextOptions:
+    """How the answer's tokens become text. `kept`: special tokens that stay in it."""
     return TextOptions(
         stops=request.stop_strings,
         include_stop=bool(request.include_stop_str_in_output),
         skip_special_tokens=request.skip_special_tokens is not False,
         min_tokens=request.min_tokens or 0,
+        kept=kept,
     )
 
 
@@ -95,6 +98,7 @@ def check_parameters(request: GenerationRequest, model: ServedModel, prompts: Se
         RequestError: names the field.
     """
     check_token_ids(request.stop_token_ids or [], model.vocab_size, "stop_token_ids")
+    check_token_ids(request.allowed_token_ids or [], model.vocab_size, "allowed_token_ids")
     check_token_ids([int(token) for token in request.logit_bias or ()], model.vocab_size, "logit_bias")
     count = prompt_alternatives(request)
     tokens = sum(len(ids) for ids in prompts) * request.num_choices

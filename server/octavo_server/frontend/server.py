@@ -10,21 +10,26 @@ import contextlib
 import gc
 import logging
 import signal
-import socket
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import uvloop
 
+from octavo_server import logs
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
+from octavo_server.frontend.access.file_watch import FileWatch
+from octavo_server.frontend.access.tls import Tls
 from octavo_server.frontend.app import create_app
+from octavo_server.frontend.descriptors import check_limit
 from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
-from octavo_server.frontend.http import HttpServer, http_server
+from octavo_server.frontend.http import HttpServer, Listener, http_server
+from octavo_server.frontend.listening import listen
 from octavo_server.frontend.model import load_model
+from octavo_server.frontend.observed import ObservedRequests
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.supervisor import Supervisor
+from octavo_server.frontend.tracing import OtlpTracing
 
 log = logging.getLogger(__name__)
 
@@ -43,34 +48,48 @@ def run(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND, en
     Raises:
         OctavoError: the address is taken, the model cannot be served, or the engine died for good.
     """
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    with _listen(config) as listener:
-        return uvloop.run(_Server(config, listener, engine_command, engine).run())
+    logs.configure(config.log_level, config.log_format)
+    with contextlib.ExitStack() as sockets:
+        tls = None if config.ssl_certfile is None else Tls(config, config.ssl_certfile)
+        listeners = listen(config, tls, sockets)
+        return uvloop.run(_Server(config, listeners, tls, (engine_command, engine)).run())
 
 
 class _Server:
     """The parts of a running server."""
 
     def __init__(
-        self, config: ServerConfig, listener: socket.socket, engine_command: Sequence[str], engine: EngineChild | None
+        self,
+        config: ServerConfig,
+        listeners: Sequence[Listener],
+        tls: Tls | None,
+        engine: tuple[Sequence[str], EngineChild | None],
     ) -> None:
         self._config = config
-        self._listener = listener
-        self._engine_command = engine_command
-        self._engine = engine
+        self._listeners = listeners
+        self._tls = tls
+        self._engine_command, self._engine = engine
         self._grace_seconds = QUICK_GRACE_SECONDS
+        self._watch = FileWatch()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._tracing: OtlpTracing | None = None
 
     async def run(self) -> int:
         self._state = state = ServerState(self._config)
+        check_limit(state.admission.limit)
         self._take_signals()
         self._supervisor = Supervisor(state.client, self._config, command=self._engine_command, first=self._engine)
-        http = http_server(create_app(state), log_level=self._config.log_level, graceful_seconds=_FLUSH_SECONDS)
-        serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
+        if (endpoint := self._config.otlp_traces_endpoint) is not None:
+            self._tracing = OtlpTracing(endpoint, state.names[0])
+        app = ObservedRequests(create_app(state), self._config.log_requests, self._tracing)
+        level = self._config.log_level
+        http = http_server(app, self._listeners, log_level=level, graceful_seconds=_FLUSH_SECONDS)
+        serving = asyncio.create_task(http.serve(), name="http")
         engine = asyncio.create_task(self._supervisor.run(), name="engine")
         loading = asyncio.create_task(self._load_model(), name="tokenizer")
         try:
             await self._say_where(http, serving)
+            self._watch_files()
             return await self._until_the_end(serving, engine, loading)
         finally:
             await self._end(http, serving, engine, loading)
@@ -82,8 +101,9 @@ class _Server:
 
     async def _load_model(self) -> None:
         config = self._config
+        parsers = config.tool_parser, config.reasoning_parser
         self._state.model = await self._state.in_thread(
-            load_model, config.model, config.chat_template, config.chat_template_content_format
+            load_model, config.model, config.chat_template, config.chat_template_content_format, parsers
         )
         # What the start made stays, and what requests make is mostly gone with its last reference: the collector has
         # little to find, and all streams wait while it looks.
@@ -97,7 +117,17 @@ class _Server:
         await asyncio.wait({listening, serving}, return_when=asyncio.FIRST_COMPLETED)
         listening.cancel()
         if http.listening.is_set():
-            print(f"octavo: listening on http://{_spell(self._listener)}", flush=True)
+            main, *others = self._listeners
+            for other in others:
+                log.info("the admin port is %s", other.url)
+            print(f"octavo: listening on {main.url}", flush=True)
+
+    def _watch_files(self) -> None:
+        """Keys, and certificates, may change."""
+        self._watch.add(self._state.keys.files, self._state.keys.reload)
+        if self._tls is not None and self._config.enable_ssl_refresh:
+            self._watch.add(self._tls.files, self._tls.reload)
+        self._watch.start()
 
     async def _until_the_end(self, *tasks: "asyncio.Task[None]") -> int:
         """Serve until a signal (the exit status is returned) or until a part fails (its error is raised)."""
@@ -135,6 +165,7 @@ class _Server:
 
     async def _end(self, http: HttpServer, *tasks: "asyncio.Task[None]") -> None:
         """Stop everything, whatever state it is in."""
+        self._watch.stop()
         self._state.draining = True
         self._state.client.end_streams("the server is shutting down")
         await self._supervisor.stop(self._grace_seconds)
@@ -143,33 +174,6 @@ class _Server:
         for task in others:
             task.cancel()
         await asyncio.gather(serving, *others, return_exceptions=True)
+        if self._tracing is not None:
+            await self._tracing.close(self._grace_seconds)
         self._state.close()
-
-
-def _listen(config: ServerConfig) -> socket.socket:
-    """The listening socket, bound before anything else is tried."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigError(f"--host {config.host}: {error.strerror or error}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            with contextlib.suppress(OSError):
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"--port {config.port} on {config.host}: {reason}; choose another, or 0 for any free one"
-        ) from error
-    return listener
-
-
-def _spell(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

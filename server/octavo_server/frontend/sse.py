@@ -125,9 +125,9 @@ class EventStream(Response):
         send_body: Send = scope.get("state", {}).get("send", send)
         last, data = b"", self._first
         try:
-            while not data.endswith(DONE):
+            while data and not data.endswith(DONE):
                 await send_body(_body(data))
-                data = await anext(self._events)
+                data = await anext(self._events, b"")  # responses end without that word
             last = data  # with the answer's end, as one write
         except EngineError as error:  # it becomes the last event: the status has long been sent
             last = frame(ErrorBody(engine_error(error)))

@@ -10,8 +10,10 @@ from typing import Final, ParamSpec, TypeVar
 
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
+from octavo_server.frontend.access.keys import KeyRing
 from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
+from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.sampling import check_text
 from octavo_server.frontend.text_threads import SHORT_TEXT, TextThreads
@@ -36,7 +38,9 @@ class ServerState:
     """One server. Its parts are filled in while it starts; HTTP answers from the beginning."""
 
     def __init__(self, config: ServerConfig) -> None:
+        """Raises ConfigError if the keys of clients cannot be read."""
         self.config = config
+        self.keys = KeyRing(config)
         self.names = config.served_model_name or (config.model.resolve().name,)
         self.metrics = ServerMetrics(self.names[0], config)
         self.client = EngineClient(self.metrics.engine_stats, self._engine_ready, lambda: self.admission.ended())
@@ -50,6 +54,7 @@ class ServerState:
         self._idle.set()
         self._seeds = random.Random(config.seed)
         self.text_threads = TextThreads()
+        self.grammars = Grammars(config.model)
 
     def _engine_ready(self, ready: Ready) -> None:
         """Without a flag only the engine knows how many requests it runs at once."""
@@ -68,11 +73,11 @@ class ServerState:
             return Readiness(False, "starting", "load tokenizer")
         return Readiness(True, "ready", "ready")
 
-    def serving(self, name: str) -> tuple[ServedModel, Ready]:
-        """(model, what its engine said of itself) for a request that asks for `name`.
+    def serving(self, name: str, *, text: bool = True) -> tuple[ServedModel, Ready]:
+        """(model, what its engine said of itself) for a request that asks for `name`, and for an answer of `text`.
 
         Raises:
-            RequestError: 404 if it is not served, 503 while no requests are taken.
+            RequestError: 404 if it is not served, 503 while no requests are taken, 400 if it makes no text.
         """
         self.check_name(name)
         readiness, ready, model = self.readiness(), self.client.ready, self.model
@@ -82,6 +87,12 @@ class ServerState:
                 code="not_ready",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 type="server_error",
+            )
+        if text and not model.generates:
+            raise RequestError(
+                f"the model {name!r} makes embeddings and no text: use /v1/embeddings",
+                param="model",
+                code="model_does_not_generate",
             )
         return model, ready
 
@@ -108,14 +119,18 @@ class ServerState:
         """Run work on text beside the event loop."""
         return await self.text_threads.run(function, *args, **kwargs)
 
-    async def tokenize(self, model: ServedModel, texts: Sequence[str], param: str, *, alone: bool) -> list[list[int]]:
+    async def tokenize(
+        self, model: ServedModel, texts: Sequence[str], param: str, *, alone: bool, may_be_cut: bool = False
+    ) -> list[list[int]]:
         """Token ids of texts, made beside the event loop; `alone`: with the tokens that surround a text.
+
+        may_be_cut: they need not fit.
 
         Raises:
             RequestError: one is too long, however few tokens it may have; `param` is the field that it is of.
         """
         ready, threads, length = self.client.ready, self.text_threads, sum(map(len, texts))
-        if ready is not None and length > SHORT_TEXT:
+        if ready is not None and length > SHORT_TEXT and not may_be_cut:
             for text in texts:
                 await threads.run(check_text, text, model.tokenizer, max_model_len=ready.max_model_len, param=param)
 
@@ -146,6 +161,7 @@ class ServerState:
     def close(self) -> None:
         """Give threads and sockets back."""
         self.text_threads.close()
+        self.grammars.close()
         if self.model is not None and self.model.chat_template is not None:
             self.model.chat_template.close()
         self.client.terminate()

@@ -18,6 +18,10 @@ from octavo_server.frontend.structured_fields import (
 
 SourceKind = Literal["json", "regex", "lark", "grammar"]  # "grammar": Lark or GBNF, as the text has it
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+# Between JSON's tokens, where no request says it: a space, or a new line with its indentation. Without a bound small
+# models may write space until their tokens are used up.
+WHITESPACE: Final = r"[ ]|\r?\n([ ]{0,32}|\t{0,16})"
+_FLEXIBLE: Final[Mapping[str, Any]] = {"whitespace_pattern": WHITESPACE}
 # Where a schema holds schemas: in an object by name, in a list, or one alone.
 _BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _IN_LIST: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -77,11 +81,11 @@ def grammar_source(
 def _of_format(given: ResponseFormat | None, reasoning: Reasoning | None) -> GrammarSource | None:
     match given:
         case JsonObjectFormat():
-            return _json(_ANY_OBJECT, {}, "response_format", reasoning)
+            return _json(_ANY_OBJECT, _FLEXIBLE, "response_format", reasoning)
         case JsonSchemaFormat():
             schema = given.json_schema.schema_
             param = "response_format.json_schema.schema"
-            return _json(_ANY_OBJECT if schema is None else schema, {}, param, reasoning)
+            return _json(_ANY_OBJECT if schema is None else schema, _FLEXIBLE, param, reasoning)
     return None
 
 
@@ -95,11 +99,11 @@ def _of_outputs(given: StructuredOutputs, reasoning: Reasoning | None) -> Gramma
     if given.grammar is not None:
         return GrammarSource("grammar", given.grammar, param, reasoning)
     schema = given.json_ if isinstance(given.json_, dict) else _ANY_OBJECT
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = _FLEXIBLE
     if given.disable_any_whitespace:
-        options["whitespace_flexible"] = False
-    if given.whitespace_pattern is not None:
-        options["whitespace_pattern"] = given.whitespace_pattern
+        options = {"whitespace_flexible": False}
+    elif given.whitespace_pattern is not None:
+        options = {"whitespace_pattern": given.whitespace_pattern}
     return _json(closed(schema) if given.disable_additional_properties else schema, options, param, reasoning)
 
 
@@ -112,8 +116,8 @@ def _json(
 
 
 def choice_grammar(choices: list[str]) -> str:
-    """Lark whose language is these strings."""
-    return "start: " + "\n     | ".join(map(json.dumps, choices))
+    """Lark whose language is these strings: one terminal, as a rule may not have so many."""
+    return "start: CHOICE\nCHOICE: " + "\n      | ".join(map(json.dumps, choices))
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:

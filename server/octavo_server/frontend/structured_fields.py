@@ -39,7 +39,7 @@ class JsonObjectFormat(Body):
 class NamedSchema(Body):
     """OpenAI's way to give a schema. It is always kept to; `strict` changes nothing."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", min_length=1, max_length=64)]
     description: Annotated[str, Field(max_length=16_384)] | None = None
     schema_: Annotated[JsonSchema | None, Field(alias="schema")] = None
     strict: bool | None = None

@@ -1,8 +1,9 @@
 """Starts the engine process, watches it, and starts it again when it dies. One that hangs is killed.
 
 Its start message is one line of JSON on stdin, `{"config":
-EngineConfig, "socket": path, "epoch": integer, "log_level": text}`; it connects to the socket, which is bound before
-it is told. Should the API process be killed, the kernel and the engine's own look at its parent end it.
+EngineConfig, "socket": path, "epoch": integer, "log_level": text, "log_format": text}`; it connects to the socket,
+which is bound before it is told. Should the API process be killed, the kernel and the engine's own look at its parent
+end it.
 """
 
 import asyncio
@@ -102,6 +103,7 @@ class Supervisor:
             "socket": str(socket),
             "epoch": epoch,
             "log_level": self._config.log_level,
+            "log_format": self._config.log_format,
         }
         process, self._first = self._first or EngineChild(self._command, self._environment), None
         self._process = process
@@ -148,6 +150,7 @@ class Supervisor:
             phase=client.phase,
             lived_seconds=lived_seconds,
             open_choices=client.num_open,
+            some_ids=client.some_ids,
             stats=client.stats,
             steps=read_steps(steps_path(str(socket))),
         )

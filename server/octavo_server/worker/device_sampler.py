@@ -7,7 +7,9 @@ import torch
 from octavo_kernels import logit_entries
 from octavo_kernels.few_tokens import draw_few
 from octavo_kernels.sampling import SamplingWorkspace, draw_blocks, finish_draw
+from octavo_kernels.token_mask import apply_token_mask
 from octavo_kernels.truncation import count_distances, draw_cut
+from octavo_server.worker.grammar import RowMasks
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.logprobs import launch_logprobs
 from octavo_server.worker.sampler import SampledTensors
@@ -21,7 +23,7 @@ from octavo_server.worker.sampling_slots import (
     WORDED,
     SamplingSlots,
 )
-from octavo_server.worker.transfer import upload
+from octavo_server.worker.transfer import upload, upload_together
 
 
 class DeviceSampler:
@@ -34,15 +36,23 @@ class DeviceSampler:
         self._workspace = SamplingWorkspace.allocate(most_rows, vocab_size, slots.table.device)
 
     def launch(
-        self, logits: torch.Tensor, slot: torch.Tensor, rows: Sequence[ScheduledRow], last: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        slot: torch.Tensor,
+        rows: Sequence[ScheduledRow],
+        last: torch.Tensor,
+        masks: RowMasks | None = None,
     ) -> SampledTensors:
         """Enqueues the drawing of one token for each of the rows, and writes them into `last` at their slots.
 
-        logits: [n, vocab] float32, changed where rows ask for it. slot: [n] int64.
+        logits: [n, vocab] float32, changed where rows ask for it. slot: [n] int64. masks: of rows with grammars, all.
         """
         table, work, flags = self.slots.table, self._workspace, self.slots.flags(rows)
+        untouched = logits.clone() if masks is not None and flags & LOGPROBS else logits
         if flags & ADJUSTED:
             logit_entries.adjust(logits, slot, table)
+        if masks is not None:
+            apply_token_mask(logits, *upload_together([masks.bits, masks.forced], logits.device))
         draw_blocks(logits, slot, table, work)
         if flags & FEW:
             draw_few(logits, slot, table, work)
@@ -56,7 +66,7 @@ class DeviceSampler:
         finish_draw(slot, table, work, last, tokens)
         if flags & WORDED:
             logit_entries.match_words(slot, table, tokens)
-        return self._with_logprobs(logits, tokens, rows) if flags & LOGPROBS else SampledTensors(tokens)
+        return self._with_logprobs(untouched, tokens, rows) if flags & LOGPROBS else SampledTensors(tokens)
 
     def draw_plain(self, logits: torch.Tensor, slot: torch.Tensor, tokens: torch.Tensor, last: torch.Tensor) -> None:
         """The same into `tokens`, [n] int32, for rows without flags; a slot below 0 is nobody's."""

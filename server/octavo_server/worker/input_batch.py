@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import torch
 
+from octavo_server.grammar_store import GrammarStore
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest, SchedulerOutput
+from octavo_server.worker.grammar import RequestGrammar
 from octavo_server.worker.logits_processors import History, needs_history
 from octavo_server.worker.models.interface import ForwardBatch
 from octavo_server.worker.transfer import upload_together
@@ -28,6 +30,7 @@ class RequestState:
     __slots__ = (
         "block_ids",
         "failed",
+        "grammar",
         "history",
         "num_blocks",
         "num_computed",
@@ -51,6 +54,7 @@ class RequestState:
         self.pooled: torch.Tensor | None = None
         self.slot = slot
         self.failed = False
+        self.grammar: RequestGrammar | None = None
         self.num_prompt = new.num_prompt_tokens
         self.num_computed = new.num_computed_tokens
         self.num_tokens = self.num_known = self.num_given = len(new.token_ids)
@@ -122,8 +126,11 @@ class StepInputs:
 class InputBatch:
     """Keeps the requests' states by what the scheduler says, and builds the inputs of steps from them."""
 
-    def __init__(self, block_size: int, device: torch.device, num_slots: int) -> None:
-        """num_slots: requests that there can be at a time."""
+    def __init__(
+        self, block_size: int, device: torch.device, num_slots: int, grammars: GrammarStore | None = None
+    ) -> None:
+        """num_slots: requests that there can be at a time. grammars: theirs; None if no request may have one."""
+        self._grammars = grammars
         self.block_size = block_size
         self.device = device
         self.states: dict[str, RequestState] = {}
@@ -138,7 +145,10 @@ class InputBatch:
             if state := self.states.pop(request_id, None):
                 self._free_slots.append(state.slot)
         for new in output.new_requests:
-            self.states[new.request_id] = RequestState(new, self.block_size, self._free_slots.pop())
+            state = RequestState(new, self.block_size, self._free_slots.pop())
+            self.states[new.request_id] = state
+            if new.sampling.grammar and self._grammars is not None:
+                state.grammar = RequestGrammar(self._grammars.matcher(new.sampling.grammar))
         for request_id, block_ids in output.new_block_ids.items():
             self.states[request_id].add_blocks(block_ids)
 

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker.device import available_cpus
+from octavo_server.worker.grammar import RequestGrammar
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.memory import FULL_SAMPLING
 from octavo_server.worker.model_runner import ModelRunner
@@ -40,6 +41,7 @@ _SAMPLINGS: Final = (
     SamplingParams(temperature=1.0, top_k=40, top_p=0.9, logprobs=1),
     SamplingParams(temperature=0.0, bad_words=((1, 2),), logprobs=0),
     FULL_SAMPLING,
+    SamplingParams(temperature=1.0, logprobs=0, grammar="any"),
 )
 _ALLOCATING: Final = frozenset(
     {torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
@@ -158,4 +160,6 @@ class _Rows:
             sampling = msgspec.structs.replace(sampling, prompt_logprobs=1)
         pages = [0] * -(-self._longest // self._block_size)
         request = NewRequest("", [0] * self._longest, self._longest, self._longest, sampling, pages, 0)
-        return RequestState(request, self._block_size, 0)
+        state = RequestState(request, self._block_size, 0)
+        state.grammar = RequestGrammar(None) if sampling.grammar else None
+        return state

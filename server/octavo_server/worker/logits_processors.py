@@ -3,7 +3,8 @@
 In vLLM's order (`vllm/v1/sample/sampler.py`): bad words, then the ends before `min_tokens`, then logit_bias, then
 penalties. Repetition (Keskar et al., "CTRL", 2019): a token that stands in prompt or answer has its logit divided by
 the penalty if it is above 0, else multiplied. Frequency and presence (OpenAI): of a token that the answer has c > 0
-times, c · frequency_penalty + presence_penalty is subtracted.
+times, c · frequency_penalty + presence_penalty is subtracted. The mask of a grammar comes last: where it leaves nothing
+but the end, that wins over all of these.
 
 Only the touched entries are worked on, as (row, token) pairs: memory does not grow with the vocabulary, rows without
 such a parameter cost nothing, and as no pair stands twice in one change, a row's result does not depend on the others.
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from octavo_kernels.reference import apply_token_mask
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker.transfer import upload
 
@@ -83,6 +85,8 @@ class SamplingRow:
     position: int
     num_prompt: int
     history: History | None = None
+    mask: np.ndarray | None = None  # a grammar's: see `octavo_kernels.token_mask`
+    forced: bool = False  # … of which nothing but ends of the answer are left
 
 
 _Rows = Sequence[tuple[int, SamplingRow]]  # with their place in the batch
@@ -116,7 +120,8 @@ class LogitsProcessors:
     def touches(self, row: SamplingRow) -> bool:
         """Whether something would change this row's logits."""
         params = row.params
-        return bool(params.bad_words or params.logit_bias or self._is_short(row)) or has_penalties(params)
+        unmasked = params.bad_words or params.logit_bias or self._is_short(row)
+        return bool(unmasked) or has_penalties(params) or row.mask is not None
 
     def apply(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
         """Changes logits [n, vocab] float32 in place; only enqueues on CUDA."""
@@ -125,6 +130,7 @@ class LogitsProcessors:
             self._exclude(logits, touched)
             _bias(logits, touched)
             _penalize(logits, touched)
+            _keep_to_grammars(logits, touched)
 
     def _exclude(self, logits: torch.Tensor, rows: _Rows) -> None:
         pairs = _Pairs()
@@ -177,3 +183,15 @@ def _penalize(logits: torch.Tensor, rows: _Rows) -> None:
         found = logits[where]
         found = torch.where(found > 0, found / repetition, found * repetition)
         logits.index_put_(where, found - less)
+
+
+def _keep_to_grammars(logits: torch.Tensor, rows: _Rows) -> None:
+    masked = [(index, row.mask, row.forced) for index, row in rows if row.mask is not None]
+    if masked:
+        places, masks, forced = zip(*masked, strict=True)
+        where = upload(places, torch.int64, logits.device)
+        found = logits[where]
+        apply_token_mask(
+            found, upload(np.stack(masks), torch.int32, logits.device), upload(forced, torch.int32, logits.device)
+        )
+        logits[where] = found

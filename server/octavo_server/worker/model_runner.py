@@ -21,8 +21,10 @@ from octavo_common.memory import human_bytes
 from octavo_common.model_config import ModelConfig
 from octavo_kernels.ops import pick_ops
 from octavo_server.errors import ConfigError, EngineError
+from octavo_server.grammar_store import GrammarStore
 from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput
 from octavo_server.worker.disk_store import DiskStore
+from octavo_server.worker.grammar import GrammarMasks, RowMasks
 from octavo_server.worker.graph_ladder import MOST_ROWS, MOST_TOKENS
 from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import InputBatch, ScheduledRow, StepInputs
@@ -37,6 +39,7 @@ from octavo_server.worker.step_handle import Launched, StepHandle
 from octavo_server.worker.step_packing import GraphInputs
 from octavo_server.worker.step_profiler import StepProfiler
 from octavo_server.worker.swapper import Swapper
+from octavo_server.worker.transfer import upload
 
 
 class ModelRunner:
@@ -54,17 +57,20 @@ class ModelRunner:
         threaded: bool = False,
         recorder: Recorder | None = None,
         max_num_batched_tokens: int = 0,
+        grammars: GrammarStore | None = None,
     ) -> None:
         """threaded: steps are computed on a thread of their own, in order. Of use on the CPU; CUDA has a stream.
 
         recorder: makes graphs of steps; None launches their kernels one by one. max_num_batched_tokens: of steps that
-        do not only decode; 0 makes graphs of none of these.
+        do not only decode; 0 makes graphs of none of these. grammars: of requests, compiled; None: none may have one.
         """
         self.config = config
         self.device = device
         self.dtype = dtype
         num_slots = 2 * max_num_seqs  # a request that ended may stay while a step with it is under way
-        self.batch = InputBatch(block_size, device, num_slots)
+        self.grammars = grammars
+        self.batch = InputBatch(block_size, device, num_slots, grammars)
+        self._masks = GrammarMasks(config.vocab_size, grammars)
         self.kv_cache: KVCache = []
         self.decoder: Decoder | None = None
         self.recorder = recorder
@@ -288,6 +294,9 @@ class ModelRunner:
             self.profiler.end()
         if self._thread is not None:
             self._thread.shutdown()
+        self._masks.close()
+        if self.grammars is not None:
+            self.grammars.close()
         if self.swapper is not None:
             self.swapper.close()
 
@@ -336,11 +345,13 @@ class ModelRunner:
         self, inputs: StepInputs | GraphInputs, handle: StepHandle, on_progress: Callable[[], None]
     ) -> Launched:
         decoder, vocab_size, prompts, drawn, pooled = self._decoder(), self.config.vocab_size, {}, None, None
+        rows = [row for row in inputs.rows if row.samples]
+        masks = self._begin_masks(rows, handle)
         if isinstance(inputs, GraphInputs):
             found, slot, drawn = self._replay(inputs)
             on_progress()
 
-            def logits(part: slice) -> torch.Tensor:
+            def logits(part: slice | torch.Tensor) -> torch.Tensor:
                 return found[part]
 
         else:
@@ -355,14 +366,15 @@ class ModelRunner:
             }
             pooled = launch_pooling(inputs.rows, hidden) if every else None
 
-            def logits(part: slice) -> torch.Tensor:
+            def logits(part: slice | torch.Tensor) -> torch.Tensor:
                 return decoder.logits(hidden[last[part]] if every else hidden[part])
 
-        rows = [row for row in inputs.rows if row.samples]
         if self._tokens.needs_tokens(rows):
             handle.settle_before()
-        if drawn is None:
-            sampled = self._tokens.draw(rows, slot, vocab_size, logits)
+        if masks is not None:
+            sampled = self._draw_masked(rows, slot, logits, masks)
+        elif drawn is None:
+            sampled = self._tokens.draw(rows, slot, logits)
         else:
             sampled = [(rows, SampledTensors(drawn).to_host())]
         event = None
@@ -370,6 +382,49 @@ class ModelRunner:
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record()
         return Launched(inputs.rows, sampled, prompts, event, pooled)
+
+    def _begin_masks(self, rows: list[ScheduledRow], handle: StepHandle) -> Callable[[], RowMasks] | None:
+        """Makes the masks of rows with grammars, by the time that they are asked for; None if there are none.
+
+        Each needs its request's last token. On the CPU that is known, and a thread works while the step is computed. On
+        CUDA it is waited for when they are asked for, the step being enqueued: the device computes meanwhile.
+        """
+        if self.grammars is not None and not self.grammars.is_used:
+            return None
+        masked = [row for row in rows if row.state.grammar is not None]
+        if not masked:
+            return None
+        if self.device.type != "cuda":
+            handle.settle_before()
+            return self._masks.begin(masked)
+
+        def wait_and_make() -> RowMasks:
+            handle.settle_before()
+            return self._masks.make(masked)
+
+        return wait_and_make
+
+    def _draw_masked(
+        self,
+        rows: list[ScheduledRow],
+        slot: torch.Tensor,
+        logits: Callable[[torch.Tensor], torch.Tensor],
+        masks: Callable[[], RowMasks],
+    ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
+        """Draws for the rows without a grammar first, which wait for no mask."""
+        sampled: list[tuple[list[ScheduledRow], SampledTensors]] = []
+        for with_grammar in (False, True):
+            group = [index for index, row in enumerate(rows) if (row.state.grammar is not None) == with_grammar]
+            if not group:
+                continue
+            where = upload(group, torch.int64, self.device)
+
+            def some(part: slice, where: torch.Tensor = where) -> torch.Tensor:
+                return logits(where[part])
+
+            chosen = [rows[index] for index in group]
+            sampled += self._tokens.draw(chosen, slot[where], some, masks() if with_grammar else None)
+        return sampled
 
     def _replay(self, inputs: GraphInputs) -> GraphOutputs:
         if self.graphs is None:

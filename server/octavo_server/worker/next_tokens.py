@@ -1,11 +1,13 @@
 """The tokens sampled last: they stay on the device, where the next step takes them, one slot for each request."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from octavo_kernels.ops import has_triton
+from octavo_server.worker.grammar import RowMasks
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logits_processors import SamplingRow
 from octavo_server.worker.sampler import SampledTensors, Sampler
@@ -69,23 +71,32 @@ class NextTokens:
             self._device_sampler.draw_plain(logits[part], slot[part], tokens[part], self.last)
 
     def draw(
-        self, rows: list[ScheduledRow], slot: torch.Tensor, vocab_size: int, logits: Callable[[slice], torch.Tensor]
+        self,
+        rows: list[ScheduledRow],
+        slot: torch.Tensor,
+        logits: Callable[[slice], torch.Tensor],
+        masks: RowMasks | None = None,
     ) -> list[tuple[list[ScheduledRow], SampledTensors]]:
         """The next token of each row, some rows at a time; on their way to the host, too.
 
         slot: [n] int64, where they go. logits: makes those of a part of the rows, [part, vocab] float32, which may be
-        written over.
+        written over. masks: of rows that have grammars, all of them; of these an eighth at a time, as copies are made.
         """
-        found, step = [], rows_at_once(vocab_size)
+        found, step = [], rows_at_once(self._vocab_size)
+        step = step if masks is None else max(1, step // 8)
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
+            masked = None if masks is None else RowMasks(masks.bits[part], masks.forced[part])
             if self._device_sampler is not None:
-                sampled = self._device_sampler.launch(logits(part), slot[part], rows[part], self.last)
+                sampled = self._device_sampler.launch(logits(part), slot[part], rows[part], self.last, masked)
             else:
                 asked = [
                     SamplingRow(row.state.sampling, row.end, row.state.num_prompt, row.state.history)
                     for row in rows[part]
                 ]
+                if masked is not None:
+                    each = zip(asked, masked.bits, masked.forced, strict=True)
+                    asked = [replace(row, mask=mask, forced=bool(forced)) for row, mask, forced in each]
                 sampled = self._sampler.launch(logits(part), asked)
                 self.last.index_copy_(0, slot[part], sampled.tokens.clamp(min=0))
             found.append((rows[part], sampled.to_host()))

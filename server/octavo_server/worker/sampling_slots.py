@@ -23,9 +23,10 @@ from octavo_server.worker.noise import stream_of
 from octavo_server.worker.sampler import GREEDY_BELOW
 from octavo_server.worker.transfer import upload, upload_together
 
-# Beside the kernels' flags: wants log-probabilities; has a top-k among what CUT stands for.
+# Beside the kernels' flags: wants log-probabilities; has a top-k among what CUT stands for; has a grammar.
 LOGPROBS: Final = 1 << 30
 LARGE_K: Final = 1 << 29
+GRAMMAR: Final = 1 << 28
 # The kernels' numbers, as Python's.
 FEW, CUT, ADJUSTED = int(columns.FEW.value), int(columns.CUT.value), int(columns.ADJUSTED.value)
 COUNTED, WORDED, SAVED = int(columns.COUNTED.value), int(columns.WORDED.value), int(columns.SAVED.value)
@@ -124,7 +125,7 @@ class SamplingSlots:
         row[columns.STREAM.value] = stream_of(params.seed, params.choice)
         row[columns.POSITION.value] = state.num_tokens
         row[columns.TOP_K.value] = params.top_k
-        row[columns.FLAGS.value] = flags & ~(LOGPROBS | LARGE_K)
+        row[columns.FLAGS.value] = flags & ~(LOGPROBS | LARGE_K | GRAMMAR)
         row[columns.MIN_UNTIL.value] = state.num_prompt + params.min_tokens
         factors[columns.INVERSE_TEMPERATURE.value] = 0 if params.temperature < GREEDY_BELOW else 1 / params.temperature
         factors[columns.TOP_P.value] = params.top_p
@@ -141,7 +142,7 @@ class SamplingSlots:
         return _Joins(state.request_id, state.slot, row, flags, entries)
 
     def _flags(self, params: SamplingParams, entries: _Entries | None) -> int:
-        flags = 0 if params.logprobs is None else LOGPROBS
+        flags = (0 if params.logprobs is None else LOGPROBS) | (GRAMMAR if params.grammar else 0)
         if entries is not None:
             flags |= ADJUSTED | (COUNTED if has_penalties(params) else 0) | (WORDED if entries.num_words else 0)
             flags |= 0 if params.logprobs is None else SAVED

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from octavo_server.errors import EngineError
-from octavo_server.ipc import TokenLogprobs
+from octavo_server.ipc import ErrorKind, TokenLogprobs
 from octavo_server.step import SampledRow
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logprobs import LogprobTensors
@@ -18,6 +18,7 @@ from octavo_server.worker.pooling import PooledTensors
 from octavo_server.worker.sampler import SampledTensors
 
 NO_DISTRIBUTION: Final = "the model gave no probabilities for the next token (its logits are not finite numbers)"
+NOTHING_LEFT: Final = "bad_words, or min_tokens with stop_token_ids, exclude every token that the grammar allows here"
 _POLL_SECONDS: Final = 5e-5
 
 
@@ -65,7 +66,8 @@ class Launched:
                 if token < 0 or state.failed:  # what is computed from a token that means nothing does not, either
                     state.failed = True
                     prompts.pop(state.request_id, None)
-                    result.append(SampledRow(state.request_id, error=NO_DISTRIBUTION))
+                    error, kind = _why_failed(state)
+                    result.append(SampledRow(state.request_id, error=error, error_kind=kind))
                 elif logprobs or prompts:
                     prompt = prompts.pop(state.request_id, None)
                     result.append(SampledRow(state.request_id, token, logprobs.get(index), prompt))
@@ -168,6 +170,15 @@ class StepHandle:
         if self._behind is not None:
             self._behind.settle()
             self._behind = None
+
+
+def _why_failed(state: RequestState) -> tuple[str, ErrorKind]:
+    if state.grammar is None:
+        return NO_DISTRIBUTION, "internal"
+    if state.grammar.error is not None:
+        return state.grammar.error, "invalid"
+    params = state.sampling
+    return (NOTHING_LEFT, "invalid") if params.bad_words or params.min_tokens else (NO_DISTRIBUTION, "internal")
 
 
 def _has_come(event: torch.cuda.Event) -> bool:

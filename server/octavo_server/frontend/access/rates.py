@@ -92,9 +92,7 @@ class KeyUse:
         """
         now, limits = self._clock(), self._limits
         if limits.concurrent_requests is not None and self._open >= limits.concurrent_requests:
-            message = (
-                f"{limits.concurrent_requests} requests of the API key {self._name!r} are open, and no more may be"
-            )
+            message = f"the API key {self._name!r} is limited to {limits.concurrent_requests} requests at once"
             raise _refusal(message, "requests", 1)
         if self._tokens is not None and (wait := self._tokens.wait(1, now)):
             raise self._too_many("tokens", self._tokens.capacity, wait)
@@ -158,10 +156,11 @@ class KeyUse:
 class Ticket:
     """One request of a key, from its arrival to its end. Without a `use`, of nobody who is limited, it does nothing."""
 
-    __slots__ = ("_reserved", "_use", "_used")
+    __slots__ = ("_left", "_reserved", "_use", "_used")
 
     def __init__(self, use: KeyUse | None = None) -> None:
         self._use = use
+        self._left = False
         self._reserved = self._used = 0
 
     def reserve(self, prompt_tokens: int, answer_tokens: int | None, answers: int = 1) -> None:
@@ -174,19 +173,23 @@ class Ticket:
             self._reserved += self._use.reserve(prompt_tokens, answer_tokens, answers)
 
     def used(self, prompt_tokens: int, answers: Iterator[int]) -> None:
-        """So many tokens were used, by an answer each of `answers`; a request may say so several times."""
-        if self._use is not None:
-            self._used += prompt_tokens
-            for tokens in answers:
-                self._used += tokens
-                self._use.answered(tokens)
+        """So many tokens were used, by an answer each of `answers`; said several times, or late, it counts as well."""
+        if self._use is None:
+            return
+        used = prompt_tokens
+        for tokens in answers:
+            used += tokens
+            self._use.answered(tokens)
+        if self._left:
+            self._use.settle(0, used)
+        self._used += used
 
     def leave(self) -> None:
         """The request has ended: settle what it used."""
-        if self._use is not None:
+        if self._use is not None and not self._left:
+            self._left = True
             self._use.settle(self._reserved, self._used)
             self._use.leave()
-            self._use = None
 
 
 UNLIMITED: Final = Ticket()  # it holds nothing, and so may be everybody's

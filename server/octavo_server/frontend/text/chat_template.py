@@ -1,21 +1,17 @@
 """A model's chat template, rendered by a process that can be killed: see `template_worker.py`.
 
-The processes live on from render to render. There is one from the start on, and a second while the first is busy, so
-that messages that make a template slow hold back one other chat at a time. One that is killed is replaced when it is
-needed.
+There is one from the start on, and a second while the first is busy, so that messages that make a template slow hold
+back one other chat at a time.
 """
 
 import asyncio
-import json
-import threading
-import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from octavo_server.errors import ModelError, RequestError
-from octavo_server.frontend.text.renderer_process import Renderer, Stopped
+from octavo_server.frontend.text.line_process import LinePool, Stopped
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,6 +25,7 @@ RESERVED: Final = frozenset(
     | {f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 )
 _NO_VARIABLES: Final[Mapping[str, Any]] = MappingProxyType({})
+_WORKER: Final = "octavo_server.frontend.text.template_worker"
 _GRACE_SECONDS: Final = 1.0  # beyond the time after which the process ends itself
 
 
@@ -61,16 +58,11 @@ class ChatTemplate:
             "seconds": seconds,
             "content_format": content_format,
         }
-        self._start, self._patience = _line(start), seconds + _GRACE_SECONDS
-        self._lock = threading.Lock()
-        self._idle: list[Renderer] = []
-        self._all: set[Renderer] = set()
+        self._processes = LinePool(_WORKER, start, seconds + _GRACE_SECONDS)
         self._threads = ThreadPoolExecutor(RENDERERS, thread_name_prefix="chat template")
         self.source = "\n".join(sources.values())
         self.knows_developer_role = "developer" in self.source
-        weakref.finalize(self, _end_all, self._all)
-        renderer, reads = self._new_renderer()
-        self._give_back(renderer)
+        reads = _names_read(self._processes)
         self.knows_tools = "tools" in reads
         self.variables = frozenset(reads) - RESERVED - set(special_tokens)
 
@@ -107,10 +99,8 @@ class ChatTemplate:
             "continue_final_message": continue_final_message,
         }
         try:
-            renderer = self._take()
-            reply = renderer.ask(_line(chat), self._patience)
-            self._give_back(renderer)
-        except (Stopped, ModelError) as error:
+            reply = self._processes.ask(chat)
+        except Stopped as error:
             reply = {"refused": str(error)}
         if "text" in reply:
             return str(reply["text"])
@@ -134,47 +124,17 @@ class ChatTemplate:
     def close(self) -> None:
         """End the processes, also those that are busy."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            idle, self._idle = self._idle, []
-            busy = self._all.difference(idle)
-        _end_all(idle)
-        for renderer in busy:
-            renderer.kill()  # whoever waits for its answer ends it
-
-    def _take(self) -> Renderer:
-        with self._lock:
-            while self._idle:
-                renderer = self._idle.pop()
-                if renderer.alive:
-                    return renderer
-                renderer.end()
-        return self._new_renderer()[0]
-
-    def _give_back(self, renderer: Renderer) -> None:
-        with self._lock:
-            self._idle.append(renderer)
-
-    def _new_renderer(self) -> tuple[Renderer, list[str]]:
-        """One that has compiled the template, and the names that the template reads."""
-        renderer = Renderer()
-        with self._lock:
-            self._all.difference_update([other for other in self._all if not other.alive])
-            self._all.add(renderer)
-        try:
-            reply = renderer.ask(self._start, self._patience)
-        except Stopped as error:
-            raise ModelError(f"the model's chat template cannot be compiled: {error}") from error
-        if "invalid" in reply:
-            renderer.end()
-            raise ModelError(f"the model's chat template is not valid Jinja: {reply['invalid']}")
-        return renderer, reply["reads"]
+        self._processes.close()
 
 
-def _line(value: Any) -> bytes:
-    """One line of JSON. Numbers that are none (a tool's arguments may hold NaN) are spelt as Python spells them."""
-    return json.dumps(value).encode() + b"\n"
-
-
-def _end_all(renderers: Collection[Renderer]) -> None:
-    for renderer in tuple(renderers):
-        renderer.end()
+def _names_read(processes: LinePool) -> list[str]:
+    """The names that the template reads, once a process has compiled it."""
+    try:
+        reply = processes.begin()
+    except Stopped as error:
+        raise ModelError(f"the model's chat template cannot be compiled: {error}") from error
+    if "invalid" in reply:
+        processes.close()
+        raise ModelError(f"the model's chat template is not valid Jinja: {reply['invalid']}")
+    reads: list[str] = reply["reads"]
+    return reads

@@ -13,13 +13,23 @@ class Detokenizer:
     that can belong to no character become U+FFFD, one for each maximal part, as Unicode recommends.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, *, at_start: bool = False, skip_special: bool = True) -> None:
-        """Begin; `at_start` where nothing precedes the tokens (else, as in an answer, a prompt does)."""
-        self._left_out = tokenizer.special_ids if skip_special else frozenset()
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        at_start: bool = False,
+        skip_special: bool = True,
+        kept: frozenset[int] = frozenset(),
+    ) -> None:
+        """Begin; `at_start` where nothing precedes the tokens (else, as in an answer, a prompt does).
+
+        kept: special tokens that are not left out.
+        """
+        self._left_out = tokenizer.left_out(kept) if skip_special else frozenset()
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = at_start
-        self._whole = tokenizer.whole_texts(skip_special=skip_special)
+        self._whole = tokenizer.whole_texts(self._left_out)
         self._between = not at_start  # between two characters: what the token stands for alone is what it adds
 
     def add(self, token_id: int) -> str:

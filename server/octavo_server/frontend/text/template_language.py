@@ -37,7 +37,10 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def names_read(template: nodes.Template) -> set[str]:
-    """Variables that a template reads and does not set itself, globals left out."""
+    """Variables that a template may take from outside, globals left out.
+
+    Also those that it sets itself, but not before each place that reads them: it may have set them in one branch.
+    """
     return meta.find_undeclared_variables(template)
 
 

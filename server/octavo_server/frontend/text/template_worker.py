@@ -1,5 +1,5 @@
 """A process that renders a model's chat templates: a template is a program that came with the model, and a thread that
-runs one cannot be stopped. Started by `renderer_process.py`.
+runs one cannot be stopped. Started by `line_process.py`.
 
 JSON lines over pipes. The first line is `{"sources", "special_tokens", "seconds", "content_format"}`, answered by
 `{"reads": [names]}` or `{"invalid": reason}`; each further one `{"messages", "tools", "variables",

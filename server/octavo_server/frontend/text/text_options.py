@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """What ends the text, whether that is part of it, and whether special tokens are.
+    """What ends the text, whether that is part of it, and whether special tokens are; those in `kept` always are.
 
     A stop string that is complete before the answer has more than `min_tokens` tokens does not end it.
     """
@@ -14,3 +14,4 @@ class TextOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
+    kept: frozenset[int] = frozenset()

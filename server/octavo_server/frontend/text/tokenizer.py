@@ -12,7 +12,7 @@ loaded.
 import json
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -49,7 +49,8 @@ class TextTokenizer:
         self.special_ids = self._find_special_ids()
         self._context = None if "ByteLevel" in self._decoder_types else self._find_context()
         self._bytes: dict[int, bytes] = {}
-        self._whole = WholeTexts(self, frozenset()), WholeTexts(self, self.special_ids)
+        self._whole: dict[frozenset[int], WholeTexts] = {}
+        self._left_out: dict[frozenset[int], frozenset[int]] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; with `add_special_tokens` as `tokenizer(text)` of transformers would give them.
@@ -60,9 +61,25 @@ class TextTokenizer:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of a whole sequence, special tokens left out."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+    def encode_part(
+        self, text: str, most: int, side: Literal["left", "right"], *, add_special_tokens: bool
+    ) -> list[int]:
+        """The same of a text of which tokens are left out on one side, so that there are `most` with the special ones.
+
+        Of special ones none is left out.
+        """
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        added = self._tokenizer.num_special_tokens_to_add(False) if add_special_tokens else 0
+        encoding.truncate(max(0, most - added), direction="right" if side == "right" else "left")
+        return list(self._tokenizer.post_process(encoding, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
+        """The text of a whole sequence, special tokens left out or spelled."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
+
+    def spelled(self, ids: list[int]) -> list[str]:
+        """Each token as the vocabulary spells it; "" for an id that has none."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 of one token that follows others, special ones by their content; a part of a character may be alone.
@@ -74,9 +91,23 @@ class TextTokenizer:
             known = self._bytes[token_id] = self._token_bytes(token_id)
         return known
 
-    def whole_texts(self, *, skip_special: bool) -> "WholeTexts":
-        """The texts of tokens that are whole characters."""
-        return self._whole[skip_special]
+    def whole_texts(self, left_out: frozenset[int]) -> "WholeTexts":
+        """The texts of tokens that are whole characters, nothing for those that are left out."""
+        if (known := self._whole.get(left_out)) is None:
+            known = self._whole.setdefault(left_out, WholeTexts(self, left_out))
+        return known
+
+    def left_out(self, kept: frozenset[int]) -> frozenset[int]:
+        """The special tokens but for these: always the same object, whose hash is known."""
+        if not kept:
+            return self.special_ids
+        if (known := self._left_out.get(kept)) is None:
+            known = self._left_out.setdefault(kept, self.special_ids - kept)
+        return known
+
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that stand beside the vocabulary, special or not, by their text."""
+        return {token.content: token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items()}
 
     def first_bytes(self, token_id: int) -> bytes:
         """As `token_bytes`, for a token that opens a text: some decoders drop its leading space."""

@@ -5,23 +5,43 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
 from octavo_server.errors import ConfigError
-from octavo_server.frontend.text.output_parsers import json_formats, pythonic, qwen3_coder
+from octavo_server.frontend.text.output_parsers import (
+    bare_grammars,
+    json_formats,
+    json_grammars,
+    pythonic,
+    qwen3_coder,
+)
+from octavo_server.frontend.text.output_parsers.lark import Lark
 from octavo_server.frontend.text.output_parsers.machine import Machine, PlainText, Reader
 from octavo_server.frontend.text.output_parsers.parsed import OutputParser, Tool
 
 _NO_TOKENS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
+class Grammar(Protocol):
+    """What forces calls of a format; see `OutputFormat.call_grammar`."""
+
+    def __call__(self, lark: Lark, tools: Sequence[Tool], *, required: bool, parallel: bool) -> str:
+        """The whole grammar."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """A way to write tool calls. `markers`: those that may be special tokens."""
+    """A way to write tool calls. `markers`: those that may be special tokens.
+
+    `exact`: its grammar holds all of a tool's schema.
+    """
 
     name: str
     reader: Reader
     markers: tuple[str, ...]
+    grammar: Grammar
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +54,35 @@ class ReasoningFormat:
 
 
 _TOOL_FORMATS: Final = (
-    ToolFormat("hermes", json_formats.read_hermes, json_formats.TOOL_CALL),
-    ToolFormat("llama3_json", json_formats.read_llama3_json, (json_formats.PYTHON_TAG,)),
+    ToolFormat("hermes", json_formats.read_hermes, json_formats.TOOL_CALL, json_grammars.hermes_grammar, True),
     ToolFormat(
-        "mistral", json_formats.read_mistral, (json_formats.TOOL_CALLS, json_formats.CALL_ID, json_formats.ARGS)
+        "llama3_json",
+        json_formats.read_llama3_json,
+        (json_formats.PYTHON_TAG,),
+        json_grammars.llama3_json_grammar,
+        True,
     ),
-    ToolFormat("pythonic", pythonic.read_pythonic, (pythonic.PYTHON_START, pythonic.PYTHON_END)),
-    ToolFormat("qwen3_coder", qwen3_coder.read_qwen3_coder, json_formats.TOOL_CALL),
+    ToolFormat(
+        "mistral",
+        json_formats.read_mistral,
+        (json_formats.TOOL_CALLS, json_formats.CALL_ID, json_formats.ARGS),
+        json_grammars.mistral_grammar,
+        True,
+    ),
+    ToolFormat(
+        "pythonic",
+        pythonic.read_pythonic,
+        (pythonic.PYTHON_START, pythonic.PYTHON_END),
+        bare_grammars.pythonic_grammar,
+        False,
+    ),
+    ToolFormat(
+        "qwen3_coder",
+        qwen3_coder.read_qwen3_coder,
+        json_formats.TOOL_CALL,
+        bare_grammars.qwen3_coder_grammar,
+        False,
+    ),
 )
 _ALIASES: Final = {"llama4_json": "llama3_json", "llama4_pythonic": "pythonic", "qwen3_xml": "qwen3_coder"}
 _THINK: Final = ("<think>", "</think>")
@@ -70,8 +112,10 @@ class OutputFormat:
         """What stands before and behind its thoughts."""
         self.supports_tools = tools is not None
         self.supports_reasoning = thoughts is not None
-        self.supports_required = False
+        self.supports_required = tools is not None
         """A call can be forced by a grammar (`tool_choice` "required" and a named one)."""
+        self.supports_strict = tools is not None and tools.exact
+        """A grammar can hold arguments to all of a schema; otherwise to names, types and enumerations."""
         self.kept_markers = (*(tools.markers if tools else ()), *(thoughts.markers if thoughts else ()))
         """Special tokens that must stay in the text, for parsing."""
 
@@ -103,8 +147,12 @@ class OutputFormat:
         """Lark, in llguidance's dialect, of answers with calls of these tools; None where nothing is to be forced.
 
         required: nothing but calls (for a named tool: give that one alone). parallel: more than one call may come.
+        Where calls are free to come, they are forced to be of these tools, with valid arguments, if one tool is strict
+        or there may be no second call.
         """
-        return None
+        if self._tools is None or not tools or not (required or not parallel or any(tool.strict for tool in tools)):
+            return None
+        return self._tools.grammar(Lark(self._token_ids), tools, required=required, parallel=parallel)
 
     def call_id(self) -> str:
         """A new id for a call."""

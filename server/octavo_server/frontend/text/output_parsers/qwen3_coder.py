@@ -14,11 +14,12 @@ Whether a value is a string, is for the tool's schema to say.
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
 from octavo_server.frontend.text.output_parsers.message import Message
 from octavo_server.frontend.text.output_parsers.parsed import Tool
+from octavo_server.frontend.text.output_parsers.schema_types import properties, types
 from octavo_server.frontend.text.output_parsers.source import Emit, Markers, Read, Source
 
 FUNCTION, PARAMETER = ("<function=", "</function>"), ("<parameter=", "</parameter>")
@@ -78,7 +79,7 @@ class _Call:
 
     def _parameters(self, name: str) -> Read[bool]:
         source = self._source
-        schemas = properties(self._tools[name].parameters) if name in self._tools else {}
+        parameters = self._tools[name].parameters if name in self._tools else {}
         while (yield from source.starts(PARAMETER[0])):
             key = yield from source.run(_NAME)
             if not key or not (yield from source.starts(">")):
@@ -88,7 +89,7 @@ class _Call:
                 self._message.call(name)
             self._message.arguments(f"{', ' if self._begun else '{'}{json.dumps(key)}: ")
             self._begun = True
-            if not (yield from self._value(types(schemas.get(key)))):
+            if not (yield from self._value(types(properties(parameters).get(key), parameters))):
                 return False
             source.keep()
             yield from source.space()
@@ -133,24 +134,6 @@ class _StringValue:
     def end(self) -> None:
         """It is whole."""
         self._emit(_escaped("\r" if self._held == "\r" else "") + '"')
-
-
-def properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schemas of an object's properties, by name."""
-    found = schema.get("properties")
-    return found if isinstance(found, dict) else {}
-
-
-def types(schema: Any) -> frozenset[str]:
-    """JSON types that a value may have by its schema, as far as it says so outright; empty if it does not."""
-    if not isinstance(schema, dict):
-        return frozenset()
-    given = schema.get("type")
-    found = {given} if isinstance(given, str) else {kind for kind in given or () if isinstance(kind, str)}
-    for name in ("anyOf", "oneOf"):
-        for option in schema.get(name) or ():
-            found |= types(option)
-    return frozenset(found)
 
 
 def as_json(text: str, kinds: frozenset[str]) -> str:

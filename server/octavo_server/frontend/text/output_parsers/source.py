@@ -104,17 +104,11 @@ class Markers:
 
     def __init__(self, *markers: str) -> None:
         self.pattern = re.compile("|".join(map(re.escape, markers)))
-        self._markers = markers
+        beginnings = {re.escape(marker[:length]) for marker in markers for length in range(1, len(marker))}
+        self._beginning = re.compile(f"(?:{'|'.join(beginnings)})\\Z")
+        self._longest = max(map(len, markers)) - 1
 
     def begun(self, text: str, at: int) -> int:
         """Length of the longest end of `text`, from `at` on, that may be the beginning of a marker."""
-        return max(self._begun(text, at, marker) for marker in self._markers)
-
-    @staticmethod
-    def _begun(text: str, at: int, marker: str) -> int:
-        start = text.find(marker[0], max(at, len(text) - len(marker) + 1))
-        while start >= 0:
-            if marker.startswith(text[start:]):
-                return len(text) - start
-            start = text.find(marker[0], start + 1)
-        return 0
+        hit = self._beginning.search(text, max(at, len(text) - self._longest))
+        return 0 if hit is None else len(text) - hit.start()

@@ -1,5 +1,7 @@
 """What a model thinks before it answers: `<think>…</think>`, or other markers around it."""
 
+from functools import cache
+
 from octavo_server.frontend.text.output_parsers.message import Message
 from octavo_server.frontend.text.output_parsers.source import Markers, Read, Source
 
@@ -16,7 +18,12 @@ def read_thoughts(source: Source, message: Message, markers: tuple[str, str], *,
         message.content(space)
         return
     message.thoughts_begin()
-    if not (yield from source.until(Markers(end), message.thoughts)):
+    if not (yield from source.until(_markers(end), message.thoughts)):
         return
     source.take(source.at + len(end))
     message.thoughts_end()
+
+
+@cache
+def _markers(end: str) -> Markers:
+    return Markers(end)

@@ -1,0 +1,125 @@
+"""The chunks of a streamed chat."""
+
+from collections.abc import Iterator, Sequence
+
+from msgspec import UNSET, UnsetType
+
+from octavo_server.frontend.answer import Answer, Delta
+from octavo_server.frontend.chat_form import ChatForm
+from octavo_server.frontend.parsing import Piece
+from octavo_server.frontend.responses import ChatChunk, ChatChunkChoice, FunctionDelta, ToolCallDelta, Usage
+from octavo_server.frontend.responses import Delta as ChunkDelta
+from octavo_server.frontend.sse import DONE, TextFrames, frame
+from octavo_server.frontend.text.output_parsers import CallDelta
+
+
+class ChatEvents:
+    """Makes the events of one stream."""
+
+    def __init__(self, form: ChatForm) -> None:
+        self._form = form
+        self._with_ids = bool(form.request.return_token_ids)
+        self._text_frames: dict[int, TextFrames] = {}
+
+    def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
+        """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
+        frames: list[bytes] = []
+        for answer, delta in changes:
+            if answer.index not in begun:
+                frames += map(frame, self._opening(answer, first=not begun))
+                begun.add(answer.index)
+            if self._form.only_text and delta.finish_reason is None:
+                frames.append(self._text_frame(answer.index, delta.text))
+            else:
+                frames += map(frame, self._chunks(answer, delta))
+        return b"".join(frames)
+
+    def ending(self, answer: Answer, delta: Delta) -> bytes:
+        """The event with the finish reason of a choice, of which all else has been sent."""
+        return frame(self._ending(answer, delta))
+
+    def closing(self) -> bytes:
+        """What follows the last choice's end."""
+        if not self._form.request.include_usage:
+            return DONE
+        chunk = self._chunk([])
+        chunk.usage = self._form.usage()
+        return frame(chunk) + DONE
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        """The event of a choice that only goes on; the same bytes as by the long way."""
+        if not text:
+            return b""
+        if (frames := self._text_frames.get(index)) is None:
+            frames = TextFrames(lambda text: self._chunk([ChatChunkChoice(index, ChunkDelta(content=text))]))
+            self._text_frames[index] = frames
+        return frames(text)
+
+    def _opening(self, answer: Answer, *, first: bool) -> Iterator[ChatChunk]:
+        """The role. Content that never comes is null in the end, as in a whole answer: an empty one would stay."""
+        content = None if self._form.has_tools else ""
+        chunk = self._chunk([ChatChunkChoice(answer.index, ChunkDelta(role="assistant", content=content))])
+        if first and self._with_ids:
+            chunk.prompt_token_ids = answer.prompt_token_ids
+        yield chunk
+        if self._form.echo:
+            yield self._chunk([ChatChunkChoice(answer.index, ChunkDelta(content=self._form.echo))])
+
+    def _chunks(self, answer: Answer, delta: Delta) -> Iterator[ChatChunk]:
+        parser = self._form.parser(answer.index)
+        piece = Piece(delta.text, logprobs=delta.logprobs) if parser is None else parser.add(delta)
+        parts = list(self._parts(piece))
+        # Tokens that say nothing yet (a part of a character, of a marker) matter to whoever asked for them.
+        if not parts and delta.token_ids and (self._with_ids or piece.logprobs):
+            parts = [ChunkDelta(content="")]
+        for part in parts:
+            logprobs = self._form.logprobs(piece.logprobs) if part.content is not UNSET else None
+            choice = ChatChunkChoice(answer.index, part, logprobs=logprobs)
+            if self._with_ids:
+                choice.token_ids = delta.token_ids
+            yield self._chunk([choice])
+        if delta.finish_reason is not None:
+            yield self._ending(answer, delta)
+
+    def _ending(self, answer: Answer, delta: Delta) -> ChatChunk:
+        reason = self._form.finish_reason(delta, self._form.parser(answer.index))
+        return self._chunk([ChatChunkChoice(answer.index, ChunkDelta(), reason, stop_reason=delta.stop_reason)])
+
+    def _parts(self, piece: Piece) -> Iterator[ChunkDelta]:
+        """Clients may expect no more than one kind of thing, and one call, in a chunk.
+
+        Whoever asks for token ids goes on from them (the gateway does): what they say is then not torn apart.
+        """
+        if self._with_ids:
+            if piece.content or piece.reasoning or piece.calls:
+                yield self._all_of(piece)
+            return
+        if piece.reasoning and self._form.shows_reasoning:
+            yield ChunkDelta(reasoning=piece.reasoning, reasoning_content=piece.reasoning)
+        if piece.content:
+            yield ChunkDelta(content=piece.content)
+        for call in piece.calls:
+            yield ChunkDelta(tool_calls=[self._call(call)])
+
+    def _all_of(self, piece: Piece) -> ChunkDelta:
+        part = ChunkDelta(content=piece.content or UNSET)
+        if piece.reasoning and self._form.shows_reasoning:
+            part.reasoning = part.reasoning_content = piece.reasoning
+        if piece.calls:
+            part.tool_calls = [self._call(call) for call in piece.calls]
+        return part
+
+    def _call(self, call: CallDelta) -> ToolCallDelta:
+        if call.name is None:
+            return ToolCallDelta(call.index, FunctionDelta(call.arguments))
+        function = FunctionDelta(call.arguments, call.name)
+        return ToolCallDelta(call.index, function, self._form.call_id(), "function")
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        form = self._form
+        usage: Usage | UnsetType | None = UNSET
+        if form.request.continuous_usage:
+            usage = form.usage()
+        elif form.request.include_usage:
+            usage = None
+        return ChatChunk(form.id, form.created, form.name, choices, usage=usage, service_tier=form.service_tier)

@@ -1,0 +1,75 @@
+"""What whole and streamed answers to a chat have in common: their heads, how a choice is read, and what it is told."""
+
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
+
+from octavo_server.frontend.answer import Delta
+from octavo_server.frontend.chat_prompt import PreparedChat
+from octavo_server.frontend.logprobs import chat_logprobs
+from octavo_server.frontend.openai import ChatCompletionRequest
+from octavo_server.frontend.parsing import ChoiceParser
+from octavo_server.frontend.responses import ChatLogprobs, CompletionTokensDetails, Usage
+from octavo_server.frontend.state import ServerState
+from octavo_server.ipc import TokenLogprobs
+
+
+class ChatForm:
+    """Of one request. `is_light`: what a step brings costs little to tell, as it needs no figures of tokens.
+
+    `only_text`: answers are told by nothing but a text and how it ended.
+    """
+
+    def __init__(self, state: ServerState, request: ChatCompletionRequest, prepared: PreparedChat) -> None:
+        self.request = request
+        self.generation = prepared.generation
+        self.id = prepared.generation.response_id("chatcmpl")
+        self.created = prepared.generation.created
+        self.name = state.names[0]
+        self.echo = prepared.echo
+        self.service_tier: str | UnsetType = UNSET if request.service_tier is None else "default"
+        self.shows_reasoning = request.include_reasoning is not False
+        self._prepared = prepared
+        self._parsers: dict[int, ChoiceParser] = {}
+        self.is_light = not (request.logprobs or request.return_token_ids or request.continuous_usage)
+        self.only_text = prepared.parsing is None and self.is_light
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether an answer may call one."""
+        return bool(self._prepared.tools.callable)
+
+    def parser(self, index: int) -> ChoiceParser | None:
+        """What reads a choice; None where all of its text is content."""
+        parsing = self._prepared.parsing
+        if parsing is None:
+            return None
+        if index not in self._parsers:
+            self._parsers[index] = parsing.choice(with_logprobs=bool(self.request.logprobs))
+        return self._parsers[index]
+
+    def finish_reason(self, delta: Delta, parser: ChoiceParser | None) -> str | None:
+        """OpenAI's: "tool_calls" where the answer called one, unless that one was demanded by its name."""
+        ends_by_itself = delta.finish_reason == "stop" and delta.stop_reason is None
+        if ends_by_itself and parser is not None and parser.called and not self._prepared.tools.named:
+            return "tool_calls"
+        return delta.finish_reason
+
+    def call_id(self) -> str:
+        """A new id for a call."""
+        return self.generation.model.format.call_id()
+
+    def logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
+        """Those of a message or a part of it, where they are wanted."""
+        if not self.request.logprobs:
+            return None
+        as_ids = bool(self.request.return_tokens_as_token_ids)
+        return chat_logprobs(self.generation.model.tokenizer, entries, as_ids=as_ids)
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        usage = self.generation.usage()
+        if self.generation.model.format.supports_reasoning:
+            thoughts = sum(parser.reasoning_tokens for parser in self._parsers.values())
+            usage.completion_tokens_details = CompletionTokensDetails(thoughts)
+        return usage

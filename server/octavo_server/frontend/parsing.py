@@ -1,0 +1,137 @@
+"""What an answer's text says: content, thoughts and tool calls, told apart while it comes.
+
+A parser is given the text and says which of it is what. Log-probabilities of the content and the number of tokens of
+thoughts need to know that of tokens: so it is given them one by one, and what it gives out is looked for in the text
+that it has been given since.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from octavo_server.frontend.answer import Delta
+from octavo_server.frontend.text.output_parsers import CallDelta, OutputFormat, Parsed, Tool
+from octavo_server.ipc import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Parsing:
+    """How the answers to one request are read. `reasoning_open`: the prompt ends within thoughts.
+
+    `hidden`: special tokens that are in the text for the parser alone, and never content.
+    """
+
+    format: OutputFormat
+    tools: tuple[Tool, ...]
+    reasoning_open: bool
+    hidden: tuple[str, ...] = ()
+
+    def choice(self, *, with_logprobs: bool) -> "ChoiceParser":
+        """The parser of one answer. with_logprobs: its tokens have some."""
+        return ChoiceParser(self, by_token=with_logprobs or self.format.supports_reasoning)
+
+
+@dataclass(slots=True)
+class Piece:
+    """What a delta adds to a message. `logprobs`: of the tokens of `content`."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+class ChoiceParser:
+    """Reads one answer. `called`: it has called a tool; `reasoning_tokens`: of its thoughts so far."""
+
+    def __init__(self, parsing: Parsing, *, by_token: bool) -> None:
+        """by_token: what each token says is wanted, too."""
+        self._parser = parsing.format.parser(parsing.tools, reasoning_open=parsing.reasoning_open)
+        self._by_token = by_token
+        self._hidden = parsing.hidden
+        self._given = 0  # characters that the parser has been given
+        self._unsettled: list[str] = []  # the last of them, of which nothing has been given out
+        self._settled = 0  # characters before those
+        self._tokens: deque[tuple[int, TokenLogprobs | None]] = deque()  # (offset, log-probabilities) of unsettled ones
+        self.called = False
+        self.reasoning_tokens = 0
+
+    def add(self, delta: Delta) -> Piece:
+        """What a delta of the answer says."""
+        text, found = delta.text, _Found(self._hidden)
+        if self._by_token:
+            offsets = delta.offsets
+            entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
+            self._tokens.extend(zip(offsets, entries, strict=False))
+            for part in self._parts(text, offsets):
+                self._take(part, self._parser.add(part), found)
+        elif text:
+            found.take(self._parser.add(text))
+        if delta.finish_reason is not None:
+            self._take("", self._parser.end(), found)
+        self.called = self.called or bool(found.calls)
+        return found.piece()
+
+    def _parts(self, text: str, offsets: Sequence[int]) -> Iterator[str]:
+        """The text, cut where tokens begin. Stop strings hold text back, so that tokens may begin behind its end."""
+        inside = sorted({offset - self._given for offset in offsets if 0 < offset - self._given < len(text)})
+        for begin, end in pairwise((0, *inside, len(text))):
+            if begin < end:
+                yield text[begin:end]
+
+    def _take(self, part: str, parsed: Parsed, found: "_Found") -> None:
+        found.take(parsed)
+        if not self._by_token:
+            return
+        self._given += len(part)
+        self._unsettled.append(part)
+        if parsed.reasoning:
+            self.reasoning_tokens += len(self._settle(parsed.reasoning))
+        if parsed.content:
+            found.logprobs += [entry for entry in self._settle(parsed.content) if entry is not None]
+        elif parsed.calls:
+            self._settle("")
+
+    def _settle(self, said: str) -> list[TokenLogprobs | None]:
+        """The tokens by which this was said: the last place where it stands. All before its end is settled then."""
+        text = "".join(self._unsettled)
+        at = text.rfind(said)
+        begin, end = (0, len(text)) if at < 0 else (at, at + len(said))
+        self._unsettled = [text[end:]]
+        begin, end = self._settled + begin, self._settled + end
+        self._settled = end
+        tokens = []
+        while self._tokens and self._tokens[0][0] < end:
+            offset, entry = self._tokens.popleft()
+            behind = self._tokens[0][0] if self._tokens else end
+            if offset >= begin or behind > begin:
+                tokens.append(entry)
+        return tokens
+
+
+class _Found:
+    """Gathers what a parser gives out, at a cost that does not grow with what is there."""
+
+    def __init__(self, hidden: Sequence[str]) -> None:
+        self._hidden = hidden
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self.calls: dict[int, tuple[str | None, list[str]]] = {}
+        self.logprobs: list[TokenLogprobs] = []
+
+    def take(self, parsed: Parsed) -> None:
+        """Add what was given out."""
+        content = parsed.content
+        for marker in self._hidden:  # a token's text comes whole
+            content = content.replace(marker, "")
+        self._content.append(content)
+        self._reasoning.append(parsed.reasoning)
+        for call in parsed.calls:
+            _, pieces = self.calls.setdefault(call.index, (call.name, []))
+            pieces.append(call.arguments)
+
+    def piece(self) -> Piece:
+        """All of it."""
+        calls = tuple(CallDelta(index, name, "".join(pieces)) for index, (name, pieces) in self.calls.items())
+        return Piece("".join(self._content), "".join(self._reasoning), calls, self.logprobs)

@@ -1,0 +1,57 @@
+"""Tools and the choice among them, in the flat form that responses have."""
+
+from typing import Annotated, Any, Final, Literal, Never
+
+from pydantic import Field, Tag
+
+from octavo_server.frontend.fields import Body, Only
+from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type
+from octavo_server.frontend.structured_fields import JsonSchema
+from octavo_server.frontend.tool_fields import MAX_TOOLS, FunctionName
+
+_NO_TOOLS: Final = "the server runs none: give it functions"
+
+
+class FunctionTool(Body):
+    """A function of the client's. `strict`: the arguments are made to keep to the schema."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: Annotated[str, Field(max_length=65_536)] | None = None
+    parameters: JsonSchema | None = None
+    strict: bool | None = None
+    output_schema: Annotated[Any, Field(description="of no effect")] = None
+    defer_loading: Annotated[Any, Only(False, why="all tools are shown to the model")] = None
+    allowed_callers: Annotated[Any, Only(["direct"], why="calls come from the model alone")] = None
+    async_: Annotated[Any, Only(False, why="an answer waits for its calls"), Field(alias="async")] = None
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("function")] | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), Tag(OTHER)],
+    by_type(("function",)),
+]
+
+
+class NamedFunction(Body):
+    """A function by its name."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+class AllowedTools(Body):
+    """Some of the tools, of which one may be called, or must."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")]
+    | Annotated[NamedFunction, Tag("function")]
+    | Annotated[AllowedTools, Tag("allowed_tools")]
+    | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), Tag(OTHER)],
+    by_type(("function", "allowed_tools"), word="word"),
+]
+Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]

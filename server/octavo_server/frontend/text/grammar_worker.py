@@ -1,0 +1,147 @@
+"""A process that compiles grammars, each in a child of its own: what a request brings may take any time and memory.
+
+Started by `grammars.py`. JSON lines over pipes. The first line is `{"model", "cpu_seconds"}`, answered by `{}` or
+`{"invalid": reason}`; each further one a `GrammarSource` without its field, answered by `{"grammar": text}` or
+`{"refused": reason}`. The tokenizer, which takes long to make, stays with the parent: a child that is killed costs
+a fork. Time is the CPU's: how busy the machine is must not decide whether a grammar is good.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+
+from octavo_common.json_fields import ModelConfigError
+from octavo_server.grammar_compiler import GrammarError, compile_grammar, one_line, read_tokenizer
+
+CHILD_BYTES: Final = 2**29  # of address space, beyond what the parent has
+KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
+PIPE_BYTES: Final = 2**20
+_PAGE: Final = resource.getpagesize()
+
+
+def main() -> None:
+    """Until stdin ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    lines = open(sys.stdin.fileno(), "rb", buffering=PIPE_BYTES, closefd=False)  # noqa: SIM115 (for its life)
+    start = json.loads(lines.readline())
+    try:
+        tokenizer = read_tokenizer(Path(start["model"]))
+    except (ModelConfigError, ValueError) as error:
+        _answer(invalid=one_line(str(error)))
+        return
+    _answer()
+    for line in lines:
+        child = os.fork()
+        if child == 0:
+            _compile(line, tokenizer, start["cpu_seconds"])
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            _answer(refused=_why_killed(os.WTERMSIG(status)))
+        elif os.WEXITSTATUS(status) != 0:
+            _answer(refused="it cannot be compiled")
+
+
+def serialize(source: dict[str, Any], tokenizer: LLTokenizer) -> str:
+    """A source as llguidance takes it.
+
+    Raises:
+        GrammarError: the grammar is in no language that is known here.
+    """
+    kind, text, reasoning = source["kind"], source["text"], source["reasoning"]
+    if kind == "json":
+        answer = {"name": "answer", "json_schema": json.loads(text)}
+    elif kind == "regex":
+        answer = {"name": "answer", "lark_grammar": _lark_of_regex(text)}
+    else:
+        answer = {"name": "answer", "lark_grammar": text if kind == "lark" else _lark(text)}
+    if reasoning is None:
+        return json.dumps({"grammars": [answer]}, ensure_ascii=False)
+    outer = {"lark_grammar": _thoughts_first(reasoning, tokenizer)}
+    return json.dumps({"grammars": [outer, answer]}, ensure_ascii=False)
+
+
+def _lark_of_regex(regex: str) -> str:
+    made: dict[str, Any] = json.loads(LLMatcher.grammar_from_regex(regex))
+    lark: str = made["grammars"][0]["lark_grammar"]
+    return lark
+
+
+def _lark(text: str) -> str:
+    try:
+        return any_to_lark(text)
+    except Exception as error:  # whatever the converter stumbles over
+        raise GrammarError(f"neither Lark (with a rule `start:`) nor GBNF (with `root ::=`): {error}") from error
+
+
+def _thoughts_first(reasoning: dict[str, Any], tokenizer: LLTokenizer) -> str:
+    """Lark: thoughts up to their end, then `@answer`. A marker that is a token of its own is in no regex's language."""
+    start, end = (_token_of(reasoning[name], tokenizer) for name in ("start", "end"))
+    if end is None:
+        thoughts, rule = "thoughts", f"thoughts[suffix={json.dumps(reasoning['end'])}]: /(.|\\n)*/\n"
+    else:
+        thoughts, rule = f"thoughts <[{end}]>", "thoughts: /(.|\\n)*/\n"
+    if not reasoning["is_open"]:
+        opening = json.dumps(reasoning["start"]) if start is None else f"<[{start}]>"
+        thoughts = f"({opening} {thoughts} space)?"
+    else:
+        thoughts += " space"
+    return f"start: {thoughts} @answer\nspace: /[ \\t\\r\\n]{{0,8}}/\n{rule}"
+
+
+def _token_of(marker: str, tokenizer: LLTokenizer) -> int | None:
+    tokens = tokenizer.tokenize_str(marker, parse_special=True)
+    return tokens[0] if len(tokens) == 1 and tokenizer.is_special_token(tokens[0]) else None
+
+
+def _compile(line: bytes, tokenizer: LLTokenizer, cpu_seconds: float) -> None:
+    """In the child, which it ends. A signal ends it where it takes too long."""
+    status = 1
+    try:
+        mapped, resident = _memory()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + CHILD_BYTES, mapped + CHILD_BYTES))
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        try:
+            grammar = serialize(json.loads(line), tokenizer)
+            matcher = compile_grammar(tokenizer, grammar)
+            taken = _memory()[1] - resident
+            if taken > KEPT_BYTES:
+                raise GrammarError(f"it takes {taken >> 20} MiB of memory; allowed are {KEPT_BYTES >> 20}")
+            del matcher
+            reply = {"grammar": grammar}
+        except MemoryError:
+            reply = {"refused": _why_killed(signal.SIGABRT)}
+        except (GrammarError, ValueError, RecursionError) as error:
+            reply = {"refused": one_line(str(error)) or type(error).__name__}
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        _answer(**reply)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of this process: (mapped, resident)."""
+    mapped, resident, *_ = Path("/proc/self/statm").read_text().split()
+    return int(mapped) * _PAGE, int(resident) * _PAGE
+
+
+def _why_killed(number: int) -> str:
+    if number == signal.SIGPROF:
+        return "it takes too long to compile: make it smaller, or its bounds and alternatives fewer"
+    return "it takes too much memory to compile: make it smaller, or its bounds and alternatives fewer"
+
+
+def _answer(**fields: str) -> None:
+    sys.stdout.buffer.write(json.dumps(fields).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Processes that do what a thread could not be stopped from: asked a line of JSON at a time, killed when they stall.
+
+What a request brings to be run or compiled (a chat template's messages, a grammar) may take any time and memory.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Collection
+from typing import Any, Final
+
+PIPE_BYTES: Final = 2**20  # what Linux allows everybody
+# No keys and no paths of the server's: the little that Python and the clock need.
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG")
+
+
+class Stopped(Exception):
+    """A process gave no answer; the message says why."""
+
+
+class LineProcess:
+    """One process, asked one thing at a time."""
+
+    def __init__(self, module: str) -> None:
+        """module: what it runs, with nothing but the environment that Python needs."""
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        # A session of its own: Ctrl-C in a terminal is for the server, which ends its processes in order.
+        self._process = subprocess.Popen(
+            (sys.executable, "-m", module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("a process was started without its pipes")
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        os.set_blocking(self._stdin.fileno(), False)
+        for pipe in (self._stdin, self._stdout):  # long chats in few pieces
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
+        """Its answer to a line. Without one it is ended.
+
+        Raises:
+            Stopped: there was none within `seconds`, or the process ended.
+        """
+        deadline = time.monotonic() + seconds
+        answer = self._exchange(line, deadline)
+        if answer:
+            reply: dict[str, Any] = json.loads(answer)
+            return reply
+        self.end()
+        if self._process.returncode == -signal.SIGALRM or time.monotonic() >= deadline:
+            raise Stopped("it came to no end in the time that it has, and was stopped")
+        raise Stopped("the process that was to do it broke down")
+
+    def kill(self) -> None:
+        """Whatever it does; of no effect if it has ended."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Kill it and give back what it used."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._stdin, self._stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def _exchange(self, line: bytes, deadline: float) -> bytes:
+        """Writes a line and reads one; empty if the other side is gone or the deadline has passed."""
+        poll, pending, received = select.poll(), memoryview(line), bytearray()
+        poll.register(self._stdin, select.POLLOUT)
+        poll.register(self._stdout, select.POLLIN)
+        while not received.endswith(b"\n"):
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                return b""
+            for descriptor, _ in ready:
+                if descriptor == self._stdout.fileno():
+                    piece = os.read(descriptor, PIPE_BYTES)
+                    if not piece:
+                        return b""
+                    received += piece
+                    continue
+                try:
+                    pending = pending[os.write(descriptor, pending[:PIPE_BYTES]) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:
+                    return b""
+                if not pending:
+                    poll.unregister(descriptor)
+        return bytes(received)
+
+
+class LinePool:
+    """Processes of one kind, which live on from line to line. Safe to use from several threads.
+
+    There is one after `begin`, and more while others are busy: as many as threads ask. One that was killed is replaced
+    when it is needed.
+    """
+
+    def __init__(self, module: str, start: Any, patience: float) -> None:
+        """start: what each process is told first. patience: seconds for an answer."""
+        self._module, self._start, self._patience = module, as_line(start), patience
+        self._lock = threading.Lock()
+        self._idle: list[LineProcess] = []
+        self._all: set[LineProcess] = set()
+        weakref.finalize(self, _end_all, self._all)
+
+    def begin(self) -> dict[str, Any]:
+        """Start a process, and say what it answers to the first line.
+
+        Raises:
+            Stopped: there was no answer.
+        """
+        process, reply = self._new()
+        self._give_back(process)
+        return reply
+
+    def ask(self, question: Any) -> dict[str, Any]:
+        """The answer to a line.
+
+        Raises:
+            Stopped: there was none in time, the process ended, or its first line is "invalid" to it.
+        """
+        process = self._take()
+        reply = process.ask(as_line(question), self._patience)
+        self._give_back(process)
+        return reply
+
+    def close(self) -> None:
+        """End the processes, also those that are busy."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            busy = self._all.difference(idle)
+        _end_all(idle)
+        for process in busy:
+            process.kill()  # whoever waits for its answer ends it
+
+    def _take(self) -> LineProcess:
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if process.alive:
+                    return process
+                process.end()
+        process, reply = self._new()
+        if "invalid" in reply:
+            process.end()
+            raise Stopped(str(reply["invalid"]))
+        return process
+
+    def _give_back(self, process: LineProcess) -> None:
+        with self._lock:
+            self._idle.append(process)
+
+    def _new(self) -> tuple[LineProcess, dict[str, Any]]:
+        process = LineProcess(self._module)
+        with self._lock:
+            self._all.difference_update([other for other in self._all if not other.alive])
+            self._all.add(process)
+        return process, process.ask(self._start, self._patience)
+
+
+def as_line(value: Any) -> bytes:
+    """One line of JSON. Numbers that are none (a tool's arguments may hold NaN) are spelt as Python spells them."""
+    return json.dumps(value).encode() + b"\n"
+
+
+def _end_all(processes: Collection[LineProcess]) -> None:
+    for process in tuple(processes):
+        process.end()

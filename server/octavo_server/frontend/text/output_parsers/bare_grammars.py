@@ -1,0 +1,121 @@
+"""What forces calls whose arguments are no JSON: Python's, and Qwen3-Coder's.
+
+Names, types, enumerations and which arguments must be there are held; other keywords of a schema are not.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
+from octavo_server.frontend.text.output_parsers.json_grammars import unmarked
+from octavo_server.frontend.text.output_parsers.lark import Lark, either, quoted, several, without
+from octavo_server.frontend.text.output_parsers.parsed import Tool
+from octavo_server.frontend.text.output_parsers.pythonic import PYTHON_START
+from octavo_server.frontend.text.output_parsers.qwen3_coder import FUNCTION, PARAMETER
+from octavo_server.frontend.text.output_parsers.schema_types import listed, properties, required, resolved, types
+
+_PYTHON_TERMINALS: Final = {
+    "STRING": r'/"([^"\\\x00-\x1f]|\\(["\\bfnrt]|u[0-9a-fA-F]{4}))*"/',
+    "INTEGER": "/-?(0|[1-9][0-9]{0,18})/",
+    "NUMBER": r"/-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?([eE][-+]?[0-9]{1,3})?/",
+}
+_PYTHON_RULES: Final = {
+    "boolean": '"True" | "False"',
+    "null": '"None"',
+    "anything": "STRING | NUMBER | boolean | null | array | object",
+    "array": '"[" (anything (", " anything)*)? "]"',
+    "object": '"{" (item (", " item)*)? "}"',
+    "item": 'STRING ": " anything',
+}
+_SIMPLE: Final = {"string": "STRING", "integer": "INTEGER", "number": "NUMBER", "boolean": "boolean", "null": "null"}
+_CONSTANTS: Final = {"true": "True", "false": "False", "null": "None"}
+_NO_KEY: Final = re.compile(r"[<>\r\n]")
+_DEEPEST: Final = 8  # within this, arrays and objects are typed; below, anything goes
+
+
+def pythonic_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, parallel: bool) -> str:
+    """See `OutputFormat.call_grammar`. Free text must not begin as a list of calls does, with a bracket."""
+    for name, body in (_PYTHON_TERMINALS | _PYTHON_RULES).items():
+        lark.add(name, body)
+    options = []
+    for index, tool in enumerate(tools):
+        arguments = _arguments(lark, f"arguments_{index}", tool.parameters)
+        options.append(lark.add(f"call_{index}", f'{quoted(tool.name + "(")} {arguments} ")"'))
+    lark.add("call", either(options))
+    calls = lark.add("calls", f'"[" {several("call", ", ", parallel=parallel)} "]"')
+    return lark.start(calls if required else unmarked(lark, calls, "[", PYTHON_START))
+
+
+def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any]) -> str:
+    """A rule for the arguments of a call, in the schema's order, commas between them."""
+    first = more = lark.add(f"{rule}_end", '""')
+    for number, (key, schema) in reversed([*enumerate(properties(parameters).items())]):
+        if not key.isidentifier():
+            continue
+        value = _python_value(schema, parameters)
+        item = lark.add(f"{rule}_{number}", f"{quoted(f'{key}=')} ({value})")
+        left_out = "" if key in required(parameters) else " | "
+        first, more = (
+            lark.add(f"{rule}_{number}_first", f"{item} {more}{left_out and left_out + first}"),
+            lark.add(f"{rule}_{number}_more", f'", " {item} {more}{left_out and left_out + more}'),
+        )
+    return first
+
+
+def _python_value(schema: Any, parameters: Mapping[str, Any], depth: int = 0) -> str:
+    """The expression for a literal that is valid by a schema."""
+    schema = resolved(schema, parameters)
+    if (values := listed(schema)) is not None:
+        return either([quoted(_python(value)) for value in values])
+    kinds = types(schema, parameters)
+    if not kinds or depth == _DEEPEST:
+        return "anything"
+    options = [_SIMPLE.get(kind, "object") for kind in sorted(kinds) if kind != "array"]
+    if "array" in kinds:
+        item = f"({_python_value(schema.get('items'), parameters, depth + 1)})"
+        options.append(f'"[" ({item} (", " {item})*)? "]"')
+    return either(options)
+
+
+def _python(value: Any) -> str:
+    text = json.dumps(value)
+    return _CONSTANTS.get(text, text)
+
+
+def qwen3_coder_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, parallel: bool) -> str:
+    """See `OutputFormat.call_grammar`."""
+    opening, closing = TOOL_CALL
+    lark.add("VALUE", without(*PARAMETER, *FUNCTION, *TOOL_CALL))
+    lark.add("value[lazy]", f'VALUE "\\n" {quoted(PARAMETER[1])}')
+    options = []
+    for index, tool in enumerate(tools):
+        parameters = [
+            _parameter(lark, f"parameter_{index}_{number}", tool.parameters, key)
+            for number, key in enumerate(properties(tool.parameters))
+            if key and not _NO_KEY.search(key)
+        ]
+        name = quoted(f"{FUNCTION[0]}{tool.name}>\n")
+        options.append(lark.add(f"function_{index}", f"{name} {' '.join(parameters)} {quoted(FUNCTION[1])}"))
+    lark.add("function", either(options))
+    lark.add("rest", f'"\\n" function "\\n" {lark.marker(closing)}')
+    if required:
+        lark.add("call", f"{lark.marker(opening)} rest")
+        return lark.start(several("call", "\n", parallel=parallel))
+    lark.text(opening, FUNCTION[0])
+    return lark.start(f"({lark.opened(opening)} rest){'*' if parallel else '?'} TEXT")
+
+
+def _parameter(lark: Lark, rule: str, parameters: Mapping[str, Any], key: str) -> str:
+    schema = resolved(properties(parameters)[key], parameters)
+    kinds, values, end = types(schema, parameters), listed(schema), f"\n{PARAMETER[1]}\n"
+    if values is not None and all(isinstance(value, str) for value in values):
+        body = either([quoted(value + end) for value in values])
+    elif kinds <= {"string"}:
+        body = 'value "\\n"'
+    else:
+        definitions = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
+        body = f"{lark.json(f'{rule}_json', {**schema, **definitions})} {quoted(end)}"
+    lark.add(rule, f'{quoted(f"{PARAMETER[0]}{key}>")} "\\n" ({body})')
+    return rule if key in required(parameters) else f"{rule}?"

@@ -1,0 +1,91 @@
+"""The tools that a model may call, and which of them it should, as clients may send them."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from octavo_server.frontend.fields import Body, Only
+from octavo_server.frontend.structured_fields import JsonSchema
+
+MAX_TOOLS: Final = 128
+FunctionName = Annotated[
+    str, Field(pattern=r"^[a-zA-Z0-9_-]+$", min_length=1, max_length=64, description="letters, digits, _ and -")
+]
+
+
+class FunctionDefinition(Body):
+    """A function. `parameters` is the JSON schema of its arguments, which are an object; left out: it has none.
+
+    `strict`: the arguments are made to keep to the schema.
+    """
+
+    name: FunctionName
+    description: Annotated[str, Field(max_length=65_536)] | None = None
+    parameters: JsonSchema | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Body):
+    """A tool that is a function of the client's."""
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+    defer_loading: Annotated[Any, Only(False, why="all tools are shown to the model")] = None
+
+
+class NamedFunction(Body):
+    """A function by its name."""
+
+    name: FunctionName
+
+
+class NamedTool(Body):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTool(Body):
+    """A tool by its name; what else its definition says is not looked at."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class AllowedTools(Body):
+    """Some of the tools, of which one may be called, or must."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolsChoice(Body):
+    """The tools are fewer for this request."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _choice_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "word"
+    kinds = {"function": "named", "allowed_tools": "allowed"}
+    found = value.get("type") if isinstance(value, dict) else None
+    return kinds.get(found) if isinstance(found, str) else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")]
+    | Annotated[NamedTool, Tag("named")]
+    | Annotated[AllowedToolsChoice, Tag("allowed")],
+    Discriminator(
+        _choice_kind,
+        custom_error_type="tool_choice_kind",
+        custom_error_message=(
+            'Input should be "none", "auto", "required", {"type": "function", "function": {"name": …}} or '
+            '{"type": "allowed_tools", "allowed_tools": {"mode": …, "tools": […]}}'
+        ),
+    ),
+]
+Tools = Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)]

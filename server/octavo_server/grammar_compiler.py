@@ -1,0 +1,72 @@
+"""Grammars of answers, by llguidance: what compiles them in the API process's helper and, once more, in the engine.
+
+Both with the model's own tokenizer and the same limits, so that what compiles there compiles here. The limits are far
+below llguidance's own: with those a mask may take a second (seen: `a: "x" | a a | a a a`) and a request's lexer 450 MB.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from octavo_common.generation_config import read_generation_defaults
+from octavo_common.model_config import read_model_config
+
+# Of one step of one request: up to some 15 ms, as measured. A state of a lexer takes 1 to 2 kB.
+LIMITS: Final = LLParserLimits(
+    max_items_in_row=500,
+    step_max_items=10_000,
+    step_lexer_fuel=100_000,
+    max_lexer_states=10_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+_SHOWN: Final = 400  # characters of a reason
+
+
+class GrammarError(Exception):
+    """A grammar cannot be served: one line for people."""
+
+
+def read_tokenizer(directory: Path) -> LLTokenizer:
+    """The model's tokenizer as llguidance has it: some 10 bytes for each byte of its file, and as long as that takes.
+
+    Holds the GIL meanwhile: 1.1 s for 150,000 tokens. Raises ModelConfigError or ValueError.
+    """
+    model = read_model_config(directory)
+    ends = sorted({*model.eos_token_ids, *read_generation_defaults(directory).eos_token_ids})
+    return make_tokenizer(directory, model.vocab_size, ends)
+
+
+def make_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Collection[int]) -> LLTokenizer:
+    """The same, the model's configuration being known. Masks have a bit for each row of its embedding, or more."""
+    path, ends = str(directory.resolve() / "tokenizer.json"), list(eos_token_ids)
+    if not ends:
+        raise ValueError("the model has no token that ends an answer")
+    try:
+        return LLTokenizer(path, n_vocab=vocab_size, eos_token=ends)
+    except ValueError as error:
+        if "vocab size too small" not in str(error):
+            raise
+    return LLTokenizer(path, eos_token=ends)  # its last tokens have no row in the embedding, and are never chosen
+
+
+def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """A matcher at the beginning of an answer, its first mask computed. Gives the GIL away.
+
+    Raises:
+        GrammarError: the grammar is wrong, or needs more than the limits allow.
+    """
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
+        raise GrammarError(one_line(matcher.get_error()))
+    if matcher.is_error() or not any(mask):
+        raise GrammarError("no answer fits it")
+    return matcher
+
+
+def one_line(text: str) -> str:
+    """What llguidance says, in one line of bounded length."""
+    return " ".join(text.replace("<non-verbose/>", "").split())[:_SHOWN]
