@@ -190,8 +190,7 @@ class Scheduler:
         if len(order) > left:
             start = bisect_right(order, self._last_turn, key=_by_key)
             order = order[start:] + order[:start]
-        block_size, put = self.kv_cache.block_size, batch.put
-        at_border: list[Request] = []
+        block_size, put, at_border = self.kv_cache.block_size, batch.put, list[Request]()
         for request in order:
             computed = request.num_computed_tokens
             if computed < request.num_prefill_tokens:
