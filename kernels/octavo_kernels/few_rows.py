@@ -28,9 +28,7 @@ class FewRowsConfig:
     """Outputs of a program (gated: pairs), inputs at a time, splits of the inputs, and what is fetched ahead.
 
     ahead: inputs of each row of W fetched into the L2 before the wait; a multiple of 32.
-    registers: by `register_rows`, which has neither that nor stages, where launches overlap.
-    rotate: each program begins at other inputs than its neighbours, so that not all ask for the same part of x at once.
-    stream: W goes past the L1 (with `registers`).
+    registers: not gated by `register_rows`, where launches overlap; it has neither that nor stages.
     """
 
     block_n: int
@@ -40,8 +38,6 @@ class FewRowsConfig:
     splits: int = 1
     ahead: int = 0
     registers: bool = False
-    rotate: bool = False
-    stream: bool = False
 
 
 def few_rows_linear(
@@ -96,29 +92,25 @@ def _launch(
     share = _share(inputs, config)
     grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share))
     arguments = (x, weight, weight if bias is None else bias, y, rows, outputs, x.stride(0), weight.stride(0))
-    constants = {"INPUTS": inputs, "SHARE": share, "BIAS": bias is not None, "GATED": gated, **overlap(x.device)}
-    even = inputs % share == 0 and share % config.block_k == 0
-    if config.registers and constants["OVERLAP"]:
+    constants = {"INPUTS": inputs, "SHARE": share, "BIAS": bias is not None, **overlap(x.device)}
+    if config.registers and constants["OVERLAP"] and not gated:
         register_rows_kernel[grid](
             *arguments,
             **constants,
             BLOCK_T=8 if rows <= 8 else BLOCK_ROWS,
             BLOCK_N=config.block_n,
             STRETCH=config.block_k,
-            ROTATE=config.rotate and even,
-            STREAM=config.stream,
             num_warps=config.num_warps,
         )
         return
-    ahead = min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0
     _few_rows_kernel[grid](
         *arguments,
         **constants,
+        GATED=gated,
         BLOCK_M=BLOCK_ROWS,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        AHEAD=ahead,
-        ROTATE=max(ahead, config.block_k) if config.rotate and even and share % max(ahead, config.block_k) == 0 else 0,
+        AHEAD=min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -142,7 +134,6 @@ def _few_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
-    ROTATE: tl.constexpr,  # inputs by which a program begins behind its neighbour; 0: all begin at the first
     OVERLAP: tl.constexpr,
 ):
     """Grid: (tiles of outputs, splits)."""
@@ -157,9 +148,8 @@ def _few_rows_kernel(
     w_row = tl.minimum(output, outputs - 1).to(tl.int64)
     w_at = weight_ptr + w_row[:, None] * stride_weight + k[None, :]
     up_at = w_at + outputs.to(tl.int64) * stride_weight
-    offset = tl.program_id(0) % (SHARE // ROTATE) * ROTATE if ROTATE > 0 else 0
     if OVERLAP > 0 and AHEAD > 0:
-        first = weight_ptr + w_row * stride_weight + begin + offset
+        first = weight_ptr + w_row * stride_weight + begin
         piece = tl.arange(0, 4)[None, :] * (AHEAD // 4)  # so that each thread has one
         fetch(first[:, None] + piece, AHEAD // 4)
         if GATED:
@@ -167,10 +157,7 @@ def _few_rows_kernel(
     wait_for_inputs(OVERLAP)
     total = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     total_up = total
-    for done in range(0, end - begin, BLOCK_K):
-        start = done
-        if ROTATE > 0:
-            start = tl.where(done + offset >= SHARE, done + offset - SHARE, done + offset)
+    for start in range(0, end - begin, BLOCK_K):
         x = _tile(x_at + start, k[None, :] + start, is_row, INPUTS, BLOCK_K)
         w = _tile(w_at + start, k[None, :] + start, True, INPUTS, BLOCK_K)
         total = tl.dot(x, tl.trans(w), total, input_precision="ieee")

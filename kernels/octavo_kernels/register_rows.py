@@ -1,14 +1,16 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Two to 16 rows times a weight on the matrix units, the weight straight from memory into their registers, in Gluon.
 
-    y = x Wᵀ + b,   or, gated,   y = silu(x Gᵀ + a) · (x Uᵀ + c) with W = (G, U), b = (a, c)
+    y = x Wᵀ + b
 
-As `few_rows`, whose twins are this one's, too. There tiles of W pass through shared memory, and none is asked for
-before x is there. Here a lane loads 16 bytes that follow each other in a row of W: in which order the inputs are summed
-does not matter, so the matrix instruction may take for its own inputs those that the lane has, if x is dealt out alike.
-So nothing is moved between lanes, and a program has its first stretch of W under way before it waits for x, as `gemv`
-has. Outputs are the rows of the instruction (m16n8k16), tokens its columns. The warps of a program divide the stretch
-of inputs among them, and add up what they have at the end.
+As `few_rows`, whose twin is this one's, too. There tiles of W pass through shared memory, and none is asked for before
+x is there. Here a lane loads 16 bytes that follow each other in a row of W: in which order the inputs are summed does
+not matter, so the matrix instruction may take for its own inputs those that the lane has, if x is dealt out alike. So
+nothing is moved between lanes, and a program has its first stretch of W under way before it waits for x, as `gemv` has.
+Outputs are the rows of the instruction (m16n8k16), tokens its columns. The warps of a program divide each stretch of
+inputs among them, and add up what they have at the end.
+
+For short rows of W: long ones are read as fast through shared memory, and x less often (benchmarks/LOG.md).
 """
 
 import triton.language as tl
@@ -20,12 +22,12 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 @gluon.jit(do_not_specialize=["rows", "outputs"])
 def register_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, rows, outputs, stride_x, stride_weight, INPUTS: gl.constexpr,
-    SHARE: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_N: gl.constexpr,
-    STRETCH: gl.constexpr, ROTATE: gl.constexpr, STREAM: gl.constexpr, OVERLAP: gl.constexpr,
+    SHARE: gl.constexpr, BIAS: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_N: gl.constexpr, STRETCH: gl.constexpr,
+    OVERLAP: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (tiles of BLOCK_N outputs, splits of SHARE inputs, whole stretches).
+    """Grid: (tiles of BLOCK_N outputs, splits of SHARE inputs, which are whole stretches).
 
-    y: [splits, rows, outputs]. BLOCK_T: 8 or 16, at least `rows`.
+    y: [splits, rows, outputs]. BLOCK_T: 8 or 16, at least `rows`. OVERLAP: of `programmatic_launch`, not 0.
     """
     WARPS: gl.constexpr = gl.num_warps()
     BLOCK_K: gl.constexpr = STRETCH // WARPS
@@ -41,33 +43,20 @@ def register_rows_kernel(
     output = _along(1, BLOCK_N, weights_in)
     w_k = begin + _along(0, WARPS, weights_in) * BLOCK_K + _along(2, BLOCK_K, weights_in)
     w_at = weight_ptr + gl.minimum(first + output, outputs - 1).to(gl.int64) * stride_weight + w_k
-    up_at = w_at + outputs.to(gl.int64) * stride_weight
     row = _along(2, BLOCK_T, tokens_in)
     x_k = begin + _along(0, WARPS, tokens_in) * BLOCK_K + _along(1, BLOCK_K, tokens_in)
     x_at = x_ptr + row.to(gl.int64) * stride_x + x_k
-    is_row = row < rows
 
-    offset = gl.program_id(0) % (SHARE // STRETCH) * STRETCH if ROTATE else 0
-    w = _piece(w_at + offset, w_k + offset, None, INPUTS, SHARE, STRETCH, STREAM)
-    up = _piece(up_at + offset, w_k + offset, None, INPUTS, SHARE, STRETCH, STREAM) if GATED else w
-    if OVERLAP > 0:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    x = _piece(x_at + offset, x_k + offset, is_row, INPUTS, SHARE, STRETCH, False)
+    w = _piece(w_at, w_k, None, INPUTS, SHARE, STRETCH)
+    tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
+    x = _piece(x_at, x_k, row < rows, INPUTS, SHARE, STRETCH)
     total = gl.full([WARPS, BLOCK_N, BLOCK_T], 0.0, gl.float32, sums_in)
-    total_up = total
-    for done in range(STRETCH, end - begin, STRETCH):
-        start = done + offset
-        if ROTATE:
-            start = gl.where(start >= SHARE, start - SHARE, start)
-        next_w = _piece(w_at + start, w_k + start, None, INPUTS, SHARE, STRETCH, STREAM)
-        next_up = _piece(up_at + start, w_k + start, None, INPUTS, SHARE, STRETCH, STREAM) if GATED else next_w
-        next_x = _piece(x_at + start, x_k + start, is_row, INPUTS, SHARE, STRETCH, False)
+    for start in range(STRETCH, end - begin, STRETCH):
+        next_w = _piece(w_at + start, w_k + start, None, INPUTS, SHARE, STRETCH)
+        next_x = _piece(x_at + start, x_k + start, row < rows, INPUTS, SHARE, STRETCH)
         total = mma_v2(w, x, total)
-        if GATED:
-            total_up = mma_v2(up, x, total_up)
         w = next_w
-        up = next_up
         x = next_x
     y = gl.sum(mma_v2(w, x, total), 0)
     out_in: gl.constexpr = gl.SliceLayout(0, sums_in)
@@ -76,14 +65,6 @@ def register_rows_kernel(
     if BIAS:
         # Rounded before and after, as in the twin.
         y = y.to(dtype).to(gl.float32) + gl.load(bias_ptr + gl.minimum(output, outputs - 1)).to(gl.float32)[:, None]
-    if GATED:
-        y_up = gl.sum(mma_v2(up, x, total_up), 0)
-        if BIAS:
-            up_bias = gl.load(bias_ptr + outputs + gl.minimum(output, outputs - 1)).to(gl.float32)
-            y_up = y_up.to(dtype).to(gl.float32) + up_bias[:, None]
-        gate = y.to(dtype).to(gl.float32)
-        silu = (gate / (1.0 + gl.exp(-gate))).to(dtype).to(gl.float32)
-        y = (silu * y_up.to(dtype).to(gl.float32)).to(dtype)
     at = (gl.program_id(1) * rows + row).to(gl.int64)[None, :] * outputs + output[:, None]
     gl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=(row < rows)[None, :] & (output < outputs)[:, None])
 
@@ -101,15 +82,13 @@ def _along(DIM: gl.constexpr, SIZE: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _piece(
-    at, k, mask, INPUTS: gl.constexpr, SHARE: gl.constexpr, STRETCH: gl.constexpr, STREAM: gl.constexpr
-):  # fmt: skip
+def _piece(at, k, mask, INPUTS: gl.constexpr, SHARE: gl.constexpr, STRETCH: gl.constexpr):
     """Zeros where there are no such inputs or the mask is not set. mask: None if there is none."""
     if INPUTS % SHARE or SHARE % STRETCH:
         inside = k < INPUTS if mask is None else (k < INPUTS) & mask
         found = gl.load(at, mask=inside, other=0.0)
     elif mask is None:
-        found = gl.load(at, cache_modifier=".cg" if STREAM else "")
+        found = gl.load(at)
     else:
         found = gl.load(at, mask=mask, other=0.0)
     return found
