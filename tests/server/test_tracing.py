@@ -1,6 +1,8 @@
 """Spans as a collector gets them, over OTLP/HTTP; and that a collector that is gone hurts nobody."""
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -192,6 +194,22 @@ def test_a_collector_that_is_gone_neither_slows_requests_nor_keeps_the_server(mo
         server.process.terminate()
         assert server.process.wait(serving.PATIENCE_SECONDS) == 0
         assert "Traceback" not in server.log
+
+
+def test_a_collector_that_never_answers_holds_up_nobody(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(serving.PATIENCE_SECONDS)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with serving.serve(model, env=FAST, otlp_traces_endpoint=url) as server:
+            server.wait_until_ready()
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4).startswith(b"POST")  # a batch is on its way, and stays there
+                for _ in range(20):  # httpx waits for five seconds, the exporter for ten
+                    assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+                server.process.send_signal(signal.SIGINT)
+                assert server.process.wait(serving.PATIENCE_SECONDS) == 130
 
 
 def test_without_the_packages_it_says_what_to_install(model: Path) -> None:

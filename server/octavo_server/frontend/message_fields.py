@@ -20,7 +20,11 @@ Ignored = Annotated[Any, Field(description="of no effect")]
 
 def _text_only(value: Any) -> Any:
     if isinstance(value, str) and value != "text":
-        raise PydanticCustomError("text_only", "parts of this kind are not supported: this model takes text only")
+        raise PydanticCustomError(
+            "text_only",
+            "parts of this kind are not supported: this model takes text only, as {form}",
+            {"form": '{"type": "text", "text": …}'},
+        )
     return value
 
 

@@ -37,6 +37,16 @@ LOGPROBS: Final = "message.output_text.logprobs"
 _ALONE: Final = "give the text itself"
 
 
+Input = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Items, Tag("items")],
+    Discriminator(
+        kind(strings="text", lists=lambda _: "items"),
+        custom_error_type="input_type",
+        custom_error_message="Input should be a string or a list of items",
+    ),
+]
+
+
 class SchemaFormat(Body):
     """JSON that a schema describes. It is always kept to; `strict` changes nothing."""
 
@@ -86,14 +96,7 @@ class ResponsesRequest(Body):
     """Body of POST /v1/responses."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: Annotated[
-        Annotated[Text, Tag("text")] | Annotated[Items, Tag("items")],
-        Discriminator(
-            kind(strings="text", lists=lambda _: "items"),
-            custom_error_type="input_type",
-            custom_error_message="Input should be a string or a list of items",
-        ),
-    ]
+    input: Input
     instructions: Text | None = None
     previous_response_id: ResponseId | None = None
     store: Annotated[bool | None, Field(description="keep it for previous_response_id; left out: yes")] = None
@@ -207,6 +210,14 @@ class ResponsesRequest(Body):
         if unknown:
             raise field_error("tool_choice", f"names a function that is not among the tools: {unknown[0]}")
         return self
+
+    def with_strict(self, strict: bool) -> "ResponsesRequest":
+        """Where it is said of every tool whether it is strict: so, if it is not said yet."""
+        tools = self.tools or []
+        if all(tool.strict is not None for tool in tools):
+            return self
+        said = [tool if tool.strict is not None else tool.model_copy(update={"strict": strict}) for tool in tools]
+        return self.model_copy(update={"tools": said})
 
     @property
     def chosen_names(self) -> list[str]:
