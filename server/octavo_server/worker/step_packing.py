@@ -14,6 +14,7 @@ import torch
 from octavo_kernels.step_inputs import packed_words, sections
 from octavo_server.worker.graph_ladder import GraphShape
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.step_memory import StepMemory, StepMemoryPool
 
 MOST_PAGES: Final = 16_384  # new ones that a packed step takes
 
@@ -28,7 +29,7 @@ class NewPages(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GraphInputs:
-    """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
+    """A step of `rows` for the graph of `shape`. memory: with its first `num_words`, see `PackedStep`.
 
     num_sampling: of its rows, those that sample. before: pages that slots' tables get before the step, as there are
     more than a packed step takes. shared: who shares prefixes, for `SharedBuffers`.
@@ -37,7 +38,8 @@ class GraphInputs:
     rows: list[ScheduledRow]
     shape: GraphShape
     num_sampling: int
-    packed: torch.Tensor
+    memory: StepMemory
+    num_words: int
     before: list[NewPages]
     shared: torch.Tensor | None = None
 
@@ -45,8 +47,10 @@ class GraphInputs:
 class StepPacker:
     """Packs steps for graphs. scratch_slot: nobody's; rows that fill up a decode graph take it."""
 
-    def __init__(self, scratch_slot: int, *, pinned: bool) -> None:
+    def __init__(self, scratch_slot: int, pool: StepMemoryPool, *, pinned: bool) -> None:
+        """pool: of memory large enough for the largest graph and `MOST_PAGES`."""
         self._scratch_slot = scratch_slot
+        self._pool = pool
         self._pinned = pinned
         self._blanks: dict[GraphShape, np.ndarray] = {}
         # The requests of the step packed last, if it only decoded: most often the next one is of the same.
@@ -68,10 +72,9 @@ class StepPacker:
             self._known = np.array([state.num_sent for state in states], dtype=np.int32)
             self._decoding = states if shape.is_decode else None
         blank = self._blank(shape)
-        packed = torch.empty(len(blank) + num_new, dtype=torch.int32, pin_memory=self._pinned)
-        memory = packed.numpy()
-        memory[: len(blank)] = blank
-        to = sections(memory, shape.tokens, shape.rows)
+        memory, num_words = self._pool.take(), len(blank) + num_new
+        memory.words[: len(blank)] = blank
+        to = sections(memory.words[:num_words], shape.tokens, shape.rows)
         to.start[:count] = [row.start for row in rows]
         to.slot[:count], to.known[:count] = self._slots, self._known
         num_sampling = count
@@ -98,7 +101,7 @@ class StepPacker:
             for state in got:
                 state.num_sent = state.num_blocks
             self._known = self._known + each
-        return GraphInputs(rows, shape, num_sampling, packed, before)
+        return GraphInputs(rows, shape, num_sampling, memory, num_words, before)
 
     def _blank(self, shape: GraphShape) -> np.ndarray:
         """A step without rows: in a decode graph each row has a token 0 all the same."""
