@@ -39,19 +39,21 @@ class StepMeter:
         self.step_seconds = self.schedule_seconds = 0.0
         self.prefill, self.decode = Speed(), Speed()
         self._last = 0.0  # when the last step was through
-        self._begun = deque[float]()  # when each of the steps under way was launched
+        self._begun = deque[
+            tuple[float, bool]
+        ]()  # when each of the steps under way was launched; whether it only decodes
         self._decode_tokens = 0  # of the last step that only decoded
         self._decodes, self._hosts = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
 
-    def begin(self, now: float, num_tokens: int) -> None:
+    def begin(self, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
         """A step is about to be launched; seconds of one clock, as everywhere here."""
-        self._begun.append(now)
+        self._begun.append((now, not num_prefill_tokens))
         if num_tokens < self._decode_tokens:  # shorter than what was measured, nobody knows by how much
             self._decodes.clear()
 
     def launched(self, now: float) -> None:
         """It is launched; `schedule_seconds` says what it took to decide."""
-        self._hosts.append(self.schedule_seconds + now - self._begun[-1])
+        self._hosts.append(self.schedule_seconds + now - self._begun[-1][0])
 
     def forget(self) -> None:
         """Steps under way have failed."""
@@ -60,16 +62,16 @@ class StepMeter:
     def slack(self, now: float) -> float:
         """Seconds by which the next step can be decided later, and still be there when the one under way is through.
 
-        That one takes as long as a decode at least. 0 or less: it is to be decided now.
+        Known where that one only decodes, for as many requests as the last ones or more. 0 or less: decide now.
         """
-        if len(self._begun) != 1 or not self._decodes:
+        if len(self._begun) != 1 or not self._begun[0][1] or not self._decodes:
             return 0.0
-        through = max(self._begun[0], self._last) + min(self._decodes)
+        through = max(self._begun[0][0], self._last) + min(self._decodes)
         return through - now - 2 * max(self._hosts) - _EARLY_SECONDS
 
     def add(self, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
         """Takes in the oldest step under way, which is through `now`."""
-        launched = self._begun.popleft()
+        launched, _ = self._begun.popleft()
         seconds = now - max(launched, self._last)
         self._last = now
         self.num_steps += 1

@@ -85,7 +85,7 @@ def test_a_request_joins_the_step_that_comes_next(monkeypatch: pytest.MonkeyPatc
         machine.ask(when, f"late {index}", 2)
     machine.loop.run()
     waits = [machine.first_step(f"late {index}") - when for index, when in enumerate(arrivals)]
-    assert all(0 <= wait <= STEP + 2 * HOST + 0.002 for wait in waits), waits  # else up to two steps
+    assert all(0 <= wait <= STEP + 2 * HOST + 0.002 for wait in waits), waits  # else up to two steps, 1.5 on average
     assert all(idle < 1e-9 for idle in machine.idle[1:-1]), machine.idle
 
 
@@ -117,7 +117,7 @@ def meter(tokens: int = 4, steps: int = 8) -> StepMeter:
     found = StepMeter()
     found.schedule_seconds = 0.0001
     for index in range(steps):
-        found.begin(index * STEP, tokens)
+        found.begin(index * STEP, tokens, 0)
         found.launched(index * STEP + 0.0002)
         found.add((index + 1) * STEP, tokens, 0)
     return found
@@ -125,15 +125,16 @@ def meter(tokens: int = 4, steps: int = 8) -> StepMeter:
 
 def test_slack_is_what_the_step_under_way_takes_less_what_the_host_takes() -> None:
     found = meter()
-    found.begin(8 * STEP, 4)
+    found.begin(8 * STEP, 4, 0)
     assert found.slack(8 * STEP + 0.001) == pytest.approx(STEP - 0.001 - 2 * 0.0003 - 0.0005)
 
 
-def test_there_is_no_slack_behind_two_steps_none_a_failed_one_or_a_shorter_one() -> None:
+def test_there_is_no_slack_behind_two_steps_none_a_failed_one_a_prefill_or_a_shorter_one() -> None:
     assert meter().slack(8 * STEP) == 0.0
-    behind_two, failed, shorter, unknown = meter(), meter(), meter(), meter(steps=0)
+    behind_two, failed, shorter, unknown, prefill = meter(), meter(), meter(), meter(steps=0), meter()
     for each in (behind_two, behind_two, failed, unknown):
-        each.begin(8 * STEP, 4)
-    shorter.begin(8 * STEP, 3)
+        each.begin(8 * STEP, 4, 0)
+    shorter.begin(8 * STEP, 3, 0)
+    prefill.begin(8 * STEP, 4, 1)
     failed.forget()
-    assert [each.slack(8 * STEP) for each in (behind_two, failed, shorter, unknown)] == [0.0] * 4
+    assert [each.slack(8 * STEP) for each in (behind_two, failed, shorter, unknown, prefill)] == [0.0] * 5

@@ -151,7 +151,7 @@ class EngineCore:
         scheduler, free = self.scheduler, self.scheduler.kv_cache.pool.num_free
         record = describe(output, scheduler.num_prefill_tokens, len(scheduler.running), len(scheduler.waiting), free)
         self.ring.write(output.step, f"{record}: scheduled")
-        self.meter.begin(self._clock(), output.total_tokens)
+        self.meter.begin(self._clock(), output.total_tokens, scheduler.num_prefill_tokens)
         handle = self.runner.launch(output, on_progress)
         self.meter.launched(self._clock())
         self._flights.append(_Flight(output, handle, scheduler.num_prefill_tokens, record))
