@@ -39,9 +39,8 @@ class StepMeter:
         self.step_seconds = self.schedule_seconds = 0.0
         self.prefill, self.decode = Speed(), Speed()
         self._last = 0.0  # when the last step was through
-        self._begun = deque[
-            tuple[float, bool]
-        ]()  # when each of the steps under way was launched; whether it only decodes
+        # Of each step under way, when it was launched, and whether it only decodes.
+        self._begun = deque[tuple[float, bool]]()
         self._decode_tokens = 0  # of the last step that only decoded
         self._decodes, self._hosts = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
 
