@@ -77,7 +77,7 @@ class StepMeter:
         self.step_seconds, self.step_tokens = now - launched, num_tokens
         self.prefill.add(num_prefill_tokens, seconds)
         self.decode.add(num_tokens - num_prefill_tokens, seconds)
-        if not num_prefill_tokens:
+        if num_tokens and not num_prefill_tokens:
             self._decode_tokens = num_tokens
             self._decodes.append(seconds)
 
