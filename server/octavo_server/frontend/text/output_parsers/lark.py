@@ -8,9 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from octavo_server.frontend.text.json_schemas import ESCAPES, served
+
 MOST_CALLS: Final = 128
 # As `json.dumps` and `tojson` write it: what models have seen. Some go on forever with white space where it is free.
-_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", **ESCAPES}
 # With one of these, a schema says by other means than `properties` what an object may hold.
 _MORE_THAN_PROPERTIES: Final = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "additionalProperties", "propertyNames"}
@@ -41,9 +43,9 @@ class Lark:
         return str(self)
 
     def json(self, name: str, schema: Mapping[str, Any]) -> str:
-        """A rule for JSON that is valid by a schema."""
+        """A rule for JSON that is valid by a tool's schema. Raises RequestError for what cannot be held of it."""
         # A client's own options would be the server's to check.
-        return self.add(name, "%json " + json.dumps({**schema, "x-guidance": _SPACING}))
+        return self.add(name, "%json " + json.dumps({**served(schema, "tools"), "x-guidance": _OPTIONS}))
 
     def is_token(self, marker: str) -> bool:
         """Whether it is a token of its own."""
