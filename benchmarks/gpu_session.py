@@ -31,6 +31,7 @@ import decode_steps  # noqa: E402
 import engine_checks  # noqa: E402
 import figure_sections  # noqa: E402
 import figures  # noqa: E402
+import grammar_checks  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -252,6 +253,7 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "demo": demo,
     "overlap": overlap,
     "tiers": lambda: engine_checks.check_tiers(DEMO, demo_prompts() * 3),
+    "grammars": lambda: grammar_checks.check_grammars(DEMO, demo_prompts()),
     "memory": check_memory,
     "graphs": lambda: decode_steps.check_graphs(demo_prompts()),
     "invariant": lambda: decode_steps.check_invariant(demo_prompts()),
