@@ -3,8 +3,8 @@
     python benchmarks/grammar_cpu.py [--tokenizer FILE] [--json FILE]
 
 A FILE that is not there yet, or none: a tokenizer of 128,256 tokens is trained on the Python installation's own sources,
-which takes minutes. A mask is that of one row for one token, the answer being random within its grammar. Compiling and
-single masks are told in CPU time, so that a busy machine does not count; steps by the clock, with several threads.
+which takes minutes. A mask is that of one row for one token, the answer being random within its grammar. All times are
+the CPU's, of all threads together, so that a busy machine does not count.
 """
 
 import argparse
@@ -127,16 +127,16 @@ def walk(compiled: LLMatcher, ends: set[int], seed: int) -> tuple[list[float], l
 
 
 def steps(states: list[LLMatcher], width: int) -> dict[str, float]:
-    """Milliseconds of all masks of a step of so many rows, as the worker makes them."""
+    """CPU milliseconds of all masks of a step of so many rows, by as many threads as there are cores."""
     executor, found = LLExecutor(), dict[str, float]()
     for rows in ROWS:
         times = []
         for repeat in range(9):
             bits = np.full((rows, width), -1, dtype=np.int32)
             asked = [(states[(repeat * rows + row) % len(states)].deep_copy(), row) for row in range(rows)]
-            begin = time.perf_counter()
+            begin = time.process_time()
             executor.unsafe_compute_mask_ptr(asked, bits.ctypes.data, bits[0].nbytes, rows)
-            times.append((time.perf_counter() - begin) * 1000)
+            times.append((time.process_time() - begin) * 1000)
         found[f"{rows} rows"] = round(statistics.median(times), 3)
     return found
 

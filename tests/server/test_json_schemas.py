@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import octavo_server
 from octavo_server.errors import RequestError
 from octavo_server.frontend.grammars import Grammars
-from octavo_server.frontend.structured import grammar_source
+from octavo_server.frontend.structured import Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import StructuredOutputs
 from octavo_server.frontend.text.json_schemas import closed, served
 from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
@@ -99,6 +100,34 @@ def test_white_space_is_bounded_and_json_stands_alone(grammars: Grammars) -> Non
     assert accepts(matcher, "[1, 2,\n  3\n]") and accepts(matcher, "[1,2,3]") and accepts(matcher, "[\r\n\t\t1 ]")
     for text in ("[1,  2]", "[\n\n1]", "[1,\n" + " " * 33 + "2]", " [1]", "[1] ", "[1]\n"):
         assert not accepts(matcher, text), text
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"choice": ["<|im_end|>", "a <|im_end|> b"]},
+        {"json": {"const": "x<|im_end|>y"}},
+        {"json": {"type": "object", "properties": {"<|im_end|>": {"const": 1}}, "required": ["<|im_end|>"]}},
+        {"regex": r"a<\|im_end\|>b"},
+        {"grammar": 'start: "<|im_end|>" "!"'},
+    ],
+    ids=str,
+)
+def test_text_that_spells_a_special_token_is_text(grammars: Grammars, outputs: dict[str, Any], thinks: bool) -> None:
+    """Else an answer would end where it has only begun."""
+    thoughts = Reasoning("<|im_start|>", "</think>", is_open=False) if thinks else None
+    source = grammar_source(None, StructuredOutputs.model_validate(outputs), None, thoughts)
+    assert source is not None
+    matcher = compile_grammar(TOKENIZER, asyncio.run(grammars.compile(source))).deep_copy()
+    written: list[int] = []
+    while not matcher.is_accepting():  # no token but such as spell text
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        token = max(int(one) for one in np.flatnonzero(bits) if not TOKENIZER.is_special_token(int(one)))
+        assert not bits[TOKENIZER.eos_tokens].any()
+        assert matcher.consume_token(token)
+        written.append(token)
+    assert b"<|im_end|>" in TOKENIZER.decode_bytes(written)
 
 
 def test_names_of_properties_are_no_keywords() -> None:

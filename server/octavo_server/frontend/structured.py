@@ -17,7 +17,8 @@ from octavo_server.frontend.structured_fields import (
 )
 from octavo_server.frontend.text.json_schemas import ESCAPES, closed, served
 
-SourceKind = Literal["json", "regex", "lark", "grammar"]  # "grammar": Lark or GBNF, as the text has it
+# "lark": of our own making, "choice": around texts of the client's, "grammar": Lark or GBNF, as the text has it.
+SourceKind = Literal["json", "regex", "lark", "choice", "grammar"]
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 # Between JSON's tokens, where no request says it: a space, or a new line with its indentation. Without a bound small
 # models may write space until their tokens are used up.
@@ -92,7 +93,7 @@ def _of_outputs(given: StructuredOutputs, reasoning: Reasoning | None) -> Gramma
     if given.regex is not None:
         return GrammarSource("regex", given.regex, param, reasoning)
     if given.choice is not None:
-        return GrammarSource("lark", choice_grammar(given.choice), param, reasoning)
+        return GrammarSource("choice", choice_grammar(given.choice), param, reasoning)
     if given.grammar is not None:
         return GrammarSource("grammar", given.grammar, param, reasoning)
     schema = given.json_ if isinstance(given.json_, dict) else _ANY_OBJECT
