@@ -2,9 +2,9 @@
 
     python benchmarks/grammar_cpu.py [--tokenizer FILE] [--json FILE]
 
-A FILE that is not there yet, or none: a tokenizer of 128,256 tokens is trained on the Python installation's own sources,
-which takes minutes. A mask is that of one row for one token, the answer being random within its grammar. All times are
-the CPU's, of all threads together, so that a busy machine does not count.
+Where FILE is not there yet, or none is given, a tokenizer of 128,256 tokens is trained on the Python installation's own
+sources, which takes minutes. A mask is that of one row for one token, the answer being random within its grammar. All
+times are the CPU's, of all threads together, so that a busy machine counts less.
 """
 
 import argparse

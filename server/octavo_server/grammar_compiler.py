@@ -13,7 +13,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from octavo_common.generation_config import read_generation_defaults
 from octavo_common.model_config import read_model_config
 
-# Of one step of one request: up to some 15 ms, as measured. A state of a lexer takes 1 to 2 kB.
+# Of one step of one request: 10 ms on average for the worst grammars found, 40 at most (benchmarks/grammar_cpu.py). A
+# state of a lexer takes 1 to 2 kB.
 LIMITS: Final = LLParserLimits(
     max_items_in_row=500,
     step_max_items=10_000,
