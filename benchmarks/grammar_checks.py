@@ -43,7 +43,13 @@ def grammars() -> list[tuple[str, Callable[[str], bool]]]:
 
 def answers(model: Path, device: str, requests: Sequence[tuple[list[int], SamplingParams]]) -> list[list[int]]:
     """Of an engine of its own, all at once."""
-    config = EngineConfig(model=model, device=device, dtype="float32", batch_invariant=True)  # type: ignore[arg-type]
+    config = EngineConfig(
+        model=model,
+        device=device,  # type: ignore[arg-type]
+        dtype="float32",
+        batch_invariant=True,
+        kv_cache_memory_bytes=2**28,
+    )
     core, found = start_engine(config, lambda _phase: None), [list[int]() for _ in requests]
     while core.idle():
         continue

@@ -65,7 +65,9 @@ class AccessConfig(BaseModel):
     allowed_origins: Texts = Field(
         (), description="origin(s) whose pages may ask from a browser, as a JSON list too; * is any [default: none]"
     )
-    allowed_methods: Texts = Field(("GET", "POST"), description="methods that they may use [default: GET and POST]")
+    allowed_methods: Texts = Field(
+        ("GET", "POST", "DELETE"), description="methods that they may use [default: all that there are]"
+    )
     allowed_headers: Texts = Field(("*",), description="headers that they may send [default: *, any]")
     allow_credentials: bool = Field(False, description="their browsers may send cookies and certificates along")
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from octavo_server.access_config import AccessConfig
-from octavo_server.logs import LogFormat
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 DISK_CACHE_GIB: Final = 16.0
+LogFormat = Literal["text", "json"]  # as in logs.py, which a base install cannot import
 LoggedRequests = Literal["all", "errors", "none"]
 OtlpEndpoint = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)]
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]

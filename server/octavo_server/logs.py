@@ -36,14 +36,17 @@ def fields(**values: object) -> dict[str, Any]:
 
 
 class TextLines(logging.Formatter):
-    """`TIME LEVEL LOGGER: MESSAGE NAME=VALUE …`; a traceback follows on lines of its own."""
+    """`TIME LEVEL LOGGER: MESSAGE NAME=VALUE …`; a traceback, or the rest of a long message, on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         told = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
-        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{told}"
         trace = _traceback(record)
-        return line if trace is None else f"{line}\n{trace}"
+        first, *more = record.getMessage().split("\n")
+        lines = [f"{_time(record)} {record.levelname} {record.name}: {first}{told}", *more]
+        lines += [] if trace is None else trace.split("\n")
+        # Nothing in a record looks like the beginning of another one, or moves a terminal's cursor.
+        return "\n  ".join(map(_printable, lines))
 
 
 class JsonLines(logging.Formatter):
@@ -113,6 +116,10 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     told: dict[str, Any] = getattr(record, "fields", {})
     known = request_id.get()
     return told if known is None else {"request_id": known, **told}
+
+
+def _printable(line: str) -> str:
+    return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _plain(value: object) -> str:

@@ -31,6 +31,8 @@ KEYS = """
 - {name: debt, key: sk-debt, tokens_per_minute: 60}
 - {name: streamed, key: sk-streamed, tokens_per_minute: 60}
 - {name: client, key: sk-client, requests_per_minute: 1}
+- {name: patient, key: sk-patient, requests_per_minute: 30, tokens_per_minute: 100}
+- {name: narrow, key: sk-narrow, tokens_per_minute: 60}
 - {name: both, key: sk-both, requests_per_minute: 100, tokens_per_minute: 100000}
 """
 
@@ -190,6 +192,46 @@ def test_nothing_else_than_a_bearer_token_is_a_key(access: Access, headers: str)
     assert raw_status(access.admin_url, "/version", headers=headers) == 401
 
 
+SECOND = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+AMBIGUOUS = {
+    "both lengths": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "both, otherwise": b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "two lengths": b"Content-Length: 0\r\nContent-Length: 35\r\n\r\n",
+    "a list of lengths": b"Content-Length: 0, 0\r\n\r\n",
+    "a sign": b"Content-Length: +0\r\n\r\n",
+    "another encoding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "not chunked last": b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "a space": b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "a folded line": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "a bare line feed": b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a bare carriage return": b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a null": b"X: \0\r\n\r\n",
+    "a chunk's length": b"Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n",
+    "a chunk's line feed": b"Transfer-Encoding: chunked\r\n\r\n0\n\r\n",
+}
+
+
+@pytest.mark.parametrize("framing", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_where_a_request_ends_is_no_matter_of_opinion(access: Access, framing: bytes) -> None:
+    """What stands before us may see one request where we see two: such ones end the connection."""
+    address = urlsplit(access.url)
+    head = b"POST /health HTTP/1.1\r\nHost: x\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
+        connection.sendall(head + framing + SECOND)
+        connection.shutdown(socket.SHUT_WR)
+        answers = re.findall(rb"HTTP/1\.1 (\d+)", connection.makefile("rb").read())
+    assert answers == [b"400"]
+
+
+def test_a_request_that_follows_needs_its_own_key(access: Access) -> None:
+    address = urlsplit(access.url)
+    with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
+        with_key = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-plain\r\n\r\n"
+        connection.sendall(with_key + SECOND + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers = re.findall(rb"HTTP/1\.1 (\d+)", connection.makefile("rb").read())
+    assert answers == [b"200", b"401", b"200"]
+
+
 def test_a_key_behind_the_body_comes_too_late(access: Access) -> None:
     address = urlsplit(access.url)
     with socket.create_connection((address.hostname, address.port), timeout=serving.PATIENCE_SECONDS) as connection:
@@ -328,6 +370,7 @@ def test_past_its_tokens_a_key_is_refused_and_who_owes_before_its_body_is_read(a
         too_large = complete(client, prompt=[5] * 20, max_tokens=41)
         assert "asks for 61 tokens (20 of prompts" in refused(too_large, "tokens")
         assert "retry-after" not in too_large.headers  # it never can
+        assert too_large.headers["x-should-retry"] == "false"
         answer = complete(client, prompt=[5] * 100, max_tokens=1)
         assert "too large" in refused(answer, "tokens")
         assert complete(client, prompt=[5] * 30, max_tokens=20, ignore_eos=True).status_code == 200
@@ -339,6 +382,27 @@ def test_past_its_tokens_a_key_is_refused_and_who_owes_before_its_body_is_read(a
         assert client.post("/v1/chat/completions", json=chat, headers={"Authorization": "Bearer sk-debt"}).is_success
     head = "Authorization: Bearer sk-debt\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
     assert raw_status(access.url, "/v1/completions", "POST", head) == 429
+
+
+SAID = [{"role": "user", "content": "a"}]
+TOO_MUCH: dict[str, tuple[str, dict[str, Any]]] = {
+    "choices": ("completions", {"prompt": [5], "n": 4, "max_tokens": 15}),
+    "prompts": ("completions", {"prompt": [[5]] * 4, "max_tokens": 15}),
+    "prompts of default length": ("completions", {"prompt": ["a"] * 4}),
+    "choices of a stream": ("completions", {"prompt": [5], "n": 4, "max_tokens": 15, "stream": True}),
+    "choices of a chat": ("chat/completions", {"messages": SAID, "n": 2, "max_completion_tokens": 30}),
+    "a response": ("responses", {"input": "a", "max_output_tokens": 60}),
+    "vectors": ("embeddings", {"input": [[5] * 31] * 2}),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_no_way_of_asking_leads_past_the_limit_on_tokens(access: Access, name: str) -> None:
+    path, body = TOO_MUCH[name]
+    with access.client("sk-narrow") as client:
+        answer = client.post(f"/v1/{path}", json={"model": "tiny", **body})
+        assert "too large" in refused(answer, "tokens")
+        assert limits_told(answer)["remaining-tokens"] == "60"  # nothing was taken
 
 
 def test_requests_at_once_are_limited_and_the_next_is_taken_when_one_has_ended(held: Access) -> None:
@@ -360,6 +424,25 @@ def test_the_openai_client_sees_a_rate_limit_as_one(access: Access) -> None:
         with pytest.raises(openai.RateLimitError) as caught:
             client.models.list()
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "requests")
+
+
+def test_the_openai_client_waits_as_it_is_told_and_does_not_repeat_what_can_never_fit(access: Access) -> None:
+    seen: list[tuple[int, str | None]] = []
+
+    def note(answer: httpx.Response) -> None:
+        seen.append((answer.status_code, answer.headers.get("retry-after")))
+
+    with (
+        httpx.Client(event_hooks={"response": [note]}, timeout=serving.PATIENCE_SECONDS) as http,
+        openai.OpenAI(base_url=f"{access.url}/v1", api_key="sk-patient", http_client=http) as client,
+    ):
+        with pytest.raises(openai.RateLimitError, match="too large"):
+            client.completions.create(model="tiny", prompt=[5] * 200, max_tokens=1)
+        assert seen == [(429, None)]
+        while len(told := [seconds for status, seconds in seen if status == 429]) == 1:
+            client.models.list()
+        assert told == [None, "2"]  # so long it waited: the next answer was
+        assert seen[-1] == (200, None)
 
 
 def test_every_answer_of_a_limited_key_tells_what_is_left(access: Access) -> None:
@@ -390,7 +473,8 @@ def test_pages_of_an_allowed_origin_may_ask_with_a_key(access: Access) -> None:
     assert answer.headers["access-control-allow-origin"] == origin
     assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in answer.headers
-    assert preflight(access.url, origin, "DELETE").status_code == 400
+    assert preflight(access.url, origin, "DELETE").status_code == 200
+    assert preflight(access.url, origin, "PUT").status_code == 400
     assert preflight(access.url, "https://other.example").status_code == 400
     assert "access-control-allow-origin" not in preflight(access.url, "https://other.example").headers
     for key, status in (("sk-plain", 200), ("wrong", 401), (None, 401)):

@@ -124,9 +124,57 @@ def test_without_tools_nothing_is_a_call(client: openai.OpenAI) -> None:
         assert choice.message.tool_calls is None
 
 
-def test_an_answer_that_is_cut_off_within_a_call_says_so(client: openai.OpenAI) -> None:
-    choice = say(client, CALL, tools=[TOOL], max_tokens=20).choices[0]
-    assert choice.finish_reason == "length"
+def ended(client: openai.OpenAI, ask: Any, **fields: Any) -> tuple[str, str | None, list[str]]:
+    """How the answer ended, its content, and the arguments of its calls; the client raises where it is cut off."""
+    try:
+        answer = ask(client, CALL, tools=[TOOL], **fields)
+    except openai.LengthFinishReasonError as error:
+        answer = error.completion
+    (choice,) = answer.choices
+    return (
+        choice.finish_reason,
+        choice.message.content,
+        [call.function.arguments for call in choice.message.tool_calls or ()],
+    )
+
+
+def tokens_until(part: str) -> int:
+    tokenizer = tiny_tokenizers.byte_level_bpe()
+    return len(tokenizer.encode(CALL[: CALL.index(part)]).ids)
+
+
+NAMED: Any = {"type": "function", "function": {"name": "find"}}
+WHOLE = '{"what": "é"}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "content", "arguments"),
+    [
+        ({}, "tool_calls", None, [WHOLE]),
+        ({"tool_choice": "required"}, "tool_calls", None, [WHOLE]),
+        ({"tool_choice": NAMED}, "stop", None, [WHOLE]),
+        ({"stop": "</tool"}, "tool_calls", None, [WHOLE]),
+        ({"stop": '": "é'}, "stop", None, ['{"what']),
+        ({"tool_choice": NAMED, "stop": '": "é'}, "stop", None, ['{"what']),
+        ({"max_tokens": tokens_until('": "é')}, "length", None, ['{"what']),
+        ({"max_tokens": tokens_until(" {")}, "length", '<tool_call>\n{"name": "find", "arguments":', []),
+        ({"tool_choice": "required", "max_tokens": 8}, "length", None, []),
+        ({"tool_choice": NAMED, "max_completion_tokens": tokens_until(" {")}, "length", None, []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ask", [say, say_streamed])
+def test_how_an_answer_ended_tells_whether_its_call_is_whole(
+    client: openai.OpenAI, ask: Any, fields: dict[str, Any], reason: str, content: str | None, arguments: list[str]
+) -> None:
+    assert ended(client, ask, **fields) == (reason, content, arguments)
+
+
+def test_a_stop_token_behind_a_call_leaves_it_one(client: openai.OpenAI, http: httpx.Client) -> None:
+    text = f"{CALL}<|im_start|>"
+    (token,) = http.post("/tokenize", json={"prompt": "<|im_start|>", "add_special_tokens": False}).json()["tokens"]
+    choice: Any = say(client, text, tools=[TOOL], extra_body={"stop_token_ids": [token]}).choices[0]
+    assert (choice.finish_reason, choice.stop_reason, len(choice.message.tool_calls)) == ("tool_calls", token, 1)
 
 
 def test_each_choice_is_read_for_itself(client: openai.OpenAI) -> None:

@@ -235,7 +235,7 @@ def test_a_chat_becomes_one_vector(client: openai.OpenAI, tokenizer: Tokenizer) 
         ({"input": ""}, "input", "at least 1 character"),
         ({"input": ["a", ""]}, "input[1]", "at least 1 character"),
         ({"input": []}, "input", "not empty"),
-        ({"input": [[]]}, "input[0]", "at least 1 item"),
+        ({"input": [[]]}, "input[0]", "must not be empty"),
         ({"input": 5}, "input", "should be a string"),
         ({"input": [1.5]}, "input", "should be a string"),
         ({"input": [10**6]}, "input", "token id 1000000 does not exist"),

@@ -1,8 +1,11 @@
 """The API process's end of the socket: epochs, garbage, aborts, silence, with a peer that the test plays itself."""
 
 import asyncio
+import json
+import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 import tiny_tokenizers
-from octavo_server import ipc
+from octavo_server import ipc, logs
 from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend import client as client_module
@@ -381,3 +384,67 @@ async def test_a_path_that_is_too_long_for_a_socket_is_told(tmp_path: Path) -> N
     with pytest.raises(EngineError, match="set TMPDIR"):
         client.open(tmp_path / ("x" * 120), EPOCH)
     client.terminate()
+
+
+@pytest.fixture
+def lines() -> Iterator[list[Any]]:
+    """What the log's lines hold, as they are written."""
+    found: list[Any] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(json.loads(self.format(record)))
+
+    handler, logger = Lines(), logging.getLogger("octavo_server.frontend")
+    handler.setFormatter(logs.JsonLines())
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+async def test_what_goes_wrong_with_a_result_is_logged_under_its_request_without_its_words(
+    ends: tuple[EngineClient, Peer],
+    choice: Callable[..., Choice],
+    lines: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (client, peer), whose = ends, "own"
+
+    def broken(*_: object) -> None:
+        raise ValueError(f"a client's {whose} words")
+
+    async def ask(name: str, at_once: bool) -> None:
+        logs.request_id.set(f"request-{name}")
+        made = choice(name)
+        if not at_once:
+            monkeypatch.setattr(made.answer, "take", broken)
+        with client.submit([made]) as stream:
+            stream.at_once = broken if at_once else None  # type: ignore[assignment]
+            with pytest.raises(EngineError, match="its log says why"):
+                await tokens_of(stream)
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        for name in "ab":
+            tasks.create_task(ask(name, at_once=name == "b"))
+            await peer.hear()
+        for name in "ab":
+            await peer.output(name, 5)
+    assert [line["request_id"] for line in lines] == ["request-a", "request-b"]
+    assert all("ValueError" in line["exception"] and "own words" not in str(line) for line in lines)
+
+
+async def test_what_the_engine_says_is_not_logged_under_a_request_that_speaks_to_it(
+    ends: tuple[EngineClient, Peer], choice: Callable[..., Choice], lines: list[Any]
+) -> None:
+    client, peer = ends
+    link: Any = client._link
+    zmq.Socket.shadow(peer.socket).send(b"garbage")
+    deadline = time.monotonic() + 30
+    while not link._engine.poll(10):  # it is there, and the event loop has had no turn
+        assert time.monotonic() < deadline
+    token = logs.request_id.set("r-1")
+    with client.submit([choice("a")]):
+        logs.request_id.reset(token)
+        await until(lambda: bool(lines))
+    assert "dropped a message" in lines[0]["message"]
+    assert "request_id" not in lines[0]

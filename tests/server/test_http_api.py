@@ -312,6 +312,44 @@ def test_what_is_not_supported_is_refused_by_name(http: httpx.Client, field: str
     assert field in error["message"]
 
 
+NAME: dict[str, Any] = {"type": "function", "name": "f"}  # as /v1/responses has it
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"temprature": 1}, "temprature", "did you mean temperature?"),
+        ({"max_token": 4}, "max_token", "did you mean max_tokens?"),
+        ({"reasoning": {"effort": "low"}}, "reasoning", "did you mean reasoning_effort?"),
+        ({"extra_body": {"top_k": 1}}, "extra_body", "into the body itself"),
+        ({"prompt": "a"}, "prompt", "/v1/completions takes it"),
+        ({"input": "a"}, "input", "/v1/responses takes it"),
+        ({"xyz": 1}, "xyz", "xyz: this field is not known (given: 1)"),
+        ({"xyz": True}, "xyz", "(given: true)"),
+        ({"tools": [NAME]}, "tools[0].name", '"function": {"name": …}'),
+        ({"tools": [{"type": "function"}], "tool_choice": NAME}, "tools[0].function", "required"),
+        ({"tools": [{"function": NAME}], "tool_choice": NAME}, "tools[0].function.type", "not known"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "should be 'function'"),
+        ({"response_format": "json"}, "response_format", 'must be an object (given: "json")'),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content[0]", "must be an object"),
+        ({"messages": []}, "messages", "must not be empty"),
+        ({"stop": ["a"] * 5}, "stop", "4 entries are allowed at most"),
+        ({"guided_regex": "a"}, "guided_regex", "older name of structured_outputs.regex"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag", "formatted parts"),
+        ({"detokenize": False}, "detokenize", "return_token_ids"),
+        ({"watermarking": True}, "watermarking", "not marked"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "together with stream"),
+        ({"x" * 5000: 1}, "x" * 100, "not known"),
+    ],
+)
+def test_a_slip_is_told_with_what_was_probably_meant(
+    http: httpx.Client, fields: dict[str, Any], param: str, said: str
+) -> None:
+    error = refusal(http.post("/v1/chat/completions", json={"model": "tiny", "messages": [HELLO]} | fields))
+    assert error["param"] == param
+    assert said in error["message"] and len(error["message"]) < 400
+
+
 @pytest.mark.parametrize("field", ["suffix", "best_of"])
 def test_completions_refuse_what_only_completions_had(http: httpx.Client, field: str) -> None:
     answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "a", field: 3})
@@ -591,8 +629,9 @@ def test_the_described_fields_are_bounded(http: httpx.Client) -> None:
 def test_the_described_refusals_are_those_that_are_sent(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     described = [operation["responses"] for path in document["paths"].values() for operation in path.values()]
-    assert all(set(responses) == {"200", "4XX"} for responses in described)
+    assert all({"4XX", "5XX"} <= set(responses) for responses in described)
     schema = described[0]["4XX"]["content"]["application/json"]["schema"]
+    assert schema == described[0]["5XX"]["content"]["application/json"]["schema"]
     jsonschema.validate(http.post("/v1/completions", json={"model": "tiny", "prompt": 3}).json(), schema)
     assert not any(name.startswith(("HTTP", "Validation")) for name in document["components"]["schemas"])
 

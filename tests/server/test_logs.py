@@ -65,7 +65,18 @@ def test_a_line_of_json_holds_all_and_a_line_of_text_quotes_what_is_no_word(in_a
     assert {"request_id": "r-1", "key": "a b", "n": 3, "reasons": ["stop", "length"]}.items() <= told.items()
     assert "\n" not in logs.JsonLines().format(made)
     text = logs.TextLines().format(record("m", key="a b", n=3, reasons=["stop", "length"], path='x="y"\n'))
+    assert text.splitlines() == [text]
     assert text.endswith(r' WARNING octavo.x: m request_id=r-1 key="a b" n=3 reasons=stop,length path="x=\"y\"\n"')
+
+
+def test_no_text_looks_like_a_line_of_its_own_or_steers_a_terminal(in_a_request: None) -> None:
+    error = raised(EngineError("gone\n2026-01-01T00:00:00.000Z INFO octavo.access: GET / 200 key=admin"))
+    text = logs.TextLines().format(record("first\n2026 INFO x\r\x1b[2J \u202e\u2028 ü", key="a", error=error))
+    first, second, *others = text.split("\n")
+    assert first.endswith(" WARNING octavo.x: first request_id=r-1 key=a")
+    assert second == r"  2026 INFO x\r\x1b[2J \u202e\u2028 ü"
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+    assert len(text.splitlines()) == len(others) + 2
 
 
 @pytest.mark.parametrize("form", [logs.JsonLines(), logs.TextLines()])
@@ -117,6 +128,41 @@ def test_a_line_that_is_longer_than_the_room_is_cut_and_the_next_one_is_whole() 
     os.close(writer)
 
 
+def tool(function: Any) -> Any:
+    return {"type": "function", "function": function}
+
+
+def of_all_kinds(talk: list[Any]) -> list[tuple[str, Any]]:
+    """Requests that quote the mark wherever a text of clients may stand, by route."""
+    chat = {"model": "tiny", "messages": talk, "max_tokens": 5}
+    function = {"name": MARK, "description": MARK, "parameters": {"type": "object", "properties": {MARK: {}}}}
+    call = {"id": MARK, "type": "function", "function": {"name": MARK, "arguments": f'{{"{MARK}": "{MARK}"}}'}}
+    result = {"role": "tool", "tool_call_id": MARK, "content": MARK}
+    called = [*talk, {"role": "assistant", "tool_calls": [call]}, result]
+    schemas = [{"const": MARK}, {"$ref": f"#/{MARK}"}, {"type": "string", "pattern": f"(?={MARK})"}]
+    formats = [{"type": "json_schema", "json_schema": {"name": MARK, "schema": schema}} for schema in schemas]
+    resume = {"output_token_ids": [5], "response_id": MARK, "created": 1}
+    bodies: list[tuple[str, Any]] = [("chat/completions", chat | {"response_format": form}) for form in formats]
+    bodies += [
+        ("chat/completions", chat | {"tools": [tool(function)]}),
+        ("chat/completions", chat | {"tools": [tool(function | {"parameters": schemas[1]})]}),
+        ("chat/completions", chat | {"messages": called}),
+        ("chat/completions", chat | {"structured_outputs": {"regex": f"{MARK}[a"}}),
+        ("chat/completions", chat | {"structured_outputs": {"grammar": f'start: "{MARK}" x'}}),
+        ("chat/completions", chat | {"structured_outputs": {"choice": [MARK]}, "cache_salt": MARK}),
+        ("chat/completions", chat | {"chat_template": MARK}),
+        ("chat/completions", chat | {"chat_template_kwargs": {MARK: MARK}}),
+        ("chat/completions", chat | {"stream": True, "octavo_resume": resume}),
+        ("embeddings", {"model": "tiny", "input": [MARK, MARK]}),
+        ("embeddings", {"model": "tiny", "input": {MARK: MARK}}),
+        ("responses", {"model": "tiny", "input": MARK, "instructions": MARK, "metadata": {MARK: MARK}}),
+        ("responses", {"model": "tiny", "input": MARK, "stream": True, "tools": [{"type": "function", **function}]}),
+        ("responses", {"model": "tiny", "input": MARK, "previous_response_id": MARK}),
+        ("responses", {"model": "tiny", "input": [{"type": MARK}]}),
+    ]
+    return bodies
+
+
 def test_neither_prompts_nor_answers_nor_keys_are_logged_whatever_goes_wrong(tmp_path: Path) -> None:
     model = serving.text_model(tmp_path / "model")
     crashing = 7  # a token that no text of this test has
@@ -146,6 +192,7 @@ def test_neither_prompts_nor_answers_nor_keys_are_logged_whatever_goes_wrong(tmp
             ("completions", text | {"prompt": [MARK, 1]}),
             (f"{MARK}", {}),
             (f"models?api_key={KEY}", {}),
+            *of_all_kinds(talk),
             ("completions", {"model": "tiny", "prompt": [crashing, crashing], "user": MARK}),
         ]
         statuses = [httpx.post(f"{url}/{path}", json=body, headers=headers).status_code for path, body in bodies]
@@ -153,6 +200,8 @@ def test_neither_prompts_nor_answers_nor_keys_are_logged_whatever_goes_wrong(tmp
         assert '"param":"temperature"' in server.log
         httpx.post(f"{url}/completions", content=f'{{"{MARK}', headers=headers | {"content-type": "application/json"})
         httpx.post(f"{url}/completions", json=text, headers={"authorization": f"Bearer {KEY}-wrong"})
+        for path, body in (("tokenize", {"prompt": MARK}), ("tokenize", {"messages": MARK}), ("detokenize", {MARK: 1})):
+            httpx.post(f"{server.url}/{path}", json=body, headers=headers)
         serving.until(lambda: "crash report" in server.log)
         log = server.log
     lines = [json.loads(line) for line in log.splitlines()]

@@ -122,10 +122,11 @@ def test_the_line_of_a_request_says_what_became_of_it(server: serving.ServerProc
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
     seconds, ttft = line.pop("seconds"), line.pop("ttft_seconds")
     assert 0 < ttft <= seconds < serving.PATIENCE_SECONDS
-    line.pop("key", None)
+    assert 0 <= line.pop("queue_seconds", 0.0) <= ttft
     assert line.pop("prompt_tokens") >= 3
     assert line == {
         "level": "info",
+        "key": "api-key-1",
         "logger": "octavo.access",
         "message": "POST /v1/completions 200",
         "request_id": answer.headers["x-request-id"],
@@ -139,3 +140,50 @@ def test_the_line_of_a_request_says_what_became_of_it(server: serving.ServerProc
         "completion_tokens": 3,
         "finish_reason": "length",
     }
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "response": ("/v1/responses", {"model": "tiny", "input": "hello"}, "id"),
+    "embedding": ("/v1/embeddings", {"model": "tiny", "input": ["hello", "hello world"]}, "id"),
+    "named chat": (
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "request_id": "mine", "max_tokens": 2},
+        "id",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_lines_of_other_routes_tell_their_answers_ids_and_tokens(server: serving.ServerProcess, name: str) -> None:
+    path, body, field = OTHERS[name]
+    answer = httpx.post(f"{server.url}{path}", json=body, headers=KEY)
+    line, usage = access(server, answer.headers["x-request-id"]), answer.json()["usage"]
+    assert line["response_id"] == answer.json()[field]
+    assert line["model"] == "tiny"
+    assert line["prompt_tokens"] == usage.get("prompt_tokens", usage.get("input_tokens")) > 0
+    assert ("completion_tokens" in line) == ("embedding" not in name)
+    # The engine's own lines name a request by this.
+    assert re.fullmatch("[0-9a-f]{32}", line["engine_id"]) if "mine" in line["response_id"] else "engine_id" not in line
+
+
+def test_a_path_is_one_word_of_its_line(server: serving.ServerProcess) -> None:
+    path = "/v1/x%20200%20key=admin%0d%0a2026%20INFO%20%C3%BC%22"
+    line = access(server, httpx.get(f"{server.url}{path}", headers=KEY).headers["x-request-id"])
+    method, shown, status = line["message"].split(" ")
+    assert (method, status) == ("GET", "404")
+    assert re.fullmatch(r"/v1/x%20200%20key%3Dadmin%0D%0A2026%20INFO%20%C3%BC%22", shown)
+
+
+def test_what_is_refused_in_its_middle_is_so_under_the_requests_own_id(server: serving.ServerProcess) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-1\r\nX-Request-Id: %s\r\n"
+    framing = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"1\r\n \r\n0\r\n" + b"X: " + b"y" * 2**16
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=serving.PATIENCE_SECONDS) as connection:
+        connection.sendall(head % b"late-one" + framing + body)
+        connection.sendall(b"y\r\nY: z\r\n")  # no more than is read at once: what is left would reset the connection
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 431") and b"\r\nx-request-id: late-one\r\n" in answer
+    serving.until(lambda: server.log.count('"request_id":"late-one"') == 2)
+    lines = [json.loads(line) for line in server.log.splitlines() if '"late-one"' in line]
+    assert {line["status"] for line in lines} == {431, 499}

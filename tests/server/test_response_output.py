@@ -19,10 +19,13 @@ from openai.types.responses import Response
 
 import serving
 import tiny_tokenizers
+from octavo_server.frontend.answer import Delta
 from octavo_server.frontend.parsing import Piece
 from octavo_server.frontend.responses_api import events
 from octavo_server.frontend.responses_api.output import Output
+from octavo_server.frontend.responses_api.telling import PlainAnswer
 from octavo_server.frontend.text.output_parsers import CallDelta
+from octavo_server.ipc import TokenLogprobs
 
 # Names of variables and markers are what the server knows a model by.
 TEMPLATE = (
@@ -209,10 +212,37 @@ def test_what_is_sent_is_what_is_described(server: serving.ServerProcess) -> Non
         told = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
         for event in told:
             jsonschema.validate(event, schemas["text/event-stream"]["schema"]["x-event"])
-        assert len({event["type"] for event in told}) == 14  # all but those of responses that fail or are cut off
+        assert len({event["type"] for event in told}) == 13  # all but those of responses that fail or are cut off
         path = f"/v1/responses/{whole['id']}/input_items"
         listed = described["/v1/responses/{response_id}/input_items"]["get"]["responses"]["200"]["content"]
         jsonschema.validate(http.get(path).json(), listed["application/json"]["schema"])
+
+
+@given(
+    tokens=st.lists(st.sampled_from(["a", "bc", ""]), max_size=12),
+    end=st.booleans(),
+    cuts=st.sets(st.integers(1, 12)),
+)
+def test_log_probabilities_are_those_of_the_text_however_it_is_cut(
+    tokens: list[str], end: bool, cuts: set[int]
+) -> None:
+    """An empty token begins a character that the next one ends, or is behind the text."""
+    pieces = [*tokens, *([""] if end else [])]
+    offsets = [len("".join(pieces[:at])) for at in range(len(pieces))]
+    parts, found, text = PlainAnswer(), list[int](), ""
+    borders = sorted({0, len(pieces), *(cut for cut in cuts if cut < len(pieces))})
+    for begin, behind in itertools.pairwise(borders):
+        delta = Delta()
+        for at in range(begin, behind):
+            delta.add_token(at, offsets[at])
+            delta.add_text(pieces[at])
+            delta.logprobs.append(TokenLogprobs([at], [-0.5], [1]))
+        piece = parts.add(delta)
+        text += piece.content
+        assert not piece.logprobs or piece.content
+        found += [entry.token_ids[0] for entry in piece.logprobs]
+    assert text == "".join(pieces)
+    assert found == [at for at, offset in enumerate(offsets) if offset < len(text)]
 
 
 # --- failures

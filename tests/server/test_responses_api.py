@@ -14,7 +14,9 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 import octavo_server
+import openai_models
 import serving
+from octavo_server.frontend.message_fields import MAX_CALLS
 
 DEMO = Path(octavo_server.__file__).parent / "demo_model"
 WEATHER: dict[str, Any] = {
@@ -37,6 +39,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+CALL = {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"}
 NO_SCHEMA: dict[str, Any] = {"type": "json_schema", "name": "x", "schema": {"type": "int"}}
 
 
@@ -108,6 +111,7 @@ def test_items_of_every_kind_become_the_chat_that_they_are(client: openai.OpenAI
             "status": "completed",
             "content": [{"type": "output_text", "text": "It is grey.", "annotations": [], "logprobs": []}],
         },
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
         {"role": "user", "content": "Tell me a joke."},
     ]
     messages = [
@@ -116,6 +120,7 @@ def test_items_of_every_kind_become_the_chat_that_they_are(client: openai.OpenAI
         {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": call}]},
         {"role": "tool", "tool_call_id": "c1", "content": "grey"},
         {"role": "assistant", "content": "It is grey."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
         {"role": "user", "content": "Tell me a joke."},
     ]
     found, expected = ask(client, items), chat(client, messages)
@@ -251,6 +256,77 @@ def test_a_stream_is_named_events_and_nothing_else(server: serving.ServerProcess
     assert blocks[-1].startswith(("event: response.completed", "event: response.incomplete"))
 
 
+# --- the reference
+
+SERVED: dict[str, dict[str, Any]] = {
+    "text": {"input": "Tell me a joke.", "instructions": "Be brief.", "metadata": {"a": "b"}, "user": "me"},
+    "log-probabilities": {"input": "Hello!", "include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    "cut off": {"input": "Tell me a story.", "max_output_tokens": 3},
+    "stopped by a string": {"input": "Tell me a joke.", "stop": ["octopus"], "top_logprobs": 1},
+    "a call": {"input": "What is the weather in Paris?", "tools": [WEATHER], "safety_identifier": "x"},
+    "a call by its name": {
+        "input": "Hi",
+        "tools": [WEATHER],
+        "tool_choice": {"type": "function", "name": "get_weather"},
+    },
+    "no call of those that may be": {
+        "input": "Tell me a joke.",
+        "tools": [WEATHER | {"strict": False}],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [{"type": "function", "name": "get_weather"}],
+        },
+        "parallel_tool_calls": False,
+    },
+    "JSON": {
+        "input": "Somebody, as JSON.",
+        "text": {"format": {"type": "json_schema", "name": "person", "schema": SCHEMA, "description": "somebody"}},
+        "max_output_tokens": 200,
+    },
+    "what has no effect": {
+        "input": "Hi",
+        "store": False,
+        "truncation": "disabled",
+        "service_tier": "auto",
+        "background": False,
+        "reasoning": {"summary": "auto"},
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "k",
+        "max_tool_calls": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_is_sent_is_what_the_reference_has_and_a_stream_ends_as_the_whole(
+    server: serving.ServerProcess, name: str
+) -> None:
+    body = {"model": "tiny", "temperature": 0, "max_output_tokens": 60} | SERVED[name]
+    with httpx.Client(base_url=server.url, timeout=serving.PATIENCE_SECONDS) as http:
+        whole = http.post("/v1/responses", json=body)
+        assert whole.status_code == 200, whole.text
+        openai_models.check_response(whole.text)
+        stream = http.post("/v1/responses", json=body | {"stream": True}).text
+    texts = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    found = [json.loads(text) for text in texts]
+    for text, event in zip(texts, found, strict=True):
+        openai_models.check_event(event["type"], text)
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    final = Response.model_validate(found[-1]["response"])
+    same(final, Response.model_validate_json(whole.text))
+    for event in found:
+        if event["type"] == "response.output_item.done":
+            assert event["item"] == found[-1]["response"]["output"][event["output_index"]]
+    if "logprobs" in str(body):
+        told = [entry for event in found if event["type"].endswith("_text.delta") for entry in event["logprobs"]]
+        (item,) = found[-1]["response"]["output"]
+        assert told == item["content"][0]["logprobs"] != []
+        said = "".join(entry["token"] for entry in told)
+        assert said.startswith(item["content"][0]["text"])  # the last token may be cut by a stop string
+        assert said[: -len(told[-1]["token"])] in item["content"][0]["text"]
+
+
 # --- tools
 
 
@@ -325,6 +401,47 @@ def test_a_call_can_be_demanded(client: openai.OpenAI, choice: Any) -> None:
         assert call.name == "get_weather"
         jsonschema.validate(json.loads(call.arguments), WEATHER["parameters"])
     assert found.tool_choice == choice or found.tool_choice.model_dump(exclude_none=True) == choice  # type: ignore[union-attr]
+
+
+UNSERVABLE: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string", "pattern": "(?=P).*"}}}
+
+
+def test_tools_are_strict_unless_it_is_said_or_cannot_be(client: openai.OpenAI) -> None:
+    """As OpenAI has it. A language of schemas that no grammar has is no reason to refuse who never asked for it."""
+    for said, parameters, strict in (
+        ({}, WEATHER["parameters"], True),
+        ({"strict": False}, WEATHER["parameters"], False),
+        ({}, UNSERVABLE, False),
+    ):
+        tool = WEATHER | {"parameters": parameters} | said
+        found = ask(client, "What is the weather in Paris?", tools=[tool])
+        assert [tool.strict for tool in found.tools] == [strict]  # type: ignore[union-attr]
+        assert [item.type for item in found.output] == ["function_call"]
+    with pytest.raises(openai.BadRequestError, match="look-around") as caught:
+        ask(client, tools=[WEATHER | {"parameters": UNSERVABLE, "strict": True}])
+    assert caught.value.param == "tools"
+
+
+def test_arguments_keep_to_the_schema_where_nothing_is_said_of_strict(client: openai.OpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Bern"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    found = ask(client, "What is the weather in Paris?", tools=[WEATHER | {"parameters": parameters}])
+    (call,) = found.output
+    assert call.type == "function_call"
+    jsonschema.validate(json.loads(call.arguments), parameters)
+
+
+def test_a_call_that_was_cut_off_does_not_end_its_conversation(client: openai.OpenAI) -> None:
+    first = ask(client, "What is the weather in Paris?", tools=[WEATHER], tool_choice="required", max_output_tokens=18)
+    assert [(item.type, item.status) for item in first.output] == [("function_call", "incomplete")]  # type: ignore[union-attr]
+    second = ask(client, "Hello!", previous_response_id=first.id)
+    assert second.output_text
+    again = ask(client, [{"role": "user", "content": "Hi"}, *first.output, {"role": "user", "content": "Hello!"}])
+    assert again.output_text
 
 
 def test_tools_that_must_not_be_called_are_not(client: openai.OpenAI) -> None:
@@ -435,7 +552,33 @@ def test_a_response_that_does_not_run_in_the_background_cannot_be_cancelled(clie
         client.responses.cancel("resp_none")
 
 
+# --- tokens of the input
+
+
+def test_the_input_is_counted_as_it_is_given_to_the_model(client: openai.OpenAI) -> None:
+    first = ask(client, "My name is Zelda.")
+    asked: Any = {"input": "What is my name?", "instructions": "Be brief.", "previous_response_id": first.id}
+    for more in ({}, {"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"}):
+        counted = client.responses.input_tokens.count(model="tiny", **asked, **more)
+        assert counted.object == "response.input_tokens"
+        usage = client.responses.create(model="tiny", max_output_tokens=1, **asked, **more).usage
+        assert usage is not None
+        assert counted.input_tokens == usage.input_tokens
+    assert client.responses.input_tokens.count(input="word " * 5000).input_tokens > 5000  # beyond the context
+    for body, param in (({}, "input"), ({"input": "a", "previous_response_id": "x"}, "previous_response_id")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.input_tokens.count(**body)  # type: ignore[call-overload]
+        assert caught.value.param == param
+
+
+def test_conversations_are_not_compacted(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="not compacted"):
+        client.responses.compact(model="tiny", input="Hi")
+
+
 # --- refusals
+
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 
 
 @pytest.mark.parametrize(
@@ -458,7 +601,8 @@ def test_a_response_that_does_not_run_in_the_background_cannot_be_cancelled(clie
             "input[0].content[0]",
             "text only",
         ),
-        ({"input": []}, "input", "at least 1"),
+        ({"input": []}, "input", "not be empty"),
+        ({"input": (MAX_CALLS + 1) * [CALL]}, "input", "256 entries are allowed at most"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
         ({"max_output_tokens": 5000}, "input", "5000"),
         ({"input": "word " * 2000}, "input", "token"),
@@ -468,6 +612,10 @@ def test_a_response_that_does_not_run_in_the_background_cannot_be_cancelled(clie
         ({"chat_template_kwargs": {"nothing": 1}}, "chat_template_kwargs.nothing", "no such variable"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"messages": []}, "messages", "not known"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name", "required"),
+        ({"input": [CALL] * 257}, "input", "more than 256 calls"),
+        ({"input": [CALL, CALL | {"arguments": "{"}]}, "input[1].arguments", "must be JSON"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input", "nothing in it"),
         ({"include": ["everything"]}, "include[0]", "message.output_text.logprobs"),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",

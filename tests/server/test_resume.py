@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import jsonschema
 import pytest
 from tokenizers import Tokenizer
 
@@ -138,13 +139,13 @@ def put_together(pieces: list[Any]) -> dict[int, list[str]]:
     return calls
 
 
-def assert_it_can_be_cut_anywhere(url: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
+def assert_it_can_be_cut_anywhere(url: str, route: str, body: dict[str, Any], every: int = 1) -> dict[str, Any]:
     whole = Stream(url, route, body)
     wanted, tokens = read(whole.events), token_ids(whole.events)
     first = whole.events[0]
     counts = {len(token_ids(whole.events[: at + 1])) for at in range(len(whole.events))}
     # Once the gateway has passed on how the answer ended, there is nothing to resume.
-    cuts = sorted(count for count in counts | {0} if not count or not read(whole.until(count))["ends"])
+    cuts = sorted(count for count in counts | {0} if not count or not read(whole.until(count))["ends"])[::every]
 
     def resumed(cut: int) -> dict[str, Any]:
         named = {"response_id": first["id"], "created": first["created"]}
@@ -210,6 +211,29 @@ def test_an_echo_and_its_log_probabilities_are_not_repeated(tiny: str) -> None:
 def test_the_demo_model_goes_on_as_it_would_have(demo: str, fields: dict[str, Any]) -> None:
     body = {"messages": [{"role": "user", "content": "What is paged attention?"}], "max_tokens": 24, **fields}
     assert_it_can_be_cut_anywhere(demo, "chat/completions", body)
+
+
+FORMAT: Final = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "size": {"enum": ["small", "large"]}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
+FUNCTION: Final = {"name": "look_up", "description": "Look something up.", "parameters": FORMAT}
+CONSTRAINED: Final[dict[str, dict[str, Any]]] = {
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": FORMAT}}},
+    "call": {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"},
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_a_grammar_goes_on_where_it_was(demo: str, name: str) -> None:
+    body = {"messages": [{"role": "user", "content": "What is a page?"}], "temperature": 1.0, "seed": 11}
+    found = assert_it_can_be_cut_anywhere(demo, "chat/completions", {**body, **CONSTRAINED[name], "max_tokens": 120}, 4)
+    answers = [found["text"]] if name == "schema" else [arguments for _, arguments in found["calls"].values()]
+    assert answers
+    for answer in answers:
+        jsonschema.validate(json.loads(answer), FORMAT)
 
 
 def test_an_answer_that_had_ended_brings_its_end_and_nothing_else(tiny: str) -> None:

@@ -1,5 +1,6 @@
 """TLS on real servers: certificates made here, replaced while the server runs, of clients too; and what is refused."""
 
+import asyncio
 import datetime
 import ipaddress
 import re
@@ -22,6 +23,8 @@ from cryptography.x509.oid import NameOID
 import serving
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
+from octavo_server.frontend import http
+from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.access.file_watch import FileWatch
 from octavo_server.frontend.access.tls import Tls
 
@@ -256,6 +259,9 @@ def test_whether_clients_show_a_certificate_is_vllms_flag(files: Files, given: A
     certificate, key = files.write("right", issue("right", files.authority))
     made = tls(certificate, key, ssl_ca_certs=certificate, ssl_cert_reqs=given)
     assert (made.main.current.verify_mode, made.admin.current.verify_mode) == (verified, 0)
+    files.write("right", issue("renewed", files.authority))
+    assert made.reload() is not None
+    assert (made.main.current.verify_mode, made.admin.current.verify_mode) == (verified, 0)
 
 
 def test_a_certificate_that_stays_the_same_is_not_read_again_aloud(
@@ -274,6 +280,29 @@ def test_a_certificate_that_stays_the_same_is_not_read_again_aloud(
     files.write("kept", issue("renewed", files.authority))
     watch.look()
     assert made.main.current is not before
+    certificate.touch()
+    watch.look()
     assert [record.message for record in caplog.records] == [
         f"the certificate {certificate} was read again, for new connections"
     ]
+    assert made.main.current.verify_mode == ssl.CERT_NONE  # of clients, there being no authority
+
+
+async def test_who_begins_no_handshake_is_not_waited_for(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.1)
+    pair = files.write("silent", issue("silent", files.authority))
+    listener = socket.create_server(("127.0.0.1", 0))
+    listeners = [http.Listener(listener, Door(), tls(*pair).main)]
+    server = http.http_server(app, listeners, log_level="info", graceful_seconds=1)
+    running = asyncio.create_task(server.serve())
+    await server.listening.wait()
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    async with asyncio.timeout(30):  # the event loop's own patience is a minute
+        assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+    server.should_exit = True
+    await running

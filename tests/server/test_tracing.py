@@ -1,6 +1,8 @@
 """Spans as a collector gets them, over OTLP/HTTP; and that a collector that is gone hurts nobody."""
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -140,6 +142,19 @@ def test_a_request_has_a_span_with_sizes_times_and_parameters(
     assert "octavo" in resource
 
 
+def test_embeddings_and_responses_have_spans_too(server: serving.ServerProcess, collector: Collector) -> None:
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": [f"{MARK} a", "b"]})
+    span = collector.of(answer.headers["x-request-id"])
+    told = attributes(span)
+    assert (span.name, told["gen_ai.response.id"]) == ("embeddings tiny", answer.json()["id"])
+    assert told["gen_ai.usage.input_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    assert not {"gen_ai.usage.output_tokens", "gen_ai.latency.time_to_first_token"} & told.keys()
+    answer = httpx.post(f"{server.url}/v1/responses", json={"model": "tiny", "input": MARK, "max_output_tokens": 3})
+    span = collector.of(answer.headers["x-request-id"])
+    assert (span.name, attributes(span)["gen_ai.response.id"]) == ("chat tiny", answer.json()["id"])
+    assert not any(MARK.encode() in batch.SerializeToString() for batch in collector.batches)
+
+
 def test_a_span_belongs_to_the_trace_that_the_client_began(server: serving.ServerProcess, collector: Collector) -> None:
     parent = {"traceparent": "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01", "tracestate": "a=b"}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, headers=parent)
@@ -179,6 +194,22 @@ def test_a_collector_that_is_gone_neither_slows_requests_nor_keeps_the_server(mo
         server.process.terminate()
         assert server.process.wait(serving.PATIENCE_SECONDS) == 0
         assert "Traceback" not in server.log
+
+
+def test_a_collector_that_never_answers_holds_up_nobody(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(serving.PATIENCE_SECONDS)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with serving.serve(model, env=FAST, otlp_traces_endpoint=url) as server:
+            server.wait_until_ready()
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4).startswith(b"POST")  # a batch is on its way, and stays there
+                for _ in range(20):  # httpx waits for five seconds, the exporter for ten
+                    assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+                server.process.send_signal(signal.SIGINT)
+                assert server.process.wait(serving.PATIENCE_SECONDS) == 130
 
 
 def test_without_the_packages_it_says_what_to_install(model: Path) -> None:

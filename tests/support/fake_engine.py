@@ -14,6 +14,7 @@ FAKE_SILENT_TOKEN  a token id: the process hangs after the first token of a requ
 FAKE_ERROR_TOKEN   a token id: a request that begins with it ends with an internal error after its first token; one that
                    begins with one of the ids behind it, with an error of another kind
 FAKE_HOLD          a path: as long as it exists, no request gets on
+FAKE_ANSWER        two token ids: the answer is what stands between them in the prompt
 """
 
 import json
@@ -141,8 +142,9 @@ class FakeEngine:
             return ipc.RequestOutput(**output, finish_reason="stop", embedding=vector(prompt))
         if sampling.max_tokens == 0:
             return ipc.RequestOutput(**output, finish_reason="length")
-        ends = request.sent >= len(prompt) and not sampling.ignore_eos
-        token = self.eos if ends else prompt[(request.sent + sampling.choice) % len(prompt)]
+        said = answer_in(prompt)
+        ends = request.sent >= len(said) and not sampling.ignore_eos
+        token = self.eos if ends else said[(request.sent + sampling.choice) % len(said)]
         request.sent += 1
         self.generated += 1
         output["token_ids"] = [token]
@@ -200,6 +202,14 @@ def logprobs(token: int, count: int) -> ipc.TokenLogprobs:
     """The token itself is the likeliest."""
     ids = [token, *(token + offset for offset in range(count))]
     return ipc.TokenLogprobs(ids, [-0.5, *(-0.5 - 0.5 * offset for offset in range(count))], 1)
+
+
+def answer_in(prompt: list[int]) -> list[int]:
+    """What of a prompt is the answer to it."""
+    if not (markers := os.environ.get("FAKE_ANSWER")):
+        return prompt
+    begin, end = (prompt.index(int(token)) for token in markers.split())
+    return prompt[begin + 1 : end]
 
 
 def number(name: str) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 
 import msgspec
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
@@ -14,17 +14,33 @@ from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions
-from octavo_server.frontend.described import answers
+from octavo_server.frontend.described import FIGURES, answers
 from octavo_server.frontend.embedding_fields import EmbeddingRequest
-from octavo_server.frontend.embeddings import Embeddings
+from octavo_server.frontend.embeddings import EmbeddingList, Embeddings
 from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.limits import BodyLimit, OpenRequests
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
-from octavo_server.frontend.responses import ChatChunk, ChatCompletion, Completion, Model, ModelList, encode
+from octavo_server.frontend.responses import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    Health,
+    Model,
+    ModelList,
+    Version,
+    encode,
+)
 from octavo_server.frontend.responses_api.routes import add_responses_routes
 from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
+from octavo_server.frontend.tokenization import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+)
 
 
 def create_app(state: ServerState) -> FastAPI:
@@ -75,7 +91,7 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
         job = Completions.prepare(state, body, _caller(request))
         return await stream(request, job) if body.stream else await _whole(request, job)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses=answers(EmbeddingList))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Make vectors of texts."""
 
@@ -84,37 +100,37 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
 
         return await (await until_disconnect(request.receive, computed())).response()
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", responses=answers(Tokenized))
     async def tokens_of(body: TokenizeRequest, request: Request) -> Response:
         """Count and list the tokens of a text or a chat."""
         return _encoded(await tokenize(state, body))
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", responses=answers(Detokenized))
     async def text_of(body: DetokenizeRequest, request: Request) -> Response:
         """Put tokens together to a text."""
         return _encoded(await detokenize(state, body))
 
 
 def _add_operations_routes(app: FastAPI, state: ServerState) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=answers(Health, statuses=(200, 503)))
     async def health() -> Response:
         """Whether the process and its engine are alive: a start that takes long is no reason to kill it."""
         if state.client.hangs:
-            return _status(503, status="not responding")
-        return _status(200, status="alive")
+            return _status(503, Health("not responding"))
+        return _status(200, Health("alive"))
 
-    @app.get("/ready")
+    @app.get("/ready", responses=answers(Health, statuses=(200, 503)))
     async def ready() -> Response:
         """Whether new requests are taken."""
         readiness = state.readiness()
-        return _status(200 if readiness.ready else 503, status=readiness.status, phase=readiness.phase)
+        return _status(200 if readiness.ready else 503, Health(readiness.status, readiness.phase))
 
-    @app.get("/version")
+    @app.get("/version", responses=answers(Version))
     async def version() -> Response:
         """The server's version."""
-        return _status(200, version=__version__)
+        return _status(200, Version(__version__))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=FIGURES)
     async def metrics(request: Request) -> Response:
         """Figures for Prometheus."""
         body, content_type = state.metrics.exposition(request.headers.get("accept", ""))
@@ -167,5 +183,5 @@ def _encoded(answer: bytes) -> Response:
     return Response(answer, media_type="application/json")
 
 
-def _status(code: int, **fields: str) -> Response:
-    return Response(msgspec.json.encode(fields), status_code=code, media_type="application/json")
+def _status(code: int, answer: msgspec.Struct) -> Response:
+    return Response(encode(answer), status_code=code, media_type="application/json")

@@ -87,7 +87,7 @@ class Chat:
     def _message(self, piece: Piece, parser: ChoiceParser | None) -> Message:
         form = self._form
         content = form.echo + piece.content
-        message = Message(content if content or not piece.calls else None)
+        message = Message(content or (None if form.has_tools else ""))
         if parser is not None and piece.reasoning and form.shows_reasoning:
             message.reasoning = message.reasoning_content = piece.reasoning
         if piece.calls:

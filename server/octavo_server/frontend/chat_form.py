@@ -49,11 +49,13 @@ class ChatForm:
         return self._parsers[index]
 
     def finish_reason(self, delta: Delta, parser: ChoiceParser | None) -> str | None:
-        """OpenAI's: "tool_calls" where the answer called one, unless that one was demanded by its name."""
-        ends_by_itself = delta.finish_reason == "stop" and delta.stop_reason is None
-        if ends_by_itself and parser is not None and parser.called and not self._prepared.tools.named:
-            return "tool_calls"
-        return delta.finish_reason
+        """OpenAI's: "tool_calls" where the answer called one, unless that one was demanded by its name.
+
+        A stop string may have cut the call short, and then it is none to act on.
+        """
+        if delta.finish_reason != "stop" or parser is None or not parser.called or self._prepared.tools.named:
+            return delta.finish_reason
+        return "tool_calls" if delta.stop_reason is None or parser.call_is_whole() else "stop"
 
     def call_id(self) -> str:
         """A new id for a call."""

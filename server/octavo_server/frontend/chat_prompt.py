@@ -42,7 +42,7 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     tools = tool_use(request, model)
     text = await chat_text(request, model, tools.shown)
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
-    parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden)
+    parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools)
     ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
@@ -166,7 +166,7 @@ def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], index
             "type": "function",
             "function": {
                 "name": call.function.name,
-                "arguments": _arguments(
+                "arguments": call_arguments(
                     call.function.arguments, f"messages[{index}].tool_calls[{number}].function.arguments"
                 ),
             },
@@ -176,7 +176,12 @@ def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], index
     return plain
 
 
-def _arguments(text: str, where: str) -> dict[str, Any]:
+def call_arguments(text: str, where: str) -> dict[str, Any]:
+    """The arguments of a call, of which templates write what they are.
+
+    Raises:
+        RequestError: they are no JSON object; `where` is the field.
+    """
     try:
         arguments = json.loads(text or "{}")
         json.dumps(arguments, ensure_ascii=False).encode()  # fails for halves of surrogate pairs

@@ -1,5 +1,6 @@
 """Answers in the OpenAPI document: the schemas of what is sent, from the structs that are encoded."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -7,8 +8,15 @@ import msgspec
 _DEFS: Final = "#/$defs/"
 _LEFT_OUT: Final = ("$defs", "discriminator")  # which refers to them
 
+# Of GET /metrics, besides plain text.
+FIGURES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}
+}
 
-def answers(whole: Any, events: Any = None, *, last: str = "[DONE]") -> dict[int | str, dict[str, Any]]:
+
+def answers(
+    whole: Any, events: Any = None, *, last: str = "[DONE]", statuses: Sequence[int] = (200,)
+) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: its whole answer, and the events of its stream if it has one.
 
     whole, events: structs, or unions of them. last: the data of the last event, if that is none of them.
@@ -17,7 +25,7 @@ def answers(whole: Any, events: Any = None, *, last: str = "[DONE]") -> dict[int
     if events is not None:
         told = "server-sent events; the data of each is this" + (f", of the last one {last}" if last else "")
         content["text/event-stream"] = {"schema": {"type": "string", "description": told, "x-event": _schema(events)}}
-    return {200: {"description": "The answer", "content": content}}
+    return {status: {"description": "The answer", "content": content} for status in statuses}
 
 
 def _schema(kind: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.output_stream import Choice
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text.text_options import TextOptions
-from octavo_server.frontend.vectors import Form, dimensions, spell
+from octavo_server.frontend.vectors import Embedding, Form, dimensions, spell
 from octavo_server.metrics import RequestMetrics
 from octavo_server.page_hash import hash_pages
 
@@ -42,6 +42,13 @@ class Opening(msgspec.Struct):
     created: int
     model: str
     object: str = "list"
+
+
+class EmbeddingList(Opening, kw_only=True):
+    """The whole answer. It is sent in pieces; this only describes it."""
+
+    data: list[Embedding]
+    usage: Usage
 
 
 class PooledAnswer(Answer):
@@ -74,6 +81,10 @@ class Embeddings:
         self._caller = caller
         self._epoch = state.client.epoch
         self._id = secrets.token_hex(16)
+        self._response_id = f"embd-{request.request_id or self._id}"
+        if caller.record is not None:
+            caller.record.model, caller.record.engine_id = request.model, self._id
+            caller.record.response_id = self._response_id
         self._pooling = state.config.pooling or self._model.embedding.pooling
         self._form = form_of(state, request, self._model)
         self._answers: list[PooledAnswer] = []
@@ -100,7 +111,7 @@ class Embeddings:
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
         """
-        reason, num_inputs = "abort", len(self._inputs)
+        reason, failure, num_inputs = "abort", None, len(self._inputs)
         try:
             for begin in range(0, num_inputs, self._at_once):
                 choices = await self._choices(begin, min(begin + self._at_once, num_inputs))
@@ -110,12 +121,14 @@ class Embeddings:
                     async with contextlib.aclosing(stream.deltas()) as changes:
                         async for _ in changes:
                             pass
-        except EngineError:
-            reason = "error"
+        except EngineError as error:
+            reason, failure = "error", error.kind
             raise
         finally:
             for answer in self._answers:
                 answer.metrics.end(reason)  # those that have ended otherwise do not count again
+            if self._caller.record is not None:
+                self._caller.record.embedded(self._answers, self._num_tokens, failure)
             self._caller.ticket.used(self._num_tokens, iter(()))
         return self
 
@@ -157,9 +170,7 @@ class Embeddings:
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         """The answer's JSON."""
-        opening = msgspec.json.encode(
-            Opening(f"embd-{self._request.request_id or self._id}", self._state.now(), self._state.names[0])
-        )
+        opening = msgspec.json.encode(Opening(self._response_id, self._state.now(), self._state.names[0]))
         yield opening[:-1] + b',"data":['
         step = max(1, SPELL_AT_ONCE // self._form.dimensions)
         for begin in range(0, len(self._answers), step):

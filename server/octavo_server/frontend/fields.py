@@ -5,8 +5,11 @@ the first one, and what has more fields than are known is refused before it is l
 """
 
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, Final, cast
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,6 +23,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 _HIDDEN: Final = "x-not-supported"
+_OTHER_FIELDS: Final = 16  # that something of another kind may have
+_LONGEST_NAME: Final = 64  # of those that are looked for among the known ones
 
 
 class Only:
@@ -130,22 +135,24 @@ def kind(
     return tell
 
 
-NotYet = Annotated[Any, Only()]
 ShortText = Annotated[str, Field(max_length=512)]
 
 
 class Body(BaseModel):
-    """Strict: a number is a number and not a string of digits. Closed: what is not known is refused."""
+    """Strict: a number is a number and not a string of digits. Closed: what is not known is refused.
+
+    `hints`: what to tell of fields that are not known here, and often given.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+    hints: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @model_validator(mode="before")
     @classmethod
-    def _no_more_fields_than_are_known(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
+    def _all_fields_are_known(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not (known := _names(cls)).issuperset(value) and _is_of_kind(cls, value):
             unknown = next(name for name in value if name not in known)
-            raise field_error(unknown, "this field is not known")
+            raise field_error(unknown, f"this field is not known{_hint(unknown, cls.hints, known)}")
         return value
 
     @classmethod
@@ -155,6 +162,26 @@ class Body(BaseModel):
         fields = described.get("properties", {})
         described["properties"] = {name: field for name, field in fields.items() if _HIDDEN not in field}
         return described
+
+
+@cache
+def _names(body: type[Body]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in body.model_fields.items())
+
+
+def _is_of_kind(body: type[Body], value: dict[str, Any]) -> bool:
+    """Whether it says so by its `type`. If not, that is what is wrong with it, and not the fields of its kind."""
+    if "type" not in body.model_fields or "type" not in value:
+        return True
+    kinds = get_args(body.model_fields["type"].annotation)
+    return value["type"] in kinds or len(value) > len(body.model_fields) + _OTHER_FIELDS
+
+
+def _hint(name: str, hints: Mapping[str, str], known: frozenset[str]) -> str:
+    if name in hints:
+        return f": {hints[name]}"
+    alike = get_close_matches(name[:_LONGEST_NAME], known, n=1, cutoff=0.7)
+    return f"; did you mean {alike[0]}?" if alike else ""
 
 
 def field_error(field: str, message: str) -> PydanticCustomError:

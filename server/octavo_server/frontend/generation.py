@@ -155,7 +155,7 @@ class Generation:
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
         if caller.record is not None:
-            caller.record.model, caller.record.request = request.model, request
+            caller.record.model, caller.record.request, caller.record.engine_id = request.model, request, self.id
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
     def response_id(self, kind: str) -> str:

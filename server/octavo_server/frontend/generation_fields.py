@@ -4,6 +4,7 @@ Longer than usual because it is one list: each line is a field and its bounds.
 """
 
 from abc import abstractmethod
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -43,7 +44,11 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 _BEAMS: Final = "there is no beam search"
 _ONE_ENGINE: Final = "prefill and decode are of one engine"
-_OLDER: Final = "it is vLLM's older name of what structured_outputs says"
+_TAGS: Final = "texts with formatted parts are not made; use json, grammar or regex of structured_outputs"
+
+
+def _older(name: str) -> Only:
+    return Only(why=f"it is vLLM's older name of structured_outputs.{name}")
 
 
 class StreamOptions(Body):
@@ -64,6 +69,15 @@ class Resume(Body):
 
 class GenerationRequest(Body):
     """What chats and completions share."""
+
+    hints = MappingProxyType(
+        {
+            "extra_body": "it belongs to the openai client, which puts what is in it into the body itself",
+            "messages": "/v1/chat/completions takes them; completions have a prompt",
+            "prompt": "/v1/completions takes it; chats have messages",
+            "input": "/v1/responses takes it; chats have messages, completions a prompt",
+        }
+    )
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
@@ -129,6 +143,8 @@ class GenerationRequest(Body):
     user: ShortText | None = None
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], ShortText], Entries(MAX_METADATA)] | None = None
     spaces_between_special_tokens: bool | None = None
+    session_id: ShortText | None = None
+    stream_interval: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     # Not supported: only the value that asks for nothing.
     best_of: Annotated[Any, Only(1, why="use n, and choose by logprobs")] = None
     length_penalty: Annotated[Any, Only(1, 1.0, why=_BEAMS)] = None
@@ -141,14 +157,21 @@ class GenerationRequest(Body):
     ec_transfer_params: Annotated[Any, Only(why=_ONE_ENGINE)] = None
     vllm_xargs: Annotated[Any, Only({}, why="there are no extensions to take them")] = None
     return_token_offsets: Annotated[Any, Only(False, why="/tokenize tells them")] = None
-    guided_json: Annotated[Any, Only(why=_OLDER)] = None
-    guided_regex: Annotated[Any, Only(why=_OLDER)] = None
-    guided_choice: Annotated[Any, Only(why=_OLDER)] = None
-    guided_grammar: Annotated[Any, Only(why=_OLDER)] = None
-    guided_json_object: Annotated[Any, Only(False, why=_OLDER)] = None
-    guided_decoding_backend: Annotated[Any, Only(why=_OLDER)] = None
-    guided_whitespace_pattern: Annotated[Any, Only(why=_OLDER)] = None
-    structural_tag: Annotated[Any, Only(why=_OLDER)] = None
+    guided_json: Annotated[Any, _older("json")] = None
+    guided_regex: Annotated[Any, _older("regex")] = None
+    guided_choice: Annotated[Any, _older("choice")] = None
+    guided_grammar: Annotated[Any, _older("grammar")] = None
+    guided_json_object: Annotated[Any, Only(False, why="it is vLLM's older name of structured_outputs.json_object")] = (
+        None
+    )
+    guided_decoding_backend: Annotated[Any, Only(why="there is one, llguidance")] = None
+    guided_whitespace_pattern: Annotated[Any, _older("whitespace_pattern")] = None
+    structural_tag: Annotated[Any, Only(why=_TAGS)] = None
+    detokenize: Annotated[Any, Only(True, why="answers are text; return_token_ids tells their tokens, too")] = None
+    watermarking: Annotated[Any, Only(False, why="texts are not marked")] = None
+    logprob_token_ids: Annotated[Any, Only(why="log-probabilities are of the likeliest tokens")] = None
+    routed_experts_prompt_start: Annotated[Any, Only(0, why="there are no experts to tell of")] = None
+    return_mm_kwargs: Annotated[Any, Only(True, why="prompts are text only")] = None
 
     @model_validator(mode="after")
     def _streams_have_their_own_options(self) -> "GenerationRequest":

@@ -52,9 +52,9 @@ _CROWDED: Final = _Refusal(
 _PROBES: Final = frozenset({b"/health", b"/ready"})
 
 
-def _answer(refusal: _Refusal) -> bytes:
-    """A whole answer with an OpenAI error object, for requests that never reach the app; the log tells of it."""
-    (status, message, code, kind), request_id = refusal, new_id()
+def _answer(refusal: _Refusal, request_id: str) -> bytes:
+    """A whole answer with an OpenAI error object, for requests that the app does not answer; the log tells of it."""
+    status, message, code, kind = refusal
     log.info("refused", extra=logs.fields(request_id=request_id, status=status.value, error=code))
     body = msgspec.json.encode(ErrorBody(ErrorObject(message, type=kind, code=code)))
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -224,5 +224,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         unanswered = self._in_body and cycle is not None and not cycle.response_started
         free = not self.pipeline and (cycle is None or cycle.response_complete or unanswered)
         if refusal is not None and free:
-            self.transport.write(_answer(refusal))
+            record = self.scope["state"].get("record") if unanswered else None
+            self.transport.write(_answer(refusal, new_id() if record is None else record.request_id))
         self.transport.close()

@@ -7,6 +7,7 @@ one of them writes to a socket costs more than all that there is to do for a tok
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,7 @@ class EngineLink:
         self._descriptor = int(self._engine.getsockopt(zmq.FD))
         self._loop.add_reader(self._descriptor, self._take_in)
         self._again: asyncio.Handle | None = None
+        self._context = copy_context()  # not that of a request which happens to send something
         self._look_again()
 
     def send(self, frame: bytes) -> None:
@@ -72,7 +74,7 @@ class EngineLink:
     def _look_again(self) -> None:
         """The descriptor tells that something has changed, and any use of the socket may be what takes note of it."""
         if self._again is None and int(self._engine.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._again = self._loop.call_soon(self._take_in)
+            self._again = self._loop.call_soon(self._take_in, context=self._context)
 
 
 def _pair(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":

@@ -20,7 +20,11 @@ Ignored = Annotated[Any, Field(description="of no effect")]
 
 def _text_only(value: Any) -> Any:
     if isinstance(value, str) and value != "text":
-        raise PydanticCustomError("text_only", "parts of this kind are not supported: this model takes text only")
+        raise PydanticCustomError(
+            "text_only",
+            "parts of this kind are not supported: this model takes text only, as {form}",
+            {"form": '{"type": "text", "text": …}'},
+        )
     return value
 
 
@@ -56,9 +60,17 @@ Content = Annotated[
     | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("parts")],
     _content_kind,
 ]
+
+
+def _part_kind(part: Any) -> str:
+    """Of what a client sent, or of a part that /v1/responses has made already."""
+    told = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return "refusal" if told == "refusal" else "text"
+
+
 AnswerPart = Annotated[
     Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
-    Discriminator(lambda part: "refusal" if isinstance(part, dict) and part.get("type") == "refusal" else "text"),
+    Discriminator(_part_kind),
 ]
 AnswerContent = Annotated[
     Annotated[Text, Tag("text")]

@@ -7,6 +7,7 @@ a stream's pieces take it, token by token.
 import logging
 import time
 from typing import Final, Protocol
+from urllib.parse import quote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,4 +93,5 @@ def _read_error(record: RequestRecord, body: bytes) -> None:
 
 
 def _shown(path: str) -> str:
-    return path if path.isascii() and path.isprintable() else ascii(path)
+    """As one word: what a client made up should not look like what we say."""
+    return quote(path, safe="/{}:.,~@+-_%")

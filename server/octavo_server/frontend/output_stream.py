@@ -8,6 +8,7 @@ came, without the turn of a task that costs as much as all else there is to do f
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -46,6 +47,7 @@ class OutputStream:
         self._whole = whole
         self._news = False
         self._reader: asyncio.Future[None] | None = None
+        self._context = copy_context()  # the request's: what is logged of it belongs to it
         self._pending: dict[str, Delta] = {}
         self._error: EngineError | None = None
         self.at_once: Callable[[list[tuple[Answer, Delta]]], bool] | None = None  # whether it took what came
@@ -72,7 +74,7 @@ class OutputStream:
         try:
             answer.take(output, delta)
         except Exception:
-            log.exception("a result of the engine could not be turned into text")
+            self._context.run(log.exception, "a result of the engine could not be turned into text")
             return self._end(request_id, EngineError("the server failed; its log says why", "internal"))
         if answer.finished:
             self._open.discard(request_id)
@@ -101,7 +103,7 @@ class OutputStream:
         try:
             taken = self.at_once(self._changes())
         except Exception:
-            log.exception("what the engine sent could not be given out")
+            self._context.run(log.exception, "what the engine sent could not be given out")
             self._error = EngineError("the server failed; its log says why", "internal")
             return False
         if taken:

@@ -5,6 +5,7 @@ thoughts need to know that of tokens: so it is given them one by one, and what i
 that it has been given since.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ from octavo_server.ipc import TokenLogprobs
 class Parsing:
     """How the answers to one request are read. `reasoning_open`: the prompt ends within thoughts.
 
-    `hidden`: special tokens that are in the text for the parser alone, and never content.
+    `hidden`: special tokens that are in the text for the parser alone, and never content. `only_calls`: a grammar lets
+    nothing else come, so that what is no call is one that was cut off before it could be told.
     """
 
     format: OutputFormat
     tools: tuple[Tool, ...]
     reasoning_open: bool
     hidden: tuple[str, ...] = ()
+    only_calls: bool = False
 
     def choice(self, *, with_logprobs: bool) -> "ChoiceParser":
         """The parser of one answer. with_logprobs: its tokens have some."""
@@ -49,7 +52,8 @@ class ChoiceParser:
         """by_token: what each token says is wanted, too."""
         self._parser = parsing.format.parser(parsing.tools, reasoning_open=parsing.reasoning_open)
         self._by_token = by_token
-        self._hidden = parsing.hidden
+        self._parsing = parsing
+        self._arguments: list[str] = []  # of the last call
         self._given = 0  # characters that the parser has been given
         self._unsettled: list[str] = []  # the last of them, of which nothing has been given out
         self._settled = 0  # characters before those
@@ -59,7 +63,7 @@ class ChoiceParser:
 
     def add(self, delta: Delta) -> Piece:
         """What a delta of the answer says."""
-        text, found = delta.text, _Found(self._hidden)
+        text, found = delta.text, _Found(self._parsing)
         if self._by_token:
             offsets = delta.offsets
             entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
@@ -70,8 +74,20 @@ class ChoiceParser:
             found.take(self._parser.add(text))
         if delta.finish_reason is not None:
             self._take("", self._parser.end(), found)
-        self.called = self.called or bool(found.calls)
+        for name, arguments in found.calls.values():
+            self.called = True
+            if name is not None:
+                self._arguments = []
+            self._arguments += arguments
         return found.piece()
+
+    def call_is_whole(self) -> bool:
+        """Whether the arguments of the last call are JSON, to their end."""
+        try:
+            json.loads("".join(self._arguments))
+        except (ValueError, RecursionError):
+            return False
+        return True
 
     def _parts(self, text: str, offsets: Sequence[int]) -> Iterator[str]:
         """The text, cut where tokens begin. Stop strings hold text back, so that tokens may begin behind its end."""
@@ -88,7 +104,7 @@ class ChoiceParser:
         self._unsettled.append(part)
         if parsed.reasoning:
             self.reasoning_tokens += len(self._settle(parsed.reasoning))
-        if parsed.content:
+        if parsed.content and not self._parsing.only_calls:
             found.logprobs += [entry for entry in self._settle(parsed.content) if entry is not None]
         elif parsed.calls:
             self._settle("")
@@ -113,8 +129,9 @@ class ChoiceParser:
 class _Found:
     """Gathers what a parser gives out, at a cost that does not grow with what is there."""
 
-    def __init__(self, hidden: Sequence[str]) -> None:
-        self._hidden = hidden
+    def __init__(self, parsing: Parsing) -> None:
+        self._hidden = parsing.hidden
+        self._only_calls = parsing.only_calls
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self.calls: dict[int, tuple[str | None, list[str]]] = {}
@@ -122,7 +139,7 @@ class _Found:
 
     def take(self, parsed: Parsed) -> None:
         """Add what was given out."""
-        content = parsed.content
+        content = "" if self._only_calls else parsed.content
         for marker in self._hidden:  # a token's text comes whole
             content = content.replace(marker, "")
         self._content.append(content)

@@ -36,30 +36,26 @@ _CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_l
 
 # For the OpenAPI document, in place of FastAPI's own 422, which is never sent.
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_DESCRIBED_BODY: Final = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": _TEXT_OR_NULL,
+                "code": _TEXT_OR_NULL,
+            },
+        }
+    },
+}
+_JSON: Final = {"application/json": {"schema": _DESCRIBED_BODY}}
 DESCRIBED: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {
-        "description": "The request is refused: an OpenAI error object says why",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": {
-                        "error": {
-                            "type": "object",
-                            "required": ["message", "type", "param", "code"],
-                            "properties": {
-                                "message": {"type": "string"},
-                                "type": {"type": "string"},
-                                "param": _TEXT_OR_NULL,
-                                "code": _TEXT_OR_NULL,
-                            },
-                        }
-                    },
-                }
-            }
-        },
-    }
+    status: {"description": f"{what}: an OpenAI error object says why", "content": _JSON}
+    for status, what in (("4XX", "The request is refused"), ("5XX", "The server cannot answer it now, or failed"))
 }
 
 
@@ -88,6 +84,8 @@ def of_request_error(error: RequestError) -> Response:
     """The answer to a request that is refused."""
     wait = 1 if error.status == HTTPStatus.SERVICE_UNAVAILABLE else error.retry_after
     headers = None if wait is None else {"Retry-After": str(wait)}
+    if wait is None and error.status == HTTPStatus.TOO_MANY_REQUESTS:  # it would never fit; OpenAI's clients heed this
+        headers = {"x-should-retry": "false"}
     return refuse(error.status, ErrorObject(error.message, error.type, error.param, error.code), headers)
 
 
@@ -197,15 +195,18 @@ def _has(value: Any, part: str | int) -> bool:
 
 
 def _message(error: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    """In terms of JSON: pydantic's own speak of Python's types."""
     match error["type"]:
-        case "extra_forbidden":
-            return "this field is not known"
-        case "missing":
+        case "missing" | "union_tag_not_found":
             return "this field is required"
         case "union_tag_invalid":
             return f"must be one of {context['expected_tags']}"
-        case "union_tag_not_found":
-            return "this field is required"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be an object"
+        case "too_short" if context["min_length"] == 1:
+            return "must not be empty"
+        case "too_long" if context["field_type"] == "List":
+            return f"{context['max_length']} entries are allowed at most"
     return str(error["msg"])
 
 
@@ -213,7 +214,9 @@ def _show(value: Any) -> str:
     """The value that was given, if it is short enough to help."""
     if value is None or isinstance(value, dict | list):
         return ""
-    shown = repr(value) if len(str(value)) <= _SHOWN else f"{str(value)[:_SHOWN]!r}…"
+    text = value[: _SHOWN + 1] if isinstance(value, str) else json.dumps(value)
+    cut = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    shown = json.dumps(cut, ensure_ascii=False) if isinstance(value, str) else cut
     return f" (given: {shown.encode('utf-8', 'replace').decode()})"
 
 

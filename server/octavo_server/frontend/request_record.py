@@ -23,8 +23,8 @@ class RequestRecord:
     """One request, from its arrival on. Times are seconds of CLOCK_MONOTONIC, but for `began`: ns since 1970.
 
     `seconds`: from its arrival to its end. `trace`: W3C's headers as they came. `model` and what follows it: of a
-    request that came as far as the engine; `request`: of one that is answered with tokens. `phases`: seconds of each,
-    of the choice that had its first token first.
+    request that came as far as the engine, which knows it by names that begin with `engine_id`; `request`: of one that
+    is answered with tokens. `phases`: seconds of each, of the choice that had its first token first.
     """
 
     request_id: str
@@ -37,6 +37,7 @@ class RequestRecord:
     error: str | None = None
     param: str | None = None
     model: str | None = None
+    engine_id: str = ""
     request: GenerationRequest | None = None
     response_id: str | None = None
     prompt_tokens: int = 0
@@ -50,6 +51,14 @@ class RequestRecord:
         self.error = error
         name = re.split(r"[.\[]", param or "", maxsplit=1)[0]
         self.param = name if name in _known_fields() else None
+
+    def embedded(self, answers: Sequence[Answer], prompt_tokens: int, error: str | None) -> None:
+        """The engine has done with its inputs, or has failed with one of them. error: its kind, if it did."""
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = sum(answer.num_cached_tokens for answer in answers)
+        queued = [phases["queue"] for answer in answers if "queue" in (phases := answer.metrics.phases())]
+        self.phases = {"queue": min(queued)} if queued else {}
+        self.error = self.error or error
 
     def generated(self, answers: Sequence[Answer], usage: Usage, error: str | None) -> None:
         """The engine has done with it. error: its kind, if it failed."""
@@ -104,12 +113,18 @@ def access_fields(record: RequestRecord, route: str, key: str | None) -> dict[st
         "seconds": _rounded(record.seconds),
     }
     if record.model is not None:
-        told |= {"model": record.model, "prompt_tokens": record.prompt_tokens, "cached_tokens": record.cached_tokens}
+        response_id = record.response_id or ""
+        told |= {
+            "model": record.model,
+            "response_id": record.response_id,
+            "engine_id": None if record.engine_id in response_id else record.engine_id,
+            "prompt_tokens": record.prompt_tokens,
+            "cached_tokens": record.cached_tokens,
+            "queue_seconds": _rounded(record.phases.get("queue")),
+        }
     if record.request is not None:
         told |= {
             "stream": bool(record.request.stream),
-            "response_id": record.response_id,
-            "queue_seconds": _rounded(record.phases.get("queue")),
             "ttft_seconds": _rounded(record.phases.get("first_token")),
             "completion_tokens": record.completion_tokens,
             "finish_reason": reasons[0] if len(set(reasons)) == 1 else reasons or None,

@@ -219,3 +219,16 @@ class ModelList(Struct):
 
     data: list[Model]
     object: str = "list"
+
+
+class Health(Struct):
+    """Answer of GET /health, and of GET /ready, which tells how far a start has come, too."""
+
+    status: str
+    phase: str | UnsetType = UNSET
+
+
+class Version(Struct):
+    """Answer of GET /version."""
+
+    version: str

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from octavo_server.frontend.fields import Body, BoundedObject, NotYet, field_error
+from octavo_server.frontend.fields import Body, BoundedObject, Only, field_error
 
 MAX_SCHEMA_BYTES: Final = 256 * 1024
 MAX_SCHEMA_DEPTH: Final = 64
@@ -85,7 +85,7 @@ class StructuredOutputs(Body):
     disable_additional_properties: bool | None = None
     whitespace_pattern: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     disable_fallback: Annotated[bool | None, Field(description="of no effect: there is one way to do it")] = None
-    structural_tag: NotYet = None
+    structural_tag: Annotated[Any, Only(why="texts with formatted parts are not made")] = None
 
     @field_validator("json_", mode="after")
     @classmethod

@@ -1,5 +1,6 @@
 """The tools that a model may call, and which of them it should, as clients may send them."""
 
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -25,8 +26,13 @@ class FunctionDefinition(Body):
     strict: bool | None = None
 
 
+_WITHIN: Final = 'it stands within function: {"type": "function", "function": {"name": …}}'
+
+
 class FunctionTool(Body):
     """A tool that is a function of the client's."""
+
+    hints = MappingProxyType(dict.fromkeys(FunctionDefinition.model_fields, _WITHIN))  # as /v1/responses has it
 
     type: Literal["function"] = "function"
     function: FunctionDefinition
@@ -42,12 +48,16 @@ class NamedFunction(Body):
 class NamedTool(Body):
     """The one tool that must be called."""
 
+    hints = MappingProxyType({"name": _WITHIN})
+
     type: Literal["function"]
     function: NamedFunction
 
 
 class AllowedTool(Body):
     """A tool by its name; what else its definition says is not looked at."""
+
+    hints = MappingProxyType({"name": _WITHIN})
 
     type: Literal["function"]
     function: FunctionDefinition

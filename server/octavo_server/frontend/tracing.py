@@ -122,12 +122,9 @@ def attributes(record: RequestRecord, operation: str, model: str) -> Mapping[str
         "gen_ai.request.id": record.request_id,
         "gen_ai.response.id": record.response_id,
         "gen_ai.response.model": model,
-        "gen_ai.response.finish_reasons": record.finish_reasons,
         "gen_ai.usage.input_tokens": record.prompt_tokens,
-        "gen_ai.usage.output_tokens": record.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
-        "gen_ai.usage.prompt_tokens": record.prompt_tokens,  # the names before, which vLLM has still
-        "gen_ai.usage.completion_tokens": record.completion_tokens,
+        "gen_ai.usage.prompt_tokens": record.prompt_tokens,  # the name before, which vLLM has still
         "gen_ai.latency.e2e": record.seconds,
         "http.request.method": record.method,
         "http.response.status_code": record.status,
@@ -135,5 +132,10 @@ def attributes(record: RequestRecord, operation: str, model: str) -> Mapping[str
     }
     told |= {name: record.phases.get(phase) for name, phase in _LATENCIES.items()}
     if request is not None:
+        told |= {
+            "gen_ai.response.finish_reasons": record.finish_reasons,
+            "gen_ai.usage.output_tokens": record.completion_tokens,
+            "gen_ai.usage.completion_tokens": record.completion_tokens,  # likewise
+        }
         told |= {name: getattr(request, field) for name, field in _PARAMETERS.items()}
     return {name: value for name, value in told.items() if value is not None}

@@ -13,6 +13,7 @@ from octavo_server.config import ServerConfig
 TOLD: Final = (
     "retry-after",
     "x-request-id",
+    "x-should-retry",
     *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
 )
 

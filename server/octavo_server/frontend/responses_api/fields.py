@@ -30,17 +30,28 @@ from octavo_server.frontend.openai import TEMPLATE_VARIABLES, PromptCacheOptions
 from octavo_server.frontend.responses_api.item_fields import Items
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction, ToolChoice, Tools
 from octavo_server.frontend.structured_fields import JsonObjectFormat, JsonSchema, StructuredOutputs, TextFormat
+from octavo_server.frontend.tool_fields import FunctionName
 
 ResponseId = Annotated[str, Field(min_length=1, max_length=256)]
 LOGPROBS: Final = "message.output_text.logprobs"
 _ALONE: Final = "give the text itself"
 
 
+Input = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Items, Tag("items")],
+    Discriminator(
+        kind(strings="text", lists=lambda _: "items"),
+        custom_error_type="input_type",
+        custom_error_message="Input should be a string or a list of items",
+    ),
+]
+
+
 class SchemaFormat(Body):
     """JSON that a schema describes. It is always kept to; `strict` changes nothing."""
 
     type: Literal["json_schema"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: FunctionName
     schema_: Annotated[JsonSchema, Field(alias="schema")]
     description: Annotated[str, Field(max_length=16_384)] | None = None
     strict: bool | None = None
@@ -85,14 +96,7 @@ class ResponsesRequest(Body):
     """Body of POST /v1/responses."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: Annotated[
-        Annotated[Text, Tag("text")] | Annotated[Items, Tag("items")],
-        Discriminator(
-            kind(strings="text", lists=lambda _: "items"),
-            custom_error_type="input_type",
-            custom_error_message="Input should be a string or a list of items",
-        ),
-    ]
+    input: Input
     instructions: Text | None = None
     previous_response_id: ResponseId | None = None
     store: Annotated[bool | None, Field(description="keep it for previous_response_id; left out: yes")] = None
@@ -206,6 +210,14 @@ class ResponsesRequest(Body):
         if unknown:
             raise field_error("tool_choice", f"names a function that is not among the tools: {unknown[0]}")
         return self
+
+    def with_strict(self, strict: bool) -> "ResponsesRequest":
+        """Where it is said of every tool whether it is strict: so, if it is not said yet."""
+        tools = self.tools or []
+        if all(tool.strict is not None for tool in tools):
+            return self
+        said = [tool if tool.strict is not None else tool.model_copy(update={"strict": strict}) for tool in tools]
+        return self.model_copy(update={"tools": said})
 
     @property
     def chosen_names(self) -> list[str]:

@@ -87,7 +87,7 @@ def _asked(request: ResponsesRequest, prepared: PreparedChat) -> Asked:
         reasoning=_raw({"effort": None, "summary": None} | reasoning),
         text=_raw({"format": {"type": "text"}} | text),
         tool_choice=_raw(request.tool_choice or "auto"),
-        tools=_raw([{"parameters": None, "strict": False} | _plain(tool) for tool in request.tools or ()]),
+        tools=_raw([{"parameters": None} | _plain(tool) for tool in request.tools or ()]),
         max_output_tokens=request.max_output_tokens,
         max_tool_calls=request.max_tool_calls,
         parallel_tool_calls=request.parallel_tool_calls is not False,

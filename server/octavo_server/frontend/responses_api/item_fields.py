@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from octavo_server.frontend.fields import Body, Only, ShortText, kind
 from octavo_server.frontend.generation_fields import Text
 from octavo_server.frontend.message_fields import MAX_PARTS, Ignored, PromptCacheBreakpoint
-from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type
+from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type, tag
 from octavo_server.frontend.tool_fields import FunctionName
 
 MAX_ITEMS: Final = 16_384
@@ -69,10 +69,10 @@ def _why(found: str) -> str:
 
 
 InputPart = Annotated[
-    Annotated[InputText, Tag("input_text")]
-    | Annotated[OutputText, Tag("output_text")]
-    | Annotated[OutputRefusal, Tag("refusal")]
-    | Annotated[Never, OtherKinds("parts", _why), Tag(OTHER)],
+    Annotated[InputText, tag("input_text")]
+    | Annotated[OutputText, tag("output_text")]
+    | Annotated[OutputRefusal, tag("refusal")]
+    | Annotated[Never, OtherKinds("parts", _why), tag(OTHER)],
     by_type(("input_text", "output_text", "refusal")),
 ]
 MessageContent = Annotated[
@@ -85,7 +85,7 @@ MessageContent = Annotated[
     ),
 ]
 ResultPart = Annotated[
-    Annotated[InputText, Tag("input_text")] | Annotated[Never, OtherKinds("parts", _why), Tag(OTHER)],
+    Annotated[InputText, tag("input_text")] | Annotated[Never, OtherKinds("parts", _why), tag(OTHER)],
     by_type(("input_text",)),
 ]
 Result = Annotated[
@@ -150,11 +150,11 @@ class ReasoningItem(Body):
 
 
 Item = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionResultItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[Never, OtherKinds("items", _why), Tag(OTHER)],
+    Annotated[MessageItem, tag("message")]
+    | Annotated[FunctionCallItem, tag("function_call")]
+    | Annotated[FunctionResultItem, tag("function_call_output")]
+    | Annotated[ReasoningItem, tag("reasoning")]
+    | Annotated[Never, OtherKinds("items", _why), tag(OTHER)],
     by_type(("message", "function_call", "function_call_output", "reasoning"), default="message"),
 ]
 Items = Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]

@@ -3,23 +3,34 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 OTHER: Final = "other"
 
 
-def by_type(allowed: tuple[str, ...], default: str | None = None, word: str | None = None) -> Discriminator:
-    """A union's discriminator. `default`: the type of what says none. `word`: the tag of strings.
+def tag(kind: str) -> Tag:
+    """Of the member of a union with this type. No field is called so: paths of errors leave out what is none."""
+    return Tag(_tag(kind))
 
-    Another type goes to the member with the tag OTHER, which is annotated with `OtherKinds`.
+
+def _tag(kind: str) -> str:
+    return f"type {kind}"
+
+
+def by_type(allowed: tuple[str, ...], default: str | None = None, word: str | None = None) -> Discriminator:
+    """A union's discriminator. `default`: the type of what says none. `word`: the kind of strings.
+
+    Members have the tags of `tag`.
+
+    Another type goes to the member of the kind OTHER, which is annotated with `OtherKinds`.
     """
 
     def tell(value: Any) -> str | None:
         if isinstance(value, str):
-            return word
+            return None if word is None else _tag(word)
         found = value.get("type", default) if isinstance(value, dict) else None
-        return (found if found in allowed else OTHER) if isinstance(found, str) else None
+        return _tag(found if found in allowed else OTHER) if isinstance(found, str) else None
 
     shown = " or ".join(f'{{"type": "{name}", …}}' for name in allowed)
     return Discriminator(tell, custom_error_type="kind", custom_error_message=f"Input should be {shown}")

@@ -12,6 +12,7 @@ from octavo_server.frontend.generation import Caller
 from octavo_server.frontend.responses import encode
 from octavo_server.frontend.responses_api import objects
 from octavo_server.frontend.responses_api.conversation import input_items
+from octavo_server.frontend.responses_api.counting import InputTokens, InputTokensRequest, count_input
 from octavo_server.frontend.responses_api.events import Event
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
 from octavo_server.frontend.responses_api.respond import Responding
@@ -46,6 +47,19 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
 
         return _json(await until_disconnect(request.receive, answer()))
 
+    @app.post("/v1/responses/input_tokens", responses=answers(InputTokens))
+    async def count_input_tokens(body: InputTokensRequest, request: Request) -> Response:
+        """How many tokens a response's prompt would have."""
+        return _json(await count_input(state, store, body, caller_of(request).salt))
+
+    @app.post("/v1/responses/compact")
+    async def compact() -> Response:
+        """Refused: nothing here sums up conversations."""
+        raise RequestError(
+            "conversations are not compacted here: what is left out of one is the client's choice",
+            code="not_supported",
+        )
+
     @app.get("/v1/responses/{response_id}", responses=answers(objects.Response))
     async def get_response(response_id: ResponseId, request: Request, stream: bool = False) -> Response:
         """A response that has been kept."""
@@ -72,7 +86,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         turn = stored(request, response_id).turn
         return _json(await state.in_thread(_page, turn, limit, order, after))
 
-    @app.post("/v1/responses/{response_id}/cancel")
+    @app.post("/v1/responses/{response_id}/cancel", status_code=400, response_description="It is refused")
     async def cancel_response(response_id: ResponseId, request: Request) -> Response:
         """Refused: only what runs in the background can be cancelled."""
         stored(request, response_id)

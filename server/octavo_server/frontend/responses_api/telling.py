@@ -1,5 +1,6 @@
 """A response while its answer comes, and the events of its stream."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class Telling:
         self._generation = prepared.generation
         self._with_logprobs = head.request.num_logprobs is not None
         self._parser = None if prepared.parsing is None else prepared.parsing.choice(with_logprobs=self._with_logprobs)
+        self._plain = PlainAnswer()
         self._finish_reason: str | None = None
         self._taken = 0
         self.output = Output(head.id, self._generation.model.format.call_id, self._spell)
@@ -52,8 +54,7 @@ class Telling:
         """The events of what a delta adds."""
         self._finish_reason = delta.finish_reason or self._finish_reason
         self._taken += delta.weight
-        piece = Piece(delta.text, logprobs=delta.logprobs) if self._parser is None else self._parser.add(delta)
-        return self.output.add(piece)
+        return self.output.add(self._plain.add(delta) if self._parser is None else self._parser.add(delta))
 
     @property
     def weight(self) -> int:
@@ -70,6 +71,27 @@ class Telling:
 
     def _spell(self, entries: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
         return chat_logprobs(self._generation.model.tokenizer, entries).content if self._with_logprobs else []
+
+
+class PlainAnswer:
+    """An answer that is all text. Log-probabilities come with the text in which their tokens begin: those of a token
+    that only begins a character wait for its end, and those of tokens behind the text (its end, a stop string) say
+    nothing of it. So a stream adds up to the whole.
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._waiting: deque[tuple[int, TokenLogprobs]] = deque()  # with their offsets
+
+    def add(self, delta: Delta) -> Piece:
+        """What a delta says."""
+        self._length += len(delta.text)
+        if delta.logprobs:
+            self._waiting.extend(zip(delta.offsets, delta.logprobs, strict=False))
+        found = []
+        while self._waiting and self._waiting[0][0] < self._length:
+            found.append(self._waiting.popleft()[1])
+        return Piece(delta.text, logprobs=found)
 
 
 class ResponseEvents:

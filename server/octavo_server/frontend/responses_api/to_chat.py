@@ -7,7 +7,9 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.chat_prompt import call_arguments
 from octavo_server.frontend.message_fields import (
+    MAX_CALLS,
     AssistantMessage,
     FunctionCall,
     Message,
@@ -74,20 +76,21 @@ _NAMES: Final = (
 )
 
 
-def chat_request(request: ResponsesRequest, items: Iterable[Item]) -> ChatCompletionRequest:
-    """The chat. `items`: the whole conversation.
+def chat_request(request: ResponsesRequest, items: Sequence[Item]) -> ChatCompletionRequest:
+    """The chat. `items`: the whole conversation, the request's own at its end.
 
     Raises:
         RequestError: they are no chat.
     """
+    own = 1 if isinstance(request.input, str) else len(request.input)
     text, reasoning = request.text, request.reasoning
     fields = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     fields |= {
-        "messages": messages(request.instructions, items),
+        "messages": _checked_messages(request.instructions, items, earlier=len(items) - own),
         "max_completion_tokens": request.max_output_tokens,
         "logprobs": request.num_logprobs is not None or None,
         "top_logprobs": request.num_logprobs,
-        "tools": _tools(request),
+        "tools": tools(request),
         "tool_choice": _tool_choice(request),
         "response_format": _format(request),
         "reasoning_effort": None if reasoning is None else reasoning.effort,
@@ -96,7 +99,7 @@ def chat_request(request: ResponsesRequest, items: Iterable[Item]) -> ChatComple
     try:
         return ChatCompletionRequest(**{name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        found = validation_error(error.errors(include_url=False), {})
+        found = validation_error(error.errors(include_url=False), fields)
         raise renamed(RequestError(found.message, param=found.param)) from error
 
 
@@ -109,7 +112,7 @@ def renamed(error: RequestError) -> RequestError:
             param = found
             break
     return RequestError(
-        message,
+        message.replace("lower max_tokens", "lower max_output_tokens"),
         param=param,
         code=error.code,
         status=error.status,
@@ -118,13 +121,30 @@ def renamed(error: RequestError) -> RequestError:
     )
 
 
-def messages(instructions: str | None, items: Iterable[Item]) -> list[Message]:
-    """The messages of a conversation. Thoughts, words and calls of one answer are one message again."""
+def _checked_messages(instructions: str | None, items: Sequence[Item], *, earlier: int) -> list[Message]:
+    """Items that are within their bounds may make a message together that is not."""
+    try:
+        return messages(instructions, items, earlier=earlier)
+    except ValidationError as error:
+        found = validation_error(error.errors(include_url=False), {})
+        raise RequestError(f"input: {found.message}", param="input") from error
+
+
+def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 0) -> list[Message]:
+    """The messages of a conversation. Thoughts, words and calls of one answer are one message again.
+
+    A call that was cut off is left out: nobody can have answered it, and no template could show its arguments.
+
+    earlier: how many items are of responses before.
+
+    Raises:
+        RequestError: there is nothing in them; a call's arguments are no JSON object.
+    """
     found: list[Message] = []
     if instructions is not None:
         found.append(SystemMessage(role="system", content=instructions))
     answer = _Answer(found)
-    for item in items:
+    for at, item in enumerate(items, -earlier):
         match item:
             case MessageItem(role="assistant"):
                 answer.says(item)
@@ -132,13 +152,15 @@ def messages(instructions: str | None, items: Iterable[Item]) -> list[Message]:
                 answer.ends()
                 found.append(_given(item))
             case FunctionCallItem():
-                answer.calls(item)
+                answer.calls(item, at)
             case FunctionResultItem():
                 answer.ends()
                 found.append(_result(item))
             case ReasoningItem():
                 answer.thinks(item)
     answer.ends()
+    if not found:
+        raise RequestError("input: there is nothing in it that a model could be shown", param="input")
     return found
 
 
@@ -163,12 +185,21 @@ class _Answer:
             self.ends()
         self._fields["content"] = _answered(item)
 
-    def calls(self, item: FunctionCallItem) -> None:
-        """A call, of the same message as those before it."""
+    def calls(self, item: FunctionCallItem, at: int) -> None:
+        """A call, of the same message as those before it; `at`: its place in the input."""
+        try:
+            call_arguments(item.arguments, f"input[{at}].arguments" if at >= 0 else "previous_response_id")
+        except RequestError:
+            if item.status == "incomplete":
+                return
+            raise
+        calls = self._fields.setdefault("tool_calls", [])
+        if len(calls) == MAX_CALLS:
+            raise RequestError(f"input: one answer has more than {MAX_CALLS} calls", param="input")
         call = ToolCall(
             id=item.call_id, type="function", function=FunctionCall(name=item.name, arguments=item.arguments)
         )
-        self._fields.setdefault("tool_calls", []).append(call)
+        calls.append(call)
 
     def ends(self) -> None:
         """Another one speaks."""
@@ -202,8 +233,8 @@ def _text_part(part: InputText | OutputText | OutputRefusal) -> TextPart:
     return TextPart(type="text", text=part.refusal if isinstance(part, OutputRefusal) else part.text)
 
 
-def _tools(request: ResponsesRequest) -> list[FunctionTool] | None:
-    """They have been checked: schemas are too large to be checked twice."""
+def tools(request: ResponsesRequest) -> list[FunctionTool] | None:
+    """The chat's. They have been checked: schemas are too large to be checked twice."""
     return [
         FunctionTool.model_construct(
             type="function",

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Final, Literal, Never
 
-from pydantic import Field, Tag
+from pydantic import Field
 
 from octavo_server.frontend.fields import Body, Only
-from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type
+from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type, tag
 from octavo_server.frontend.structured_fields import JsonSchema
 from octavo_server.frontend.tool_fields import MAX_TOOLS, FunctionName
 
@@ -13,7 +13,7 @@ _NO_TOOLS: Final = "the server runs none: give it functions"
 
 
 class FunctionTool(Body):
-    """A function of the client's. `strict`: the arguments are made to keep to the schema."""
+    """A function of the client's. `strict`: the arguments are made to keep to the schema; left out: if they can be."""
 
     type: Literal["function"]
     name: FunctionName
@@ -27,7 +27,7 @@ class FunctionTool(Body):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), Tag(OTHER)],
+    Annotated[FunctionTool, tag("function")] | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), tag(OTHER)],
     by_type(("function",)),
 ]
 
@@ -48,10 +48,10 @@ class AllowedTools(Body):
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")]
-    | Annotated[NamedFunction, Tag("function")]
-    | Annotated[AllowedTools, Tag("allowed_tools")]
-    | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), Tag(OTHER)],
+    Annotated[Literal["none", "auto", "required"], tag("word")]
+    | Annotated[NamedFunction, tag("function")]
+    | Annotated[AllowedTools, tag("allowed_tools")]
+    | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), tag(OTHER)],
     by_type(("function", "allowed_tools"), word="word"),
 ]
 Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
