@@ -83,6 +83,7 @@ SERVED: Final[dict[str, dict[str, Any]]] = {
     "tuple and others": _array({"const": 1}, 4, prefixItems=[_BOOL], minItems=3),
     "tuple, draft 7": _array([_BOOL], 3, additionalItems={"const": 3}, **{"$schema": _DRAFT_7}),
     "object": _object({"a": _BOOL, "b": _NULL, "c": {"const": 1}}, "b"),
+    "object, many that may be left out": _object({f"field {index}": {"const": 1} for index in range(250)}),
     "object, odd names": _object({'a"b\\': _BOOL, "ü\n": _NULL, "": _BOOL}, 'a"b\\', "ü\n"),
     "object, open": {"type": "object", "properties": {"a": _BOOL}, "required": ["a"], "maxProperties": 1},
     "object, others": _object({"a": _BOOL}, "a", patternProperties={"^x[0-9]$": _NULL}, maxProperties=3),
