@@ -1,6 +1,6 @@
 """What a decode step of few rows is made of, on a GPU: products alone, and the choices in steps of whole models.
 
-    python benchmarks/gpu_decode.py [--json FILE] [--only right search profile products] [--seconds SECONDS]
+    python benchmarks/gpu_decode.py [--json FILE] [--only right search profile products] [--models …] [--rows …]
 
 - right: products against float64; logits of a whole step with overlapping launches equal to the bit to those without.
 - search: a step in one CUDA graph at a context of 1024, of 1 and of 8 rows; choice after choice each candidate is
@@ -48,8 +48,8 @@ from octavo_kernels.gemv import GemvConfig, gated_gemv
 PREDICTIONS: Final = {
     "8b 1": "5.24 ms, as before: no norms and sums in the products any more",
     "0.6b 1": "0.77 ms, as before",
-    "8b 8": "6.10 ms (6.36 in the first run): norms, keys ahead and late attention brought 0.1 each in 0.6B's search",
-    "0.6b 8": "1.24 ms, as before",
+    "8b 8": "6.06 ms with the choices of two searches",
+    "0.6b 8": "1.23 ms with the choices of the first one",
 }
 
 # Outputs (gated: pairs), inputs, how often in a step, and what kind of map.
@@ -72,18 +72,23 @@ GEMV: Final = (
 FEW: Final = {
     "linear": (
         *((32, 128, 4, 6, 1, 0), (32, 128, 4, 6, 1, 256), (32, 128, 4, 6, 1, 512), (32, 128, 2, 6, 1, 0)),
-        *((16, 256, 2, 5, 1, 0), (16, 256, 2, 5, 1, 512), (64, 128, 4, 5, 1, 0), (64, 128, 4, 5, 1, 256)),
-        (32, 256, 4, 4, 1, 256),
+        *((16, 256, 2, 5, 1, 0), (16, 256, 2, 5, 1, 512), (64, 128, 4, 5, 1, 256), (32, 256, 4, 4, 1, 256)),
     ),
     "gated": (
         *((32, 128, 4, 5, 1, 0), (32, 128, 4, 5, 1, 256), (32, 128, 4, 5, 1, 512), (16, 128, 2, 6, 1, 256)),
-        *((32, 128, 4, 4, 1, 256), (32, 128, 4, 6, 1, 256), (32, 64, 4, 8, 1, 256), (16, 256, 2, 4, 1, 256)),
+        *((32, 128, 4, 4, 1, 256), (16, 256, 2, 4, 1, 256), (32, 256, 4, 3, 1, 256)),
     ),
     "split": (
-        *((32, 128, 4, 6, 8, 0), (32, 128, 4, 6, 4, 0), (32, 128, 4, 6, 4, 256), (32, 128, 4, 6, 2, 0)),
-        *((32, 128, 4, 6, 2, 512), (32, 128, 4, 6, 3, 0), (64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 256)),
-        *((64, 128, 4, 5, 2, 512), (64, 128, 4, 5, 8, 0), (32, 128, 4, 6, 1, 512)),
+        *((32, 128, 4, 6, 8, 0), (32, 128, 4, 6, 4, 0), (32, 128, 4, 6, 2, 0), (32, 128, 4, 6, 2, 512)),
+        *((64, 128, 4, 5, 4, 0), (64, 128, 4, 5, 4, 256), (64, 128, 4, 4, 8, 0), (64, 128, 4, 5, 2, 256)),
+        *((32, 128, 4, 6, 1, 0), (32, 256, 4, 4, 4, 0)),
     ),
+}
+# W into registers: outputs, inputs at a time, warps, splits.
+REGISTERS: Final[dict[str, tuple[tuple[int, int, int, int], ...]]] = {
+    "linear": ((16, 512, 4, 1), (16, 1024, 4, 1), (32, 512, 8, 1)),
+    "gated": (),
+    "split": ((16, 512, 4, 1), (16, 512, 4, 2), (16, 512, 4, 4), (32, 512, 4, 4), (32, 512, 8, 1)),
 }
 OFF: Final = {"OVERLAP": False, "launch_pdl": False}
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -110,9 +115,23 @@ def candidates(rows: int, kind: str, inputs: int) -> dict[str, Product]:
         for c in (c for c in GEMV if c[1] <= inputs):
             config = GemvConfig(*c)
             found["gemv {}x{} w{}".format(*c)] = lambda x, w, c=config, p=product: p(x, w, None, c)  # type: ignore[misc]
-    for f in FEW[kind] if rows > 1 else ():
-        found["tiles {}x{} w{} s{} /{} ahead {}".format(*f)] = product_of(kind, FewRowsConfig(*f))
+    for f in few_rows_configs(kind, inputs) if rows > 1 else ():
+        found[name_of(f)] = product_of(kind, f)
     return found
+
+
+def few_rows_configs(kind: str, inputs: int) -> list[FewRowsConfig]:
+    few = [FewRowsConfig(*f) for f in FEW[kind]]
+    for outputs, block_k, warps, splits in REGISTERS[kind]:
+        if block_k * splits <= inputs:
+            few.append(FewRowsConfig(outputs, block_k, warps, 1, splits, registers=True))
+    return few
+
+
+def name_of(c: FewRowsConfig) -> str:
+    if c.registers:
+        return f"registers {c.block_n}x{c.block_k} w{c.num_warps} /{c.splits}"
+    return f"tiles {c.block_n}x{c.block_k} w{c.num_warps} s{c.num_stages} /{c.splits} ahead {c.ahead}"
 
 
 def product_of(kind: str, config: FewRowsConfig) -> Product:
@@ -143,11 +162,16 @@ def compile_one(task: Task) -> str | None:
     return None
 
 
+def sizes(searched: list[int]) -> list[int]:
+    """Rows of which each that are searched stand for: 8 for 2 to 16, which are two variants."""
+    return [rows for each in searched for rows in ((1,) if each == 1 else (8, 13))]
+
+
 def compile_all(seconds: float, models: list[str], rows_of: list[int]) -> None:
     tasks = [
         Task(rows, kind, inputs, name)
         for kind, inputs in sorted({(kind, inputs) for name in models for _, inputs, _, kind in PRODUCTS[name]})
-        for rows in rows_of
+        for rows in sizes(rows_of)
         for name in candidates(rows, kind, inputs)
     ]
     begin = time.perf_counter()
@@ -161,7 +185,7 @@ def check_right(names: list[str], searched: list[int]) -> dict[str, Any]:
     for shapes in [PRODUCTS[name] for name in names]:
         for outputs, inputs, _, kind in shapes[:4]:
             weight = torch.randn(2 * outputs if kind == "gated" else outputs, inputs, device="cuda").bfloat16()
-            for rows in [1 if rows == 1 else 13 for rows in searched]:
+            for rows in sizes(searched):
                 x = torch.randn(rows, inputs, device="cuda").bfloat16() / inputs**0.5
                 truth = x.double() @ weight.double().t()
                 if kind == "gated":
@@ -203,24 +227,25 @@ def check_overlap() -> list[str]:
     return failures
 
 
-def time_products(end: float) -> dict[str, Any]:
+def time_products(end: float, names: list[str], searched: list[int]) -> dict[str, Any]:
     """Microseconds, one after the other, overlapping; the best of each shape and their sum over a step."""
     report: dict[str, Any] = {}
-    for model, shapes in PRODUCTS.items():
-        sums = {1: [0.0, 0.0], 8: [0.0, 0.0]}
+    for model in names:
+        shapes = PRODUCTS[model]
+        sums = {rows: [0.0, 0.0] for rows in searched}
         for outputs, inputs, times, kind in shapes:
             rows_of_w = 2 * outputs if kind == "gated" else outputs
             copies = max(2, min(32, int(2e8 / (rows_of_w * inputs * 2))))
             weights = [torch.randn(rows_of_w, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
             floor = rows_of_w * inputs * 2 / common.BANDWIDTH * 1e6
-            for rows in (1, 8):
+            for rows in searched:
                 if time.perf_counter() > end:
                     return {**report, "left out from": f"{model} {inputs} to {outputs}, {rows} rows"}
                 x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
                 found = time_product(x, weights, {"cuBLAS": F.linear, **candidates(rows, kind, inputs)})
                 name = f"{model}: {rows} x {inputs} to {outputs} {kind}"
                 report[name] = found
-                shown = ", ".join(f"{key}: {us}" for key, us in list(found.items())[:7])
+                shown = ", ".join(f"{key}: {us}" for key, us in list(found.items())[:8])
                 print(f"{name}: floor {floor:.1f}; {shown}; cuBLAS {found['cuBLAS']}", flush=True)
                 sums[rows][0] += found["cuBLAS"] * times / 1000
                 sums[rows][1] += min(found.values()) * times / 1000
@@ -275,7 +300,7 @@ def search(end: float, names: list[str], searched: list[int]) -> dict[str, Any]:
             report[f"{name} {rows}"] = descend(name, rows, model.step(rows), end)
             with without_overlap():
                 print(f"    {name} {rows}, without overlap: {step_ms(model.step(rows))} ms", flush=True)
-        for rows in (1, 2, 4, 8, 16, 64, 256):
+        for rows in (1, 2, 4, 8, 16):
             told = [step_ms(model.step(rows)), step_ms(model.step(rows, 16384))]
             if 1 < rows <= 16:
                 usual, small_linear.MOST_ROWS = small_linear.MOST_ROWS, 1
@@ -362,15 +387,15 @@ def choices_of_one(name: str) -> dict[str, dict[str, Patch]]:
 
 def choices_of_few(name: str) -> dict[str, dict[str, Patch]]:
     def table(shape: tuple[int, int], config: FewRowsConfig) -> Patch:
-        return lambda: product_choices.FEW_ROWS.update({shape: config})
+        return lambda: product_choices.EIGHT_ROWS.update({shape: config})
 
     found: dict[str, dict[str, Patch]] = {}
     for outputs, inputs, _, kind in PRODUCTS[name]:
         shape = (2 * outputs if kind == "gated" else outputs, inputs)
         rule = {"gated": product_choices.few_rows_of_gates, "split": product_choices.few_rows_in_parts}
-        usual = rule.get(kind, product_choices.few_rows)(torch.empty(shape, device="meta"))
-        configs = dict.fromkeys((usual, *(FewRowsConfig(*c) for c in FEW[kind])))
-        found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in configs}
+        usual = rule.get(kind, product_choices.few_rows)(torch.empty(shape, device="meta"), 8)
+        configs = dict.fromkeys((usual, *few_rows_configs(kind, inputs)))
+        found[f"{inputs} to {shape[0]}"] = {name_of(c): table(shape, c) for c in configs}
     found["attention"] = attentions(
         *(8, (64, 4, 2, 528, 256, 0, True), (64, 4, 2, 528, 256, 128, True), (64, 4, 2, 528, 256, 64, False)),
         *((128, 4, 2, 264, 256, 64, True), (64, 4, 3, 264, 256, 64, True)),
@@ -437,18 +462,25 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--models", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), metavar="MODEL")
-    parser.add_argument("--rows", nargs="*", type=int, choices=(1, 8), default=[1, 8], help="of `search`")
+    parser.add_argument(
+        "--rows", nargs="*", type=int, choices=(1, 8), default=[1, 8], help="of `right`, `search`, `products`"
+    )
+    parser.add_argument("--compiled", action="store_true", help="the kernels are in Triton's cache")
+    parser.add_argument("--tiles-only", action="store_true", help="no candidates with the weight in registers")
     parser.add_argument("--seconds", type=float, default=80.0, help="nothing begins after so many (default: 80)")
     arguments = parser.parse_args()
     sections = {
         "right": lambda _: check_right(arguments.models, arguments.rows),
         "search": lambda end: search(end, arguments.models, arguments.rows),
         "profile": show_profiles,
-        "products": time_products,
+        "products": lambda end: time_products(end, arguments.models, arguments.rows),
     }
     end = time.perf_counter() + arguments.seconds
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    compile_all(arguments.seconds, arguments.models, arguments.rows)
+    if arguments.tiles_only:
+        REGISTERS.update(dict.fromkeys(REGISTERS, ()))
+    if not arguments.compiled:
+        compile_all(arguments.seconds, arguments.models, arguments.rows)
     for name in arguments.only:
         begin = time.perf_counter()
         try:

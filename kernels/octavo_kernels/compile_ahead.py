@@ -34,6 +34,15 @@ class Compiled:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A variant of a kernel, as Triton's hook was told of it."""
+
+    preload: Callable[[str], Any]
+    variant: str
+    is_gluon: bool
+
+
 class KernelCompiler:
     """A context within which no kernel is launched that has yet to be compiled; they are after it, in threads.
 
@@ -43,7 +52,7 @@ class KernelCompiler:
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="octavo compile")
         self._begin = time.perf_counter()
-        self._noted: dict[tuple[str, Any], tuple[Callable[[str], Any], str]] = {}
+        self._noted: dict[tuple[str, Any], _Noted] = {}
         self._hits: list[None] = []  # appending is atomic
         # The hash over all of Triton that is part of every name in its cache: some tenths of a second, and only once.
         self._key = self._pool.submit(triton_key)
@@ -61,7 +70,9 @@ class KernelCompiler:
 
     def finish(self) -> Compiled:
         """Compiles what was noted. A variant that could not be compiled fails once more when it is launched."""
-        jobs = {key: self._pool.submit(self._compile, *noted) for key, noted in self._noted.items()}
+        # Those in Gluon first: they take the longest, and the last to begin is the last to be ready.
+        order = sorted(self._noted.items(), key=lambda item: not item[1].is_gluon)
+        jobs = {key: self._pool.submit(self._compile, noted.preload, noted.variant) for key, noted in order}
         for (name, _), job in jobs.items():
             if (error := job.exception()) is not None:
                 _log.warning("kernel %s could not be compiled ahead: %s", name, error)
@@ -73,7 +84,8 @@ class KernelCompiler:
         """Triton's hook: whether the kernel is neither to be compiled nor launched."""
         if is_manual_warmup:  # by a thread of the pool
             return False
-        self._noted[f"{fn.module}.{fn.name}", key] = fn.jit_function.preload, compile["specialization_data"]
+        noted = _Noted(fn.jit_function.preload, compile["specialization_data"], fn.jit_function.is_gluon())
+        self._noted[f"{fn.module}.{fn.name}", key] = noted
         return True
 
     def _compile(self, preload: Callable[[str], Any], variant: str) -> None:

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from octavo_kernels.gemv import silu_times
 from octavo_kernels.programmatic_launch import fetch, overlap, wait_for_inputs
+from octavo_kernels.register_rows import register_rows_kernel
 
 BLOCK_ROWS = 16
 
@@ -27,6 +28,7 @@ class FewRowsConfig:
     """Outputs of a program (gated: pairs), inputs at a time, splits of the inputs, and what is fetched ahead.
 
     ahead: inputs of each row of W fetched into the L2 before the wait; a multiple of 32.
+    registers: not gated by `register_rows`, where launches overlap; it has neither that nor stages.
     """
 
     block_n: int
@@ -35,6 +37,7 @@ class FewRowsConfig:
     num_stages: int
     splits: int = 1
     ahead: int = 0
+    registers: bool = False
 
 
 def few_rows_linear(
@@ -87,18 +90,22 @@ def _launch(
 ) -> None:
     (rows, inputs), outputs = x.shape, y.shape[-1]
     share = _share(inputs, config)
-    _few_rows_kernel[(triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share))](
-        x,
-        weight,
-        weight if bias is None else bias,
-        y,
-        rows,
-        outputs,
-        x.stride(0),
-        weight.stride(0),
-        INPUTS=inputs,
-        SHARE=share,
-        BIAS=bias is not None,
+    grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share))
+    arguments = (x, weight, weight if bias is None else bias, y, rows, outputs, x.stride(0), weight.stride(0))
+    constants = {"INPUTS": inputs, "SHARE": share, "BIAS": bias is not None, **overlap(x.device)}
+    if config.registers and constants["OVERLAP"] and not gated:
+        register_rows_kernel[grid](
+            *arguments,
+            **constants,
+            BLOCK_T=8 if rows <= 8 else BLOCK_ROWS,
+            BLOCK_N=config.block_n,
+            STRETCH=config.block_k,
+            num_warps=config.num_warps,
+        )
+        return
+    _few_rows_kernel[grid](
+        *arguments,
+        **constants,
         GATED=gated,
         BLOCK_M=BLOCK_ROWS,
         BLOCK_N=config.block_n,
@@ -106,7 +113,6 @@ def _launch(
         AHEAD=min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **overlap(x.device),
     )
 
 

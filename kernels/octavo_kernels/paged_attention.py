@@ -64,8 +64,9 @@ class AttentionConfig:
 # two requests: a program a processor, the largest tile and whatever hides the way to memory.
 _DECODE: Final = (64, 4, 3)  # keys, warps, stages
 _DECODE_SPLIT: Final = (64, 4, 2)
-_DECODE_FEW: Final = (128, 4, 3, 128, 128)  # and programs, and the least keys of a split
-_FEW: Final = 16  # programs without splits
+_DECODE_SOME: Final = (128, 4, 2, 264, 256)  # and programs, and the least keys of a split
+_DECODE_FEW: Final = (128, 4, 3, 128, 128)
+_FEW, _SOME = 16, 64  # programs without splits
 # Long chunks: the largest tile, each key read for 128 rows. Short ones: small tiles, as half lie on the diagonal.
 _LONG_CHUNK: Final = (128, 128, 8, 3)  # rows, keys, warps, stages
 _SHORT_CHUNK: Final = (64, 64, 4, 3)
@@ -82,7 +83,9 @@ def decode_config(dtype: torch.dtype, block_d: int, group: int, programs: int) -
     if programs <= _FEW:
         return AttentionConfig(rows, *_DECODE_FEW, ahead=128, late=False)
     filled = AttentionConfig(rows, *_DECODE)
-    return filled if 2 * programs >= filled.programs else AttentionConfig(rows, *_DECODE_SPLIT, ahead=64)
+    if 2 * programs >= filled.programs:
+        return filled
+    return AttentionConfig(rows, *(_DECODE_SOME if programs <= _SOME else _DECODE_SPLIT), ahead=64)
 
 
 def chunk_config(dtype: torch.dtype, block_d: int, group: int, longest: int) -> AttentionConfig:

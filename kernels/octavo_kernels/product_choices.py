@@ -13,7 +13,18 @@ from octavo_kernels.gemv import GemvConfig
 
 # By rows and columns of the weight.
 ONE_ROW: Final[dict[tuple[int, int], GemvConfig]] = {(4096, 1024): GemvConfig(4, 1024, 4)}
-FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {(4096, 1024): FewRowsConfig(16, 256, 2, 5, ahead=512)}
+FEW_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {
+    (4096, 1024): FewRowsConfig(16, 256, 2, 5, ahead=512),
+    (6144, 4096): FewRowsConfig(16, 256, 2, 5, ahead=512),
+    (4096, 4096): FewRowsConfig(64, 128, 4, 5, splits=4),
+    (28672, 4096): FewRowsConfig(32, 128, 4, 5, ahead=256),
+    (4096, 14336): FewRowsConfig(64, 128, 4, 5, splits=4, ahead=256),
+}
+# Of these what is better for so few rows that they fill no more than half a tile.
+EIGHT_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {
+    (4096, 1024): FewRowsConfig(16, 1024, 4, 1, registers=True),
+    (1024, 2048): FewRowsConfig(16, 512, 4, 1, splits=4, registers=True),
+}
 
 
 def one_row(weight: torch.Tensor) -> GemvConfig:
@@ -26,20 +37,24 @@ def one_row(weight: torch.Tensor) -> GemvConfig:
     return ONE_ROW.get((outputs, inputs), rule)
 
 
-def few_rows(weight: torch.Tensor) -> FewRowsConfig:
+def few_rows(weight: torch.Tensor, rows: int) -> FewRowsConfig:
     """Without splits."""
-    outputs, inputs = weight.shape
-    return FEW_ROWS.get((outputs, inputs), FewRowsConfig(32, 128, 4, 6))
+    return _measured(weight, rows) or FewRowsConfig(32, 128, 4, 6)
 
 
-def few_rows_of_gates(weight: torch.Tensor) -> FewRowsConfig:
+def few_rows_of_gates(weight: torch.Tensor, rows: int) -> FewRowsConfig:
     """Of two tiles of the weight a program: one stage fewer fits."""
-    outputs, inputs = weight.shape
-    return FEW_ROWS.get((outputs, inputs), FewRowsConfig(32, 128, 4, 5, ahead=512))
+    return _measured(weight, rows) or FewRowsConfig(32, 128, 4, 5, ahead=512)
 
 
-def few_rows_in_parts(weight: torch.Tensor) -> FewRowsConfig:
+def few_rows_in_parts(weight: torch.Tensor, rows: int) -> FewRowsConfig:
     """So many splits that there are some two programs a processor, each with work enough."""
     outputs, inputs = weight.shape
     rule = FewRowsConfig(32, 128, 4, 6, splits=max(1, min(8, 8448 // outputs, inputs // 384)))
-    return FEW_ROWS.get((outputs, inputs), rule)
+    return _measured(weight, rows) or rule
+
+
+def _measured(weight: torch.Tensor, rows: int) -> FewRowsConfig | None:
+    outputs, inputs = weight.shape
+    found = EIGHT_ROWS.get((outputs, inputs)) if rows <= 8 else None
+    return found or FEW_ROWS.get((outputs, inputs))

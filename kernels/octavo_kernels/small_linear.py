@@ -30,7 +30,7 @@ def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
         return F.linear(x, *linear)
     if len(x) == 1:
         return gemv(x, *linear, choices.one_row(linear[0]))
-    return few_rows_linear(x, *linear, choices.few_rows(linear[0]))
+    return few_rows_linear(x, *linear, choices.few_rows(linear[0], len(x)))
 
 
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
@@ -42,7 +42,7 @@ def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.T
         return silu_and_mul(F.linear(x, *linear))
     if len(x) == 1:
         return gated_gemv(x, *linear, choices.one_row(linear[0]))
-    return few_rows_gated(x, *linear, choices.few_rows_of_gates(linear[0]))
+    return few_rows_gated(x, *linear, choices.few_rows_of_gates(linear[0], len(x)))
 
 
 def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
@@ -51,7 +51,7 @@ def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
     if _is_small(x) and len(x) == 1:
         residual.pending = gemv(x, weight, bias, choices.one_row(weight))
     elif bias is None and _is_small(x):
-        residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight))
+        residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight, len(x)))
     elif bias is None and len(x) >= MANY_ROWS and x.dtype != torch.float32:
         residual.hidden.addmm_(x, weight.t())
     else:
@@ -69,7 +69,7 @@ def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = Non
     if len(x) == 1:
         return gemv(x, weight, None, choices.one_row(weight), out)
     if len(x) <= MOST_ROWS:
-        return few_rows_linear(x, weight, None, choices.few_rows(weight), out)
+        return few_rows_linear(x, weight, None, choices.few_rows(weight, len(x)), out)
     return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
 
 

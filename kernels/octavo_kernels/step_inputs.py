@@ -5,6 +5,7 @@ since it was spoken of last. All else is on the device already or follows: block
 by slot, positions, places in the cache. The Triton kernel is `step_inputs_kernel.expand_step`.
 """
 
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -69,11 +70,12 @@ def packed_words(tokens: int, rows: int) -> int:
 def sections(memory: Any, tokens: int, rows: int) -> PackedStep:
     """Views of a packed step, a numpy array or a tensor of int32; the pages are all that is behind it."""
     ends = _section_ends(tokens, rows)
-    return PackedStep._make(memory[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True))
+    return PackedStep._make([memory[start:end] for start, end in zip((0, *ends), (*ends, None), strict=True)])
 
 
-def _section_ends(tokens: int, rows: int) -> list[int]:
-    return list(accumulate((tokens, rows + 1, rows, rows, rows, rows + 1, rows, 1)))
+@cache
+def _section_ends(tokens: int, rows: int) -> tuple[int, ...]:
+    return tuple(accumulate((tokens, rows + 1, rows, rows, rows, rows + 1, rows, 1)))
 
 
 def expand_step(memory: torch.Tensor, state: SlotState, out: ExpandedStep, longest: int) -> None:

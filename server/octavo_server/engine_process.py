@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 0.5
+LEAST_SLACK_SECONDS: Final = 0.001  # that a socket can be waited for
 STALL_SECONDS: Final = 0.002  # between two looks at the disk, or a grammar, when all requests wait for it
 MESSAGES_SECONDS: Final = 0.002  # for messages between two steps, and one message at least
 IDLE_WORK_SECONDS: Final = 1.0  # between two pieces of idle work while there are steps
@@ -82,9 +83,7 @@ class EngineLoop:
         self._idle_work()  # the first host memory: the first request could find its prefix on disk
         while not self.stopping and not stdin_ended():
             outputs: list[ipc.RequestOutput] = []
-            steps, heard = self.core.meter.num_steps, self._inbox.fill(self._patience())
-            self._take_in(outputs)
-            self._let_in(outputs)
+            steps, heard = self.core.meter.num_steps, self._hear(outputs)
             if self.core.has_work and not self.stopping:
                 outputs += self.core.step(self._beat)
                 self._to_collect = True
@@ -96,6 +95,24 @@ class EngineLoop:
             if outputs or self.core.meter.num_steps != steps:  # each step is told of, for the metrics
                 self._send(outputs)
             self._beat()
+
+    def _hear(self, outputs: list[ipc.RequestOutput]) -> bool:
+        """Takes messages in, until the next step is to be decided; whether there were any."""
+        heard = self._inbox.fill(self._patience())
+        self._take_in(outputs)
+        self._let_in(outputs)
+        while not self.stopping and (slack := self._slack()) >= LEAST_SLACK_SECONDS:
+            heard |= self._inbox.fill(min(slack, STALL_SECONDS) if self.gate.num_waiting else slack)
+            self._take_in(outputs)
+            self._let_in(outputs)
+        return heard
+
+    def _slack(self) -> float:
+        """Seconds for which a request that comes can still be part of the next step; 0 if there is no seat for one."""
+        scheduler = self.core.scheduler
+        if len(scheduler.running) >= scheduler.limits.max_num_seqs:
+            return 0.0
+        return self.core.meter.slack(time.monotonic())
 
     def _take_in(self, outputs: list[ipc.RequestOutput]) -> None:
         """Handle messages; while there are steps to take, for a moment only, however many and long they are."""

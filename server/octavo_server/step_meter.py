@@ -1,9 +1,12 @@
 """How long steps take, how many tokens a second come of it, and what is estimated from that."""
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
 _WEIGHT: Final = 0.05  # of the last step in the measured speeds
+_RECENT: Final = 8  # steps by which the next ones are foreseen
+_EARLY_SECONDS: Final = 0.0005  # by so much a step is to be there before the one under way is through
 
 
 class Speed:
@@ -36,15 +39,47 @@ class StepMeter:
         self.step_seconds = self.schedule_seconds = 0.0
         self.prefill, self.decode = Speed(), Speed()
         self._last = 0.0  # when the last step was through
+        # Of each step under way, when it was launched, and whether it only decodes.
+        self._begun = deque[tuple[float, bool]]()
+        self._decode_tokens = 0  # of the last step that only decoded
+        self._decodes, self._hosts = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
 
-    def add(self, launched: float, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
-        """Takes in a step that is through `now`; seconds of one clock."""
+    def begin(self, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
+        """A step is about to be launched; seconds of one clock, as everywhere here."""
+        self._begun.append((now, not num_prefill_tokens))
+        if num_tokens < self._decode_tokens:  # shorter than what was measured, nobody knows by how much
+            self._decodes.clear()
+
+    def launched(self, now: float) -> None:
+        """It is launched; `schedule_seconds` says what it took to decide."""
+        self._hosts.append(self.schedule_seconds + now - self._begun[-1][0])
+
+    def forget(self) -> None:
+        """Steps under way have failed."""
+        self._begun.clear()
+
+    def slack(self, now: float) -> float:
+        """Seconds by which the next step can be decided later, and still be there when the one under way is through.
+
+        Known where that one only decodes, for as many requests as the last ones or more. 0 or less: decide now.
+        """
+        if len(self._begun) != 1 or not self._begun[0][1] or not self._decodes:
+            return 0.0
+        through = max(self._begun[0][0], self._last) + min(self._decodes)
+        return through - now - 2 * max(self._hosts) - _EARLY_SECONDS
+
+    def add(self, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
+        """Takes in the oldest step under way, which is through `now`."""
+        launched, _ = self._begun.popleft()
         seconds = now - max(launched, self._last)
         self._last = now
         self.num_steps += 1
         self.step_seconds, self.step_tokens = now - launched, num_tokens
         self.prefill.add(num_prefill_tokens, seconds)
         self.decode.add(num_tokens - num_prefill_tokens, seconds)
+        if num_tokens and not num_prefill_tokens:
+            self._decode_tokens = num_tokens
+            self._decodes.append(seconds)
 
     def stats(self) -> dict[str, Any]:
         """What it measured, as `ipc.EngineStats` names it."""

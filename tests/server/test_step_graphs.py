@@ -4,10 +4,10 @@ What a replay computes must equal, bit by bit, what the same step computes launc
 """
 
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -133,7 +133,7 @@ def sampled_before(row: ScheduledRow, hidden: bool) -> ScheduledRow:
     """The row as if its last token had been sampled in its slot, and the host not told, if `hidden` says so."""
     if hidden and row.samples:
         row.state.num_given = row.end - 1
-    return replace(row, pending=hidden and row.samples)
+    return msgspec.structs.replace(row, pending=hidden and row.samples)
 
 
 @st.composite

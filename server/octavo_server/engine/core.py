@@ -32,7 +32,6 @@ class _Flight:
 
     output: SchedulerOutput
     handle: StepHandle
-    launched: float
     num_prefill_tokens: int
     record: str
 
@@ -149,12 +148,13 @@ class EngineCore:
             self.scheduler.kv_cache.handle(event)
 
     def _launch(self, output: SchedulerOutput, on_progress: Callable[[], None]) -> None:
-        scheduler, launched = self.scheduler, self._clock()
-        running, waiting, num_free = scheduler.running, scheduler.waiting, scheduler.kv_cache.pool.num_free
-        record = describe(output, scheduler.num_prefill_tokens, len(running), len(waiting), num_free)
+        scheduler, free = self.scheduler, self.scheduler.kv_cache.pool.num_free
+        record = describe(output, scheduler.num_prefill_tokens, len(scheduler.running), len(scheduler.waiting), free)
         self.ring.write(output.step, f"{record}: scheduled")
+        self.meter.begin(self._clock(), output.total_tokens, scheduler.num_prefill_tokens)
         handle = self.runner.launch(output, on_progress)
-        self._flights.append(_Flight(output, handle, launched, scheduler.num_prefill_tokens, record))
+        self.meter.launched(self._clock())
+        self._flights.append(_Flight(output, handle, scheduler.num_prefill_tokens, record))
 
     def _land(self, on_progress: Callable[[], None]) -> list[RequestOutput]:
         """Takes in the oldest step under way; one that breaks ends the requests in it and behind it, and no others.
@@ -169,7 +169,7 @@ class EngineCore:
         except Exception as error:
             return self._fail(flight, error)
         now = self._clock()
-        self.meter.add(flight.launched, now, flight.output.total_tokens, flight.num_prefill_tokens)
+        self.meter.add(now, flight.output.total_tokens, flight.num_prefill_tokens)
         self.scheduler.rates.prefill_tokens_per_second = self.meter.prefill.value
         self.scheduler.rates.copy_bytes_per_second = self.runner.copy_bytes_per_second
         results = self.scheduler.update(flight.output, rows)
@@ -188,6 +188,7 @@ class EngineCore:
     def _fail(self, flight: _Flight, error: Exception) -> list[RequestOutput]:
         flights = [flight, *self._flights]
         self._flights.clear()
+        self.meter.forget()
         for each in flights:
             self.ring.write(each.output.step, f"{each.record}: failed: {type(error).__name__}")
         told = (flight.output.step, len(flights) - 1, flight.output.some_ids)

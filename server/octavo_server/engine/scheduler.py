@@ -29,6 +29,7 @@ WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
 SHORT_STEP: Final = 2048  # tokens; answers wait for each step's end, so longer ones are for when many wait
 
 _by_key = attrgetter("key")
+_WAITING, _RUNNING, _FINISHED = RequestStatus  # looked up for each token otherwise, which takes as long as the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Scheduler:
         if request.request_id in self.requests:
             raise ValueError(f"request id {request.request_id!r} is already in use")
         if error := self._reason_to_refuse(request):
-            request.status = RequestStatus.FINISHED
+            request.status = _FINISHED
             return [RequestOutput(request.request_id, [], finish_reason="error", error=error, error_kind="invalid")]
         if predecessor := self._ending.pop(request.request_id, None):
             self.kv_cache.free(predecessor)  # steps run in order: what its last one writes is overwritten later
@@ -142,7 +143,7 @@ class Scheduler:
             self._hits.clear()  # what those who joined compute may be hit by others, in this very step
         self.num_prefill_tokens = max(0, left - batch.budget)
         for request in batch.unserved:  # what prefills left, as long as nobody has to give way for it
-            if batch.budget > 0 and request.status is RequestStatus.RUNNING:
+            if batch.budget > 0 and request.status is _RUNNING:
                 self._put_with_pages(request, 1, batch, preempt=False)
         self.kv_cache.tiers.take_moves(output)
         if not output.is_empty:
@@ -156,7 +157,7 @@ class Scheduler:
         results = []
         for row in rows:
             request = requests[row.request_id]
-            if request.status is RequestStatus.FINISHED:
+            if request.status is _FINISHED:
                 continue
             if row.token_id is not None and len(request.token_ids) > request.num_given_tokens:
                 results.append(self._next_token(request, row.token_id, row.logprobs))
@@ -165,6 +166,7 @@ class Scheduler:
                 results.append(self._end(request, "error", row.error, row.error_kind))
             else:
                 results += self._update_prompt(request, row)
+        self.counts["generation_tokens"] += sum([len(result.token_ids) for result in results])
         self._land(requests)
         return results
 
@@ -177,7 +179,7 @@ class Scheduler:
         for output in outputs:
             requests = self._launched.pop(output.step, {})
             self.kv_cache.forget_step(requests.values())
-            left = [request for request in requests.values() if request.status is not RequestStatus.FINISHED]
+            left = [request for request in requests.values() if request.status is not _FINISHED]
             results += [self._end(request, "error", error, kind) for request in left]
             self._land(requests)
             # The worker may have broken before it came to these. Forgetting twice does no harm.
@@ -190,8 +192,7 @@ class Scheduler:
         if len(order) > left:
             start = bisect_right(order, self._last_turn, key=_by_key)
             order = order[start:] + order[:start]
-        block_size, put = self.kv_cache.block_size, batch.put
-        at_border: list[Request] = []
+        block_size, put, at_border = self.kv_cache.block_size, batch.put, list[Request]()
         for request in order:
             computed = request.num_computed_tokens
             if computed < request.num_prefill_tokens:
@@ -205,10 +206,10 @@ class Scheduler:
                 self._last_turn = request.key
                 if computed % block_size:  # its page has room
                     put(request, 1)
-                else:
+                elif not self._put_with_pages(request, 1, batch, preempt=False):
                     at_border.append(request)
-        for request in at_border:
-            if request.status is RequestStatus.RUNNING:  # none of those before it took its pages
+        for request in at_border:  # others give way for it
+            if request.status is _RUNNING:  # none of those before it took its pages
                 self._put_with_pages(request, 1, batch)
 
     def _budget_of_decodes(self, budget: int) -> int:
@@ -218,8 +219,8 @@ class Scheduler:
         some_are_left = len(self.running) > decodes and (self.waiting or any(prefilling))
         return decodes if some_are_left else budget
 
-    def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> None:
-        """Schedules tokens if there are pages for them, taken from the last running request if need be.
+    def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> bool:
+        """Schedules tokens, and says so, if there are pages for them, taken from the last running one if need be.
 
         That one has no prefill in this step: prefills come after all decodes, in their order, and the names of the
         pages that they complete are given out with them. A decode that is the last one gives way itself; a prefill
@@ -228,13 +229,14 @@ class Scheduler:
         while (added := self.kv_cache.allocate_slots(request, count)) is None:
             victim = self.running[-1]
             if not preempt or (victim is request and request.num_computed_tokens < request.num_prefill_tokens):
-                return
+                return False
             self._preempt(victim, batch)
             if victim is request:
-                return
+                return False
         if added:
             batch.output.new_block_ids[request.request_id] = added
         batch.put(request, count)
+        return True
 
     def _preempt(self, victim: Request, batch: _Batch) -> None:
         if batch.requests.pop(victim.request_id, None) is not None:  # a decode, one token
@@ -265,7 +267,7 @@ class Scheduler:
         """Shares what is left of the budget between prefills without a part and requests that can join; if any did."""
         given, prefills, joined = batch.requests, batch.prefills, len(batch.output.new_requests)
         unserved = [r for r in prefills if r.request_id not in given]
-        claims = {r: r.num_tokens_to_compute for r in unserved if r.status is RequestStatus.RUNNING}
+        claims = {r: r.num_tokens_to_compute for r in unserved if r.status is _RUNNING}
         if self.waiting and len(self.running) < self.limits.max_num_seqs and not batch.output.preempted_ids:
             claims |= self._candidates(batch)
         shares, followers = _fair_shares(claims, batch.budget), dict[Request, int]()
@@ -273,12 +275,12 @@ class Scheduler:
             followers |= found
             shares = _fair_shares({r: count for r, count in claims.items() if r not in followers}, batch.budget)
         for request, share in shares.items():
-            if request.status is RequestStatus.RUNNING:
+            if request.status is _RUNNING:
                 self._put_with_pages(request, share, batch, preempt=not joined)
         coming = {self._next_page(r, r.num_computed_tokens): r.key for r in reversed(prefills) if r.request_id in given}
         for request in (*shares, *followers):
             share = min(shares.get(request) or followers[request], batch.budget)
-            if share and request.status is RequestStatus.WAITING and not batch.output.preempted_ids:
+            if share and request.status is _WAITING and not batch.output.preempted_ids:
                 self._join(request, share, coming, batch)
         return len(batch.output.new_requests) > joined
 
@@ -292,7 +294,7 @@ class Scheduler:
         for request, share in shares.items():
             start = request.num_tokens - claims[request]
             follows = (at >= start and self._next_page(request, at) == name for at, name in leaders)
-            if request.status is RequestStatus.WAITING and any(follows):
+            if request.status is _WAITING and any(follows):
                 found[request] = share
             elif name := self._next_page(request, start + share):
                 leaders.append((start + share, name))
@@ -368,7 +370,7 @@ class Scheduler:
         for blocked in passed:
             blocked.tokens_passed_by += request.num_tokens
         self._dequeue(request)
-        request.status = RequestStatus.RUNNING
+        request.status = _RUNNING
         request.num_prefill_tokens = request.num_tokens
         insort(self.running, request, key=_by_key)
         batch.output.new_requests.append(
@@ -389,7 +391,7 @@ class Scheduler:
 
     def _update_prompt(self, request: Request, row: SampledRow) -> list[RequestOutput]:
         """Once the prompt is through, the answer to it begins with what was found out about it; nothing until then."""
-        if row.prompt_logprobs and (row.token_id is not None or request.status is RequestStatus.RUNNING):
+        if row.prompt_logprobs and (row.token_id is not None or request.status is _RUNNING):
             request.prompt_logprobs.extend(row.prompt_logprobs)  # else it gave way, and computes them again
         if row.token_id is None and not row.embedding:
             return []
@@ -415,8 +417,7 @@ class Scheduler:
         tokens = request.token_ids
         tokens.append(token_id)
         request.num_pending_tokens -= 1
-        self.counts["generation_tokens"] += 1
-        if request.status is RequestStatus.WAITING:
+        if request.status is _WAITING:
             self.num_waiting_tokens += 1  # it gave way while this was computed
         elif len(tokens) % self.kv_cache.block_size == 1:
             self.kv_cache.cache_pages(request)
@@ -429,10 +430,8 @@ class Scheduler:
             reason = "length"
         if reason is not None:
             self._finish(request)
-        found = None if logprobs is None else [logprobs]
-        return RequestOutput(
-            request.request_id, [token_id], reason, stop_id, found, num_preemptions=request.num_preemptions
-        )
+        found, times = None if logprobs is None else [logprobs], request.num_preemptions
+        return RequestOutput(request.request_id, [token_id], reason, stop_id, found, num_preemptions=times)
 
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
@@ -447,7 +446,7 @@ class Scheduler:
         return None
 
     def _enqueue(self, request: Request) -> None:
-        request.status = RequestStatus.WAITING
+        request.status = _WAITING
         insort(self.waiting, request, key=_by_key)
         self.num_waiting_tokens += request.num_tokens
 
@@ -461,11 +460,11 @@ class Scheduler:
         return RequestOutput(request.request_id, [], how, error=why, error_kind=kind)
 
     def _finish(self, request: Request) -> None:
-        if request.status is RequestStatus.WAITING:
+        if request.status is _WAITING:
             self._dequeue(request)
         else:
             del self.running[bisect_left(self.running, request.key, key=_by_key)]
-        request.status = RequestStatus.FINISHED
+        request.status = _FINISHED
         del self.requests[request.request_id]
         if request.deadline is not None:
             del self._deadlines[bisect_left(self._deadlines, (request.deadline, request.key, request.request_id))]

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
@@ -76,8 +77,7 @@ class RequestState:
         self.num_known = position + 1
 
 
-@dataclass(slots=True)  # not frozen: that would make it twice as dear
-class ScheduledRow:
+class ScheduledRow(msgspec.Struct):  # made for each row of each step: three times as fast as a dataclass
     """A request's part in a step: its tokens from `start` up to `end`, which are rows `offset`… of the batch.
 
     samples: the step computes the request's last token, so that the next one follows, at position `end`.

@@ -36,6 +36,7 @@ from octavo_server.worker.sampler import SampledTensors
 from octavo_server.worker.shared_prefix import least_pages
 from octavo_server.worker.step_graphs import GraphLimits, GraphOutputs, StepGraphs
 from octavo_server.worker.step_handle import Launched, StepHandle
+from octavo_server.worker.step_memory import StepMemoryPool
 from octavo_server.worker.step_packing import GraphInputs
 from octavo_server.worker.step_profiler import StepProfiler
 from octavo_server.worker.swapper import Swapper
@@ -83,6 +84,7 @@ class ModelRunner:
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
         self._graph_tokens = min(max_num_batched_tokens, MOST_TOKENS) if recorder is not None else 0
         self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
+        self._memory = StepMemoryPool(0, 0, device)  # of steps without a graph: their events
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
@@ -347,6 +349,7 @@ class ModelRunner:
         decoder, vocab_size, prompts, drawn, pooled = self._decoder(), self.config.vocab_size, {}, None, None
         rows = [row for row in inputs.rows if row.samples]
         masks = self._begin_masks(rows, handle)
+        memory = inputs.memory if isinstance(inputs, GraphInputs) else self._memory.take()
         if isinstance(inputs, GraphInputs):
             found, slot, drawn = self._replay(inputs)
             on_progress()
@@ -376,12 +379,9 @@ class ModelRunner:
         elif drawn is None:
             sampled = self._tokens.draw(rows, slot, logits)
         else:
-            sampled = [(rows, SampledTensors(drawn).to_host())]
-        event = None
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record()
-        return Launched(inputs.rows, sampled, prompts, event, pooled)
+            sampled = [(rows, SampledTensors(drawn).to_host(memory.tokens))]
+        memory.record()
+        return Launched(inputs.rows, sampled, prompts, memory.event, pooled, memory.release)
 
     def _begin_masks(self, rows: list[ScheduledRow], handle: StepHandle) -> Callable[[], RowMasks] | None:
         """Makes the masks of rows with grammars, by the time that they are asked for; None if there are none.

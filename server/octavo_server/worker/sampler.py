@@ -42,10 +42,10 @@ class SampledTensors:
     logprobs: LogprobTensors | None = None
     logprob_rows: Sequence[int] = ()
 
-    def to_host(self) -> "SampledTensors":
-        """The same in host memory, which CUDA has still to write."""
+    def to_host(self, memory: torch.Tensor | None = None) -> "SampledTensors":
+        """The same in host memory, which CUDA has still to write. memory: pinned, for the tokens, if there is any."""
         logprobs = None if self.logprobs is None else self.logprobs.to_host()
-        return SampledTensors(download(self.tokens), logprobs, self.logprob_rows)
+        return SampledTensors(download(self.tokens, memory), logprobs, self.logprob_rows)
 
     def token_ids(self) -> list[int]:
         """A token for each row. Waits for the device if the tensors are still there."""

@@ -38,6 +38,7 @@ from octavo_server.worker.graph_recorder import Recorder
 from octavo_server.worker.input_batch import ScheduledRow
 from octavo_server.worker.models.interface import ForwardBatch
 from octavo_server.worker.shared_prefix import PrefixFinder, SharedBuffers
+from octavo_server.worker.step_memory import StepMemoryPool
 from octavo_server.worker.step_packing import MOST_PAGES, GraphInputs, StepPacker
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class StepGraphs:
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
         self._expand = pick_expand_step(device)
         self._packed = torch.zeros(packed_words(tokens, rows) + MOST_PAGES, dtype=torch.int32, device=device)
-        self._packer = StepPacker(len(last), pinned=device.type == "cuda")
+        pool = StepMemoryPool(len(self._packed), rows, device)
+        self._packer = StepPacker(len(last), pool, pinned=device.type == "cuda")
 
         def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -158,11 +160,13 @@ class StepGraphs:
 
     def shape_for(self, rows: Sequence[ScheduledRow]) -> GraphShape | None:
         """Of the graph that computes these rows; None if none does."""
-        width = self._limits.width
-        if any(row.wants_hidden or row.state.num_blocks > width for row in rows):
+        # Lists, as a generator takes as long again for each of the rows.
+        if [row for row in rows if row.wants_prompt_logprobs or row.state.pooling]:
+            return None
+        if max([row.state.num_blocks for row in rows]) > self._limits.width:
             return None
         tokens, count = rows[-1].last_index + 1, len(rows)
-        is_decode = tokens == count and all(row.samples for row in rows)
+        is_decode = tokens == count == sum([row.samples for row in rows])
         sharing = self._smallest((is_decode, True), tokens, count)
         if sharing is not None and self._prefixes.find(rows):
             return sharing
@@ -182,7 +186,7 @@ class StepGraphs:
         """Enqueues the step, the drawing of its tokens included if `draws` says so."""
         count = inputs.num_sampling
         if draws:
-            sections(inputs.packed, inputs.shape.tokens, inputs.shape.rows).draws[0] = 1
+            sections(inputs.memory.words, inputs.shape.tokens, inputs.shape.rows).draws[0] = 1
         self._upload(inputs)
         self._replays[inputs.shape]()
         tokens = self._drawn[:count] if draws else None
@@ -198,7 +202,7 @@ class StepGraphs:
     def _upload(self, inputs: GraphInputs) -> None:
         for slot, known, pages in inputs.before:
             self._state.tables[slot, known : known + len(pages)].copy_(pages, non_blocking=True)
-        self._packed[: len(inputs.packed)].copy_(inputs.packed, non_blocking=True)
+        self._packed[: inputs.num_words].copy_(inputs.memory.packed[: inputs.num_words], non_blocking=True)
         if inputs.shared is not None:
             self._shared.upload(inputs.shared)
 

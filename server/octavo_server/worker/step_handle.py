@@ -31,7 +31,7 @@ class Launched:
     """What a step has enqueued: tensors in host memory, which are written once `event` has come (None: they are).
 
     sampled: of each chunk of the rows that sample. prompts: the chunks of a row's prompt log-probabilities. pooled: of
-    the rows whose prompt is through and that want no token.
+    the rows whose prompt is through and that want no token. release: to be called once all of it was read.
     """
 
     rows: Sequence[ScheduledRow] = ()
@@ -39,6 +39,7 @@ class Launched:
     prompts: dict[str, list[LogprobTensors]] = field(default_factory=dict)
     event: torch.cuda.Event | None = None
     pooled: PooledTensors | None = None
+    release: Callable[[], None] = lambda: None
 
     def is_through(self, timeout: float | None) -> bool:
         """Whether the device is through with it, waiting for it up to `timeout` seconds (None: as long as it takes)."""
@@ -61,8 +62,8 @@ class Launched:
         for rows, tensors in self.sampled:
             logprobs = tensors.logprobs_by_row()
             for index, (row, token) in enumerate(zip(rows, tensors.token_ids(), strict=True)):
-                state = row.state
-                state.learn(row.end, max(token, 0))
+                state, end = row.state, row.end
+                state.token_ids[end], state.num_known = max(token, 0), end + 1
                 if token < 0 or state.failed:  # what is computed from a token that means nothing does not, either
                     state.failed = True
                     prompts.pop(state.request_id, None)
@@ -73,6 +74,7 @@ class Launched:
                     result.append(SampledRow(state.request_id, token, logprobs.get(index), prompt))
                 else:
                     result.append(SampledRow(state.request_id, token))
+        self.release()
         return result + [SampledRow(request_id, prompt_logprobs=found) for request_id, found in prompts.items()]
 
     def _prompt_logprobs(self, row: ScheduledRow) -> list[TokenLogprobs | None]:
@@ -103,7 +105,7 @@ class StepHandle:
         if not self._ran.is_set() or self._error is not None:
             return True
         try:
-            return not self._launched.is_through(0.0)
+            return self._rows is None and not self._launched.is_through(0.0)
         except RuntimeError:  # `wait` will say what the device reports
             return True
 

@@ -14,6 +14,7 @@ import torch
 from octavo_kernels.step_inputs import packed_words, sections
 from octavo_server.worker.graph_ladder import GraphShape
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.step_memory import StepMemory, StepMemoryPool
 
 MOST_PAGES: Final = 16_384  # new ones that a packed step takes
 
@@ -28,7 +29,7 @@ class NewPages(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GraphInputs:
-    """A step of `rows` for the graph of `shape`. packed: in host memory (pinned on CUDA), see `PackedStep`.
+    """A step of `rows` for the graph of `shape`. memory: with its first `num_words`, see `PackedStep`.
 
     num_sampling: of its rows, those that sample. before: pages that slots' tables get before the step, as there are
     more than a packed step takes. shared: who shares prefixes, for `SharedBuffers`.
@@ -37,7 +38,8 @@ class GraphInputs:
     rows: list[ScheduledRow]
     shape: GraphShape
     num_sampling: int
-    packed: torch.Tensor
+    memory: StepMemory
+    num_words: int
     before: list[NewPages]
     shared: torch.Tensor | None = None
 
@@ -45,31 +47,41 @@ class GraphInputs:
 class StepPacker:
     """Packs steps for graphs. scratch_slot: nobody's; rows that fill up a decode graph take it."""
 
-    def __init__(self, scratch_slot: int, *, pinned: bool) -> None:
+    def __init__(self, scratch_slot: int, pool: StepMemoryPool, *, pinned: bool) -> None:
+        """pool: of memory large enough for the largest graph and `MOST_PAGES`."""
         self._scratch_slot = scratch_slot
+        self._pool = pool
         self._pinned = pinned
         self._blanks: dict[GraphShape, np.ndarray] = {}
+        # The requests of the step packed last, if it only decoded: most often the next one is of the same.
+        self._decoding: list[RequestState] | None = None
+        self._slots = self._known = np.zeros(0, dtype=np.int32)
 
     def pack(self, rows: list[ScheduledRow], shape: GraphShape) -> GraphInputs:
         """Says what there is to say of the rows, which fit in; from here on their pages count as sent."""
         count, states = len(rows), [row.state for row in rows]
-        new, before = [state for state in states if state.num_blocks > state.num_sent], list[NewPages]()
-        num_new = sum([state.num_blocks - state.num_sent for state in new])
+        go_on = shape.is_decode and states == self._decoding
+        before = list[NewPages]()
+        new = [index for index, state in enumerate(states) if state.num_blocks > state.num_sent]
+        added = [states[index].num_blocks - states[index].num_sent for index in new]
+        num_new = sum(added)
         if num_new > MOST_PAGES:
-            new, num_new, before = [], 0, self._send(new)
+            new, num_new, before, go_on = [], 0, self._send([states[index] for index in new]), False
+        if not go_on:
+            self._slots = np.array([state.slot for state in states], dtype=np.int32)
+            self._known = np.array([state.num_sent for state in states], dtype=np.int32)
+            self._decoding = states if shape.is_decode else None
         blank = self._blank(shape)
-        packed = torch.empty(len(blank) + num_new, dtype=torch.int32, pin_memory=self._pinned)
-        memory = packed.numpy()
-        memory[: len(blank)] = blank
-        to = sections(memory, shape.tokens, shape.rows)
+        memory, num_words = self._pool.take(), len(blank) + num_new
+        memory.words[: len(blank)] = blank
+        to = sections(memory.words[:num_words], shape.tokens, shape.rows)
         to.start[:count] = [row.start for row in rows]
-        to.slot[:count] = [state.slot for state in states]
-        to.known[:count] = [state.num_sent for state in states]
+        to.slot[:count], to.known[:count] = self._slots, self._known
         num_sampling = count
         if shape.is_decode:
             to.sampling[:count] = to.query_start[:count]
             to.token_ids[:count] = -1
-            for row in [row for row in rows if row.start < row.state.num_given]:
+            for row in [] if go_on else [row for row in rows if row.start < row.state.num_given]:
                 to.token_ids[row.offset] = row.state.token_ids[row.start]
         elif rows:
             sampling = [index for index, row in enumerate(rows) if row.samples]
@@ -80,13 +92,16 @@ class StepPacker:
             to.query_start[:count] = [row.offset for row in rows]
             to.query_start[count:] = len(tokens)
         if new:
-            added = [state.num_blocks - state.num_sent for state in states]
-            np.cumsum(added, out=to.page_start[1 : count + 1])
+            each = np.zeros(count, dtype=np.int32)
+            each[new] = added
+            np.cumsum(each, out=to.page_start[1 : count + 1])
             to.page_start[count + 1 :] = num_new
-            np.concatenate([state.block_ids[state.num_sent : state.num_blocks] for state in new], out=to.pages)
-            for state in new:
+            got = [states[index] for index in new]
+            np.concatenate([state.block_ids[state.num_sent : state.num_blocks] for state in got], out=to.pages)
+            for state in got:
                 state.num_sent = state.num_blocks
-        return GraphInputs(rows, shape, num_sampling, packed, before)
+            self._known = self._known + each
+        return GraphInputs(rows, shape, num_sampling, memory, num_words, before)
 
     def _blank(self, shape: GraphShape) -> np.ndarray:
         """A step without rows: in a decode graph each row has a token 0 all the same."""

@@ -21,11 +21,16 @@ def upload(
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def download(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in host memory; on CUDA not to be read before what was enqueued until here is through."""
+def download(tensor: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
+    """The tensor in host memory; on CUDA not to be read before what was enqueued until here is through.
+
+    memory: that is pinned already, as wide as the tensor, and as long or longer.
+    """
     if tensor.device.type == "cpu":
         return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    if memory is None:
+        memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return memory[: len(tensor)].copy_(tensor, non_blocking=True)
 
 
 def upload_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:

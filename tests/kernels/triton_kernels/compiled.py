@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 
 from octavo_kernels import few_tokens, logit_entries, sampling, truncation
 from octavo_kernels import hopper_linear as products
-from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_parts
+from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gathered_attention import attention, gathered_attention
 from octavo_kernels.gemv import gated_gemv, gemv
 from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
@@ -166,11 +166,13 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     few_rows_gated(w[:16], w, w[0, :64], FewRowsConfig(16, 128, 4, 6, ahead=256))
     few_rows_parts(w[:16], w, FewRowsConfig(32, 128, 4, 6, splits=2))
     few_rows_parts(w[:16, :1000], w[:, :1000], FewRowsConfig(32, 256, 4, 4, splits=2))
+    few_rows_linear(w[:16], w, w[0, :64], FewRowsConfig(16, 256, 2, 1, registers=True))
+    few_rows_parts(w[:8, :1000], w[:, :1000], FewRowsConfig(16, 256, 4, 1, splits=2, registers=True))
     cache = torch.zeros(2, 4, 16, 2, 64, dtype=torch.bfloat16)
     angles = torch.zeros(1, 32)
     slots = torch.zeros(1, dtype=torch.int64)
     rotate_and_store(x.view(1, 16, 64), (angles, angles), (w[0, :64], w[0, :64], 1e-6), (cache[0], cache[1]), slots)
-    check(compiled, 13)
+    check(compiled, 15)
 
 
 def test_sampling(compiled: list[Any]) -> None:

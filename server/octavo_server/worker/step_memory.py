@@ -1,0 +1,49 @@
+"""Host memory that a step's inputs go up from and its tokens come down to, with the event that says it is through.
+
+Kept and used again: to ask for pinned memory and events takes the host several times as long as to use them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Of one step. words: `packed` [n] int32 as numpy's. tokens: [rows] int32. event: None on the CPU."""
+
+    packed: torch.Tensor
+    words: np.ndarray
+    tokens: torch.Tensor
+    event: torch.cuda.Event | None
+    _pool: "StepMemoryPool"
+
+    def record(self) -> None:
+        """The event comes when all is through that was enqueued until here."""
+        if self.event is not None:
+            self.event.record()
+
+    def release(self) -> None:
+        """The event has come, and nobody reads any more what the step has left here."""
+        self._pool.free.append(self)
+
+
+class StepMemoryPool:
+    """Memory for steps under way, as many as there happen to be. That of a step that broke does not come back."""
+
+    def __init__(self, words: int, rows: int, device: torch.device) -> None:
+        self._words = words
+        self._rows = rows
+        self._is_cuda = device.type == "cuda"
+        self.free: list[StepMemory] = []
+
+    def take(self) -> StepMemory:
+        """What it holds is of no meaning."""
+        if self.free:
+            return self.free.pop()
+        packed, tokens = (
+            torch.empty(size, dtype=torch.int32, pin_memory=self._is_cuda) for size in (self._words, self._rows)
+        )
+        event = torch.cuda.Event(blocking=True) if self._is_cuda else None  # type: ignore[no-untyped-call]
+        return StepMemory(packed, packed.numpy(), tokens, event, self)
