@@ -8,7 +8,7 @@
   runs, other things count than for one product alone.
 - layers: the same once, from few rows to many, by the tile of each product.
 - engine: the 8B shape: prefill, first token, decode, throughput B step by step, a shared prefix; kernels by their time.
-- small: the 0.6B shape: throughput A, decode, first token.
+- small, small-profile: the 0.6B shape: throughput A, decode, first token; kernels of its decode steps.
 
 Exit status 1 if something is wrong.
 """
@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -211,11 +211,11 @@ def best_of(ways: dict[str, Way], found: dict[str, float]) -> Way:
     return Way(gated, False, tuple(own.items()))
 
 
-def time_layers() -> dict[str, Any]:
+def time_layers(rows_tried: Sequence[int] = ROWS) -> dict[str, Any]:
     """Microseconds of a layer by each way, of two shapes, from few rows to many."""
     report = dict[str, Any]()
     for name, widths, count in (("8b", WIDTHS, 4), ("0.6b", SMALL, 12)):
-        for rows in (*ROWS, 2048) if name == "0.6b" else ROWS:
+        for rows in rows_tried:
             layers, found = Layers(rows, widths, count), dict[str, float]()
             ways = ways_of(rows)
             for way, how in ways.items():
@@ -234,14 +234,14 @@ ATTENTION: Final[dict[str, list[tuple[int, int]]]] = {
     **{f"{n}x{length}": [(length, length)] * n for n, length in ((4, 512), (4, 2048), (16, 512))},
     "2048 after 2048": [(2048, 4096)],
     "ragged": [(n, n) for n in range(100, 1001, 64)],
+    "long, ragged": [(n, n) for n in (2500, 900, 3100, 1700)],
 }
 
 
 WAYS_OF_CHUNKS: Final = [
-    replace(config, heads_first=first, backwards=back)
+    replace(config, heads_first=heads, backwards=back, longest_first=sort)
     for config in (CONFIGS[0], CONFIGS[-1])
-    for first in (False, True)
-    for back in (False, True)
+    for heads, back, sort in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1))
 ]
 
 
@@ -254,7 +254,7 @@ def time_attention() -> dict[str, Any]:
         found = {}
         for config in WAYS_OF_CHUNKS:
             key = f"{config.groups}x{config.keys} {'heads' if config.heads_first else 'tiles'}"
-            key += " and back" if config.backwards else ""
+            key += (" back" if config.backwards else "") + (" sorted" if config.longest_first else "")
             if sum(n for n, _ in requests) <= 2048:
                 truth = cases[0].expected()
                 error = float((cases[0].run_hopper(config).double() - truth).norm() / truth.norm())
@@ -333,10 +333,19 @@ def time_small_engine() -> dict[str, Any]:
             for figure in figures():
                 report[figure.name] = figure.value
                 print(f"   {figure.name} {figure.value} {figure.unit} {dict(figure.details)}", flush=True)
-        report["kernels"] = profiled(bench, "128 decode", [(128, 800, 12)])
     finally:
         bench.close()
     return report
+
+
+def profile_small_engine() -> dict[str, Any]:
+    import figure_sections as sections
+
+    bench = sections.engine("0.6b")
+    try:
+        return profiled(bench, "128 decodes", [(128, 800, 20)])
+    finally:
+        bench.close()
 
 
 def throughput_by_steps(bench: Any) -> dict[str, Any]:
@@ -414,17 +423,19 @@ SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "layers": time_layers,
     "engine": time_engine,
     "small": time_small_engine,
+    "small-profile": profile_small_engine,
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="of `layers`")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--seconds", type=float, default=100.0, help="no section begins after so many (default: 100)")
     arguments = parser.parse_args()
     start, report, failed = time.perf_counter(), dict[str, Any](), False
-    if not {"engine", "small"}.issuperset(arguments.only):
+    if not {"engine", "small", "small-profile"}.issuperset(arguments.only):
         warm_all()
     for name in arguments.only:
         begin = time.perf_counter()
@@ -433,8 +444,8 @@ def main() -> int:
             continue
         print(f"== {name}", flush=True)
         try:
-            with torch.inference_mode(name not in ("engine", "small")):
-                report[name] = SECTIONS[name]()
+            with torch.inference_mode(name not in ("engine", "small", "small-profile")):
+                report[name] = time_layers(arguments.rows) if name == "layers" else SECTIONS[name]()
         except Exception as error:
             traceback.print_exc(file=sys.stdout)
             report[name] = {"failures": [repr(error)[:500]]}
