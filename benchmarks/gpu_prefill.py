@@ -314,7 +314,7 @@ def time_engine() -> dict[str, Any]:
         note(sections.time_decode(bench, (64, 256), 1024))
         report["B"] = throughput_by_steps(bench)
         note(sections.time_prefix(bench))
-        report["kernels"] = profiled(bench, "16x2048", [(16, 2048, 1)])
+        report["kernels"] = profile_prefill(bench)
     finally:
         bench.close()
     return report
@@ -343,7 +343,7 @@ def profile_small_engine() -> dict[str, Any]:
 
     bench = sections.engine("0.6b")
     try:
-        return profiled(bench, "128 decodes", [(128, 800, 20)])
+        return profile_decodes(bench)
     finally:
         bench.close()
 
@@ -384,33 +384,51 @@ def throughput_by_steps(bench: Any) -> dict[str, Any]:
     return {**found, "steps": table}
 
 
-def profiled(bench: Any, name: str, prompts: list[tuple[int, int, int]]) -> dict[str, Any]:
-    """Kernels by their time, of one run."""
-    from torch.profiler import ProfilerActivity, profile
-
+def asks_of(bench: Any, count: int, length: int, tokens: int) -> list[Any]:
     from octavo_server.bench.workloads import Ask, random_prompt
 
     draw_ids = random.Random(1)
-    asks = [
-        Ask(random_prompt(draw_ids, length, bench.vocab_size), out)
-        for count, length, out in prompts
-        for _ in range(count)
-    ]
+    return [Ask(random_prompt(draw_ids, length, bench.vocab_size), tokens, 0.6) for _ in range(count)]
+
+
+def profile_prefill(bench: Any) -> dict[str, Any]:
+    """Of 16 prompts of 2048 tokens."""
+    asks = asks_of(bench, 16, 2048, 1)
     with bench.fresh() as engine:
-        engine.run(asks[: len(asks) // 4])
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            run = engine.run(asks)
-            torch.cuda.synchronize()
+        engine.run(asks[:4])
+        return profiled("16x2048", lambda: engine.run(asks))
+
+
+def profile_decodes(bench: Any, steps: int = 16) -> dict[str, Any]:
+    """Of steps in which 128 requests of some 800 tokens decode."""
+    with bench.fresh() as engine:
+        for ask in asks_of(bench, 128, 800, 40):
+            engine.add(ask)
+        scheduler = engine.core.scheduler
+        while scheduler.waiting or scheduler.num_prefill_tokens or not scheduler.running:
+            engine.step()
+        for _ in range(3):
+            engine.step()
+        return profiled(f"{steps} steps of 128 decodes", lambda: [engine.step() for _ in range(steps)])
+
+
+def profiled(name: str, run: Callable[[], object]) -> dict[str, Any]:
+    """Kernels by their time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        begin = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
     events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     spent, count = Counter[str](), Counter[str]()
     for event in events:
         spent[event.name[:70]] += event.time_range.elapsed_us() / 1000
         count[event.name[:70]] += 1
-    begin, end = min(e.time_range.start for e in events), max(e.time_range.end for e in events)
+    span = (max(e.time_range.end for e in events) - min(e.time_range.start for e in events)) / 1000
     busy = sum(spent.values())
-    print(
-        f"   {name}: {run.seconds:.3f} s, {len(run.steps)} steps, span {(end - begin) / 1e3:.1f} ms, busy {busy:.1f} ms"
-    )
+    print(f"   {name}: {seconds:.3f} s, span {span:.1f} ms, busy {busy:.1f} ms", flush=True)
     for kernel, ms in spent.most_common(16):
         print(f"      {ms:9.2f} ms {count[kernel]:6d} x {1000 * ms / count[kernel]:8.1f} us  {kernel}", flush=True)
     return {"busy, ms": busy, **{kernel: (round(ms, 2), count[kernel]) for kernel, ms in spent.most_common(40)}}
