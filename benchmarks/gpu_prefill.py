@@ -37,7 +37,7 @@ import torch.nn.functional as F  # noqa: E402
 from kernel_checks import Case  # noqa: E402
 
 from octavo_kernels.hopper_attention import CONFIGS  # noqa: E402
-from octavo_kernels.hopper_linear import HopperLinearConfig, hopper_gated, hopper_linear, hopper_parts  # noqa: E402
+from octavo_kernels.hopper_linear import HopperLinearConfig, hopper_gated, hopper_linear  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
 
@@ -46,7 +46,6 @@ PREDICTIONS: Final = {
     "attention": "TFLOP/s at 1x2048 510 (448), 1x4096 600 (557), 1x8192 640 (616), 4x2048 500 (481), 16x512 as before",
     "sustained": "2048: 1.40 ms a layer as it is, 1.325 gated and added, 1.32 with own qkv, 1.34 with own all; 8192: "
     "5.6, 5.2, 5.15, 5.2",
-    "parts": "down of 8B at 128 rows 9 us less with 4 shares, o nothing; of 0.6B o and down 3 us less each",
     "layers": "gated 5 us less at 128 and at 64 rows, nothing at 24; added 3 us less at 512, 1 at 256; own qkv 2 us "
     "and own down 3 us less at 128; of 0.6B gated 2 us less at 128, 4 at 512",
     "engine": "32x2048 46,000 (43,750), 1x8192 42,000 (39,540), first token 8.2 (8.4) / 12.0 / 21.8 / 44 / 94 (97.3), "
@@ -59,8 +58,6 @@ ROWS: Final = (24, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Groups, outputs, stages, band.
 GATED: Final = ((2, 256, 4, 16), (2, 128, 6, 16), (1, 256, 5, 16), (1, 128, 8, 16))
 NARROW: Final = (1, 64, 10, 16)
-# With shares of the inputs.
-PARTS: Final = ((1, 128, 8, 16, 2), (1, 128, 8, 16, 4), (1, 128, 8, 16, 8), (1, 64, 10, 16, 4), (2, 128, 6, 16, 4))
 
 
 def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -80,14 +77,9 @@ def warm_all() -> None:
     x, w = draw(64, 128), draw(512, 128)
     calls: list[Callable[[], object]] = [lambda c=c: hopper_gated(x, w, HopperLinearConfig(*c)) for c in GATED]  # type: ignore[misc]
     calls += [lambda c=c: hopper_linear(x, w, HopperLinearConfig(*c)) for c in (*GATED, NARROW)]  # type: ignore[misc]
-    calls += [lambda c=c: hopper_parts(x, w, HopperLinearConfig(*c)) for c in PARTS]  # type: ignore[misc]
     calls += [lambda c=c: Case([(64, 64)], poison=False).run_hopper(c) for c in CONFIGS]  # type: ignore[misc]
     calls += [lambda: silu_and_mul(w), lambda: rms_norm(x, x[0], 1e-5), lambda: add_rms_norm(x, x.clone(), x[0], 1e-5)]
     warm(calls)
-
-
-def summed(x: torch.Tensor, weight: torch.Tensor, config: HopperLinearConfig) -> torch.Tensor:
-    return hopper_parts(x, weight, config).sum(0).to(x.dtype)
 
 
 def check_right() -> dict[str, Any]:
@@ -101,7 +93,6 @@ def check_right() -> dict[str, Any]:
         for configs, product, want in (
             (GATED, hopper_gated, gated),
             ((*GATED, NARROW), hopper_linear, truth),
-            (PARTS, summed, truth),
         ):
             for c in configs:
                 found = product(x, weight, HopperLinearConfig(*c))
@@ -132,8 +123,7 @@ class Way:
 
 def own_product(config: tuple[int, ...]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     made = HopperLinearConfig(*config)
-    product = hopper_parts if made.shares > 1 else hopper_linear
-    return lambda x, w: product(x, w, made)
+    return lambda x, w: hopper_linear(x, w, made)
 
 
 class Layers:
@@ -195,8 +185,6 @@ def ways_of(rows: int) -> dict[str, Way]:
     ways |= {f"qkv: {c[0]}x{c[1]}": Way(own=(("qkv", c),)) for c in (some, few, least, NARROW)}
     for name in ("o", "down"):
         ways |= {f"{name}: {c[0]}x{c[1]}": Way(own=((name, c),)) for c in (some, least)}
-        if rows <= 512:
-            ways |= {f"{name}: {c[0]}x{c[1]} /{c[4]}": Way(own=((name, c),)) for c in PARTS}
     return ways
 
 
@@ -239,9 +227,10 @@ ATTENTION: Final[dict[str, list[tuple[int, int]]]] = {
 
 
 WAYS_OF_CHUNKS: Final = [
-    replace(config, heads_first=heads, backwards=back, longest_first=sort)
+    replace(config, heads_first=heads, backwards=back)
     for config in (CONFIGS[0], CONFIGS[-1])
-    for heads, back, sort in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1))
+    for heads in (False, True)
+    for back in (False, True)
 ]
 
 
@@ -254,7 +243,7 @@ def time_attention() -> dict[str, Any]:
         found = {}
         for config in WAYS_OF_CHUNKS:
             key = f"{config.groups}x{config.keys} {'heads' if config.heads_first else 'tiles'}"
-            key += (" back" if config.backwards else "") + (" sorted" if config.longest_first else "")
+            key += " back" if config.backwards else ""
             if sum(n for n, _ in requests) <= 2048:
                 truth = cases[0].expected()
                 error = float((cases[0].run_hopper(config).double() - truth).norm() / truth.norm())

@@ -12,7 +12,7 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from octavo_kernels.hopper_kernel import hopper_kernel, order_kernel, tiles_kernel
+from octavo_kernels.hopper_kernel import hopper_kernel, tiles_kernel
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import LOG2_E
 
@@ -26,7 +26,7 @@ class HopperConfig:
     groups: of 64 rows (positions times query heads of a key head) in a tile; 1 or 2. keys: of a tile. stages: tiles of
     K and of V in shared memory. programs: on each processor, each taking one tile after the other; 0: as many as there
     can be tiles. heads_first: the key heads of a tile follow each other; otherwise the tiles of a key head do.
-    backwards: every second round of programs goes that way. longest_first: tiles of the most keys, whose request ever.
+    backwards: every second round of programs goes that way.
     """
 
     groups: int
@@ -35,7 +35,6 @@ class HopperConfig:
     programs: int
     heads_first: bool
     backwards: bool = False
-    longest_first: bool = False
 
 
 # What was fastest on an H100 for 32 query heads, 8 key heads of 128 in bf16, pages of 16 (benchmarks/LOG.md).
@@ -102,7 +101,7 @@ def hopper_attention(
     if config is None:
         most_keys = metadata.max_context_len or metadata.block_tables.shape[1] * page_size
         config = hopper_config(metadata.max_query_len or num_tokens, most_keys, num_tokens)
-    tiles = chunk_tiles(metadata, num_tokens, 64 * config.groups // group, longest_first=config.longest_first)
+    tiles = chunk_tiles(metadata, num_tokens, 64 * config.groups // group)
     box = min(page_size, config.keys)
     most = kv_heads * (len(tiles) - 1)
     programs = min(most, config.programs * _processors(q.device) or most)
@@ -134,26 +133,20 @@ def hopper_attention(
     return out
 
 
-def chunk_tiles(
-    metadata: AttentionMetadata, num_tokens: int, positions: int, *, longest_first: bool = False
-) -> torch.Tensor:
+def chunk_tiles(metadata: AttentionMetadata, num_tokens: int, positions: int) -> torch.Tensor:
     """The tiles of so many positions that the step's requests with two tokens or more are cut into.
 
     [1 + most, 4] int32. The first row begins with how many there are. Of each: its first token, that one's position,
-    its request's context, and its request. The last come first, as they are likely to have the most keys; longest_first
-    sees to it that they do. Worked out once a step.
+    its request's context, and its request. The last come first, as they are likely to have the most keys. Worked out
+    once a step.
     """
-    key = ("chunk tiles", positions, longest_first)
+    key = ("chunk tiles", positions)
     found: torch.Tensor | None = metadata.plans.get(key)
     if found is None:
         requests = len(metadata.block_tables)
         most = num_tokens // positions + min(requests, num_tokens // 2)
         found = metadata.plans[key] = metadata.query_start.new_empty(1 + most, 4)
         tiles_kernel[(1,)](metadata.query_start, metadata.context_lens, found, requests, positions, BLOCK=128)
-        if longest_first:
-            listed, found = found, torch.empty_like(found)
-            metadata.plans[key] = found
-            order_kernel[(-(-most // 64),)](listed, found, positions, BLOCK=64)
     return found
 
 

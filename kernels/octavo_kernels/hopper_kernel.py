@@ -316,37 +316,6 @@ def tiles_kernel(query_start_ptr, context_lens_ptr, found_ptr, num_requests, pos
         before += tl.sum(parts, 0)
 
 
-@triton.jit(do_not_specialize=["positions"], do_not_specialize_on_alignment=["found_ptr", "ordered_ptr"])
-def order_kernel(found_ptr, ordered_ptr, positions, BLOCK: tl.constexpr):
-    """Grid: (blocks of tiles,). Writes the tiles of `tiles_kernel` anew, those first that see the most keys.
-
-    Each finds its place by counting how many come before it; of equal ones those that did so far.
-    """
-    count = tl.load(found_ptr)
-    tile = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    keys = _keys(found_ptr, tile, count, positions)
-    place = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, count, BLOCK):
-        other = first + tl.arange(0, BLOCK)
-        theirs = _keys(found_ptr, other, count, positions)[None, :]
-        comes_before = (theirs > keys[:, None]) | ((theirs == keys[:, None]) & (other[None, :] < tile[:, None]))
-        place += tl.sum((comes_before & (other < count)[None, :]).to(tl.int32), 1)
-    for field in tl.static_range(4):
-        value = tl.load(found_ptr + (1 + tile) * 4 + field, mask=tile < count, other=0)
-        tl.store(ordered_ptr + (1 + place) * 4 + field, value, mask=tile < count)
-    if tl.program_id(0) == 0:
-        tl.store(ordered_ptr, count)
-
-
-@triton.jit
-def _keys(found_ptr, tile, count, positions):
-    """How many keys the last row of a tile sees, or would if the chunk went on."""
-    at = found_ptr + (1 + tile) * 4
-    position = tl.load(at + 1, mask=tile < count, other=0)
-    context = tl.load(at + 2, mask=tile < count, other=0)
-    return tl.minimum(position + positions, context)
-
-
 @triton.jit
 def _parts(query_start_ptr, request, num_requests, positions):
     """First token, length and number of tiles of requests; no tiles of those with less than two tokens."""

@@ -26,15 +26,13 @@ class HopperLinearConfig:
     """How the work is cut.
 
     groups: of 64 rows in a tile, 1 or 2. outputs: of a tile, 64 to 256; gated, half as many pairs. stages: of 64
-    inputs in shared memory. band: tiles of rows that are gone through together. shares: that the inputs are cut into,
-    at most, where parts may be left behind.
+    inputs in shared memory. band: tiles of rows that are gone through together.
     """
 
     groups: int
     outputs: int
     stages: int
     band: int = 16
-    shares: int = 1
 
 
 # What was fastest on an H100 in layers of 4096 and 1024 inputs (benchmarks/LOG.md).
@@ -90,13 +88,6 @@ def hopper_linear(x: torch.Tensor, weight: torch.Tensor, config: HopperLinearCon
     return _launch(x, weight, x.new_empty(len(x), len(weight)), config, gated=False)
 
 
-def hopper_parts(x: torch.Tensor, weight: torch.Tensor, config: HopperLinearConfig) -> torch.Tensor:
-    """[T, in] × [out, in] → [shares, T, out] float32, whose sum over these, in order, is the product."""
-    blocks = -(-x.shape[1] // _BLOCK_K)
-    shares = -(-blocks // -(-blocks // config.shares))
-    return _launch(x, weight, x.new_empty(shares, len(x), len(weight), dtype=torch.float32), config, gated=False)
-
-
 def _launch(
     x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, config: HopperLinearConfig | None, *, gated: bool
 ) -> torch.Tensor:
@@ -104,25 +95,21 @@ def _launch(
         return y
     processors = num_processors(x.device)
     config = config or hopper_linear_config(len(x), len(weight), processors)
-    half, blocks, shares = config.outputs // 2, -(-x.shape[1] // _BLOCK_K), len(y) if y.dim() == 3 else 1
+    half = config.outputs // 2
     row_tiles = -(-len(x) // (64 * config.groups))
-    tiles = row_tiles * -(-y.shape[-1] // (half if gated else config.outputs))
-    items = shares * tiles
-    hopper_linear_kernel[(min(items, processors),)](
+    tiles = row_tiles * -(-y.shape[1] // (half if gated else config.outputs))
+    hopper_linear_kernel[(min(tiles, processors),)](
         _rows(x, 64, _BLOCK_K),
         _rows(weight, half, _BLOCK_K),
-        y if y.dim() == 3 else _rows(y, 64, half),
+        _rows(y, 64, half),
         row_tiles,
         tiles,
-        items,
-        blocks,
-        -(-blocks // shares),
+        -(-x.shape[1] // _BLOCK_K),
         len(weight) // 2 if gated else half,
         GROUPS=config.groups,
         STAGES=config.stages,
         BAND=config.band,
         GATED=gated,
-        PARTS=y.dim() == 3,
         num_warps=4,
         maxnreg=_REGISTERS[config.groups],
         **overlap(x.device),

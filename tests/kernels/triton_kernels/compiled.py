@@ -126,7 +126,6 @@ def test_the_norm_sums_few_rows_and_many_alike_where_bits_must_not_change(compil
         (products.hopper_gated, products.CONFIGS[0], torch.bfloat16),
         (products.hopper_linear, products.CONFIGS[1], torch.bfloat16),
         (products.hopper_linear, products.CONFIGS[2], torch.float16),
-        (products.hopper_parts, products.HopperLinearConfig(1, 128, 8, shares=2), torch.bfloat16),
     ],
 )
 def test_products_of_many_rows_on_hopper(

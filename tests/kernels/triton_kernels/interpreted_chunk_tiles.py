@@ -30,17 +30,6 @@ def test_tiles_cover_each_chunk_once_and_nothing_else(positions: int) -> None:
     assert chunk_tiles(case.metadata, len(case.q), positions) is tiles  # once a step
 
 
-@pytest.mark.parametrize("positions", [32, 9, 1])
-def test_the_tiles_that_see_the_most_keys_come_first(positions: int) -> None:
-    case = make_case(REQUESTS)
-    listed = chunk_tiles(case.metadata, len(case.q), positions)
-    ordered = chunk_tiles(case.metadata, len(case.q), positions, longest_first=True)
-    count = int(listed[0, 0])
-    expected = sorted(listed[1 : 1 + count].tolist(), key=lambda tile: -min(tile[1] + positions, tile[2]))
-    assert ordered[1 : 1 + count].tolist() == expected and ordered[0, 0] == count
-    assert chunk_tiles(case.metadata, len(case.q), positions, longest_first=True) is ordered
-
-
 @pytest.mark.parametrize("requests", [1, 128, 200])
 def test_as_many_tiles_as_chunks_can_have(requests: int) -> None:
     case = make_case([(2, 2)] * requests)
