@@ -1,6 +1,6 @@
 """What the API process costs a token, against a bare Starlette handler that streams, in one run.
 
-    python benchmarks/api_overhead.py [--levels STREAMS:TOKENS@MILLISECONDS ...] [--repeats N] [--json FILE]
+    python benchmarks/api_overhead.py [--levels STREAMS:TOKENS@MILLISECONDS ...] [--repeats N] [--kind KIND] [--limited]
     python benchmarks/api_overhead.py --profile FILE [--levels …]
 
 Processes beside this one: our API process before an engine that echoes the prompt (`echo_engine.py`), the bare handler
@@ -28,9 +28,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from echo_engine import DEMO, STEP_SECONDS
+from echo_engine import API_KEY, DEMO, STEP_SECONDS
+from http_load import Kind
 
 HERE: Final = Path(__file__).resolve().parent
 GOAL: Final = 0.6  # of the bare handler's tokens a second on a core
@@ -74,9 +75,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def servers(step_file: Path, profile: str | None) -> Iterator[list[Server]]:
+def servers(step_file: Path, options: argparse.Namespace) -> Iterator[list[Server]]:
     """Ours and the bare one."""
-    ours = [str(HERE / "echo_engine.py"), "--as", "api", *(["--profile", profile] if profile else [])]
+    ours = [str(HERE / "echo_engine.py"), "--as", "api", *(["--profile", options.profile] if options.profile else [])]
+    ours += ["--limited"] if options.limited else []
     processes = []
     try:
         for command in (ours, [str(HERE / "bare_stream.py")]):
@@ -113,11 +115,12 @@ def until_ready(url: str) -> None:
     raise TimeoutError(f"{url}/ready")
 
 
-def ask(server: Server, level: str, prompt: int, tokens: int) -> dict[str, Any]:
+def ask(server: Server, level: str, options: argparse.Namespace, tokens: int) -> dict[str, Any]:
     """A level of `http_load`, in a process of its own, and what it took of the server: microseconds in all."""
     vocab = json.loads((DEMO / "config.json").read_text())["vocab_size"]
     command = [sys.executable, str(HERE / "http_load.py"), server.url, "bare", "--no-warm-up", "--levels", level]
-    command += ["--vocab", str(vocab), "--prompt", str(prompt), "--answer", str(tokens)]
+    command += ["--vocab", str(vocab), "--prompt", str(options.prompt), "--answer", str(tokens)]
+    command += ["--kind", options.kind, "--key", API_KEY]
     before = server.cpu_seconds()
     (found,) = map(
         json.loads, subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
@@ -132,14 +135,14 @@ def measure(found: list[Server], step_file: Path, options: argparse.Namespace) -
     """All levels with all servers, again and again; a row for each level."""
     for server in found:  # what only the first requests cost
         set_step(step_file, 0.002)
-        ask(server, "0:64", options.prompt, 32)
+        ask(server, "0:64", options, 32)
     runs: dict[tuple[Level | None, str], list[dict[str, Any]]] = {}
     for repeat in range(options.repeats):
         for level in (None, *options.levels):
             for server in found if repeat % 2 else found[::-1]:
                 set_step(step_file, 0.002 if level is None else level.milliseconds / 1000)
                 wanted, tokens = (ONE_TOKEN, 1) if level is None else (f"0:{level.streams}", level.tokens)
-                runs.setdefault((level, server.name), []).append(ask(server, wanted, options.prompt, tokens))
+                runs.setdefault((level, server.name), []).append(ask(server, wanted, options, tokens))
     names = [server.name for server in found]
     for name in names:
         request = [(run["loop_us"] + run["others_us"]) / run["n"] for run in runs[None, name]]
@@ -159,6 +162,10 @@ def row(level: Level, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for name, each in runs.items():
         found[name] = {
             "us_a_chunk": round(statistics.median(costs[name]), 1),
+            "us_a_token": round(
+                statistics.median((run["loop_us"] + run["others_us"]) / level.streams / level.tokens for run in each),
+                1,
+            ),
             "us_of_all_runs": [round(cost, 1) for cost in costs[name]],
             "loop_us": round(statistics.median(run["loop_us"] / run["chunks"] for run in each), 1),
             "chunks_s_a_core": round(1e6 / statistics.median(costs[name])),
@@ -179,13 +186,15 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", type=Level.parse, default=LEVELS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
+    parser.add_argument("--kind", choices=get_args(Kind), default="completions", help="tools: a chat with one at hand")
+    parser.add_argument("--limited", action="store_true", help="ours takes only a key, which has limits of every kind")
     parser.add_argument("--json")
     parser.add_argument("--profile", help="cProfile of our event loop's thread goes there: its figures mean nothing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         step_file = Path(folder) / "step"
         set_step(step_file, 0.005)
-        with servers(step_file, options.profile) as found:
+        with servers(step_file, options) as found:
             rows = measure(found, step_file, options)
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))

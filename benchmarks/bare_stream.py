@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "operator", "
 import uvicorn  # noqa: E402
 import uvloop  # noqa: E402
 from echo_engine import STEP_SECONDS  # noqa: E402
-from http_load import EVENT_WITH_TEXT  # noqa: E402
+from http_load import CHAT_EVENT, EVENT_WITH_TEXT  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import StreamingResponse  # noqa: E402
@@ -37,12 +37,12 @@ class Timer:
 
     def __init__(self, seconds_file: Path) -> None:
         self._seconds_file = seconds_file
-        self._streams: dict[asyncio.Queue[bytes], int] = {}
+        self._streams: dict[asyncio.Queue[bytes], tuple[int, bytes]] = {}
 
-    def add(self, tokens: int) -> "asyncio.Queue[bytes]":
-        """A stream of so many tokens; the last comes with the end, as one event."""
+    def add(self, tokens: int, event: bytes) -> "asyncio.Queue[bytes]":
+        """A stream of so many tokens, each an event; the last comes with the end, as one."""
         queue: asyncio.Queue[bytes] = asyncio.Queue()
-        self._streams[queue] = tokens
+        self._streams[queue] = tokens, event
         return queue
 
     async def run(self) -> None:
@@ -53,28 +53,33 @@ class Timer:
                 seconds = float(self._seconds_file.read_text())
             due = max(due + seconds, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
-            for queue, left in list(self._streams.items()):
+            for queue, (left, event) in list(self._streams.items()):
                 if left > 1:
-                    self._streams[queue] = left - 1
-                    queue.put_nowait(EVENT_WITH_TEXT)
+                    self._streams[queue] = left - 1, event
+                    queue.put_nowait(event)
                 else:
                     del self._streams[queue]
-                    queue.put_nowait(EVENT_WITH_TEXT + _END)
+                    queue.put_nowait(event + _END)
 
 
 def app_of(timer: Timer) -> Starlette:
     """The one route."""
 
-    async def events(tokens: int) -> AsyncIterator[bytes]:
-        queue = timer.add(tokens)
+    async def events(tokens: int, event: bytes) -> AsyncIterator[bytes]:
+        queue = timer.add(tokens, event)
         for _ in range(tokens):
             yield await queue.get()
 
     async def completions(request: Request) -> StreamingResponse:
         asked = await request.json()
-        return StreamingResponse(events(asked["max_tokens"]), media_type="text/event-stream")
+        return StreamingResponse(events(asked["max_tokens"], EVENT_WITH_TEXT), media_type="text/event-stream")
 
-    return Starlette(routes=[Route("/v1/completions", completions, methods=["POST"])])
+    async def chat(request: Request) -> StreamingResponse:
+        asked = await request.json()
+        return StreamingResponse(events(asked["max_tokens"], CHAT_EVENT), media_type="text/event-stream")
+
+    routes = {"/v1/completions": completions, "/v1/chat/completions": chat}
+    return Starlette(routes=[Route(path, handler, methods=["POST"]) for path, handler in routes.items()])
 
 
 async def serve() -> None:

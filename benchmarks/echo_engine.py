@@ -1,6 +1,6 @@
 """An engine without a model that speaks the real protocol, and the API process before it: parts of `api_overhead.py`.
 
-    python benchmarks/echo_engine.py --as api [--model DIRECTORY] [--profile FILE]
+    python benchmarks/echo_engine.py --as api [--model DIRECTORY] [--profile FILE] [--limited]
 
 The engine takes the requests that are there, and every so many seconds gives each of them a token: those of its prompt,
 over and over. The seconds stand in a file, which is read after each step.
@@ -25,6 +25,8 @@ DEMO: Final = ROOT / "server/octavo_server/demo_model"
 BLOCK_SIZE: Final = 16
 MAX_MODEL_LEN: Final = 4096
 MAX_NUM_SEQS: Final = 1024
+API_KEY: Final = "benchmark"
+LIMITS: Final = ("max_requests_per_minute", "max_tokens_per_minute", "max_concurrent_requests")
 STEP_SECONDS: Final = "ECHO_STEP_SECONDS"  # in the environment: a file that holds the seconds of a step
 
 
@@ -107,13 +109,19 @@ def run_engine() -> None:
     context.term()
 
 
-def run_api(model: Path, profile: str | None) -> None:
-    """`octavo serve` with the engine above; `profile`: what the event loop's thread does goes to this file."""
+def run_api(model: Path, profile: str | None, *, limited: bool) -> None:
+    """`octavo serve` with the engine above; `profile`: what the event loop's thread does goes to this file.
+
+    limited: only with API_KEY, which has limits of every kind, far above what is asked for.
+    """
     from octavo_server.config import ServerConfig
     from octavo_server.frontend.server import run
 
     command = (sys.executable, str(Path(__file__).resolve()), "--as", "engine")
-    config = ServerConfig(model=model, port=0, max_num_seqs=MAX_NUM_SEQS, device="cpu", served_model_name=("bare",))
+    limits: dict[str, Any] = {"api_key": (API_KEY,), **dict.fromkeys(LIMITS, 10**9)} if limited else {}
+    config = ServerConfig(
+        model=model, port=0, max_num_seqs=MAX_NUM_SEQS, device="cpu", served_model_name=("bare",), **limits
+    )
     if profile is None:
         sys.exit(run(config, command))
     import cProfile
@@ -131,11 +139,12 @@ def main() -> None:
     parser.add_argument("--as", dest="role", choices=("engine", "api"), required=True)
     parser.add_argument("--model", type=Path, default=DEMO, help="whose tokenizer is used")
     parser.add_argument("--profile", help="cProfile of the event loop's thread goes there")
+    parser.add_argument("--limited", action="store_true", help=f"only with the key {API_KEY}, which has limits")
     options = parser.parse_args()
     if options.role == "engine":
         run_engine()
     else:
-        run_api(options.model, options.profile)
+        run_api(options.model, options.profile, limited=options.limited)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 import httptools
@@ -40,6 +40,18 @@ EVENT_WITH_TEXT: Final = (
     b'"choices":[{"index":0,"text":" word","finish_reason":null,"logprobs":null,"stop_reason":null}],'
     b'"object":"text_completion"}\n\n'
 )
+
+CHAT_EVENT: Final = (
+    b'data: {"id":"chatcmpl-0123456789abcdef0123456789abcdef","created":1700000000,"model":"bare",'
+    b'"choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null,"logprobs":null}],'
+    b'"object":"chat.completion.chunk"}\n\n'
+)
+WORDS: Final = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "was", "on", "are", "as", "with", "his")
+TOOL: Final = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+Kind = Literal["completions", "chat", "tools"]
 
 
 @dataclass(slots=True)
@@ -121,23 +133,25 @@ class Load:
     vocab: int
     prompt: int
     answer: int
+    kind: Kind = "completions"
+    key: str = ""
 
     def request(self, chance: random.Random) -> bytes:
         """One request, as bytes."""
-        body = json.dumps(
-            {
-                "model": self.model,
-                "prompt": [chance.randrange(10, self.vocab) for _ in range(self.prompt)],
-                "max_tokens": self.answer,
-                "temperature": 0.0,
-                "ignore_eos": True,
-                "stream": True,
-            }
-        )
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nhost: {urlsplit(self.url).netloc}\r\ncontent-type: application/json\r\n"
-        )
+        fields = {"model": self.model, **self._asked(chance), "max_tokens": self.answer, "temperature": 0.0}
+        body = json.dumps(fields | {"ignore_eos": True, "stream": True})
+        path = "/v1/completions" if self.kind == "completions" else "/v1/chat/completions"
+        head = f"POST {path} HTTP/1.1\r\nhost: {urlsplit(self.url).netloc}\r\ncontent-type: application/json\r\n"
+        head += f"authorization: Bearer {self.key}\r\n" if self.key else ""
         return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+
+    def _asked(self, chance: random.Random) -> dict[str, Any]:
+        """Random token ids, or a chat of as many random words, with a tool at hand or without."""
+        if self.kind == "completions":
+            return {"prompt": [chance.randrange(10, self.vocab) for _ in range(self.prompt)]}
+        text = " ".join(chance.choice(WORDS) for _ in range(self.prompt))
+        tools = {"tools": [TOOL]} if self.kind == "tools" else {}
+        return {"messages": [{"role": "user", "content": text}], **tools}
 
     async def level(self, rate: float, count: int, seed: int) -> dict[str, Any]:
         """Run one level; connections are kept and used again within it."""
@@ -307,6 +321,8 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=2000, help="ids are drawn from 10 to this")
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--answer", type=int, default=128, help="tokens")
+    parser.add_argument("--kind", choices=get_args(Kind), default="completions", help="tools: a chat with one at hand")
+    parser.add_argument("--key", default="", help="API key")
     parser.add_argument("--streams", type=int, default=512, help="of --ceiling")
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--no-warm-up", action="store_true")
@@ -318,7 +334,9 @@ def main() -> None:
         found = [measure_ceiling(options.streams, options.answer)]
         print(json.dumps(found[0]))
     elif options.url and options.model:
-        load = Load(options.url, options.model, options.vocab, options.prompt, options.answer)
+        load = Load(
+            options.url, options.model, options.vocab, options.prompt, options.answer, options.kind, options.key
+        )
         levels = parse_levels(options.levels)
         found = uvloop.run(run_levels(load, levels, warm_up=not options.no_warm_up))
     else:

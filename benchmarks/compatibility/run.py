@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,13 +68,20 @@ def main() -> None:
     found = [row for name in options.names for row in attempt(environment(options.environments, name), name, options)]
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1))
-    print("\n| program | version | tried | outcome |\n| --- | --- | --- | --- |")
+    print(table(found))
+    sys.exit(any(row["outcome"] == "fails" for row in found))
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """In Markdown, a row for each program."""
+    lines = ["", "| program | version | tried | outcome | on |", "| --- | --- | --- | --- | --- |"]
     for program in dict.fromkeys((row["program"], row["version"]) for row in found):
         rows = [row for row in found if (row["program"], row["version"]) == program]
         failures = [f"**{row['what']}**: {row['detail'][:160]}" for row in rows if row["outcome"] == "fails"]
-        tried = ", ".join(row["what"] for row in rows)
-        print(f"| `{program[0]}` | {program[1]} | {tried} | {'; '.join(failures) or 'all of it works'} |")
-    sys.exit(any(row["outcome"] == "fails" for row in found))
+        tried = "; ".join(row["what"] for row in rows)
+        outcome = "; ".join(failures) or "all of it works"
+        lines.append(f"| `{program[0]}` | {program[1]} | {tried} | {outcome} | {date.today()} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ check(
     lambda: run("chat", *STREAM, "--use-server-token-count", "--per-chunk-usage"),
 )
 check("chat, whole", lambda: run("chat", "--osl", "32"))
-check("completions, streamed", lambda: run("completions", *STREAM))
+# It counts an answer without a text as an error, and after some prompts the demo model ends at once: its end is shown.
+check("completions, streamed", lambda: run("completions", *STREAM, "--extra-inputs", "skip_special_tokens:false"))
 check("responses, streamed", lambda: run("responses", "--streaming", "--osl", "32"))
 check("embeddings", lambda: run("embeddings"))
 check.end()

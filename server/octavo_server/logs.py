@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import select
+import threading
 import traceback
+import warnings
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -28,6 +30,7 @@ def configure(level: str, form: LogFormat, descriptor: int = 2) -> None:
     handler = LineHandler(descriptor)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    warnings.showwarning = _warn  # type: ignore[assignment]  # where to is decided here
 
 
 def fields(**values: object) -> dict[str, Any]:
@@ -106,6 +109,13 @@ class LineHandler(logging.Handler):
             os.write(self._descriptor, data[start : start + _PIECE])
             self._cut = False
         return True
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """A library's warning, as a line like others. Where requests are worked on it may quote one."""
+    at_work = request_id.get() is not None or threading.current_thread() is not threading.main_thread()
+    told = "" if at_work else f": {message}"
+    logging.getLogger("py.warnings").warning("%s in %s, line %d%s", category.__name__, filename, lineno, told)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -2,14 +2,25 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_type_hints
 
 import pytest
+from openai.types import chat, completion_create_params, shared_params
 
-from octavo_server.frontend.fields import Only
-from octavo_server.frontend.generation_fields import GenerationRequest
-from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
+from octavo_server.frontend.fields import Body, Only
+from octavo_server.frontend.generation_fields import GenerationRequest, StreamOptions
+from octavo_server.frontend.message_fields import (
+    AssistantMessage,
+    RefusalPart,
+    SystemMessage,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest, Prediction
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
+from octavo_server.frontend.tool_fields import FunctionDefinition, FunctionTool, NamedTool
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 PAGE: Final = (DOCS / "api.md").read_text(encoding="utf-8")
@@ -42,6 +53,30 @@ def test_what_is_refused_is_told_to_be(section: str, model: type[GenerationReque
     fields = model.model_fields.items()
     refused = {name for name, field in fields if any(isinstance(mark, Only) for mark in field.metadata)}
     assert told == refused - {"service_tier"}
+
+
+PARAMETERS: Final = [
+    (chat.completion_create_params.CompletionCreateParamsBase, ChatCompletionRequest),
+    (completion_create_params.CompletionCreateParamsBase, CompletionRequest),
+    (chat.ChatCompletionStreamOptionsParam, StreamOptions),
+    (chat.ChatCompletionSystemMessageParam, SystemMessage),
+    (chat.ChatCompletionDeveloperMessageParam, SystemMessage),
+    (chat.ChatCompletionUserMessageParam, UserMessage),
+    (chat.ChatCompletionAssistantMessageParam, AssistantMessage),
+    (chat.ChatCompletionToolMessageParam, ToolMessage),
+    (chat.ChatCompletionContentPartTextParam, TextPart),
+    (chat.ChatCompletionContentPartRefusalParam, RefusalPart),
+    (chat.ChatCompletionMessageFunctionToolCallParam, ToolCall),
+    (chat.ChatCompletionFunctionToolParam, FunctionTool),
+    (chat.ChatCompletionNamedToolChoiceParam, NamedTool),
+    (chat.ChatCompletionPredictionContentParam, Prediction),
+    (shared_params.FunctionDefinition, FunctionDefinition),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PARAMETERS, ids=lambda value: value.__name__)
+def test_whatever_the_openai_client_can_send_is_known_by_name(theirs: Any, ours: type[Body]) -> None:
+    assert set(get_type_hints(theirs)) <= set(ours.model_fields)
 
 
 def test_the_page_of_responses_tells_of_every_field() -> None:

@@ -202,6 +202,7 @@ def test_tools_that_make_no_sense_are_refused_by_name(http: httpx.Client) -> Non
         ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": function | {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": function | {"name": "a" * 65}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": function | {"parameters": {"type": "objekt"}}}]}, "tools[0].f"),
         ({"tools": [TOOL], "tool_choice": named}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),

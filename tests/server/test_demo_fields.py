@@ -5,6 +5,7 @@ declares, strictly, and the field does what it says.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from openai_shapes import checked, checked_chunk
 
 MODEL: Final = Path(__file__).resolve().parents[2] / "server" / "octavo_server" / "demo_model"
 TOKENIZER: Final = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 HELLO: Final = {"role": "user", "content": "Hello!"}
 BEGUN: Final = [HELLO, {"role": "assistant", "content": "Hello! What"}]
 FORM: Final = {
@@ -287,3 +289,12 @@ def test_what_completions_no_longer_have_is_the_clients_typed_refusal(
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="demo", prompt="a", **fields)
     assert caught.value.param == list(fields)[-1] and caught.value.param in caught.value.message
+
+
+@pytest.mark.parametrize("page", ["api.md", "tool-calls.md"])
+def test_the_example_of_a_page_prints_what_stands_there(
+    client: openai.OpenAI, capsys: pytest.CaptureFixture[str], page: str
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    exec(code.replace("http://127.0.0.1:8000/v1", str(client.base_url)), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)

@@ -132,14 +132,16 @@ def test_the_named_tool_is_called_and_the_answer_ends_as_openais(client: openai.
     assert len({str(called(choice)) for choice in answer.choices}) > 1  # sampled, not made up
 
 
-def test_only_allowed_tools_are_called(client: openai.OpenAI) -> None:
+@ASKS
+def test_only_allowed_tools_are_called(client: openai.OpenAI, ask: Any) -> None:
     allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "order"}}]}
     choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
     answer = ask(client, "What is the weather in Paris?", tools=[WEATHER, ORDER], tool_choice=choice)
     assert [name for name, _ in called(answer.choices[0])] == ["order"]
 
 
-def test_one_call_where_several_are_not_wanted(client: openai.OpenAI) -> None:
+@ASKS
+def test_one_call_where_several_are_not_wanted(client: openai.OpenAI, ask: Any) -> None:
     answer = ask(
         client,
         "Hello!",

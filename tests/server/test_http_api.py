@@ -324,6 +324,7 @@ NAME: dict[str, Any] = {"type": "function", "name": "f"}  # as /v1/responses has
         ({"extra_body": {"top_k": 1}}, "extra_body", "into the body itself"),
         ({"prompt": "a"}, "prompt", "/v1/completions takes it"),
         ({"input": "a"}, "input", "/v1/responses takes it"),
+        ({"enable_thinking": False}, "enable_thinking", "chat_template_kwargs"),
         ({"xyz": 1}, "xyz", "xyz: this field is not known (given: 1)"),
         ({"xyz": True}, "xyz", "(given: true)"),
         ({"tools": [NAME]}, "tools[0].name", '"function": {"name": …}'),
@@ -544,6 +545,8 @@ def test_an_unknown_route_and_a_wrong_method_are_told_apart(http: httpx.Client) 
     assert refusal(http.get("/v1/nothing"), 404)["code"] == "unknown_url"
     assert refusal(http.get("/v1/completions"), 405)["code"] == "method_not_allowed"
     assert refusal(http.post("/health"), 405)["code"] == "method_not_allowed"
+    for slip in ("/chat/completions", "/v1/v1/chat/completions", "/v1/chat/completion"):
+        assert "did you mean /v1/chat/completions?" in refusal(http.post(slip), 404)["message"]
 
 
 def test_a_large_body_is_refused_whether_it_says_so_or_not(http: httpx.Client) -> None:
@@ -651,7 +654,7 @@ def test_answers_and_events_are_what_is_described(http: httpx.Client) -> None:
             path, json={"model": "tiny", "stream": True, "stream_options": {"include_usage": True}} | body
         )
         for event in events(answer.text)[:-1]:
-            jsonschema.validate(event, described["text/event-stream"]["schema"]["x-event"])
+            jsonschema.validate(event, serving.event_schema(described["text/event-stream"]))
     listed = document["paths"]["/v1/models"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.validate(http.get("/v1/models").json(), listed)
     with pytest.raises(jsonschema.ValidationError):

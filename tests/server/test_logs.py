@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,25 @@ def test_no_text_looks_like_a_line_of_its_own_or_steers_a_terminal(in_a_request:
     assert second == r"  2026 INFO x\r\x1b[2J \u202e\u2028 ü"
     assert all(line.startswith("  ") and line.isprintable() for line in others)
     assert len(text.splitlines()) == len(others) + 2
+
+
+def test_a_librarys_warning_is_a_line_like_others_and_quotes_no_request() -> None:
+    program = """
+import threading, warnings
+from octavo_server import logs
+logs.configure("info", "json")
+warnings.warn("an old flag")
+thread = threading.Thread(target=warnings.warn, args=("a text",))
+thread.start()
+thread.join()
+logs.request_id.set("r-1")
+warnings.warn("a prompt")
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    first, *others = [json.loads(line) for line in said.splitlines()]
+    assert first["message"] == "UserWarning in <string>, line 5: an old flag"
+    assert [line.get("request_id") for line in others] == [None, "r-1"]
+    assert "a text" not in said and "a prompt" not in said
 
 
 @pytest.mark.parametrize("form", [logs.JsonLines(), logs.TextLines()])
@@ -202,6 +223,9 @@ def test_neither_prompts_nor_answers_nor_keys_are_logged_whatever_goes_wrong(tmp
         httpx.post(f"{url}/completions", json=text, headers={"authorization": f"Bearer {KEY}-wrong"})
         for path, body in (("tokenize", {"prompt": MARK}), ("tokenize", {"messages": MARK}), ("detokenize", {MARK: 1})):
             httpx.post(f"{server.url}/{path}", json=body, headers=headers)
+        workers = [pid for pid, command in server.children().items() if "_worker" in command]
+        # They quote a request in what they break down with, if they can.
+        assert [str(Path(f"/proc/{pid}/fd/2").readlink()) for pid in workers] == [os.devnull] * 2
         serving.until(lambda: "crash report" in server.log)
         log = server.log
     lines = [json.loads(line) for line in log.splitlines()]

@@ -243,6 +243,22 @@ WRONG: list[tuple[str, str, Any]] = [
     ("POST", "/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": {"a": 1}}]}),
     ("POST", "/v1/chat/completions", {"model": "tiny", "messages": [{"role": "no"}]}),
     ("POST", "/v1/chat/completions", {"model": "tiny", "messages": 3}),
+    ("POST", "/v1/responses", {"model": "tiny", "input": [{"type": "other"}]}),
+    ("POST", "/v1/responses", {"model": "tiny", "input": "a", "previous_response_id": "resp_1"}),
+    ("POST", "/v1/responses", {"model": "tiny", "input": "a", "text": {"format": {"type": "no"}}}),
+    ("GET", "/v1/responses/resp_1", None),
+    ("GET", "/v1/responses/resp_1/input_items?limit=0", None),
+    ("POST", "/v1/embeddings", {"model": "tiny", "input": [[10**9]]}),
+    ("POST", "/v1/embeddings", {"model": "tiny", "input": {"a": 1}}),
+    ("POST", "/tokenize", {"model": "tiny", "prompt": "a", "messages": []}),
+    ("POST", "/detokenize", {"model": "tiny", "tokens": [10**9]}),
+    ("POST", "/v1/completions", {"model": "tiny", "prompt": "a", "structured_outputs": {"regex": "("}}),
+    ("POST", "/v1/completions", {"model": "tiny", "prompt": "a", "structured_outputs": {"grammar": "start: b"}}),
+    (
+        "POST",
+        "/v1/completions",
+        {"model": "tiny", "prompt": "a", "structured_outputs": {"json": {"$ref": "file:///x"}}},
+    ),
 ]
 
 
@@ -260,7 +276,7 @@ def test_a_body_that_cannot_be_read_tells_nothing_of_the_inside(http: httpx.Clie
     assert SECRETS.search(answer.text) is None, answer.text
 
 
-# --- what is not there yet
+# --- programs that requests bring
 
 HOSTILE_SCHEMA = {"type": "object", "properties": {"a": {"pattern": "(a+)+$"}}, "$ref": "#"}
 

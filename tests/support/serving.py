@@ -129,6 +129,13 @@ def until(condition: Any, process: "subprocess.Popen[str] | None" = None) -> Non
         time.sleep(0.02)
 
 
+def event_schema(stream: Any) -> Any:
+    """Of an event's data in a stream, from the description of the stream; errors are described beside it."""
+    data = stream["itemSchema"]["properties"]["data"]
+    schema, _ = (data["anyOf"][0] if "anyOf" in data else data)["contentSchema"]["anyOf"]
+    return schema
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs (one that only waits to be reaped does not)."""
     try:

@@ -28,8 +28,8 @@ class ChatEvents:
             if answer.index not in begun:
                 frames += map(frame, self._opening(answer, first=not begun))
                 begun.add(answer.index)
-            if self._form.only_text and delta.finish_reason is None:
-                frames.append(self._text_frame(answer.index, delta.text))
+            if self._form.is_light and delta.finish_reason is None:
+                frames.append(self._light(answer.index, delta))
             else:
                 frames += map(frame, self._chunks(answer, delta))
         return b"".join(frames)
@@ -45,6 +45,16 @@ class ChatEvents:
         chunk = self._chunk([])
         chunk.usage = self._form.usage()
         return frame(chunk) + DONE
+
+    def _light(self, index: int, delta: Delta) -> bytes:
+        """The events of a choice that only goes on, where nobody asked for figures of its tokens: mostly a text."""
+        parser = self._form.parser(index)
+        if parser is None:
+            return self._text_frame(index, delta.text)
+        piece = parser.add(delta)
+        if piece.reasoning or piece.calls:
+            return b"".join(frame(self._chunk([ChatChunkChoice(index, part)])) for part in self._parts(piece))
+        return self._text_frame(index, piece.content)
 
     def _text_frame(self, index: int, text: str) -> bytes:
         """The event of a choice that only goes on; the same bytes as by the long way."""

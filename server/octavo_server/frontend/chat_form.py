@@ -15,10 +15,7 @@ from octavo_server.ipc import TokenLogprobs
 
 
 class ChatForm:
-    """Of one request. `is_light`: what a step brings costs little to tell, as it needs no figures of tokens.
-
-    `only_text`: answers are told by nothing but a text and how it ended.
-    """
+    """Of one request. `is_light`: what a step brings costs little to tell, as it needs no figures of tokens."""
 
     def __init__(self, state: ServerState, request: ChatCompletionRequest, prepared: PreparedChat) -> None:
         self.request = request
@@ -32,7 +29,6 @@ class ChatForm:
         self._prepared = prepared
         self._parsers: dict[int, ChoiceParser] = {}
         self.is_light = not (request.logprobs or request.return_token_ids or request.continuous_usage)
-        self.only_text = prepared.parsing is None and self.is_light
 
     @property
     def has_tools(self) -> bool:

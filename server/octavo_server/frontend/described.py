@@ -5,6 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
+from octavo_server.frontend.refusal import DESCRIBED_BODY
+
 _DEFS: Final = "#/$defs/"
 _LEFT_OUT: Final = ("$defs", "discriminator")  # which refers to them
 
@@ -23,9 +25,19 @@ def answers(
     """
     content: dict[str, Any] = {"application/json": {"schema": _schema(whole)}}
     if events is not None:
-        told = "server-sent events; the data of each is this" + (f", of the last one {last}" if last else "")
-        content["text/event-stream"] = {"schema": {"type": "string", "description": told, "x-event": _schema(events)}}
+        content["text/event-stream"] = {"itemSchema": _event(_schema(events), last)}
     return {status: {"description": "The answer", "content": content} for status in statuses}
+
+
+def _event(schema: dict[str, Any], last: str) -> dict[str, Any]:
+    """An event as OpenAPI 3.2 describes those of a stream; older tools leave it aside. An error ends a stream, too."""
+    told = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [schema, DESCRIBED_BODY]}}
+    data = {"anyOf": [told, {"const": last}]} if last else told
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
+    }
 
 
 def _schema(kind: Any) -> dict[str, Any]:

@@ -44,6 +44,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 _BEAMS: Final = "there is no beam search"
 _ONE_ENGINE: Final = "prefill and decode are of one engine"
+_VARIABLE: Final = 'chat templates may know it: "chat_template_kwargs": {"enable_thinking": …}'
 _TAGS: Final = "texts with formatted parts are not made; use json, grammar or regex of structured_outputs"
 
 
@@ -75,6 +76,9 @@ class GenerationRequest(Body):
             "extra_body": "it belongs to the openai client, which puts what is in it into the body itself",
             "messages": "/v1/chat/completions takes them; completions have a prompt",
             "prompt": "/v1/completions takes it; chats have messages",
+            "max_completion_tokens": "completions have max_tokens",
+            "enable_thinking": _VARIABLE,
+            "thinking": _VARIABLE,
             "input": "/v1/responses takes it; chats have messages, completions a prompt",
         }
     )

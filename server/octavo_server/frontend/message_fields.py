@@ -41,6 +41,7 @@ class TextPart(Body):
     type: Annotated[Literal["text"], BeforeValidator(_text_only)]
     text: Text
     prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
+    cache_control: Ignored = None  # the same hint as clients of several vendors' give it
 
 
 class RefusalPart(Body):

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ _CODES: Final = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_l
 
 # For the OpenAPI document, in place of FastAPI's own 422, which is never sent.
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
-_DESCRIBED_BODY: Final = {
+DESCRIBED_BODY: Final = {
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -52,7 +53,7 @@ _DESCRIBED_BODY: Final = {
         }
     },
 }
-_JSON: Final = {"application/json": {"schema": _DESCRIBED_BODY}}
+_JSON: Final = {"application/json": {"schema": DESCRIBED_BODY}}
 DESCRIBED: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": f"{what}: an OpenAI error object says why", "content": _JSON}
     for status, what in (("4XX", "The request is refused"), ("5XX", "The server cannot answer it now, or failed"))
@@ -143,11 +144,19 @@ def _of_body(request: Request, error: RequestValidationError) -> ErrorObject:
 
 
 def _of_http(request: Request, error: HTTPException) -> ErrorObject:
+    path = request.url.path[:200]
     messages = {
-        404: f"there is no {request.method} {request.url.path[:200]}",
-        405: f"{request.url.path[:200]} does not take {request.method}",
+        404: f"there is no {request.method} {path}{_alike(request, path)}",
+        405: f"{path} does not take {request.method}",
     }
     return ErrorObject(messages.get(error.status_code, str(error.detail)), code=_CODES.get(error.status_code))
+
+
+def _alike(request: Request, path: str) -> str:
+    """A base URL without /v1, or with it twice, is the usual slip."""
+    paths = [route.path for route in request.app.routes if getattr(route, "include_in_schema", False)]
+    found = get_close_matches(path, paths, n=1, cutoff=0.8)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def why_unreadable(error: ValueError | RecursionError) -> str:
@@ -164,7 +173,7 @@ def why_unreadable(error: ValueError | RecursionError) -> str:
 
 def _located(error: Mapping[str, Any], body: Any) -> tuple[list[str | int], str, Any]:
     """(path in the client's own terms, message, value there). pydantic's paths also name the members of unions."""
-    if error["loc"][0] in ("query", "path"):
+    if error["loc"][:1] in (("query",), ("path",)):  # none: of a whole body that was made here
         return list(error["loc"][1:]), _message(error, error.get("ctx") or {}), error.get("input")
     path: list[str | int] = []
     value = body

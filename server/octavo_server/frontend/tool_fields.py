@@ -3,7 +3,8 @@
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
 from octavo_server.frontend.fields import Body, Only
 from octavo_server.frontend.structured_fields import JsonSchema
@@ -24,6 +25,13 @@ class FunctionDefinition(Body):
     description: Annotated[str, Field(max_length=65_536)] | None = None
     parameters: JsonSchema | None = None
     strict: bool | None = None
+
+    @field_validator("parameters", mode="after")
+    @classmethod
+    def _arguments_are_an_object(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None and schema.get("type", "object") != "object":
+            raise PydanticCustomError("parameters", "must describe an object: {form}", {"form": '"type": "object"'})
+        return schema
 
 
 _WITHIN: Final = 'it stands within function: {"type": "function", "function": {"name": …}}'

@@ -52,7 +52,7 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         """How many tokens a response's prompt would have."""
         return _json(await count_input(state, store, body, caller_of(request).salt))
 
-    @app.post("/v1/responses/compact")
+    @app.post("/v1/responses/compact", status_code=400, response_description="It is refused")
     async def compact() -> Response:
         """Refused: nothing here sums up conversations."""
         raise RequestError(

@@ -18,6 +18,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from octavo_common.json_fields import ModelConfigError
+from octavo_server.frontend.text.quiet import say_no_more
 from octavo_server.grammar_compiler import GrammarError, compile_grammar, one_line, read_tokenizer
 
 CHILD_BYTES: Final = 2**29  # of address space, beyond what the parent has
@@ -36,6 +37,7 @@ def main() -> None:
     except (ModelConfigError, ValueError) as error:
         _answer(invalid=one_line(str(error)))
         return
+    say_no_more()
     _answer()
     for line in lines:
         child = os.fork()

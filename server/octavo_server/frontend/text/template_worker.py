@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import jinja2
 
+from octavo_server.frontend.text.quiet import say_no_more
 from octavo_server.frontend.text.template_language import Content, content_read, environment, names_read
 from octavo_server.frontend.text.template_messages import CannotContinue, cut_off, for_template, leave_open
 
@@ -77,6 +78,7 @@ def main() -> None:
     except Exception as error:
         _answer(invalid=_reason(error))
         return
+    say_no_more()
     _answer(reads=templates.reads)
     for line in lines:
         with _timer(start["seconds"]):
