@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -14,9 +15,13 @@ from octavo_kernels import reference
 from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_attention
 from octavo_kernels.gemv import gemv
 from octavo_kernels.hopper_attention import CONFIGS, HopperConfig, hopper_attention, takes_chunks
-from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
+from octavo_kernels.hopper_linear import CONFIGS as MANY_ROWS
+from octavo_kernels.hopper_linear import hopper_gated, hopper_linear, hopper_parts, takes
+from octavo_kernels.invariant_linear import linear_of, norm_gated_linear
+from octavo_kernels.linear import LinearConfig, is_hopper, linear_invariant, linear_tiles
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig
+from octavo_kernels.residual import Residual
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.silu_and_mul import silu_and_mul
@@ -283,6 +288,26 @@ def check_rows(errors: Errors, dtype: torch.dtype, device: str) -> None:
         errors.add("linear", dtype, linear_invariant(x, w, bias), truth)
         errors.add("linear, 16 rows", dtype, linear_tiles(x, w, bias, LinearConfig(16, 16, 256, 4, 2)), truth)
         errors.add("gemv", dtype, gemv(x[:1], w, bias), truth[:1])
+    if dtype != torch.float32 and is_hopper(torch.device(device)):
+        check_many_rows(errors, dtype)
+
+
+def check_many_rows(errors: Errors, dtype: torch.dtype) -> None:
+    """Products of Hopper's own kernel, of each tile: ragged rows, inputs and outputs."""
+    for rows, inputs, pairs in ((300, 4096, 512), (77, 200, 104), (1100, 1024, 768)):
+        x, weight = torch.randn(rows, inputs, device="cuda").to(dtype), torch.randn(2 * pairs, inputs, device="cuda")
+        weight = (weight / inputs**0.5).to(dtype)
+        if not takes(x, weight, None):
+            raise ValueError(
+                f"{rows} rows, {inputs} inputs, {pairs} pairs are not for this kernel, or the device is not"
+            )
+        truth = x.double() @ weight.double().t()
+        for config in MANY_ROWS:
+            errors.add("product of many rows", dtype, hopper_linear(x, weight, config), truth)
+            parts = hopper_parts(x, weight, replace(config, shares=3)).sum(0).to(dtype)
+            errors.add("parts of a product of many rows", dtype, parts, truth)
+            gated = torch.nn.functional.silu(truth[:, :pairs]) * truth[:, pairs:]
+            errors.add("gated product of many rows", dtype, hopper_gated(x, weight, config), gated)
 
 
 def check_rope(errors: Errors, dtype: torch.dtype, device: str) -> None:
@@ -314,12 +339,14 @@ def check_invariant(device: str = "cuda", length: int = 2500) -> dict[str, Any]:
             differing[f"attention {name} {dtype}, window {window}"] = attention_differences(case, window)
         for inputs in (1024, 14336) if device == "cuda" else (1024,):
             # More rows than any tile is chosen for, and fewer, on both sides of where another one is.
-            x, w = (torch.randn(n, inputs, device=device).to(dtype) for n in (1300, 500))
-            bias = torch.randn(500, device=device).to(dtype)
-            whole = linear_invariant(x, w, bias)
-            for rows in (1, 7, 64, 65, 257, 1023, 1024):
-                found = linear_invariant(x[-rows:], w, bias)
-                differing[f"linear {dtype}, {rows} of {inputs}"] = int((found != whole[-rows:]).sum())
+            x, w = (torch.randn(n, inputs, device=device).to(dtype) for n in (1300, 512))
+            bias = torch.randn(512, device=device).to(dtype)
+            one = (torch.ones(inputs, device=device, dtype=dtype), 1e-5)
+            whole = linear_of(x, w, bias), norm_gated_linear(Residual(x), one, (w, None))
+            for rows in (1, 7, 64, 65, 127, 128, 257, 1023, 1024):
+                found = linear_of(x[-rows:], w, bias), norm_gated_linear(Residual(x[-rows:]), one, (w, None))
+                for kind, few, many in zip(("linear", "gated"), found, whole, strict=True):
+                    differing[f"{kind} {dtype}, {rows} of {inputs}"] = int((few != many[-rows:]).sum())
     failures = [f"{name}: {count} differ" for name, count in differing.items() if count]
     report = {"checked": len(differing), **clock.report(), **({"failures": failures} if failures else {})}
     if device == "cuda":

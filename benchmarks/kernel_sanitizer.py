@@ -115,7 +115,14 @@ def run_under(program: str, tool: str, seconds: float) -> dict[str, Any]:
 
 
 # Triton's kernels are named as their functions.
-OURS: Final = ("attention_kernel", "merge_kernel", "_gather_kernel", "hopper_kernel", "tiles_kernel")
+OURS: Final = (
+    "attention_kernel",
+    "merge_kernel",
+    "_gather_kernel",
+    "hopper_kernel",
+    "hopper_linear_kernel",
+    "tiles_kernel",
+)
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ class HopperConfig:
     groups: of 64 rows (positions times query heads of a key head) in a tile; 1 or 2. keys: of a tile. stages: tiles of
     K and of V in shared memory. programs: on each processor, each taking one tile after the other; 0: as many as there
     can be tiles. heads_first: the key heads of a tile follow each other; otherwise the tiles of a key head do.
+    backwards: every second round of programs goes that way.
     """
 
     groups: int
@@ -33,20 +34,21 @@ class HopperConfig:
     stages: int
     programs: int
     heads_first: bool
+    backwards: bool = False
 
 
 # What was fastest on an H100 for 32 query heads, 8 key heads of 128 in bf16, pages of 16 (benchmarks/LOG.md).
-_LONG: Final = HopperConfig(2, 128, 2, 1, heads_first=False)
-_USUAL: Final = HopperConfig(2, 128, 2, 1, heads_first=True)
+_ONE: Final = HopperConfig(2, 128, 2, 1, heads_first=True, backwards=True)
+_SEVERAL: Final = HopperConfig(2, 128, 2, 1, heads_first=False, backwards=True)
 _SHORT: Final = HopperConfig(1, 64, 3, 2, heads_first=False)
-CONFIGS: Final = (_LONG, _USUAL, _SHORT)
+CONFIGS: Final = (_ONE, _SEVERAL, _SHORT)
 
 
-def hopper_config(longest: int, most_keys: int) -> HopperConfig:
-    """By the longest chunk's tokens and the longest context."""
+def hopper_config(longest: int, most_keys: int, num_tokens: int) -> HopperConfig:
+    """By the longest chunk's tokens, the longest context, and the step's tokens: whether it is nearly all one chunk."""
     if most_keys <= 1024:
         return _SHORT
-    return _LONG if longest >= 4096 else _USUAL
+    return _ONE if 2 * longest >= num_tokens else _SEVERAL
 
 
 def takes_chunks(
@@ -98,7 +100,7 @@ def hopper_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     if config is None:
         most_keys = metadata.max_context_len or metadata.block_tables.shape[1] * page_size
-        config = hopper_config(metadata.max_query_len or num_tokens, most_keys)
+        config = hopper_config(metadata.max_query_len or num_tokens, most_keys, num_tokens)
     tiles = chunk_tiles(metadata, num_tokens, 64 * config.groups // group)
     box = min(page_size, config.keys)
     most = kv_heads * (len(tiles) - 1)
@@ -114,7 +116,7 @@ def hopper_attention(
         metadata.block_tables.stride(0),
         k_cache.storage_offset() // head_dim,
         v_cache.storage_offset() // head_dim,
-        int(config.heads_first),
+        config.heads_first + 2 * config.backwards,
         k_cache.stride(0) // head_dim,
         k_cache.stride(2) // head_dim,
         *q.stride()[:2],

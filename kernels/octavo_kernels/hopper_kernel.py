@@ -24,17 +24,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit(
-    do_not_specialize=["scale", "stride_table", "k_offset", "v_offset", "heads_first"],
+    do_not_specialize=["scale", "stride_table", "k_offset", "v_offset", "order"],
     do_not_specialize_on_alignment=["tiles_ptr", "tables_ptr"],
 )
 def hopper_kernel(
-    q_ptr, k_rows, v_rows, out_ptr, tiles_ptr, tables_ptr, scale, stride_table, k_offset, v_offset, heads_first,
+    q_ptr, k_rows, v_rows, out_ptr, tiles_ptr, tables_ptr, scale, stride_table, k_offset, v_offset, order,
     stride_page, stride_head, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
     GROUPS: gl.constexpr, BLOCK_N: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs,). An item of work is a tile of `chunk_tiles` and a key head; a program takes every so manieth.
+    """Grid: (programs,). An item of work is a tile of `chunk_tiles` and a key head; a program takes one a round.
 
-    heads_first: 1 if the key heads of a tile follow each other, 0 if the tiles of a key head do.
+    order: 1 if the key heads of a tile follow each other, 0 if the tiles of a key head do; and 2 if every second round
+    goes backwards, so that no program has the most work in each where items have less and less.
     k_rows, v_rows: descriptors of [rows, HEAD_DIM], boxes of a piece of a page; the first page's first row is at
     k_offset (v_offset), the next page's is stride_page behind it, the next head's stride_head.
     """
@@ -57,15 +58,15 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, order,
                     scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
                 )),
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, order,
                     scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 1,
                 )),
                 (_fetch, (
-                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first,
+                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, order,
                     stride_table, k_offset, v_offset, stride_page, stride_head, KV_HEADS, GROUP, GROUPS, PAGE_SIZE,
                 )),
             ],
@@ -76,11 +77,11 @@ def hopper_kernel(
         gl.warp_specialize(
             [
                 (_compute, (
-                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first,
+                    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, order,
                     scale, stride_qt, stride_qh, stride_ot, stride_oh, KV_HEADS, GROUP, GROUPS, 0,
                 )),
                 (_fetch, (
-                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first,
+                    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, order,
                     stride_table, k_offset, v_offset, stride_page, stride_head, KV_HEADS, GROUP, GROUPS, PAGE_SIZE,
                 )),
             ],
@@ -90,10 +91,25 @@ def hopper_kernel(
 
 
 @gluon.jit
-def _item(item, tiles_ptr, tiles, heads_first, KV_HEADS: gl.constexpr):
+def _taken(turn, order):
+    """The item that this program takes in its turn."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    return turn * programs + gl.where((turn & (order >> 1)) == 0, program, programs - 1 - program)
+
+
+@gluon.jit
+def _turns(items, order):
+    """How many items this program takes."""
+    whole = items // gl.num_programs(0)
+    return whole + (_taken(whole, order) < items).to(gl.int32)
+
+
+@gluon.jit
+def _item(item, tiles_ptr, tiles, order, KV_HEADS: gl.constexpr):
     """The first token, its position, the context, the request and the key head of an item of work."""
-    kv_head = gl.where(heads_first != 0, item % KV_HEADS, item // tiles)
-    at = tiles_ptr + 4 + gl.where(heads_first != 0, item // KV_HEADS, item % tiles) * 4
+    kv_head = gl.where((order & 1) != 0, item % KV_HEADS, item // tiles)
+    at = tiles_ptr + 4 + gl.where((order & 1) != 0, item // KV_HEADS, item % tiles) * 4
     return gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3), kv_head
 
 
@@ -105,7 +121,7 @@ def _key_tiles(position, context, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr):
 
 @gluon.jit
 def _fetch(
-    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, heads_first, stride_table,
+    k_rows, v_rows, k_tiles, v_tiles, ready, empty, tiles_ptr, tables_ptr, tiles, order, stride_table,
     k_offset, v_offset, stride_page, stride_head, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
     PAGE_SIZE: gl.constexpr,
 ):  # fmt: skip
@@ -115,8 +131,8 @@ def _fetch(
     BOX: gl.constexpr = k_rows.block_type.shape[0]
     BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
     done = 0  # key tiles of the items before
-    for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
-        _, position, context, request, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
+    for turn in range(_turns(tiles * KV_HEADS, order)):
+        _, position, context, request, kv_head = _item(_taken(turn, order), tiles_ptr, tiles, order, KV_HEADS)
         table_ptr = tables_ptr + request.to(gl.int64) * stride_table
         end = _key_tiles(position, context, BLOCK_Q, BLOCK_N)
         for i in range(end):
@@ -160,7 +176,7 @@ def _places(
 
 @gluon.jit
 def _compute(
-    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, heads_first, scale, stride_qt,
+    q_ptr, out_ptr, q_tiles, k_tiles, v_tiles, ready, empty, cleaned, tiles_ptr, tiles, order, scale, stride_qt,
     stride_qh, stride_ot, stride_oh, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, GROUPS: gl.constexpr,
     WHICH: gl.constexpr,
 ):  # fmt: skip
@@ -174,8 +190,8 @@ def _compute(
     q_tile = q_tiles.index(WHICH)
     done = 0
     cleanings = 0
-    for item in range(gl.program_id(0), tiles * KV_HEADS, gl.num_programs(0)):
-        first, position, context, _, kv_head = _item(item, tiles_ptr, tiles, heads_first, KV_HEADS)
+    for turn in range(_turns(tiles * KV_HEADS, order)):
+        first, position, context, _, kv_head = _item(_taken(turn, order), tiles_ptr, tiles, order, KV_HEADS)
         token = (first + row // GROUP).to(gl.int64)
         head = kv_head * GROUP + row % GROUP
         there = ((row // GROUP < BLOCK_Q) & (position + row // GROUP < context))[:, None]

@@ -46,6 +46,12 @@ def is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
+@cache
+def num_processors(device: torch.device) -> int:
+    """Of a GPU; one where there is none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def linear_invariant(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[T, in] × [out, in] → [T, out], plus bias [out]; a row's bits depend on nothing but the row."""
     return linear_tiles(x, weight, bias, linear_config(x.dtype, len(x), is_hopper(x.device)))

@@ -7,6 +7,7 @@ kernels. These are imported only when they are chosen: the CPU path needs no Tri
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -116,7 +117,7 @@ def triton_ops(*, batch_invariant: bool = False) -> Ops:
         norm_linear=invariant_linear.norm_linear if batch_invariant else small_linear.norm_linear,
         norm_gated_linear=invariant_linear.norm_gated_linear if batch_invariant else small_linear.norm_gated_linear,
         linear_add=invariant_linear.linear_add if batch_invariant else small_linear.linear_add,
-        norm_residual=rms_norm.norm_residual,
+        norm_residual=partial(rms_norm.norm_residual, invariant=batch_invariant),
         logits=invariant_linear.logits if batch_invariant else small_linear.logits,
         begin_step=step_start.begin_step,
         rotate_and_store=rope.rotate_and_store,

@@ -5,8 +5,8 @@
 
 One program a row, whose elements it holds in registers: x and the residual are read once, s and y written once. x may
 come in parts, which are added up first (`few_rows`). The work is in float32; x and s are rounded to the type of the
-residual before they are used, and the quotient before it meets the weight, as in the twin. A row's bits depend on
-nothing but the row.
+residual before they are used, and the quotient before it meets the weight, as in the twin. The order in which a row is
+summed goes by the number of warps, and that by the number of rows, unless a row's bits must depend on it alone.
 Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 """
 
@@ -25,7 +25,7 @@ _FEW: Final = 64
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / √(mean(x²) + eps) · w over the last dimension: [T, n] and [n] → [T, n]; rows of any stride."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _launch(x, None, weight, y, eps)
+    _launch(x, None, (weight, eps), y)
     return y
 
 
@@ -37,21 +37,28 @@ def add_rms_norm(
     x: [T, n], or its parts, [parts, T, n] of any type, contiguous, which are added in order and rounded.
     """
     y = torch.empty_like(residual, memory_format=torch.contiguous_format)
-    _launch(x, residual, weight, y, eps)
+    _launch(x, residual, (weight, eps), y)
     return y, residual
 
 
-def norm_residual(residual: Residual, norm: Norm) -> torch.Tensor:
-    """[T, n]: the norm of the stream; what was pending has then been added."""
+def norm_residual(residual: Residual, norm: Norm, *, invariant: bool = False) -> torch.Tensor:
+    """[T, n]: the norm of the stream; what was pending has then been added.
+
+    invariant: a row's bits depend on nothing but the row.
+    """
+    y = torch.empty_like(residual.hidden, memory_format=torch.contiguous_format)
     if residual.pending is None:
-        return rms_norm(residual.hidden, *norm)
-    x, residual.hidden = add_rms_norm(residual.pending, residual.hidden, *norm)
-    residual.pending = None
-    return x
+        _launch(residual.hidden, None, norm, y, invariant)
+    else:
+        _launch(residual.pending, residual.hidden, norm, y, invariant)
+        residual.pending = None
+    return y
 
 
-def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, y: torch.Tensor, eps: float) -> None:
-    rows, width = y.shape
+def _launch(
+    x: torch.Tensor, residual: torch.Tensor | None, norm: Norm, y: torch.Tensor, invariant: bool = False
+) -> None:
+    (rows, width), (weight, eps) = y.shape, norm
     if rows == 0:
         return
     block = triton.next_power_of_2(width)
@@ -69,7 +76,7 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
         BLOCK=block,
         ADD=residual is not None,
         PARTS=len(x) if x.dim() == 3 else 1,
-        num_warps=_warps(rows, block),
+        num_warps=_warps(_FEW if invariant else rows, block),
         **overlap(x.device),
     )
 

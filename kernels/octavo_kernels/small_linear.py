@@ -1,8 +1,10 @@
 """Linear maps as a model calls them on a GPU, each with what stands before and behind it, by the number of rows.
 
 One row goes to `gemv`, 2 to `MOST_ROWS` rows to `few_rows`: there the reading of the weights is the work, and a kernel
-of our own can begin it before its input is there. More rows, and float32, where the library is exact and nothing is
-won, go to cuBLAS. Which tile for which shape, `product_choices` says.
+of our own can begin it before its input is there. Which tile for which shape, `product_choices` says. More rows go to
+cuBLAS, but with SwiGLU behind them, on Hopper, to `hopper_linear`; from `MANY_ROWS` on cuBLAS also adds the residual
+stream, so that the norm behind it has half as much to read and write. Float32, where the library is exact and nothing
+is won, goes to cuBLAS.
 The twins are `reference`'s functions of the same names.
 """
 
@@ -12,11 +14,14 @@ import torch.nn.functional as F
 from octavo_kernels import product_choices as choices
 from octavo_kernels.few_rows import few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import gated_gemv, gemv
+from octavo_kernels.hopper_linear import hopper_gated, takes
 from octavo_kernels.residual import Linear, Norm, Residual
 from octavo_kernels.rms_norm import norm_residual
 from octavo_kernels.silu_and_mul import silu_and_mul
 
 MOST_ROWS = 16
+GATED_ROWS = 64  # from which on SwiGLU is in the product
+MANY_ROWS = 512
 
 
 def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
@@ -32,6 +37,8 @@ def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
     x = norm_residual(residual, norm)
+    if len(x) >= GATED_ROWS and takes(x, *linear):
+        return hopper_gated(x, linear[0])
     if not _is_small(x):
         return silu_and_mul(F.linear(x, *linear))
     if len(x) == 1:
@@ -46,6 +53,8 @@ def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
         residual.pending = gemv(x, weight, bias, choices.one_row(weight))
     elif bias is None and _is_small(x):
         residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight, len(x)))
+    elif bias is None and len(x) >= MANY_ROWS and x.dtype != torch.float32:
+        residual.hidden.addmm_(x, weight.t())
     else:
         residual.pending = F.linear(x, weight, bias)
 

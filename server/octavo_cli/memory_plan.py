@@ -132,6 +132,7 @@ def _limits(
     dtype: str = config.dtype
     if dtype == "auto":
         dtype = model.dtype if device == "cuda" else "float32"
+    batched_tokens = config.max_num_batched_tokens or default_batched_tokens(gpu_bytes, model.num_parameters)
     return MemoryLimits(
         device=device,
         dtype=dtype,
@@ -139,7 +140,7 @@ def _limits(
         block_size=config.block_size,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs or default_num_seqs(gpu_bytes),
-        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device),
+        max_num_batched_tokens=batched_tokens,
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_gpu_blocks_override=config.num_gpu_blocks_override,

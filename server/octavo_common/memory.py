@@ -19,6 +19,7 @@ _KIB, _GIB = 2**10, 2**30
 _SPARE_BYTES: Final = 128 * 2**20
 _SPARES_AT_MOST: Final = 64
 _LARGE_GPU_BYTES: Final = 39 * 2**30  # of what is sold as 40 GB a little is missing
+_LARGE_MODEL: Final = 3_000_000_000  # parameters: 2048 tokens keep an H100 for 20 ms
 
 
 class DoesNotFit(ValueError):
@@ -235,12 +236,16 @@ def default_num_seqs(gpu_bytes: int | None) -> int:
     return 512 if gpu_bytes is not None and gpu_bytes >= _LARGE_GPU_BYTES else 256
 
 
-def default_batched_tokens(device: str) -> int:
-    """Tokens in a step at most where no flag says so, on "cuda" or "cpu".
+def default_batched_tokens(gpu_bytes: int | None, num_parameters: int) -> int:
+    """Tokens in a step at most where no flag says so, by the GPU's memory, if there is a GPU, and the model's size.
 
-    While a step runs, answers that are under way wait for it: on a CPU, which gains nothing by more, it holds less.
+    While a step runs, answers that are under way wait for it: on a CPU, which gains nothing by more, it holds less. On
+    a GPU more than 2048 are taken only while many wait; what such a step needs beside the weights must not hurt, and as
+    it has no graph, the device must have longer to do than the host has to launch it.
     """
-    return 2048 if device == "cuda" else 512
+    if gpu_bytes is None:
+        return 512
+    return 8192 if gpu_bytes >= _LARGE_GPU_BYTES and num_parameters >= _LARGE_MODEL else 2048
 
 
 def human_bytes(count: int) -> str:

@@ -80,7 +80,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     model, eos_token_ids = _read_model(config.model)
     dtype = pick_dtype(config.dtype, model, device)
     overlap = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
-    limits = _memory_limits(config, device, dtype)
+    limits = _memory_limits(config, model, device, dtype)
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     plan = _bill(model, limits, None)  # what cannot fit is not read first
     _check_free(plan, free_bytes)
@@ -210,8 +210,9 @@ def _add_lower_tiers(runner: ModelRunner, config: EngineConfig, bill: MemoryBill
     runner.add_lower_tiers(bill.num_host_blocks, disk)
 
 
-def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:
+def _memory_limits(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> MemoryLimits:
     total_bytes = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    batched_tokens = config.max_num_batched_tokens or default_batched_tokens(total_bytes, model.num_parameters)
     return MemoryLimits(
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
@@ -219,7 +220,7 @@ def _memory_limits(config: EngineConfig, device: torch.device, dtype: torch.dtyp
         block_size=config.block_size,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs or default_num_seqs(total_bytes),
-        max_num_batched_tokens=config.max_num_batched_tokens or default_batched_tokens(device.type),
+        max_num_batched_tokens=batched_tokens,
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         num_gpu_blocks_override=config.num_gpu_blocks_override,

@@ -9,6 +9,7 @@ from octavo_common.memory import (
     MeasuredMemory,
     MemoryLimits,
     context_length,
+    default_batched_tokens,
     human_bytes,
     memory_bill,
 )
@@ -184,6 +185,14 @@ def test_more_than_the_gpu_allows_is_served_as_asked_but_warned_of() -> None:
 )
 def test_the_context_is_as_long_as_the_rotary_embedding_reaches(rope: RopeScaling, length: int) -> None:
     assert context_length(replace(LLAMA_8B, max_position_embeddings=32_768, rope=rope)) == length
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "parameters", "tokens"),
+    [(None, 8e9, 512), (80 * GIB, 8e9, 8192), (80 * GIB, 0.6e9, 2048), (24 * GIB, 8e9, 2048)],
+)
+def test_long_steps_are_for_large_models_on_large_gpus(gpu_bytes: int | None, parameters: float, tokens: int) -> None:
+    assert default_batched_tokens(gpu_bytes, int(parameters)) == tokens
 
 
 def test_the_workspace_grows_with_what_a_step_may_hold() -> None:

@@ -9,7 +9,7 @@ from octavo_server import page_hash
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.kv_cache_manager import KVCacheManager
 from octavo_server.engine.request import AGING_SECONDS, Request
-from octavo_server.engine.scheduler import Scheduler, SchedulerLimits, _Batch
+from octavo_server.engine.scheduler import SHORT_STEP, Scheduler, SchedulerLimits, _Batch
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import SampledRow, SchedulerOutput
 
@@ -78,7 +78,7 @@ def test_a_short_prompt_behind_four_of_100_000_tokens_gets_its_first_token_withi
     arrived = engine.scheduler.num_steps
     for _ in range(3):
         output = engine.step()
-        assert output.total_tokens == budget  # nobody else is held back for it
+        assert output.total_tokens == min(budget, SHORT_STEP)  # nobody else is held back for it
     assert engine.first_token["short"] <= arrived + 3
     assert all(f"decode {index}" in output.num_scheduled_tokens for index in range(decodes))
 
@@ -181,6 +181,28 @@ def test_decodes_that_could_take_the_whole_budget_leave_a_quarter_to_prefills() 
     engine.add("late", prompt(20))
     counts = [engine.step().num_scheduled_tokens.get("late", 0) for _ in range(10)]
     assert counts == [2] * 10 and engine.first_token["late"]
+
+
+def test_steps_are_long_only_behind_another_and_while_two_long_ones_wait() -> None:
+    longest = 2 * SHORT_STEP
+    engine = CountingEngine(longest, 10_000)
+    scheduler = engine.scheduler
+    engine.add("answers", prompt(1), max_tokens=1000)
+    engine.step()
+    for index in range(5):
+        engine.add(f"prompt {index}", prompt(SHORT_STEP, index))
+    steps = [scheduler.schedule() for _ in range(4)]
+    # Nothing is under way at first; then 8 k tokens wait behind a step, then 4 k.
+    assert [step.total_tokens for step in steps] == [SHORT_STEP, longest, SHORT_STEP, SHORT_STEP]
+
+
+def test_more_decodes_than_half_a_short_step_make_it_longer() -> None:
+    engine = CountingEngine(3 * SHORT_STEP, 10_000, max_num_seqs=2 * SHORT_STEP)
+    for index in range(2 * SHORT_STEP):
+        engine.add(f"r{index}", prompt(1, index), max_tokens=1000)
+    while len(engine.first_token) < 2 * SHORT_STEP:
+        engine.step()
+    assert engine.step().total_tokens == 2 * SHORT_STEP
 
 
 def test_a_better_priority_goes_first_until_others_have_waited_long_enough() -> None:

@@ -26,6 +26,7 @@ from octavo_server.step_meter import Rates
 SCAN: Final = 32  # waiting requests that are looked at in a step at most, beside those that wait for the disk
 LOOK_EVERY: Final = 8  # steps after which the prefix of each of them is looked up anew
 WATERMARK: Final = 0.01  # of the pages, kept free when a request joins others
+SHORT_STEP: Final = 2048  # tokens; answers wait for each step's end, so longer ones are for when many wait
 
 _by_key = attrgetter("key")
 _WAITING, _RUNNING, _FINISHED = RequestStatus  # looked up for each token otherwise, which takes as long as the rest
@@ -70,8 +71,7 @@ class Scheduler:
     """The queue, the running batch and the rules between them.
 
     `running` and `waiting` are each in the order of `Request.key`. New requests join at every step. If pages run out,
-    the last of the running requests gives way, by swap or by recompute, and waits again, before all that came after it.
-    The first one therefore always gets on.
+    the last that runs gives way, by swap or recompute, and waits again before all later ones: the first always gets on.
     """
 
     def __init__(self, limits: SchedulerLimits, kv_cache: KVCacheManager) -> None:
@@ -134,7 +134,9 @@ class Scheduler:
         """
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
-        batch = _Batch(output, self.limits.max_num_batched_tokens)
+        longest, short = self.limits.max_num_batched_tokens, max(SHORT_STEP, 2 * len(self.running))
+        crowded = self._launched and self.num_waiting_tokens >= 2 * longest  # idle, the device is to begin soon
+        batch = _Batch(output, longest if crowded else min(longest, short))
         self._schedule_decodes(batch)
         left = batch.budget
         while batch.budget > 0 and (batch.prefills or self.waiting) and self._schedule_prefills(batch):
@@ -186,7 +188,7 @@ class Scheduler:
 
     def _schedule_decodes(self, batch: _Batch) -> None:
         """One token each, as far as the budget goes; they take turns if it does not go round."""
-        order, left = self.running, self._budget_of_decodes()
+        order, left = self.running, self._budget_of_decodes(batch.budget)
         if len(order) > left:
             start = bisect_right(order, self._last_turn, key=_by_key)
             order = order[start:] + order[:start]
@@ -210,14 +212,12 @@ class Scheduler:
             if request.status is _RUNNING:  # none of those before it took its pages
                 self._put_with_pages(request, 1, batch)
 
-    def _budget_of_decodes(self) -> int:
+    def _budget_of_decodes(self, budget: int) -> int:
         """All of it, but for a quarter if the decodes could leave nothing to prefills; a token at least."""
-        budget = self.limits.max_num_batched_tokens
         decodes = max(1, budget * 3 // 4)
-        if len(self.running) <= decodes:
-            return budget
         prefilling = (request.num_computed_tokens < request.num_prefill_tokens for request in self.running)
-        return decodes if self.waiting or any(prefilling) else budget
+        some_are_left = len(self.running) > decodes and (self.waiting or any(prefilling))
+        return decodes if some_are_left else budget
 
     def _put_with_pages(self, request: Request, count: int, batch: _Batch, *, preempt: bool = True) -> bool:
         """Schedules tokens, and says so, if there are pages for them, taken from the last running one if need be.

@@ -10,6 +10,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from octavo_kernels import few_tokens, logit_entries, sampling, truncation
+from octavo_kernels import hopper_linear as products
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gathered_attention import attention, gathered_attention
 from octavo_kernels.gemv import gated_gemv, gemv
@@ -17,7 +18,8 @@ from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.logprobs import logprobs
 from octavo_kernels.paged_attention import paged_attention
-from octavo_kernels.rms_norm import add_rms_norm
+from octavo_kernels.residual import Residual
+from octavo_kernels.rms_norm import add_rms_norm, norm_residual
 from octavo_kernels.rope import rotate_and_store
 from octavo_kernels.sampling_table import COLUMNS
 from octavo_kernels.shared_prefix_attention import shared_prefix_attention
@@ -96,6 +98,30 @@ def test_chunks_on_hopper(
     for config in CONFIGS:
         hopper_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, config)
     assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in compiled)
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_the_norm_sums_few_rows_and_many_alike_where_bits_must_not_change(compiled: list[Any], invariant: bool) -> None:
+    for rows in (1, 100):
+        norm_residual(Residual(torch.zeros(rows, 4096)), (torch.zeros(4096), 1e-5), invariant=invariant)
+    assert (compiled[0].metadata.num_warps == compiled[1].metadata.num_warps) == invariant
+
+
+@pytest.mark.parametrize(
+    ("product", "config", "dtype"),
+    [
+        (products.hopper_gated, products.CONFIGS[-1], torch.bfloat16),
+        (products.hopper_linear, products.CONFIGS[1], torch.bfloat16),
+        (products.hopper_linear, products.CONFIGS[0], torch.float16),
+        (products.hopper_parts, products.HopperLinearConfig(1, 128, 8, shares=2), torch.bfloat16),
+    ],
+)
+def test_products_of_many_rows_on_hopper(
+    compiled: list[Any], product: Any, config: products.HopperLinearConfig, dtype: torch.dtype
+) -> None:
+    product(torch.zeros(300, 192, dtype=dtype), torch.zeros(512, 192, dtype=dtype), config)
+    check(compiled, 1)
+    assert "wgmma" in compiled[0].asm["ptx"]
 
 
 def test_invariant_attention_in_float32(compiled: list[Any]) -> None:

@@ -114,6 +114,18 @@ def test_linear_maps_are_exact(rows: int, inputs: int, outputs: int, with_bias: 
 
 
 @dtypes
+def test_many_rows_are_added_to_the_stream_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_linear, "MANY_ROWS", 20)
+    x, weight = draw(20, 100, dtype=dtype) / 8, draw(40, 100, dtype=dtype, seed=1)
+    before = draw(20, 40, dtype=dtype, seed=2)
+    residual = Residual(before.clone())
+    small_linear.linear_add(x, (weight, None), residual)
+    assert (residual.pending is None) == (dtype != torch.float32)  # where the library is exact, nothing is new
+    total = residual.hidden if residual.pending is None else residual.hidden + residual.pending
+    assert_close(total, (before.double() + x.double() @ weight.double().t()).to(dtype))
+
+
+@dtypes
 @pytest.mark.parametrize("config", [GemvConfig(1, 128, 4), GemvConfig(2, 64, 4), GemvConfig(4, 32, 4)])
 def test_a_row_times_a_weight_is_exact(config: GemvConfig, dtype: torch.dtype) -> None:
     for inputs in (128, 200):
