@@ -175,7 +175,7 @@ def rotate_and_store(
 
 
 def apply_token_mask(logits: torch.Tensor, masks: torch.Tensor, forced: torch.Tensor) -> None:
-    """Changes logits [n, vocab] float32 in place: −∞ where a bit of masks [n, words] int32 is not set.
+    """Changes logits [n, vocab] of any float in place: −∞ where a bit of masks [n, words] int32 is not set.
 
     Bit b of word w stands for token 32·w + b. forced: [n] int32; where it is not 0, allowed tokens have the logit 0.
     """

@@ -18,12 +18,12 @@ _BLOCK: Final = tl.constexpr(2048)
 
 
 def apply_token_mask(logits: torch.Tensor, masks: torch.Tensor, forced: torch.Tensor) -> None:
-    """Changes logits [n, vocab] float32 in place. masks: [n, words ≥ vocab / 32] int32. forced: [n] int32, 0 or 1.
+    """Changes logits [n, vocab] of any float in place. masks: [n, words ≥ vocab / 32] int32. forced: [n] int32, 0 or 1.
 
     The twin is `reference.apply_token_mask`.
     """
     rows, vocab_size = logits.shape
-    key = (logits.device, logits.stride(0) % 16 == 0, masks.stride(0) % 16 == 0, vocab_size % 16 == 0)
+    key = (logits.device, logits.dtype, logits.stride(0) % 16 == 0, masks.stride(0) % 16 == 0, vocab_size % 16 == 0)
     _mask(
         (*key, alignment(logits, masks, forced)),
         (triton.cdiv(vocab_size, _BLOCK.value), rows, 1),

@@ -13,9 +13,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from octavo_common.generation_config import read_generation_defaults
 from octavo_common.model_config import read_model_config
 
-# Of one step of one request: up to some 15 ms, as measured. A state of a lexer takes 1 to 2 kB.
+# Of one step of one request: 10 ms on average for the worst grammars found, 40 at most (benchmarks/grammar_cpu.py). A
+# state of a lexer takes 1 to 2 kB.
 LIMITS: Final = LLParserLimits(
-    max_items_in_row=500,
+    max_items_in_row=3_000,  # four for each property of an object that may be left out
     step_max_items=10_000,
     step_lexer_fuel=100_000,
     max_lexer_states=10_000,

@@ -15,17 +15,15 @@ from octavo_server.frontend.structured_fields import (
     ResponseFormat,
     StructuredOutputs,
 )
+from octavo_server.frontend.text.json_schemas import ESCAPES, closed, served
 
-SourceKind = Literal["json", "regex", "lark", "grammar"]  # "grammar": Lark or GBNF, as the text has it
+# "lark": of our own making, "choice": around texts of the client's, "grammar": Lark or GBNF, as the text has it.
+SourceKind = Literal["json", "regex", "lark", "choice", "grammar"]
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 # Between JSON's tokens, where no request says it: a space, or a new line with its indentation. Without a bound small
 # models may write space until their tokens are used up.
 WHITESPACE: Final = r"[ ]|\r?\n([ ]{0,32}|\t{0,16})"
 _FLEXIBLE: Final[Mapping[str, Any]] = {"whitespace_pattern": WHITESPACE}
-# Where a schema holds schemas: in an object by name, in a list, or one alone.
-_BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_IN_LIST: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_ALONE: Final = ("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def grammar_source(
     begins behind that.
 
     Raises:
-        RequestError: more than one of them says what the answer must look like.
+        RequestError: more than one of them says what the answer must look like; a schema says what cannot be held.
     """
     found = {
         "response_format": _of_format(response_format, reasoning),
@@ -95,7 +93,7 @@ def _of_outputs(given: StructuredOutputs, reasoning: Reasoning | None) -> Gramma
     if given.regex is not None:
         return GrammarSource("regex", given.regex, param, reasoning)
     if given.choice is not None:
-        return GrammarSource("lark", choice_grammar(given.choice), param, reasoning)
+        return GrammarSource("choice", choice_grammar(given.choice), param, reasoning)
     if given.grammar is not None:
         return GrammarSource("grammar", given.grammar, param, reasoning)
     schema = given.json_ if isinstance(given.json_, dict) else _ANY_OBJECT
@@ -110,32 +108,11 @@ def _of_outputs(given: StructuredOutputs, reasoning: Reasoning | None) -> Gramma
 def _json(
     schema: Mapping[str, Any], options: Mapping[str, Any], param: str, reasoning: Reasoning | None
 ) -> GrammarSource:
-    """`x-guidance` is how llguidance takes options: those of a client's are replaced."""
-    text = json.dumps({**schema, "x-guidance": dict(options)}, ensure_ascii=False)
+    """`x-guidance` is how llguidance takes options: those of a client's are replaced. Raises as `served`."""
+    text = json.dumps({**served(schema, param), "x-guidance": {**ESCAPES, **options}}, ensure_ascii=False)
     return GrammarSource("json", text, param, reasoning)
 
 
 def choice_grammar(choices: list[str]) -> str:
     """Lark whose language is these strings: one terminal, as a rule may not have so many."""
     return "start: CHOICE\nCHOICE: " + "\n      | ".join(map(json.dumps, choices))
-
-
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties: false` in each object that names properties and does not say it itself."""
-    found = dict(schema)
-    for name in _BY_NAME:
-        if isinstance(below := found.get(name), dict):
-            found[name] = {key: _closed(value) for key, value in below.items()}
-    for name in _IN_LIST:
-        if isinstance(below := found.get(name), list):
-            found[name] = [_closed(value) for value in below]
-    for name in _ALONE:
-        if isinstance(below := found.get(name), dict):
-            found[name] = closed(below)
-    if "properties" in found or "patternProperties" in found:
-        found.setdefault("additionalProperties", False)
-    return found
-
-
-def _closed(value: Any) -> Any:
-    return closed(value) if isinstance(value, dict) else value

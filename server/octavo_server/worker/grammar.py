@@ -46,6 +46,7 @@ class RequestGrammar:
         from octavo_server.grammar_compiler import one_line
 
         said = "" if self.matcher is None else one_line(self.matcher.get_error())
+        said = "nothing can follow" if said.startswith("NoExtension") else said
         self.error = f"the answer cannot be kept to its grammar beyond {self._num_consumed} tokens: {said}"
 
 

@@ -4,6 +4,7 @@ A conversation is a chain of turns, and each response holds the turn that it end
 responses, although they share it: what is really held is less.
 """
 
+import heapq
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -96,9 +97,8 @@ class ResponseStore:
         shelf.size += stored.size
         self._size += stored.size
         self._count += 1
-        while self._size > self._most_bytes or self._count > MAX_RESPONSES:
-            fullest = max(self._shelves, key=lambda name: self._shelves[name].size)
-            self.delete(fullest, next(iter(self._shelves[fullest].responses)))
+        while self._is_over:
+            self._forget_some()
 
     def get(self, key: bytes, response_id: str) -> Stored | None:
         """The response, if this key has one of that id."""
@@ -118,6 +118,17 @@ class ResponseStore:
         if not shelf.responses:
             del self._shelves[key]
         return True
+
+    @property
+    def _is_over(self) -> bool:
+        return self._size > self._most_bytes or self._count > MAX_RESPONSES
+
+    def _forget_some(self) -> None:
+        """Of the key that holds most, until another one does: a large response may push out thousands of small ones."""
+        fullest, *others = heapq.nlargest(2, self._shelves.items(), key=lambda entry: entry[1].size)
+        (key, shelf), next_size = fullest, others[0][1].size if others else 0
+        while self._is_over and shelf.responses and shelf.size >= next_size:
+            self.delete(key, next(iter(shelf.responses)))
 
     def _forget_old(self) -> None:
         for key, response_id in list(self._old()):

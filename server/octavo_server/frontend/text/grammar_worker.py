@@ -24,6 +24,8 @@ from octavo_server.grammar_compiler import GrammarError, compile_grammar, one_li
 CHILD_BYTES: Final = 2**29  # of address space, beyond what the parent has
 KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
 PIPE_BYTES: Final = 2**20
+# Text that must come is tokenized by llguidance, and if it spells a special token becomes that: an end in mid-answer.
+_NO_FORCING: Final = '%llguidance {"no_forcing": true}\n'
 _PAGE: Final = resource.getpagesize()
 
 
@@ -62,11 +64,21 @@ def serialize(source: dict[str, Any], tokenizer: LLTokenizer) -> str:
     elif kind == "regex":
         answer = {"name": "answer", "lark_grammar": _lark_of_regex(text)}
     else:
-        answer = {"name": "answer", "lark_grammar": text if kind == "lark" else _lark(text)}
-    if reasoning is None:
+        answer = {"name": "answer", "lark_grammar": text if kind in ("lark", "choice") else _lark(text)}
+    head = "%llguidance {}\n" if kind == "lark" or not _spells_special(text, tokenizer) else _NO_FORCING
+    if reasoning is not None:
+        outer = head + _thoughts_first(reasoning, tokenizer)
+    elif head == _NO_FORCING:
+        outer = head + "start: @answer\n"
+    else:
         return json.dumps({"grammars": [answer]}, ensure_ascii=False)
-    outer = {"lark_grammar": _thoughts_first(reasoning, tokenizer)}
-    return json.dumps({"grammars": [outer, answer]}, ensure_ascii=False)
+    return json.dumps({"grammars": [{"lark_grammar": outer}, answer]}, ensure_ascii=False)
+
+
+def _spells_special(text: str, tokenizer: LLTokenizer) -> bool:
+    """Whether there is a special token's text in it, such as the model's end; in patterns backslashes may part it."""
+    tokens = tokenizer.tokenize_str(text.replace("\\", ""), parse_special=True)
+    return any(map(tokenizer.is_special_token, tokens))
 
 
 def _lark_of_regex(regex: str) -> str:

@@ -8,9 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from octavo_server.frontend.text.json_schemas import ESCAPES, served
+
 MOST_CALLS: Final = 128
 # As `json.dumps` and `tojson` write it: what models have seen. Some go on forever with white space where it is free.
-_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", **ESCAPES}
 # With one of these, a schema says by other means than `properties` what an object may hold.
 _MORE_THAN_PROPERTIES: Final = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "additionalProperties", "propertyNames"}
@@ -26,9 +28,12 @@ class Lark:
         """token_ids: texts that are tokens."""
         self._token_ids = token_ids
         self._lines: list[str] = []
+        self._forcing = True
 
     def __str__(self) -> str:
-        return "".join(f"{line}\n" for line in ("%llguidance {}", *self._lines))
+        # Text that must come would become special tokens where it spells them.
+        head = "%llguidance {}" if self._forcing else '%llguidance {"no_forcing": true}'
+        return "".join(f"{line}\n" for line in (head, *self._lines))
 
     def add(self, name: str, body: str) -> str:
         """A rule, or, in capitals, a terminal; its name."""
@@ -41,9 +46,11 @@ class Lark:
         return str(self)
 
     def json(self, name: str, schema: Mapping[str, Any]) -> str:
-        """A rule for JSON that is valid by a schema."""
+        """A rule for JSON that is valid by a tool's schema. Raises RequestError for what cannot be held of it."""
         # A client's own options would be the server's to check.
-        return self.add(name, "%json " + json.dumps({**schema, "x-guidance": _SPACING}))
+        text = json.dumps({**served(schema, "tools"), "x-guidance": _OPTIONS}, ensure_ascii=False)
+        self._forcing &= not any(marker in text for marker in self._token_ids)
+        return self.add(name, f"%json {text}")
 
     def is_token(self, marker: str) -> bool:
         """Whether it is a token of its own."""

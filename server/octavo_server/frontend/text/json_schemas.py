@@ -1,0 +1,73 @@
+"""JSON schemas as llguidance is given them. What it says that it cannot hold it refuses; the rest is done here.
+
+With what is said here an answer is valid by its schema, but for what the schema's draft takes for an annotation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from octavo_server.errors import RequestError
+
+# Characters that may stand behind a backslash. With `u` a key could be spelt so that it is not known for the one that
+# the schema names, and a string could hold half of a surrogate pair, which many readers of JSON refuse.
+ESCAPES: Final[Mapping[str, Any]] = {"json_allowed_escapes": 'nrbtf\\"'}
+# Where a schema holds schemas: in an object by name, in a list, or one alone.
+_BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_IN_LIST: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_ALONE: Final = ("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains")
+_OF_DRAFT_3: Final = ("disallow", "extends", "divisibleBy")  # which llguidance takes for words of the author's own
+
+
+def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
+    """The schema without what says nothing, and is refused for its name alone.
+
+    Raises:
+        RequestError: there is something in it that would be passed over; `param` is the field.
+    """
+
+    def checked(found: dict[str, Any]) -> None:
+        if found.get("uniqueItems") is False:
+            del found["uniqueItems"]
+        for name in _OF_DRAFT_3:
+            if name in found:
+                raise RequestError(f"{param}: {name} is a keyword of draft 3, which is not served", param=param)
+        least, required = found.get("minProperties"), found.get("required")
+        named = len(required) if isinstance(required, list) else 0
+        if isinstance(least, int) and least > named + 1 and found.get("additionalProperties") is not False:
+            raise RequestError(
+                f"{param}: minProperties cannot be held where two or more properties are not in required: "
+                "one of them could come twice",
+                param=param,
+            )
+
+    return _mapped(schema, checked)
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with `additionalProperties: false` in each object that names properties and does not say it itself."""
+
+    def close(found: dict[str, Any]) -> None:
+        if "properties" in found or "patternProperties" in found:
+            found.setdefault("additionalProperties", False)
+
+    return _mapped(schema, close)
+
+
+def _mapped(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A copy in which each schema, itself too, was changed; names of properties are no keywords."""
+
+    def below(value: Any) -> Any:
+        return _mapped(value, change) if isinstance(value, dict) else value
+
+    found = dict(schema)
+    for name in _BY_NAME:
+        if isinstance(held := found.get(name), dict):
+            found[name] = {key: below(value) for key, value in held.items()}
+    for name in _IN_LIST:
+        if isinstance(held := found.get(name), list):
+            found[name] = [below(value) for value in held]
+    for name in _ALONE:
+        if isinstance(held := found.get(name), dict):
+            found[name] = below(held)
+    change(found)
+    return found

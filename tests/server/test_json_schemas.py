@@ -1,0 +1,146 @@
+"""What becomes of schemas: every answer that is allowed is valid, as `jsonschema` sees it, or the schema is refused."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import octavo_server
+from octavo_server.errors import RequestError
+from octavo_server.frontend.grammars import Grammars
+from octavo_server.frontend.structured import Reasoning, grammar_source
+from octavo_server.frontend.structured_fields import StructuredOutputs
+from octavo_server.frontend.text.json_schemas import closed, served
+from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
+from schema_corpus import NOT_SERVED, SERVED, UNSATISFIABLE, check, random_answer
+
+DEMO = Path(octavo_server.__file__).parent / "demo_model"
+TOKENIZER = read_tokenizer(DEMO)
+ANSWERS = 30
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Iterator[Grammars]:
+    made = Grammars(DEMO)
+    yield made
+    made.close()
+
+
+def compiled(grammars: Grammars, schema: dict[str, Any], **options: Any) -> Any:
+    """As a request's schema is."""
+    source = grammar_source(None, StructuredOutputs.model_validate({"json": schema, **options}))
+    assert source is not None
+    return compile_grammar(TOKENIZER, asyncio.run(grammars.compile(source)))
+
+
+def accepts(matcher: Any, text: str) -> bool:
+    following = matcher.deep_copy()
+    return all(map(following.consume_token, TOKENIZER.tokenize_str(text))) and following.is_accepting()
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_every_answer_that_is_allowed_is_valid(grammars: Grammars, name: str) -> None:
+    matcher, draw, seen = compiled(grammars, SERVED[name]), random.Random(name), set()
+    for _ in range(ANSWERS):
+        answer = random_answer(matcher, TOKENIZER, draw)
+        assert answer is not None
+        check(SERVED[name], answer)
+        seen.add(json.dumps(json.loads(answer)))
+    assert len(seen) > 1 or name in (
+        "null",
+        "const",
+        "length 0",
+        "array, empty",
+        "enum and bounds",
+        "$ref, definitions",
+    )
+
+
+@pytest.mark.parametrize(("schema", "named"), NOT_SERVED, ids=[str(given)[:50] for given, _ in NOT_SERVED])
+def test_what_cannot_be_held_is_refused_and_named(grammars: Grammars, schema: dict[str, Any], named: str) -> None:
+    within = {"type": "object", "properties": {"a": {"type": "array", "items": {"anyOf": [{"type": "null"}, schema]}}}}
+    for asked in (schema, within):
+        refused(grammars, asked, named)
+
+
+@pytest.mark.parametrize(("schema", "named"), UNSATISFIABLE, ids=[str(given)[:50] for given, _ in UNSATISFIABLE])
+def test_what_nothing_fits_is_refused_with_the_reason(grammars: Grammars, schema: dict[str, Any], named: str) -> None:
+    refused(grammars, schema, named)
+
+
+def refused(grammars: Grammars, schema: dict[str, Any], named: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        compiled(grammars, schema)
+    assert caught.value.param == "structured_outputs.json"
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_cannot_be_spelt_so_that_its_schema_is_passed_by(grammars: Grammars) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": {"const": 2}}
+    matcher = compiled(grammars, schema)
+    assert accepts(matcher, '{"a":1,"b":2}')
+    for text in (r'{"\u0061":2}', r'{"a":1,"\u0061":2}', '{"a":2}', '{"a":1,"a":2}', '{"b":2,"a":2}'):
+        assert not accepts(matcher, text), text
+
+
+def test_strings_hold_no_half_characters(grammars: Grammars) -> None:
+    for schema in ({"type": "string"}, {"type": "string", "maxLength": 3}, {"type": ["string", "array"]}):
+        matcher = compiled(grammars, schema)
+        assert accepts(matcher, r'"é\n\""')
+        assert not accepts(matcher, r'"\ud83d"')
+
+
+def test_white_space_is_bounded_and_json_stands_alone(grammars: Grammars) -> None:
+    matcher = compiled(grammars, SERVED["array"])
+    assert accepts(matcher, "[1, 2,\n  3\n]") and accepts(matcher, "[1,2,3]") and accepts(matcher, "[\r\n\t\t1 ]")
+    for text in ("[1,  2]", "[\n\n1]", "[1,\n" + " " * 33 + "2]", " [1]", "[1] ", "[1]\n"):
+        assert not accepts(matcher, text), text
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"choice": ["<|im_end|>", "a <|im_end|> b"]},
+        {"json": {"const": "x<|im_end|>y"}},
+        {"json": {"type": "object", "properties": {"<|im_end|>": {"const": 1}}, "required": ["<|im_end|>"]}},
+        {"regex": r"a<\|im_end\|>b"},
+        {"grammar": 'start: "<|im_end|>" "!"'},
+    ],
+    ids=str,
+)
+def test_text_that_spells_a_special_token_is_text(grammars: Grammars, outputs: dict[str, Any], thinks: bool) -> None:
+    """Else an answer would end where it has only begun."""
+    thoughts = Reasoning("<|im_start|>", "</think>", is_open=False) if thinks else None
+    source = grammar_source(None, StructuredOutputs.model_validate(outputs), None, thoughts)
+    assert source is not None
+    matcher = compile_grammar(TOKENIZER, asyncio.run(grammars.compile(source))).deep_copy()
+    written: list[int] = []
+    while not matcher.is_accepting():  # no token but such as spell text
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        token = max(int(one) for one in np.flatnonzero(bits) if not TOKENIZER.is_special_token(int(one)))
+        assert not bits[TOKENIZER.eos_tokens].any()
+        assert matcher.consume_token(token)
+        written.append(token)
+    assert b"<|im_end|>" in TOKENIZER.decode_bytes(written)
+
+
+def test_names_of_properties_are_no_keywords() -> None:
+    schema = {"properties": {"minProperties": {}, "disallow": {"uniqueItems": False}, "properties": {"properties": {}}}}
+    assert served(schema, "x") == {
+        "properties": {"minProperties": {}, "disallow": {}, "properties": {"properties": {}}},
+    }
+    assert closed(schema) == {
+        "properties": {
+            "minProperties": {},
+            "disallow": {"uniqueItems": False},
+            "properties": {"properties": {}, "additionalProperties": False},
+        },
+        "additionalProperties": False,
+    }
+    assert schema["properties"]["disallow"] == {"uniqueItems": False}  # a copy is changed
