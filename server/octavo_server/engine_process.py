@@ -108,9 +108,12 @@ class EngineLoop:
         return heard
 
     def _slack(self) -> float:
-        """Seconds for which a request that comes can still be part of the next step; 0 if there is no seat for one."""
+        """Seconds for which a request that comes can still be part of the next step.
+
+        0 if there is no seat for one, or one is there already: to let it in takes the host longer than decodes alone.
+        """
         scheduler = self.core.scheduler
-        if len(scheduler.running) >= scheduler.limits.max_num_seqs:
+        if scheduler.waiting or len(scheduler.running) >= scheduler.limits.max_num_seqs:
             return 0.0
         return self.core.meter.slack(time.monotonic())
 

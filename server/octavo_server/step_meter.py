@@ -6,7 +6,8 @@ from typing import Any, Final
 
 _WEIGHT: Final = 0.05  # of the last step in the measured speeds
 _RECENT: Final = 8  # steps by which the next ones are foreseen
-_EARLY_SECONDS: Final = 0.0005  # by so much a step is to be there before the one under way is through
+_HOST: Final = 1.5  # as long as the host took of late at most, it may take
+_EARLY_SECONDS: Final = 0.0003  # by so much a step is to be there before the one under way is through
 
 
 class Speed:
@@ -39,20 +40,21 @@ class StepMeter:
         self.step_seconds = self.schedule_seconds = 0.0
         self.prefill, self.decode = Speed(), Speed()
         self._last = 0.0  # when the last step was through
-        # Of each step under way, when it was launched, and whether it only decodes.
-        self._begun = deque[tuple[float, bool]]()
-        self._decode_tokens = 0  # of the last step that only decoded
+        # Of each step under way, when it was launched, its tokens, and how many of them are prefill's.
+        self._begun = deque[tuple[float, int, int]]()
+        # Of steps that only decoded: the last one's tokens, what they took the device, and the host to launch them.
+        self._decode_tokens = 0
         self._decodes, self._hosts = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
 
     def begin(self, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
         """A step is about to be launched; seconds of one clock, as everywhere here."""
-        self._begun.append((now, not num_prefill_tokens))
-        if num_tokens < self._decode_tokens:  # shorter than what was measured, nobody knows by how much
-            self._decodes.clear()
+        self._begun.append((now, num_tokens, num_prefill_tokens))
 
     def launched(self, now: float) -> None:
         """It is launched; `schedule_seconds` says what it took to decide."""
-        self._hosts.append(self.schedule_seconds + now - self._begun[-1][0])
+        begun, _, num_prefill_tokens = self._begun[-1]
+        if not num_prefill_tokens:
+            self._hosts.append(self.schedule_seconds + now - begun)
 
     def forget(self) -> None:
         """Steps under way have failed."""
@@ -61,16 +63,19 @@ class StepMeter:
     def slack(self, now: float) -> float:
         """Seconds by which the next step can be decided later, and still be there when the one under way is through.
 
-        Known where that one only decodes, for as many requests as the last ones or more. 0 or less: decide now.
+        That it will only decode is assumed. The one under way takes at least as long as its decodes would alone; that
+        is what the last steps took, or of that their share of the requests. 0 or less: it is to be decided now.
         """
-        if len(self._begun) != 1 or not self._begun[0][1] or not self._decodes:
+        if len(self._begun) != 1 or not self._decodes:
             return 0.0
-        through = max(self._begun[0][0], self._last) + min(self._decodes)
-        return through - now - 2 * max(self._hosts) - _EARLY_SECONDS
+        begun, num_tokens, num_prefill_tokens = self._begun[0]
+        share = min(1.0, (num_tokens - num_prefill_tokens) / self._decode_tokens)
+        through = max(begun, self._last) + share * min(self._decodes)
+        return through - now - _HOST * max(self._hosts) - _EARLY_SECONDS
 
     def add(self, now: float, num_tokens: int, num_prefill_tokens: int) -> None:
         """Takes in the oldest step under way, which is through `now`."""
-        launched, _ = self._begun.popleft()
+        launched, _, _ = self._begun.popleft()
         seconds = now - max(launched, self._last)
         self._last = now
         self.num_steps += 1

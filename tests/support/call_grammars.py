@@ -51,12 +51,16 @@ class Vocabulary:
     def sample(self, grammar: str, seed: int, most: int = 300) -> str | None:
         """A random answer that the grammar allows; None if it has no end within `most` tokens.
 
-        Tokens that close something are likelier: else no string would ever end.
+        Tokens that close something are likelier: else no string would ever end, nor an argument between tags.
         """
-        matcher, rng, tokens = self.matcher(grammar), random.Random(seed), []
+        matcher, rng, tokens = self.matcher(grammar), random.Random(seed), list[int]()
+        end_tag = self.tokenizer.tokenize_str("\n</parameter>")
         for _ in range(most):
             if matcher.is_stopped():
                 break
+            if rng.random() < 0.1 and matcher.validate_tokens(end_tag) == len(end_tag):
+                matcher.consume_tokens(end_tag)
+                tokens += end_tag
             mask = matcher.compute_bitmask()
             allowed = [token for token in range(self.tokenizer.vocab_size) if mask[token // 8] >> token % 8 & 1]
             if self.tokenizer.eos_token in allowed and rng.random() < 0.3:
