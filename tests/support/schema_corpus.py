@@ -125,6 +125,7 @@ SERVED: Final[dict[str, dict[str, Any]]] = {
         **{"readOnly": True, "writeOnly": True, "contentEncoding": "base64", "contentMediaType": "text/plain"},
         **{"x-ours": 1, "nullable": True, "type": "boolean"},
     },
+    "asks for nothing": _object({"a": _BOOL}, dependentRequired={}, dependentSchemas={}, propertyNames=True),
     "names of keywords": _object({"not": _BOOL, "extends": _NULL, "uniqueItems": {"const": False}}, "not"),
 }
 # What cannot be held, and what the refusal names.
