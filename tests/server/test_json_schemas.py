@@ -17,7 +17,9 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.structured import Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import StructuredOutputs
-from octavo_server.frontend.text.json_schemas import closed, served
+from octavo_server.frontend.text.closed_schemas import closed
+from octavo_server.frontend.text.json_schemas import served
+from octavo_server.frontend.text.output_parsers.lark import arguments_schema
 from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
 from schema_corpus import NOT_SERVED, SERVED, UNSATISFIABLE, check, random_answer
 
@@ -189,12 +191,55 @@ def test_names_of_properties_are_no_keywords() -> None:
     assert served(schema, "x") == {
         "properties": {"minProperties": {}, "disallow": {}, "properties": {"properties": {}}},
     }
-    assert closed(schema) == {
-        "properties": {
-            "minProperties": {},
-            "disallow": {"uniqueItems": False},
-            "properties": {"properties": {}, "additionalProperties": False},
-        },
-        "additionalProperties": False,
-    }
     assert schema["properties"]["disallow"] == {"uniqueItems": False}  # a copy is changed
+
+
+X, Y = ({"type": "object", "properties": {name: {"const": 1}}, "required": [name]} for name in "xy")
+ARRAY = {"type": "array", "maxItems": 1}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"properties": {"a": X}, "type": "object"}, ['{"a":{"x":1}}'], ['{"b":1}', '{"a":{"x":1,"b":1}}']),
+        ({"anyOf": [X, Y, {"type": "null"}]}, ['{"x":1}', '{"y":1}', "null"], ['{"x":1,"y":1}']),
+        ({"allOf": [{"$ref": "#/$defs/a%20b"}], "$defs": {"a b": X}}, ['{"x":1}'], ['{"x":1,"y":1}']),
+        ({**X, "anyOf": [{"required": ["x"]}]}, ['{"x":1}'], ['{"x":1,"y":1}']),
+        ({**ARRAY, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": X}}, ['[{"x":1}]'], ['[{"x":1,"y":1}]']),
+        ({**X, "additionalProperties": {"const": 2}}, ['{"x":1,"b":2}'], ['{"x":1,"b":1}']),
+        ({"enum": [{"x": 1, "y": 2}, {"x": 2}], **X}, ['{"x":1,"y":2}'], ['{"x":1}']),
+        ({"properties": {"enum": X}, "type": "object"}, ['{"enum":{"x":1}}'], ['{"enum":{"x":1,"y":1}}']),
+    ],
+)  # fmt: skip
+def test_objects_are_closed_by_the_schema_that_alone_describes_them(
+    grammars: Grammars, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    matcher = compiled(grammars, schema, disable_additional_properties=True)
+    assert [text for text in good if not accepts(matcher, text)] == []
+    assert [text for text in bad if accepts(matcher, text)] == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [X, Y]},
+        {**X, "$ref": "#/$defs/a", "$defs": {"a": Y}},
+        {"type": "object", "properties": {"a": {"anyOf": [X, Y], "properties": {"z": {}}}}},
+        {"anyOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/a"}, Y]}], "$defs": {"a": X}},
+        {"$ref": "#a", "$defs": {"a": {**X, "$anchor": "a"}}},
+    ],
+)
+def test_objects_that_several_schemas_describe_stay_open_and_cannot_be_closed(
+    grammars: Grammars, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestError, match="allOf") as caught:
+        compiled(grammars, schema, disable_additional_properties=True)
+    assert caught.value.param == "structured_outputs.disable_additional_properties"
+    matcher = compiled(grammars, arguments_schema(schema))
+    assert any(accepts(matcher, text) for text in ('{"x":1,"y":1}', '{"y":1,"x":1}', '{"a":{"x":1,"z":1,"y":1}}'))
+
+
+def test_closing_takes_no_longer_than_a_schema_is_long() -> None:
+    chain: dict[str, Any] = {f"{at}": {"anyOf": [{"$ref": f"#/$defs/{at + 1}"}] * 2} for at in range(4000)}
+    found, _ = closed({"$ref": "#/$defs/0", "$defs": chain | {"4000": {"$ref": "#/$defs/0"}}})
+    assert len(found["$defs"]) == 4001

@@ -55,25 +55,15 @@ def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
         finite(found, has_multiples=bool(multiples))
 
     multiples: list[Any] = []
-    _mapped(schema, lambda found: multiples.extend([found["multipleOf"]] if "multipleOf" in found else []))
-    return _mapped(schema, checked)
+    mapped(schema, lambda found: multiples.extend([found["multipleOf"]] if "multipleOf" in found else []))
+    return mapped(schema, checked)
 
 
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties: false` in each object that names properties and does not say it itself."""
-
-    def close(found: dict[str, Any]) -> None:
-        if "properties" in found or "patternProperties" in found:
-            found.setdefault("additionalProperties", False)
-
-    return _mapped(schema, close)
-
-
-def _mapped(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def mapped(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """A copy in which each schema, itself too, was changed; names of properties are no keywords."""
 
     def below(value: Any) -> Any:
-        return _mapped(value, change) if isinstance(value, dict) else value
+        return mapped(value, change) if isinstance(value, dict) else value
 
     found = dict(schema)
     for name in _BY_NAME:
