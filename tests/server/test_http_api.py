@@ -369,19 +369,6 @@ def test_completions_refuse_what_only_completions_had(http: httpx.Client, field:
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": "x", "tool_calls": []}], "messages[0].tool_calls"),
         ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
-        (
-            [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{"}}]}],
-            "messages[0].tool_calls[0].function.arguments",
-        ),
-        (
-            [
-                {
-                    "role": "assistant",
-                    "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": '{"a":"\\ud800"}'}}],
-                }
-            ],
-            "messages[0].tool_calls[0].function.arguments",
-        ),
     ],
 )
 def test_a_wrong_message_is_refused_with_its_path(http: httpx.Client, messages: Any, param: str) -> None:

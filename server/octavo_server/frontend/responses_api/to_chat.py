@@ -82,11 +82,10 @@ def chat_request(request: ResponsesRequest, items: Sequence[Item]) -> ChatComple
     Raises:
         RequestError: they are no chat.
     """
-    own = 1 if isinstance(request.input, str) else len(request.input)
     text, reasoning = request.text, request.reasoning
     fields = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     fields |= {
-        "messages": _checked_messages(request.instructions, items, earlier=len(items) - own),
+        "messages": _checked_messages(request.instructions, items),
         "max_completion_tokens": request.max_output_tokens,
         "logprobs": request.num_logprobs is not None or None,
         "top_logprobs": request.num_logprobs,
@@ -121,30 +120,28 @@ def renamed(error: RequestError) -> RequestError:
     )
 
 
-def _checked_messages(instructions: str | None, items: Sequence[Item], *, earlier: int) -> list[Message]:
+def _checked_messages(instructions: str | None, items: Sequence[Item]) -> list[Message]:
     """Items that are within their bounds may make a message together that is not."""
     try:
-        return messages(instructions, items, earlier=earlier)
+        return messages(instructions, items)
     except ValidationError as error:
         found = validation_error(error.errors(include_url=False), {})
         raise RequestError(f"input: {found.message}", param="input") from error
 
 
-def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 0) -> list[Message]:
+def messages(instructions: str | None, items: Iterable[Item]) -> list[Message]:
     """The messages of a conversation. Thoughts, words and calls of one answer are one message again.
 
-    A call that was cut off is left out: nobody can have answered it, and no template could show its arguments.
-
-    earlier: how many items are of responses before.
+    A call that was cut off is left out: nobody can have answered it.
 
     Raises:
-        RequestError: there is nothing in them; a call's arguments are no JSON object.
+        RequestError: there is nothing in them.
     """
     found: list[Message] = []
     if instructions is not None:
         found.append(SystemMessage(role="system", content=instructions))
     answer = _Answer(found)
-    for at, item in enumerate(items, -earlier):
+    for item in items:
         match item:
             case MessageItem(role="assistant"):
                 answer.says(item)
@@ -152,7 +149,7 @@ def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 
                 answer.ends()
                 found.append(_given(item))
             case FunctionCallItem():
-                answer.calls(item, at)
+                answer.calls(item)
             case FunctionResultItem():
                 answer.ends()
                 found.append(_result(item))
@@ -185,14 +182,10 @@ class _Answer:
             self.ends()
         self._fields["content"] = _answered(item)
 
-    def calls(self, item: FunctionCallItem, at: int) -> None:
-        """A call, of the same message as those before it; `at`: its place in the input."""
-        try:
-            call_arguments(item.arguments, f"input[{at}].arguments" if at >= 0 else "previous_response_id")
-        except RequestError:
-            if item.status == "incomplete":
-                return
-            raise
+    def calls(self, item: FunctionCallItem) -> None:
+        """A call, of the same message as those before it."""
+        if item.status == "incomplete" and isinstance(call_arguments(item.arguments), str):
+            return
         calls = self._fields.setdefault("tool_calls", [])
         if len(calls) == MAX_CALLS:
             raise RequestError(f"input: one answer has more than {MAX_CALLS} calls", param="input")
