@@ -324,6 +324,8 @@ NAME: dict[str, Any] = {"type": "function", "name": "f"}  # as /v1/responses has
         ({"extra_body": {"top_k": 1}}, "extra_body", "into the body itself"),
         ({"prompt": "a"}, "prompt", "/v1/completions takes it"),
         ({"input": "a"}, "input", "/v1/responses takes it"),
+        ({"max_output_tokens": 5}, "max_output_tokens", "chats have max_completion_tokens"),
+        ({"text": {"verbosity": "low"}}, "text", "response_format"),
         ({"enable_thinking": False}, "enable_thinking", "chat_template_kwargs"),
         ({"xyz": 1}, "xyz", "xyz: this field is not known (given: 1)"),
         ({"xyz": True}, "xyz", "(given: true)"),

@@ -27,6 +27,7 @@ from octavo_server.frontend.generation_fields import (
     TokenIdKey,
 )
 from octavo_server.frontend.openai import TEMPLATE_VARIABLES, PromptCacheOptions, ReasoningEffort
+from octavo_server.frontend.responses_api.hints import HINTS
 from octavo_server.frontend.responses_api.item_fields import Items
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction, ToolChoice, Tools
 from octavo_server.frontend.structured_fields import JsonObjectFormat, JsonSchema, StructuredOutputs, TextFormat
@@ -94,6 +95,8 @@ class StreamOptions(Body):
 
 class ResponsesRequest(Body):
     """Body of POST /v1/responses."""
+
+    hints = HINTS
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     input: Input
