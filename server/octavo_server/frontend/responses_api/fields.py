@@ -155,7 +155,9 @@ class ResponsesRequest(Body):
         ]
         | None
     ) = None
-    request_id: Annotated[RequestId | None, Field(description="of the response, instead of one that is drawn")] = None
+    request_id: Annotated[
+        RequestId | None, Field(description="of the response, behind resp_; instead of one that is drawn")
+    ] = None
     timeout: (
         Annotated[
             float, Field(ge=0.001, le=86_400.0, allow_inf_nan=False, description="seconds until it ends with an error")
