@@ -530,8 +530,19 @@ def test_a_response_can_be_read_again_listed_and_deleted(client: openai.OpenAI) 
         client.responses.retrieve(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.delete(first.id)
-    third = ask(client, "Three", previous_response_id=second.id)  # goes on without it
-    assert len(list(client.responses.input_items.list(third.id))) == 5
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "Three", previous_response_id=first.id)
+    third = ask(client, "Three", previous_response_id=second.id)  # which holds what was said before it
+    items = list(client.responses.input_items.list(third.id, order="asc"))
+    texts += [second.output_text, "Three"]
+    assert [item.content[0].text for item in items] == texts  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["mine", "resp_mine"])
+def test_a_name_of_the_clients_own_is_behind_what_all_names_have(client: openai.OpenAI, name: str) -> None:
+    found = ask(client, extra_body={"request_id": name})
+    assert found.id == "resp_mine"
+    assert client.responses.retrieve("resp_mine") == found
 
 
 def test_what_must_not_be_kept_is_not(client: openai.OpenAI) -> None:
