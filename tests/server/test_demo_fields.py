@@ -256,6 +256,17 @@ def test_a_prompt_that_fills_the_context_can_be_scored(client: openai.OpenAI) ->
     assert cut.choices[0].text == full.choices[0].text
 
 
+def test_the_token_that_ends_an_answer_has_a_log_probability_where_nothing_is_parsed(client: openai.OpenAI) -> None:
+    (choice,) = complete(client, logprobs=0, max_tokens=100).choices
+    assert choice.finish_reason == "stop"
+    assert "".join(choice.logprobs.tokens) == choice.text + "<|im_end|>"
+    tools = [{"type": "function", "function": {"name": "get_time"}}]
+    for fields, behind in (({}, "<|im_end|>"), ({"tools": tools}, "")):
+        chat = whole(client, logprobs=True, max_tokens=100, **fields).choices[0]
+        assert chat.finish_reason == "stop"
+        assert "".join(entry.token for entry in chat.logprobs.content) == chat.message.content + behind
+
+
 def put(choice: Any) -> dict[str, Any]:
     logprobs = choice.logprobs
     return {
