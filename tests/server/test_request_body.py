@@ -1,5 +1,6 @@
 """Bodies: where they are parsed, and what two parsers have in common."""
 
+import asyncio
 import json
 import re
 import threading
@@ -21,6 +22,7 @@ from octavo_server.frontend import body as body_module
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
 from octavo_server.frontend.generation_fields import MAX_BIASES
+from octavo_server.frontend.limits import SMALL_BODY_BYTES, BodyLimit
 from octavo_server.frontend.message_fields import MAX_MESSAGES
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.state import ServerState
@@ -60,6 +62,54 @@ def test_json_is_known_by_its_type(content_type: str) -> None:
     assert parse_body(CompletionRequest, raw, content_type).prompt == "hello"
     with pytest.raises(RequestValidationError):
         parse_body(CompletionRequest, raw, "text/plain")
+
+
+class Sender:
+    """Asks an app that reads bodies and parses them when it may."""
+
+    def __init__(self, most_held: int) -> None:
+        self.may_parse, self._bodies = asyncio.Event(), BodyLimit(self._app, most_held=most_held)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await self.may_parse.wait()
+        scope["state"]["body_share"].release()
+        await asyncio.get_running_loop().create_future()  # its answer takes long
+
+    async def send(self, *sizes: int) -> "asyncio.Task[None]":
+        parts = [{"type": "http.request", "body": bytes(size), "more_body": at > 0} for at, size in enumerate(sizes)]
+
+        async def receive() -> Any:
+            return parts.pop() if parts else await asyncio.get_running_loop().create_future()
+
+        scope = {"type": "http", "headers": []}
+        task = asyncio.create_task(self._bodies(scope, receive, receive))  # type: ignore[arg-type]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return task
+
+
+async def test_bodies_have_a_bound_together_until_they_are_parsed_and_small_ones_always_pass() -> None:
+    size = 3 * SMALL_BODY_BYTES
+    sender = Sender(most_held=2 * size)
+    first = [await sender.send(size // 2, size // 2), await sender.send(0, size)]
+    refused = await sender.send(1, size)
+    small = await sender.send(SMALL_BODY_BYTES)
+    with pytest.raises(RequestError, match=f"{2 * size} are allowed") as caught:
+        await refused
+    assert (caught.value.status, caught.value.code) == (503, "too_many_bodies")
+    first[0].cancel()
+    await asyncio.wait(first[:1])  # its client has left
+    second = await sender.send(size)
+    assert not second.done()
+    sender.may_parse.set()
+    third = [await sender.send(size) for _ in range(10)]
+    kept = [first[1], small, second, *third]
+    assert not any(task.done() for task in kept)
+    for task in kept:
+        task.cancel()
+    await asyncio.wait(kept)
 
 
 NUMBERS = st.integers() | st.floats() | st.integers(-(10**30), 10**30)

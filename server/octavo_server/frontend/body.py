@@ -42,20 +42,26 @@ def body_route(state: ServerState) -> type[APIRoute]:
             async def handle(request: Request) -> Response:
                 if state.readiness().ready and _may_be_large(request):  # not ready: that is what is to be said
                     state.admission.check()
-                try:
-                    raw, content_type = await request.body(), request.headers.get("content-type", "")
-                except ClientDisconnect as error:
-                    raise ClientGone from error
-                if len(raw) <= PARSE_HERE_BYTES:
-                    body = parse_body(model, raw, content_type)
-                else:
-                    body = await state.in_thread(parse_body, model, raw, content_type)
+                body = await _received(request, model, state)
+                request.scope["state"]["body_share"].release()
                 response: Response = await endpoint(body=body, request=request)
                 return response
 
             return handle
 
     return BodyRoute
+
+
+async def _received(request: Request, model: type[M], state: ServerState) -> M:
+    """The body, parsed; its bytes are kept by nobody, as `request.body()` would."""
+    try:
+        raw = b"".join([chunk async for chunk in request.stream()])
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    content_type = request.headers.get("content-type", "")
+    if len(raw) <= PARSE_HERE_BYTES:
+        return parse_body(model, raw, content_type)
+    return await state.in_thread(parse_body, model, raw, content_type)
 
 
 def _may_be_large(request: Request) -> bool:
