@@ -19,9 +19,12 @@ from pydantic import ValidationError
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend import body as body_module
+from octavo_server.frontend import json_bounds
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
+from octavo_server.frontend.chat_prompt import call_arguments
 from octavo_server.frontend.generation_fields import MAX_BIASES
+from octavo_server.frontend.json_bounds import MAX_COMMAS, MAX_NESTED, check_bounds
 from octavo_server.frontend.limits import SMALL_BODY_BYTES, BodyLimit
 from octavo_server.frontend.message_fields import MAX_MESSAGES
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
@@ -112,6 +115,63 @@ async def test_bodies_have_a_bound_together_until_they_are_parsed_and_small_ones
     await asyncio.wait(kept)
 
 
+@pytest.mark.parametrize(
+    ("raw", "fits"),
+    [
+        (b'{"model": "m", "prompt": [%s]}' % b",".join([b"[%s]" % b",".join([b"128001"] * 4000)] * 256), True),
+        (b'{"model": "m", "prompt": "%s"}' % (b"a, {b}: [c], " * 1_000_000), True),
+        (b'{"model": "m", "prompt": [%s]}' % b",".join([b"1"] * (MAX_COMMAS + 1)), False),
+        (b'{"model": "m", "prompt": [%s]}' % b",".join([b"[]"] * MAX_NESTED), False),
+        (b'{"model": "m", %s}' % b",".join(b'"%d":1' % number for number in range(MAX_NESTED)), False),
+    ],
+    ids=["256 prompts of ids", "a text", "ids", "lists", "keys"],
+)
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    client: httpx.AsyncClient, raw: bytes, fits: bool
+) -> None:
+    answer = await client.post("/v1/completions", content=raw, headers={"Content-Type": "application/json"})
+    if fits:
+        assert answer.json()["error"]["code"] == "not_ready"
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_values")
+        assert str(MAX_COMMAS) in answer.json()["error"]["message"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(
+        st.integers() | st.text('a\\",[]{}:\n', max_size=9),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('a\\",:{', max_size=5), inner, max_size=4),
+    ),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(1, 5),
+)
+def test_values_are_counted_outside_of_strings_wherever_pieces_end(
+    value: Any, most_commas: int, most_nested: int, piece: int
+) -> None:
+    raw = json.dumps(value).encode()
+    outside = re.sub(rb'"(\\.|[^"\\])*"', b"", raw)
+    commas, nested = len(re.findall(b",", outside)), len(re.findall(rb"[:\[{]", outside))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_bounds, "MAX_COMMAS", most_commas)
+        patched.setattr(json_bounds, "MAX_NESTED", most_nested)
+        patched.setattr(json_bounds, "_PIECE", piece)
+        if len(raw) > most_nested and (commas > most_commas or nested > most_nested):
+            with pytest.raises(RequestError):
+                check_bounds(raw)
+        else:
+            check_bounds(raw)
+
+
+def test_the_arguments_of_a_call_are_bounded_too() -> None:
+    with pytest.raises(RequestError, match="it holds too many values") as caught:
+        call_arguments('{"a": [' + "{}," * MAX_NESTED + "1]}", "here")
+    assert (caught.value.status, caught.value.param) == (413, "here")
+    with pytest.raises(RequestError, match="must be JSON"):
+        call_arguments("\ud800" * MAX_NESTED, "here")
+
+
 NUMBERS = st.integers() | st.floats() | st.integers(-(10**30), 10**30)
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
@@ -129,7 +189,7 @@ def test_the_quick_parser_says_what_pythons_says(value: Any) -> None:
     assert json.dumps(found) == json.dumps(expected)  # types too, and NaN
 
 
-@pytest.mark.parametrize("raw", [b"{", b"{} {}", b'{"a": 01}', b"\xff", b'{"a":' * 100_000, b"{'a': 1}"])
+@pytest.mark.parametrize("raw", [b"{", b"{} {}", b'{"a": 01}', b"\xff", b'{"a":' * 50_000, b"{'a': 1}"])
 def test_what_is_no_json_is_refused_by_both(raw: bytes) -> None:
     with pytest.raises(RequestError, match="not valid JSON"):
         parse_body(CompletionRequest, raw, "application/json")

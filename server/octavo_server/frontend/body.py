@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.json_bounds import check_bounds
 from octavo_server.frontend.refusal import why_unreadable
 from octavo_server.frontend.sse import ClientGone
 from octavo_server.frontend.state import ServerState
@@ -73,7 +74,7 @@ def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
     """The body as `model`.
 
     Raises:
-        RequestError: it is no JSON.
+        RequestError: it is no JSON, or holds too many values.
         RequestValidationError: it is JSON that does not fit the model; its locations begin with "body".
     """
     value = _parse(raw) if raw and _is_json(content_type) else raw or None
@@ -85,6 +86,7 @@ def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
 
 
 def _parse(raw: bytes) -> Any:
+    check_bounds(raw)
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -8,6 +8,7 @@ from typing import Any
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer_grammar import chat_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
+from octavo_server.frontend.json_bounds import check_bounds
 from octavo_server.frontend.message_fields import AssistantMessage, Message, RefusalPart
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest
@@ -180,8 +181,9 @@ def call_arguments(text: str, where: str) -> dict[str, Any]:
     """The arguments of a call, of which templates write what they are.
 
     Raises:
-        RequestError: they are no JSON object; `where` is the field.
+        RequestError: they are no JSON object, or hold too many values; `where` is the field.
     """
+    check_bounds(text.encode("utf-8", "surrogatepass"), where)
     try:
         arguments = json.loads(text or "{}")
         json.dumps(arguments, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
