@@ -1,5 +1,6 @@
 """Bodies: where they are parsed, and what two parsers have in common."""
 
+import asyncio
 import json
 import re
 import threading
@@ -18,9 +19,13 @@ from pydantic import ValidationError
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend import body as body_module
+from octavo_server.frontend import json_bounds
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
+from octavo_server.frontend.chat_prompt import call_arguments
 from octavo_server.frontend.generation_fields import MAX_BIASES
+from octavo_server.frontend.json_bounds import MAX_COMMAS, MAX_NESTED, check_bounds
+from octavo_server.frontend.limits import SMALL_BODY_BYTES, BodyLimit
 from octavo_server.frontend.message_fields import MAX_MESSAGES
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.state import ServerState
@@ -62,6 +67,111 @@ def test_json_is_known_by_its_type(content_type: str) -> None:
         parse_body(CompletionRequest, raw, "text/plain")
 
 
+class Sender:
+    """Asks an app that reads bodies and parses them when it may."""
+
+    def __init__(self, most_held: int) -> None:
+        self.may_parse, self._bodies = asyncio.Event(), BodyLimit(self._app, most_held=most_held)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await self.may_parse.wait()
+        scope["state"]["body_share"].release()
+        await asyncio.get_running_loop().create_future()  # its answer takes long
+
+    async def send(self, *sizes: int) -> "asyncio.Task[None]":
+        parts = [{"type": "http.request", "body": bytes(size), "more_body": at > 0} for at, size in enumerate(sizes)]
+
+        async def receive() -> Any:
+            return parts.pop() if parts else await asyncio.get_running_loop().create_future()
+
+        scope = {"type": "http", "headers": []}
+        task = asyncio.create_task(self._bodies(scope, receive, receive))  # type: ignore[arg-type]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return task
+
+
+async def test_bodies_have_a_bound_together_until_they_are_parsed_and_small_ones_always_pass() -> None:
+    size = 3 * SMALL_BODY_BYTES
+    sender = Sender(most_held=2 * size)
+    first = [await sender.send(size // 2, size // 2), await sender.send(0, size)]
+    refused = await sender.send(1, size)
+    small = await sender.send(SMALL_BODY_BYTES)
+    with pytest.raises(RequestError, match=f"{2 * size} are allowed") as caught:
+        await refused
+    assert (caught.value.status, caught.value.code) == (503, "too_many_bodies")
+    first[0].cancel()
+    await asyncio.wait(first[:1])  # its client has left
+    second = await sender.send(size)
+    assert not second.done()
+    sender.may_parse.set()
+    third = [await sender.send(size) for _ in range(10)]
+    kept = [first[1], small, second, *third]
+    assert not any(task.done() for task in kept)
+    for task in kept:
+        task.cancel()
+    await asyncio.wait(kept)
+
+
+@pytest.mark.parametrize(
+    ("raw", "fits"),
+    [
+        (b'{"model": "m", "prompt": [%s]}' % b",".join([b"[%s]" % b",".join([b"128001"] * 4000)] * 256), True),
+        (b'{"model": "m", "prompt": "%s"}' % (b"a, {b}: [c], " * 1_000_000), True),
+        (b'{"model": "m", "prompt": [%s]}' % b",".join([b"1"] * (MAX_COMMAS + 1)), False),
+        (b'{"model": "m", "prompt": [%s]}' % b",".join([b"[]"] * MAX_NESTED), False),
+        (b'{"model": "m", %s}' % b",".join(b'"%d":1' % number for number in range(MAX_NESTED)), False),
+    ],
+    ids=["256 prompts of ids", "a text", "ids", "lists", "keys"],
+)
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    client: httpx.AsyncClient, raw: bytes, fits: bool
+) -> None:
+    answer = await client.post("/v1/completions", content=raw, headers={"Content-Type": "application/json"})
+    if fits:
+        assert answer.json()["error"]["code"] == "not_ready"
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_values")
+        assert str(MAX_COMMAS) in answer.json()["error"]["message"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(
+        st.integers() | st.text('a\\",[]{}:\n', max_size=9),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('a\\",:{', max_size=5), inner, max_size=4),
+    ),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(1, 5),
+)
+def test_values_are_counted_outside_of_strings_wherever_pieces_end(
+    value: Any, most_commas: int, most_nested: int, piece: int
+) -> None:
+    raw = json.dumps(value).encode()
+    outside = re.sub(rb'"(\\.|[^"\\])*"', b"", raw)
+    commas, nested = len(re.findall(b",", outside)), len(re.findall(rb"[:\[{]", outside))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_bounds, "MAX_COMMAS", most_commas)
+        patched.setattr(json_bounds, "MAX_NESTED", most_nested)
+        patched.setattr(json_bounds, "_PIECE", piece)
+        if len(raw) > most_nested and (commas > most_commas or nested > most_nested):
+            with pytest.raises(RequestError):
+                check_bounds(raw)
+        else:
+            check_bounds(raw)
+
+
+def test_the_arguments_of_a_call_are_bounded_too() -> None:
+    with pytest.raises(RequestError, match="it holds too many values") as caught:
+        call_arguments('{"a": [' + "{}," * MAX_NESTED + "1]}")
+    assert (caught.value.status, caught.value.param) == (413, "messages")
+    halves = "\ud800" * MAX_NESTED
+    assert call_arguments(halves) == halves
+
+
 NUMBERS = st.integers() | st.floats() | st.integers(-(10**30), 10**30)
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
@@ -79,7 +189,7 @@ def test_the_quick_parser_says_what_pythons_says(value: Any) -> None:
     assert json.dumps(found) == json.dumps(expected)  # types too, and NaN
 
 
-@pytest.mark.parametrize("raw", [b"{", b"{} {}", b'{"a": 01}', b"\xff", b'{"a":' * 100_000, b"{'a': 1}"])
+@pytest.mark.parametrize("raw", [b"{", b"{} {}", b'{"a": 01}', b"\xff", b'{"a":' * 50_000, b"{'a': 1}"])
 def test_what_is_no_json_is_refused_by_both(raw: bytes) -> None:
     with pytest.raises(RequestError, match="not valid JSON"):
         parse_body(CompletionRequest, raw, "application/json")

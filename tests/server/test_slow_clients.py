@@ -16,6 +16,7 @@ from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.http import Listener, http_server
 from octavo_server.frontend.http_protocol import (
     BODY_BYTES_PER_SECOND,
+    BODY_MOST_SECONDS,
     BODY_SECONDS,
     HEAD_SECONDS,
     IDLE_SECONDS,
@@ -220,7 +221,7 @@ async def test_a_body_that_comes_byte_by_byte_is_answered_in_bounded_time(connec
 
 
 async def test_a_large_body_at_a_fair_pace_has_the_time_it_takes(connect: Connect, app: App) -> None:
-    client, size = connect(), MAX_BODY_BYTES // 8
+    client, size = connect(), MAX_BODY_BYTES // 16
     await client.send(POST % size)
     for _ in range(0, size, 2 * BODY_BYTES_PER_SECOND):
         await client.send(b"a" * (2 * BODY_BYTES_PER_SECOND))
@@ -228,6 +229,17 @@ async def test_a_large_body_at_a_fair_pace_has_the_time_it_takes(connect: Connec
     assert client.loop.now - 1000 > 2 * BODY_SECONDS
     assert client.statuses == [200]
     assert app.bodies == [b"a" * size]
+
+
+async def test_a_body_has_a_bounded_time_however_much_of_it_comes(connect: Connect) -> None:
+    client = connect()
+    await client.send(POST % MAX_BODY_BYTES)
+    while not client.transport.closed:
+        await client.send(b"a" * (2 * BODY_BYTES_PER_SECOND))
+        client.after(1)
+        assert client.loop.now - 1000 < BODY_MOST_SECONDS + 5
+    assert client.loop.now - 1000 >= BODY_MOST_SECONDS
+    assert client.statuses == [408]
 
 
 async def test_an_answer_that_takes_long_is_nobodys_fault(connect: Connect, app: App) -> None:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.json_bounds import check_bounds
 from octavo_server.frontend.refusal import why_unreadable
 from octavo_server.frontend.sse import ClientGone
 from octavo_server.frontend.state import ServerState
@@ -42,20 +43,26 @@ def body_route(state: ServerState) -> type[APIRoute]:
             async def handle(request: Request) -> Response:
                 if state.readiness().ready and _may_be_large(request):  # not ready: that is what is to be said
                     state.admission.check()
-                try:
-                    raw, content_type = await request.body(), request.headers.get("content-type", "")
-                except ClientDisconnect as error:
-                    raise ClientGone from error
-                if len(raw) <= PARSE_HERE_BYTES:
-                    body = parse_body(model, raw, content_type)
-                else:
-                    body = await state.in_thread(parse_body, model, raw, content_type)
+                body = await _received(request, model, state)
+                request.scope["state"]["body_share"].release()
                 response: Response = await endpoint(body=body, request=request)
                 return response
 
             return handle
 
     return BodyRoute
+
+
+async def _received(request: Request, model: type[M], state: ServerState) -> M:
+    """The body, parsed; its bytes are kept by nobody, as `request.body()` would."""
+    try:
+        raw = b"".join([chunk async for chunk in request.stream()])
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    content_type = request.headers.get("content-type", "")
+    if len(raw) <= PARSE_HERE_BYTES:
+        return parse_body(model, raw, content_type)
+    return await state.in_thread(parse_body, model, raw, content_type)
 
 
 def _may_be_large(request: Request) -> bool:
@@ -67,7 +74,7 @@ def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
     """The body as `model`.
 
     Raises:
-        RequestError: it is no JSON.
+        RequestError: it is no JSON, or holds too many values.
         RequestValidationError: it is JSON that does not fit the model; its locations begin with "body".
     """
     value = _parse(raw) if raw and _is_json(content_type) else raw or None
@@ -79,6 +86,7 @@ def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
 
 
 def _parse(raw: bytes) -> Any:
+    check_bounds(raw)
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -8,6 +8,7 @@ from typing import Any
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer_grammar import chat_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
+from octavo_server.frontend.json_bounds import check_bounds
 from octavo_server.frontend.message_fields import AssistantMessage, Message, RefusalPart
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest
@@ -172,9 +173,13 @@ def call_arguments(text: str) -> dict[str, Any] | str:
 
     A model may write what is none, and its call must not end the conversation. Python's parser takes numbers that JSON
     does not have, and halves of surrogate pairs, which no prompt can hold: strictly, there are none.
+
+    Raises:
+        RequestError: they hold too many values.
     """
     if not text.strip():
         return {}
+    check_bounds(text.encode("utf-8", "surrogatepass"), "messages")
     try:
         arguments = json.loads(text)
         json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()

@@ -29,6 +29,7 @@ MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 20.0  # from a connection's beginning, or a request's first byte, to the end of its head
 BODY_SECONDS: Final = 30.0
 BODY_BYTES_PER_SECOND: Final = 16 * 1024  # at which a body may go on for longer
+BODY_MOST_SECONDS: Final = 120.0  # however much comes: the largest takes that long at 1.1 Mbit/s
 IDLE_SECONDS: Final = 60.0  # between two requests
 UNREAD_SECONDS: Final = 600.0  # that a client may not read what it asked for
 SPARE_CONNECTIONS: Final = 64  # beyond the most, which only probes use
@@ -82,6 +83,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refused = self._surplus = self._resuming = False
         self._framing = b""  # the headers that say where the body ends, of a request that asks for another protocol
         self._deadline = math.inf  # of what is expected of the client, if anything is
+        self._body_latest = math.inf  # that a body's deadline may become
         self._unread, self._unread_since = 0, math.inf
 
     def connection_made(self, transport: Any) -> None:
@@ -151,7 +153,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(_CROWDED)
         else:
             self._in_head, self._in_body, self._unfinished = False, True, 0
-            self._deadline = self.loop.time() + BODY_SECONDS
+            self._expect_body()
             self._framing = _framing(self.headers) if self.parser.should_upgrade() else b""
             super().on_headers_complete()
             if self.cycle is not None:
@@ -162,7 +164,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._body_here, self._unfinished = True, 0
-        self._deadline += len(body) / BODY_BYTES_PER_SECOND
+        self._deadline = min(self._deadline + len(body) / BODY_BYTES_PER_SECOND, self._body_latest)
         if self.cycle.response_complete:
             self._unwanted += len(body)
             if self._unwanted > MAX_BODY_BYTES:
@@ -180,9 +182,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """An answer is complete: it is the client's turn, or that of the next request that it has sent already."""
         super().on_response_complete()
         if not self.cycle.response_complete:
-            self._deadline = self.loop.time() + BODY_SECONDS if self._in_body else math.inf
+            self._deadline = math.inf
+            if self._in_body:
+                self._expect_body()
         elif not self._in_body:  # the rest of a body that is answered has the time that it had
             self._deadline = self.loop.time() + (HEAD_SECONDS if self._in_head else IDLE_SECONDS)
+
+    def _expect_body(self) -> None:
+        now = self.loop.time()
+        self._deadline, self._body_latest = now + BODY_SECONDS, now + BODY_MOST_SECONDS
 
     def look(self, now: float) -> None:
         """Close the connection if its client is late or does not read; called about every second of the loop's time."""

@@ -4,27 +4,32 @@ Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), an
 """
 
 import time
+from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo_server.errors import RequestError
 from octavo_server.frontend.refusal import ErrorObject, refuse
 from octavo_server.frontend.state import ServerState
 
 MAX_BODY_BYTES: Final = 16 * 2**20
+MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES  # of all bodies that have not been parsed yet; the rest of us has less
+SMALL_BODY_BYTES: Final = 64 * 1024  # as much as a connection may buffer anyway: such bodies are always taken
 
 
 class BodyLimit:
-    """Refuses bodies that are too large, by their declared length or when they turn out to be."""
+    """Refuses bodies that are too large, by their declared length or when they turn out to be, alone or together."""
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES, most_held: int = MAX_HELD_BYTES) -> None:
         self._app = app
         self._limit = limit
+        self._room = Room(most_held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 or pass on, counting what is received."""
+        """Answer 413 or 503, or pass on, counting what is received."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -33,7 +38,8 @@ class BodyLimit:
             answer = refuse(413, ErrorObject(self._message, code="body_too_large"), {"Connection": "close"})
             await answer(scope, receive, send)
             return
-        received = 0
+        received, share = 0, self._room.share()
+        scope.setdefault("state", {})["body_share"] = share
 
         async def counted() -> Message:
             nonlocal received
@@ -41,13 +47,62 @@ class BodyLimit:
             received += len(message.get("body", b""))
             if received > self._limit:
                 raise HTTPException(413, self._message, {"Connection": "close"})
+            share.hold(received)
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            share.release()
 
     @property
     def _message(self) -> str:
         return f"the body is larger than {self._limit} bytes"
+
+
+class Room:
+    """What all bodies may hold together. Not by what they declare: who sends nothing takes no room."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def share(self) -> "BodyShare":
+        """Of one request; holds nothing yet."""
+        return BodyShare(self)
+
+
+class BodyShare:
+    """What one request's body holds, until it is parsed."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._held = 0
+        self._released = False
+
+    def hold(self, received: int) -> None:
+        """So many bytes have come.
+
+        Raises:
+            RequestError: there is no room for them now (503).
+        """
+        if received <= SMALL_BODY_BYTES or self._released:
+            return
+        if self._room.held - self._held + received > self._room.most:
+            raise RequestError(
+                f"the server holds {self._room.held} bytes of requests that are still coming in, and "
+                f"{self._room.most} are allowed: try again, or send a body of {SMALL_BODY_BYTES} bytes at most",
+                code="too_many_bodies",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                type="server_error",
+            )
+        self._room.held += received - self._held
+        self._held = received
+
+    def release(self) -> None:
+        """The bytes are gone."""
+        self._room.held -= self._held
+        self._held, self._released = 0, True
 
 
 class OpenRequests:
