@@ -8,7 +8,7 @@
   runs, other things count than for one product alone.
 - layers: the same once, from few rows to many, by the tile of each product.
 - engine: the 8B shape: prefill, first token, decode, throughput B step by step, a shared prefix; kernels by their time.
-- small: the 0.6B shape: throughput A, decode, first token.
+- small, small-profile: the 0.6B shape: throughput A, decode, first token; kernels of its decode steps.
 
 Exit status 1 if something is wrong.
 """
@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,7 +37,7 @@ import torch.nn.functional as F  # noqa: E402
 from kernel_checks import Case  # noqa: E402
 
 from octavo_kernels.hopper_attention import CONFIGS  # noqa: E402
-from octavo_kernels.hopper_linear import HopperLinearConfig, hopper_gated, hopper_linear, hopper_parts  # noqa: E402
+from octavo_kernels.hopper_linear import HopperLinearConfig, hopper_gated, hopper_linear  # noqa: E402
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
 from octavo_kernels.silu_and_mul import silu_and_mul  # noqa: E402
 
@@ -46,7 +46,6 @@ PREDICTIONS: Final = {
     "attention": "TFLOP/s at 1x2048 510 (448), 1x4096 600 (557), 1x8192 640 (616), 4x2048 500 (481), 16x512 as before",
     "sustained": "2048: 1.40 ms a layer as it is, 1.325 gated and added, 1.32 with own qkv, 1.34 with own all; 8192: "
     "5.6, 5.2, 5.15, 5.2",
-    "parts": "down of 8B at 128 rows 9 us less with 4 shares, o nothing; of 0.6B o and down 3 us less each",
     "layers": "gated 5 us less at 128 and at 64 rows, nothing at 24; added 3 us less at 512, 1 at 256; own qkv 2 us "
     "and own down 3 us less at 128; of 0.6B gated 2 us less at 128, 4 at 512",
     "engine": "32x2048 46,000 (43,750), 1x8192 42,000 (39,540), first token 8.2 (8.4) / 12.0 / 21.8 / 44 / 94 (97.3), "
@@ -59,8 +58,6 @@ ROWS: Final = (24, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Groups, outputs, stages, band.
 GATED: Final = ((2, 256, 4, 16), (2, 128, 6, 16), (1, 256, 5, 16), (1, 128, 8, 16))
 NARROW: Final = (1, 64, 10, 16)
-# With shares of the inputs.
-PARTS: Final = ((1, 128, 8, 16, 2), (1, 128, 8, 16, 4), (1, 128, 8, 16, 8), (1, 64, 10, 16, 4), (2, 128, 6, 16, 4))
 
 
 def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -80,14 +77,9 @@ def warm_all() -> None:
     x, w = draw(64, 128), draw(512, 128)
     calls: list[Callable[[], object]] = [lambda c=c: hopper_gated(x, w, HopperLinearConfig(*c)) for c in GATED]  # type: ignore[misc]
     calls += [lambda c=c: hopper_linear(x, w, HopperLinearConfig(*c)) for c in (*GATED, NARROW)]  # type: ignore[misc]
-    calls += [lambda c=c: hopper_parts(x, w, HopperLinearConfig(*c)) for c in PARTS]  # type: ignore[misc]
     calls += [lambda c=c: Case([(64, 64)], poison=False).run_hopper(c) for c in CONFIGS]  # type: ignore[misc]
     calls += [lambda: silu_and_mul(w), lambda: rms_norm(x, x[0], 1e-5), lambda: add_rms_norm(x, x.clone(), x[0], 1e-5)]
     warm(calls)
-
-
-def summed(x: torch.Tensor, weight: torch.Tensor, config: HopperLinearConfig) -> torch.Tensor:
-    return hopper_parts(x, weight, config).sum(0).to(x.dtype)
 
 
 def check_right() -> dict[str, Any]:
@@ -101,7 +93,6 @@ def check_right() -> dict[str, Any]:
         for configs, product, want in (
             (GATED, hopper_gated, gated),
             ((*GATED, NARROW), hopper_linear, truth),
-            (PARTS, summed, truth),
         ):
             for c in configs:
                 found = product(x, weight, HopperLinearConfig(*c))
@@ -132,8 +123,7 @@ class Way:
 
 def own_product(config: tuple[int, ...]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     made = HopperLinearConfig(*config)
-    product = hopper_parts if made.shares > 1 else hopper_linear
-    return lambda x, w: product(x, w, made)
+    return lambda x, w: hopper_linear(x, w, made)
 
 
 class Layers:
@@ -195,8 +185,6 @@ def ways_of(rows: int) -> dict[str, Way]:
     ways |= {f"qkv: {c[0]}x{c[1]}": Way(own=(("qkv", c),)) for c in (some, few, least, NARROW)}
     for name in ("o", "down"):
         ways |= {f"{name}: {c[0]}x{c[1]}": Way(own=((name, c),)) for c in (some, least)}
-        if rows <= 512:
-            ways |= {f"{name}: {c[0]}x{c[1]} /{c[4]}": Way(own=((name, c),)) for c in PARTS}
     return ways
 
 
@@ -211,11 +199,11 @@ def best_of(ways: dict[str, Way], found: dict[str, float]) -> Way:
     return Way(gated, False, tuple(own.items()))
 
 
-def time_layers() -> dict[str, Any]:
+def time_layers(rows_tried: Sequence[int] = ROWS) -> dict[str, Any]:
     """Microseconds of a layer by each way, of two shapes, from few rows to many."""
     report = dict[str, Any]()
     for name, widths, count in (("8b", WIDTHS, 4), ("0.6b", SMALL, 12)):
-        for rows in (*ROWS, 2048) if name == "0.6b" else ROWS:
+        for rows in rows_tried:
             layers, found = Layers(rows, widths, count), dict[str, float]()
             ways = ways_of(rows)
             for way, how in ways.items():
@@ -234,13 +222,14 @@ ATTENTION: Final[dict[str, list[tuple[int, int]]]] = {
     **{f"{n}x{length}": [(length, length)] * n for n, length in ((4, 512), (4, 2048), (16, 512))},
     "2048 after 2048": [(2048, 4096)],
     "ragged": [(n, n) for n in range(100, 1001, 64)],
+    "long, ragged": [(n, n) for n in (2500, 900, 3100, 1700)],
 }
 
 
 WAYS_OF_CHUNKS: Final = [
-    replace(config, heads_first=first, backwards=back)
+    replace(config, heads_first=heads, backwards=back)
     for config in (CONFIGS[0], CONFIGS[-1])
-    for first in (False, True)
+    for heads in (False, True)
     for back in (False, True)
 ]
 
@@ -254,7 +243,7 @@ def time_attention() -> dict[str, Any]:
         found = {}
         for config in WAYS_OF_CHUNKS:
             key = f"{config.groups}x{config.keys} {'heads' if config.heads_first else 'tiles'}"
-            key += " and back" if config.backwards else ""
+            key += " back" if config.backwards else ""
             if sum(n for n, _ in requests) <= 2048:
                 truth = cases[0].expected()
                 error = float((cases[0].run_hopper(config).double() - truth).norm() / truth.norm())
@@ -314,7 +303,7 @@ def time_engine() -> dict[str, Any]:
         note(sections.time_decode(bench, (64, 256), 1024))
         report["B"] = throughput_by_steps(bench)
         note(sections.time_prefix(bench))
-        report["kernels"] = profiled(bench, "16x2048", [(16, 2048, 1)])
+        report["kernels"] = profile_prefill(bench)
     finally:
         bench.close()
     return report
@@ -333,10 +322,19 @@ def time_small_engine() -> dict[str, Any]:
             for figure in figures():
                 report[figure.name] = figure.value
                 print(f"   {figure.name} {figure.value} {figure.unit} {dict(figure.details)}", flush=True)
-        report["kernels"] = profiled(bench, "128 decode", [(128, 800, 12)])
     finally:
         bench.close()
     return report
+
+
+def profile_small_engine() -> dict[str, Any]:
+    import figure_sections as sections
+
+    bench = sections.engine("0.6b")
+    try:
+        return profile_decodes(bench)
+    finally:
+        bench.close()
 
 
 def throughput_by_steps(bench: Any) -> dict[str, Any]:
@@ -375,33 +373,51 @@ def throughput_by_steps(bench: Any) -> dict[str, Any]:
     return {**found, "steps": table}
 
 
-def profiled(bench: Any, name: str, prompts: list[tuple[int, int, int]]) -> dict[str, Any]:
-    """Kernels by their time, of one run."""
-    from torch.profiler import ProfilerActivity, profile
-
+def asks_of(bench: Any, count: int, length: int, tokens: int) -> list[Any]:
     from octavo_server.bench.workloads import Ask, random_prompt
 
     draw_ids = random.Random(1)
-    asks = [
-        Ask(random_prompt(draw_ids, length, bench.vocab_size), out)
-        for count, length, out in prompts
-        for _ in range(count)
-    ]
+    return [Ask(random_prompt(draw_ids, length, bench.vocab_size), tokens, 0.6) for _ in range(count)]
+
+
+def profile_prefill(bench: Any) -> dict[str, Any]:
+    """Of 16 prompts of 2048 tokens."""
+    asks = asks_of(bench, 16, 2048, 1)
     with bench.fresh() as engine:
-        engine.run(asks[: len(asks) // 4])
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            run = engine.run(asks)
-            torch.cuda.synchronize()
+        engine.run(asks[:4])
+        return profiled("16x2048", lambda: engine.run(asks))
+
+
+def profile_decodes(bench: Any, steps: int = 16) -> dict[str, Any]:
+    """Of steps in which 128 requests of some 800 tokens decode."""
+    with bench.fresh() as engine:
+        for ask in asks_of(bench, 128, 800, 40):
+            engine.add(ask)
+        scheduler = engine.core.scheduler
+        while scheduler.waiting or scheduler.num_prefill_tokens or not scheduler.running:
+            engine.step()
+        for _ in range(3):
+            engine.step()
+        return profiled(f"{steps} steps of 128 decodes", lambda: [engine.step() for _ in range(steps)])
+
+
+def profiled(name: str, run: Callable[[], object]) -> dict[str, Any]:
+    """Kernels by their time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        begin = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
     events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     spent, count = Counter[str](), Counter[str]()
     for event in events:
         spent[event.name[:70]] += event.time_range.elapsed_us() / 1000
         count[event.name[:70]] += 1
-    begin, end = min(e.time_range.start for e in events), max(e.time_range.end for e in events)
+    span = (max(e.time_range.end for e in events) - min(e.time_range.start for e in events)) / 1000
     busy = sum(spent.values())
-    print(
-        f"   {name}: {run.seconds:.3f} s, {len(run.steps)} steps, span {(end - begin) / 1e3:.1f} ms, busy {busy:.1f} ms"
-    )
+    print(f"   {name}: {seconds:.3f} s, span {span:.1f} ms, busy {busy:.1f} ms", flush=True)
     for kernel, ms in spent.most_common(16):
         print(f"      {ms:9.2f} ms {count[kernel]:6d} x {1000 * ms / count[kernel]:8.1f} us  {kernel}", flush=True)
     return {"busy, ms": busy, **{kernel: (round(ms, 2), count[kernel]) for kernel, ms in spent.most_common(40)}}
@@ -414,17 +430,19 @@ SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "layers": time_layers,
     "engine": time_engine,
     "small": time_small_engine,
+    "small-profile": profile_small_engine,
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="of `layers`")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--seconds", type=float, default=100.0, help="no section begins after so many (default: 100)")
     arguments = parser.parse_args()
     start, report, failed = time.perf_counter(), dict[str, Any](), False
-    if not {"engine", "small"}.issuperset(arguments.only):
+    if not {"engine", "small", "small-profile"}.issuperset(arguments.only):
         warm_all()
     for name in arguments.only:
         begin = time.perf_counter()
@@ -433,8 +451,8 @@ def main() -> int:
             continue
         print(f"== {name}", flush=True)
         try:
-            with torch.inference_mode(name not in ("engine", "small")):
-                report[name] = SECTIONS[name]()
+            with torch.inference_mode(name not in ("engine", "small", "small-profile")):
+                report[name] = time_layers(arguments.rows) if name == "layers" else SECTIONS[name]()
         except Exception as error:
             traceback.print_exc(file=sys.stdout)
             report[name] = {"failures": [repr(error)[:500]]}

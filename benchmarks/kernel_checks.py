@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -16,7 +15,7 @@ from octavo_kernels.gathered_attention import gathered_attention, whole_prompt_a
 from octavo_kernels.gemv import gemv
 from octavo_kernels.hopper_attention import CONFIGS, HopperConfig, hopper_attention, takes_chunks
 from octavo_kernels.hopper_linear import CONFIGS as MANY_ROWS
-from octavo_kernels.hopper_linear import hopper_gated, hopper_linear, hopper_parts, takes
+from octavo_kernels.hopper_linear import hopper_gated, hopper_linear, takes
 from octavo_kernels.invariant_linear import linear_of, norm_gated_linear
 from octavo_kernels.linear import LinearConfig, is_hopper, linear_invariant, linear_tiles
 from octavo_kernels.metadata import AttentionMetadata
@@ -304,8 +303,6 @@ def check_many_rows(errors: Errors, dtype: torch.dtype) -> None:
         truth = x.double() @ weight.double().t()
         for config in MANY_ROWS:
             errors.add("product of many rows", dtype, hopper_linear(x, weight, config), truth)
-            parts = hopper_parts(x, weight, replace(config, shares=3)).sum(0).to(dtype)
-            errors.add("parts of a product of many rows", dtype, parts, truth)
             gated = torch.nn.functional.silu(truth[:, :pairs]) * truth[:, pairs:]
             errors.add("gated product of many rows", dtype, hopper_gated(x, weight, config), gated)
 

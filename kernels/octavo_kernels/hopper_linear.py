@@ -26,29 +26,45 @@ class HopperLinearConfig:
     """How the work is cut.
 
     groups: of 64 rows in a tile, 1 or 2. outputs: of a tile, 64 to 256; gated, half as many pairs. stages: of 64
-    inputs in shared memory. band: tiles of rows that are gone through together. shares: that the inputs are cut into,
-    at most, where parts may be left behind.
+    inputs in shared memory. band: tiles of rows that are gone through together.
     """
 
     groups: int
     outputs: int
     stages: int
     band: int = 16
-    shares: int = 1
 
 
-# What was fastest on an H100 for 4096 inputs and 14,336 pairs (benchmarks/LOG.md).
+# What was fastest on an H100 in layers of 4096 and 1024 inputs (benchmarks/LOG.md).
+_LEAST: Final = HopperLinearConfig(1, 128, 8)
 _FEW: Final = HopperLinearConfig(1, 256, 5)
 _SOME: Final = HopperLinearConfig(2, 128, 6)
 _MANY: Final = HopperLinearConfig(2, 256, 4)
-CONFIGS: Final = (_FEW, _SOME, _MANY)
+CONFIGS: Final = (_MANY, _SOME, _FEW, _LEAST)
 
 
-def hopper_linear_config(rows: int) -> HopperLinearConfig:
-    """Small tiles where large ones would leave processors without work in the last round."""
+def hopper_linear_config(rows: int, outputs: int, processors: int) -> HopperLinearConfig:
+    """What takes least by the rounds in which the processors go through the tiles, the last one not being full.
+
+    Rows count as multiples of 64, from 129 on of 128, so that few steps ask for what no other did. Tiles of 64 × 128
+    take 1.3 times what their part of a large one does, and are for outputs too few for others to fill two rounds.
+    """
+    if rows > 1024:
+        return _MANY
     if rows <= 128:
-        return _FEW
-    return _SOME if rows <= 1024 else _MANY
+        return _FEW if 4 * _tiles(_FEW, rows, outputs) >= 3 * processors else _LEAST
+    rows = -(-rows // 128) * 128
+
+    def takes_time(config: HopperLinearConfig) -> float:
+        rounds = -(-_tiles(config, rows, outputs) // processors)
+        return rounds * config.groups * config.outputs * (1.3 if config is _LEAST else 1.0)
+
+    few_tiles = _tiles(_SOME, rows, outputs) < 2 * processors
+    return min((_MANY, _SOME, _LEAST) if few_tiles else (_MANY, _SOME), key=takes_time)
+
+
+def _tiles(config: HopperLinearConfig, rows: int, outputs: int) -> int:
+    return -(-rows // (64 * config.groups)) * -(-outputs // config.outputs)
 
 
 def takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -72,38 +88,28 @@ def hopper_linear(x: torch.Tensor, weight: torch.Tensor, config: HopperLinearCon
     return _launch(x, weight, x.new_empty(len(x), len(weight)), config, gated=False)
 
 
-def hopper_parts(x: torch.Tensor, weight: torch.Tensor, config: HopperLinearConfig) -> torch.Tensor:
-    """[T, in] × [out, in] → [shares, T, out] float32, whose sum over these, in order, is the product."""
-    blocks = -(-x.shape[1] // _BLOCK_K)
-    shares = -(-blocks // -(-blocks // config.shares))
-    return _launch(x, weight, x.new_empty(shares, len(x), len(weight), dtype=torch.float32), config, gated=False)
-
-
 def _launch(
     x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, config: HopperLinearConfig | None, *, gated: bool
 ) -> torch.Tensor:
     if len(x) == 0:
         return y
-    config = config or hopper_linear_config(len(x))
-    half, blocks, shares = config.outputs // 2, -(-x.shape[1] // _BLOCK_K), len(y) if y.dim() == 3 else 1
+    processors = num_processors(x.device)
+    config = config or hopper_linear_config(len(x), len(weight), processors)
+    half = config.outputs // 2
     row_tiles = -(-len(x) // (64 * config.groups))
-    tiles = row_tiles * -(-y.shape[-1] // (half if gated else config.outputs))
-    items = shares * tiles
-    hopper_linear_kernel[(min(items, num_processors(x.device)),)](
+    tiles = row_tiles * -(-y.shape[1] // (half if gated else config.outputs))
+    hopper_linear_kernel[(min(tiles, processors),)](
         _rows(x, 64, _BLOCK_K),
         _rows(weight, half, _BLOCK_K),
-        y if y.dim() == 3 else _rows(y, 64, half),
+        _rows(y, 64, half),
         row_tiles,
         tiles,
-        items,
-        blocks,
-        -(-blocks // shares),
+        -(-x.shape[1] // _BLOCK_K),
         len(weight) // 2 if gated else half,
         GROUPS=config.groups,
         STAGES=config.stages,
         BAND=config.band,
         GATED=gated,
-        PARTS=y.dim() == 3,
         num_warps=4,
         maxnreg=_REGISTERS[config.groups],
         **overlap(x.device),

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The device's side of `hopper_linear`, in Gluon: products of many rows, warps divided by their work.
 
-    y = x Wᵀ,   or, gated,   y = silu(x Gᵀ) · (x Uᵀ) with W = (G, U),   or parts of the first that add up to it
+    y = x Wᵀ,   or, gated,   y = silu(x Gᵀ) · (x Uᵀ) with W = (G, U)
 
 One warp has the copy engine fetch tiles of x and W into shared memory, STAGES of them ahead and on into the program's
 next tile of y; GROUPS groups of four warps multiply, each 64 rows by all BLOCK_N outputs, whose sums stay in registers.
@@ -24,17 +24,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 
-@gluon.jit(do_not_specialize=["row_tiles", "tiles", "items", "blocks", "share", "second"])
+@gluon.jit(do_not_specialize=["row_tiles", "tiles", "blocks", "second"])
 def hopper_linear_kernel(
-    x_rows, w_rows, y, row_tiles, tiles, items, blocks, share, second, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-    BAND: gl.constexpr, GATED: gl.constexpr, PARTS: gl.constexpr, OVERLAP: gl.constexpr,
+    x_rows, w_rows, y_rows, row_tiles, tiles, blocks, second, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+    BAND: gl.constexpr, GATED: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs,). An item of work is a tile of y and a share of the inputs; a program takes every so manieth.
+    """Grid: (programs,), each of which takes every so manieth tile of y. blocks: of inputs.
 
-    x_rows, w_rows: descriptors of boxes of [64, BLOCK_K] and [BLOCK_N / 2, BLOCK_K]. y: one of [64, BLOCK_N / 2], or of
-    parts the address of [shares, T, out] float32. blocks: of inputs, in all and of a share. second: the first row of U
-    in W, gated, else BLOCK_N / 2. BAND: tiles of rows that are gone through together, as their x stays in the L2 while
-    W goes by.
+    x_rows, w_rows, y_rows: descriptors of boxes of [64, BLOCK_K], [BLOCK_N / 2, BLOCK_K] and [64, BLOCK_N / 2].
+    second: the first row of U in W, gated, else BLOCK_N / 2. BAND: tiles of rows that are gone through together, as
+    their x stays in the L2 while W goes by.
     """
     dtype: gl.constexpr = x_rows.dtype
     HALF: gl.constexpr = w_rows.block_type.shape[0]
@@ -43,7 +42,7 @@ def hopper_linear_kernel(
     y_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, HALF], dtype)
     x_tiles = gl.allocate_shared_memory(dtype, [STAGES * GROUPS, 64, BLOCK_K], x_layout)
     w_tiles = gl.allocate_shared_memory(dtype, [STAGES, 2 * HALF, BLOCK_K], x_layout)
-    y_tiles = x_tiles if PARTS else gl.allocate_shared_memory(dtype, [GROUPS, 64, HALF], y_layout)
+    y_tiles = gl.allocate_shared_memory(dtype, [GROUPS, 64, HALF], y_layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -56,12 +55,11 @@ def hopper_linear_kernel(
         gl.warp_specialize(
             [
                 (_multiply, (
-                    x_rows, w_rows, y, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, items, blocks, share,
-                    BAND, GATED, PARTS, GROUPS, 0,
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, GROUPS, 0,
                 )),
                 (_fetch, (
-                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, items, blocks, share, second,
-                    BAND, GATED, GROUPS, OVERLAP,
+                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
+                    GROUPS, OVERLAP,
                 )),
             ],
             [1],
@@ -71,16 +69,14 @@ def hopper_linear_kernel(
         gl.warp_specialize(
             [
                 (_multiply, (
-                    x_rows, w_rows, y, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, items, blocks, share,
-                    BAND, GATED, PARTS, GROUPS, 0,
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, GROUPS, 0,
                 )),
                 (_multiply, (
-                    x_rows, w_rows, y, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, items, blocks, share,
-                    BAND, GATED, PARTS, GROUPS, 1,
+                    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND, GATED, GROUPS, 1,
                 )),
                 (_fetch, (
-                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, items, blocks, share, second,
-                    BAND, GATED, GROUPS, OVERLAP,
+                    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND, GATED,
+                    GROUPS, OVERLAP,
                 )),
             ],
             [4, 1],
@@ -89,25 +85,19 @@ def hopper_linear_kernel(
 
 
 @gluon.jit
-def _item(item, row_tiles, tiles, blocks, share, BAND: gl.constexpr):
-    """Its tile of rows, its tile of outputs, its share, and that one's first block of inputs and how many there are.
-
-    Neighbours go along the rows, within a band of BAND tiles of them.
-    """
-    tile = item % tiles
-    which = item // tiles
+def _place(tile, row_tiles, tiles, BAND: gl.constexpr):
+    """Which tile of rows and which tile of outputs: along the rows within a band of BAND tiles of them."""
     output_tiles = tiles // row_tiles
     band = tile // (BAND * output_tiles)
     height = gl.minimum(row_tiles - band * BAND, BAND)
     within = tile - band * BAND * output_tiles
-    begin = which * share
-    return band * BAND + within % height, within // height, which, begin, gl.minimum(share, blocks - begin)
+    return band * BAND + within % height, within // height
 
 
 @gluon.jit
 def _fetch(
-    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, items, blocks, share, second,
-    BAND: gl.constexpr, GATED: gl.constexpr, GROUPS: gl.constexpr, OVERLAP: gl.constexpr,
+    x_rows, w_rows, x_tiles, w_tiles, ready, empty, row_tiles, tiles, blocks, second, BAND: gl.constexpr,
+    GATED: gl.constexpr, GROUPS: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """The fetching warp. Where there is no such row, the copy engine writes zeros.
 
@@ -115,17 +105,17 @@ def _fetch(
     """
     STAGES: gl.constexpr = ready.type.shape[0]
     BLOCK_K: gl.constexpr = w_rows.block_type.shape[1]
-    _, output_tile, _, begin, count = _item(gl.program_id(0), row_tiles, tiles, blocks, share, BAND)
-    ahead = gl.minimum(count, STAGES)
-    for i in range(ahead):
-        _fetch_weight(x_rows, w_rows, w_tiles, ready, i, output_tile, begin + i, second, GATED, GROUPS)
+    _, output_tile = _place(gl.program_id(0), row_tiles, tiles, BAND)
+    ahead = gl.minimum(blocks, STAGES)
+    for block in range(ahead):
+        _fetch_weight(x_rows, w_rows, w_tiles, ready, block, output_tile, block, second, GATED, GROUPS)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
     step = 0
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row_tile, output_tile, _, begin, count = _item(item, row_tiles, tiles, blocks, share, BAND)
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        row_tile, output_tile = _place(tile, row_tiles, tiles, BAND)
         row = row_tile * GROUPS * 64
-        for block in range(begin, begin + count):
+        for block in range(blocks):
             stage = step % STAGES
             if step >= ahead:
                 mbarrier.wait(empty.index(stage), (step // STAGES & 1) ^ 1)
@@ -155,8 +145,8 @@ def _fetch_weight(
 
 @gluon.jit
 def _multiply(
-    x_rows, w_rows, y, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, items, blocks, share,
-    BAND: gl.constexpr, GATED: gl.constexpr, PARTS: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr,
+    y_rows, x_tiles, w_tiles, y_tiles, ready, empty, row_tiles, tiles, blocks, BAND: gl.constexpr, GATED: gl.constexpr,
+    GROUPS: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """A multiplying group: rows 64 · WHICH to 64 · WHICH + 63 of each tile."""
     STAGES: gl.constexpr = ready.type.shape[0]
@@ -165,8 +155,8 @@ def _multiply(
     sums_in: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     step = 0
     sums = gl.full([64, BLOCK_N], 0.0, gl.float32, sums_in)
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row_tile, output_tile, which, _, count = _item(item, row_tiles, tiles, blocks, share, BAND)
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        row_tile, output_tile = _place(tile, row_tiles, tiles, BAND)
         row = (row_tile * GROUPS + WHICH) * 64
         stage = step % STAGES
         mbarrier.wait(ready.index(stage), step // STAGES & 1)
@@ -176,7 +166,7 @@ def _multiply(
         )  # fmt: skip
         going = warpgroup_mma_wait(1, deps=[going])
         step += 1
-        for _ in range(1, count):
+        for _ in range(1, blocks):
             stage = step % STAGES
             mbarrier.wait(ready.index(stage), step // STAGES & 1)
             going = warpgroup_mma(
@@ -187,12 +177,8 @@ def _multiply(
             step += 1
         sums = warpgroup_mma_wait(0, deps=[going])
         mbarrier.arrive(empty.index((step - 1) % STAGES), count=1)
-        if PARTS:
-            _store_part(y, sums, which, row, output_tile * BLOCK_N, x_rows.shape[0], w_rows.shape[0])
-        else:
-            _store(y, y_tiles.index(WHICH), sums, row, output_tile * (HALF if GATED else BLOCK_N), GATED)
-    if not PARTS:
-        tma.store_wait(0)
+        _store(y_rows, y_tiles.index(WHICH), sums, row, output_tile * (HALF if GATED else BLOCK_N), GATED)
+    tma.store_wait(0)
 
 
 @gluon.jit
@@ -215,13 +201,3 @@ def _store(y_rows, y_tile, sums, row, output, GATED: gl.constexpr):
         y_tile.store(right.to(dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(y_rows, [row, output + HALF], y_tile)
-
-
-@gluon.jit
-def _store_part(y_ptr, sums, which, row, output, rows, outputs):
-    """Writes a group's sums to its part of [shares, T, out]."""
-    layout: gl.constexpr = sums.type.layout
-    row += gl.arange(0, sums.shape[0], gl.SliceLayout(1, layout))
-    output += gl.arange(0, sums.shape[1], gl.SliceLayout(0, layout))
-    at = y_ptr + (which * rows + row).to(gl.int64)[:, None] * outputs + output[None, :]
-    gl.store(at, sums, mask=(row < rows)[:, None] & (output < outputs)[None, :])

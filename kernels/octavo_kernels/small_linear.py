@@ -20,7 +20,6 @@ from octavo_kernels.rms_norm import norm_residual
 from octavo_kernels.silu_and_mul import silu_and_mul
 
 MOST_ROWS = 16
-GATED_ROWS = 64  # from which on SwiGLU is in the product
 MANY_ROWS = 512
 
 
@@ -37,7 +36,7 @@ def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
     x = norm_residual(residual, norm)
-    if len(x) >= GATED_ROWS and takes(x, *linear):
+    if len(x) > MOST_ROWS and takes(x, *linear):
         return hopper_gated(x, linear[0])
     if not _is_small(x):
         return silu_and_mul(F.linear(x, *linear))

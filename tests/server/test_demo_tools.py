@@ -225,6 +225,15 @@ def test_with_tools_and_a_format_the_answer_is_a_call_or_has_the_format(client: 
     assert kinds == {"call", "format"}
 
 
+@pytest.mark.parametrize("choice", ["required", "auto", "none"])
+def test_a_format_that_cannot_be_served_is_refused_whatever_is_to_be_called(client: openai.OpenAI, choice: Any) -> None:
+    schema = {"type": "string", "pattern": "(?<=a)b"}  # no grammar can look around
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="cannot be served") as caught:
+        ask(client, "Hello!", tools=[WEATHER], tool_choice=choice, response_format=form)
+    assert caught.value.param == "response_format.json_schema.schema"
+
+
 def test_an_answer_has_nothing_but_the_tokens_that_are_allowed(client: openai.OpenAI) -> None:
     allowed = {"allowed_token_ids": [64, 65, 66], "return_token_ids": True}
     choice: Any = ask(client, "Hello!", max_tokens=12, temperature=1, extra_body=allowed).choices[0]

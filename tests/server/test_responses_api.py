@@ -542,8 +542,19 @@ def test_a_response_can_be_read_again_listed_and_deleted(client: openai.OpenAI) 
         client.responses.retrieve(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.delete(first.id)
-    third = ask(client, "Three", previous_response_id=second.id)  # goes on without it
-    assert len(list(client.responses.input_items.list(third.id))) == 5
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "Three", previous_response_id=first.id)
+    third = ask(client, "Three", previous_response_id=second.id)  # which holds what was said before it
+    items = list(client.responses.input_items.list(third.id, order="asc"))
+    texts += [second.output_text, "Three"]
+    assert [item.content[0].text for item in items] == texts  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["mine", "resp_mine"])
+def test_a_name_of_the_clients_own_is_behind_what_all_names_have(client: openai.OpenAI, name: str) -> None:
+    found = ask(client, extra_body={"request_id": name})
+    assert found.id == "resp_mine"
+    assert client.responses.retrieve("resp_mine") == found
 
 
 def test_what_must_not_be_kept_is_not(client: openai.OpenAI) -> None:
@@ -623,9 +634,19 @@ def test_conversations_are_not_compacted(client: openai.OpenAI) -> None:
         ({"text": {"format": NO_SCHEMA}}, "text.format.schema", ""),
         ({"chat_template_kwargs": {"nothing": 1}}, "chat_template_kwargs.nothing", "no such variable"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"messages": []}, "messages", "not known"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function", "not known"),
-        ({"input": [CALL, CALL | {"arguments": "{"}]}, "input[1].arguments", "must be JSON"),
+        ({"messages": []}, "messages", "here they are the input"),
+        ({"max_tokens": 5}, "max_tokens", "here it is max_output_tokens"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens", "here it is max_output_tokens"),
+        ({"max_output_token": 5}, "max_output_token", "did you mean max_output_tokens?"),
+        ({"return_token_ids": True}, "return_token_ids", "/v1/chat/completions takes it"),
+        ({"response_format": {"type": "json_object"}}, "response_format", 'in text: {"format":'),
+        ({"reasoning_effort": "low"}, "reasoning_effort", 'in reasoning: {"effort":'),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function", "beside the type"),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            "tool_choice.function",
+            "beside the type",
+        ),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "nothing in it"),
         ({"include": ["everything"]}, "include[0]", "message.output_text.logprobs"),
     ],

@@ -25,8 +25,8 @@ async def chat_grammar(state: ServerState, request: GenerationRequest, parsing: 
     """Of a chat, whose model may think first.
 
     Where tools may be called and the answer has a format, it is a call or has the format, as OpenAI has it; where they
-    must be called there is no text for the format. A schema that no grammar can hold is not held, unless its tool is
-    strict.
+    must be called there is no text for the format, which is looked at all the same. A schema that no grammar can hold is
+    not held, unless its tool is strict.
 
     Raises:
         RequestError: as for completions; tools are given together with a grammar that is no JSON schema.
@@ -41,6 +41,8 @@ async def chat_grammar(state: ServerState, request: GenerationRequest, parsing: 
         raise RequestError(
             f"{field}: is not allowed together with tools; response_format is, or tool_choice: none", param=field
         )
+    if tools.required:
+        await _compiled(state, request, grammar_source(form, None, None, thoughts))
     try:
         return await _compiled(state, request, _of_tools(form, parsing, tools, thoughts))
     except RequestError:

@@ -130,15 +130,11 @@ def _render(
 
 
 def messages_for(template: ChatTemplate, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as templates expect them.
-
-    Raises:
-        RequestError: the arguments of a call are no JSON object.
-    """
-    return [_for_template(message, index, template.knows_developer_role) for index, message in enumerate(messages)]
+    """Messages as templates expect them."""
+    return [_for_template(message, template.knows_developer_role) for message in messages]
 
 
-def _for_template(message: Message, index: int, knows_developer_role: bool) -> dict[str, Any]:
+def _for_template(message: Message, knows_developer_role: bool) -> dict[str, Any]:
     """Tool arguments as objects, an earlier refusal as what was said, no fields that answers alone have."""
     plain = {name: value for name, value in message.model_dump(exclude_unset=True).items() if name not in _OF_ANSWERS}
     if message.role == "developer" and not knows_developer_role:
@@ -148,10 +144,10 @@ def _for_template(message: Message, index: int, knows_developer_role: bool) -> d
             {"type": "text", "text": part.refusal if isinstance(part, RefusalPart) else part.text}
             for part in message.content
         ]
-    return _answer_for_template(message, plain, index) if isinstance(message, AssistantMessage) else plain
+    return _answer_for_template(message, plain) if isinstance(message, AssistantMessage) else plain
 
 
-def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], index: int) -> dict[str, Any]:
+def _answer_for_template(message: AssistantMessage, plain: dict[str, Any]) -> dict[str, Any]:
     if message.content is None:
         plain["content"] = message.refusal or (None if message.tool_calls else "")
     thoughts = message.reasoning_content or message.reasoning
@@ -164,34 +160,27 @@ def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], index
         {
             "id": call.id,
             "type": "function",
-            "function": {
-                "name": call.function.name,
-                "arguments": call_arguments(
-                    call.function.arguments, f"messages[{index}].tool_calls[{number}].function.arguments"
-                ),
-            },
+            "function": {"name": call.function.name, "arguments": call_arguments(call.function.arguments)},
         }
-        for number, call in enumerate(message.tool_calls)
+        for call in message.tool_calls
     ]
     return plain
 
 
-def call_arguments(text: str, where: str) -> dict[str, Any]:
-    """The arguments of a call, of which templates write what they are.
+def call_arguments(text: str) -> dict[str, Any] | str:
+    """The arguments of a call, as templates take them; the text itself where it is no JSON object.
 
-    Raises:
-        RequestError: they are no JSON object; `where` is the field.
+    A model may write what is none, and its call must not end the conversation. Python's parser takes numbers that JSON
+    does not have, and halves of surrogate pairs, which no prompt can hold: strictly, there are none.
     """
+    if not text.strip():
+        return {}
     try:
-        arguments = json.loads(text or "{}")
-        json.dumps(arguments, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{where}: holds half of a surrogate pair, which is no character", param=where) from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where}: must be JSON in a string", param=where) from error
-    if not isinstance(arguments, dict):
-        raise RequestError(f"{where}: must be a JSON object in a string", param=where)
-    return arguments
+        arguments = json.loads(text)
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) else text
 
 
 def _echo(request: ChatCompletionRequest) -> str:

@@ -100,6 +100,19 @@ def test_chunks_on_hopper(
     assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in compiled)
 
 
+@pytest.mark.parametrize(
+    ("rows", "outputs", "tile"),
+    [
+        *((64, 28672, (1, 256)), (128, 28672, (1, 256)), (256, 28672, (2, 256)), (512, 28672, (2, 128))),
+        *((2048, 28672, (2, 256)), (8192, 28672, (2, 256)), (64, 6144, (1, 128)), (256, 6144, (2, 128))),
+        *((512, 6144, (1, 128)), (1024, 6144, (2, 128)), (2048, 6144, (2, 256))),
+    ],
+)
+def test_tiles_are_those_that_were_fastest(rows: int, outputs: int, tile: tuple[int, int]) -> None:
+    config = products.hopper_linear_config(rows, outputs, 132)
+    assert (config.groups, config.outputs) == tile
+
+
 @pytest.mark.parametrize("invariant", [False, True])
 def test_the_norm_sums_few_rows_and_many_alike_where_bits_must_not_change(compiled: list[Any], invariant: bool) -> None:
     for rows in (1, 100):
@@ -110,10 +123,9 @@ def test_the_norm_sums_few_rows_and_many_alike_where_bits_must_not_change(compil
 @pytest.mark.parametrize(
     ("product", "config", "dtype"),
     [
-        (products.hopper_gated, products.CONFIGS[-1], torch.bfloat16),
+        (products.hopper_gated, products.CONFIGS[0], torch.bfloat16),
         (products.hopper_linear, products.CONFIGS[1], torch.bfloat16),
-        (products.hopper_linear, products.CONFIGS[0], torch.float16),
-        (products.hopper_parts, products.HopperLinearConfig(1, 128, 8, shares=2), torch.bfloat16),
+        (products.hopper_linear, products.CONFIGS[2], torch.float16),
     ],
 )
 def test_products_of_many_rows_on_hopper(
