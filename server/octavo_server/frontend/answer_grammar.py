@@ -25,8 +25,8 @@ async def chat_grammar(state: ServerState, request: GenerationRequest, parsing: 
     """Of a chat, whose model may think first.
 
     Where tools may be called and the answer has a format, it is a call or has the format, as OpenAI has it; where they
-    must be called there is no text for the format, which is looked at all the same. A schema that no grammar can hold is
-    not held, unless its tool is strict.
+    must be called there is no text for the format, which is looked at all the same. A schema that no grammar can hold
+    is not held, unless its tool is strict.
 
     Raises:
         RequestError: as for completions; tools are given together with a grammar that is no JSON schema.
