@@ -403,6 +403,12 @@ def test_a_call_can_be_demanded(client: openai.OpenAI, choice: Any) -> None:
     assert found.tool_choice == choice or found.tool_choice.model_dump(exclude_none=True) == choice  # type: ignore[union-attr]
 
 
+CITIES: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Bern"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 UNSERVABLE: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string", "pattern": "(?=P).*"}}}
 
 
@@ -418,21 +424,27 @@ def test_tools_are_strict_unless_it_is_said_or_cannot_be(client: openai.OpenAI) 
         assert [tool.strict for tool in found.tools] == [strict]  # type: ignore[union-attr]
         assert [item.type for item in found.output] == ["function_call"]
     with pytest.raises(openai.BadRequestError, match="look-around") as caught:
-        ask(client, tools=[WEATHER | {"parameters": UNSERVABLE, "strict": True}])
-    assert caught.value.param == "tools"
+        ask(client, tools=[WEATHER | {"name": "other"}, WEATHER | {"parameters": UNSERVABLE, "strict": True}])
+    assert caught.value.param == "tools[1].parameters"
+
+
+def test_one_tool_that_cannot_be_strict_leaves_the_others_strict(client: openai.OpenAI) -> None:
+    loose = [WEATHER | {"name": name, "parameters": UNSERVABLE} for name in ("forecast", "archive")]
+    tools = [loose[0], WEATHER | {"parameters": CITIES}, loose[1]]
+    found = ask(client, "What is the weather in Paris?", tools=tools, temperature=1)
+    assert [tool.strict for tool in found.tools] == [False, True, False]  # type: ignore[union-attr]
+    calls = [item for item in found.output if item.type == "function_call"]
+    for call in calls:
+        assert call.name != "get_weather" or json.loads(call.arguments)["city"] in ("Oslo", "Bern")
+    named = ask(client, "Paris?", tools=tools, tool_choice={"type": "function", "name": "forecast"}, temperature=1)
+    assert set(json.loads(named.output[0].arguments)) <= {"city"}  # type: ignore[union-attr]
 
 
 def test_arguments_keep_to_the_schema_where_nothing_is_said_of_strict(client: openai.OpenAI) -> None:
-    parameters = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Oslo", "Bern"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    found = ask(client, "What is the weather in Paris?", tools=[WEATHER | {"parameters": parameters}])
+    found = ask(client, "What is the weather in Paris?", tools=[WEATHER | {"parameters": CITIES}])
     (call,) = found.output
     assert call.type == "function_call"
-    jsonschema.validate(json.loads(call.arguments), parameters)
+    jsonschema.validate(json.loads(call.arguments), CITIES)
 
 
 def test_a_call_that_was_cut_off_does_not_end_its_conversation(client: openai.OpenAI) -> None:

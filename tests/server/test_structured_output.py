@@ -222,7 +222,10 @@ def test_the_end_of_a_grammar_ends_the_answer_whatever_else_is_asked_for(client:
 
 def test_where_nothing_is_left_the_request_is_told_so(client: openai.OpenAI) -> None:
     error = refused(client, {"choice": ["b"]}, extra_body={"bad_words": ["b"]})
-    assert "bad_words" in error.message and "grammar" in error.message
+    assert "excluded by bad_words" in error.message and "min_tokens" not in error.message
+    (token,) = httpx_tokens(client, "b")
+    error = refused(client, {"choice": ["b"]}, extra_body={"min_tokens": 3, "stop_token_ids": [token]})
+    assert "excluded by min_tokens" in error.message and "bad_words" not in error.message
 
 
 def test_one_field_says_what_an_answer_looks_like(client: openai.OpenAI) -> None:

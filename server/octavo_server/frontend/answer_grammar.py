@@ -8,6 +8,7 @@ from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.structured import GrammarSource, Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import ResponseFormat, TextFormat
+from octavo_server.frontend.tool_schemas import held_tools
 from octavo_server.frontend.tool_use import ToolUse
 
 
@@ -24,7 +25,8 @@ async def chat_grammar(state: ServerState, request: GenerationRequest, parsing: 
     """Of a chat, whose model may think first.
 
     Where tools may be called and the answer has a format, it is a call or has the format, as OpenAI has it; where they
-    must be called there is no text for the format, which is looked at all the same.
+    must be called there is no text for the format, which is looked at all the same. A schema that no grammar can hold
+    is not held, unless its tool is strict.
 
     Raises:
         RequestError: as for completions; tools are given together with a grammar that is no JSON schema.
@@ -41,7 +43,13 @@ async def chat_grammar(state: ServerState, request: GenerationRequest, parsing: 
         )
     if tools.required:
         await _compiled(state, request, grammar_source(form, None, None, thoughts))
-    return await _compiled(state, request, _of_tools(form, parsing, tools, thoughts))
+    try:
+        return await _compiled(state, request, _of_tools(form, parsing, tools, thoughts))
+    except RequestError:
+        held = await held_tools(state.grammars, parsing, tools)
+        if held == tools:
+            raise
+    return await _compiled(state, request, _of_tools(form, parsing, held, thoughts))
 
 
 def _of_tools(

@@ -224,6 +224,12 @@ class ResponsesRequest(Body):
         said = [tool if tool.strict is not None else tool.model_copy(update={"strict": strict}) for tool in tools]
         return self.model_copy(update={"tools": said})
 
+    def without_strict(self, index: int) -> "ResponsesRequest":
+        """With this tool not strict."""
+        tools = list(self.tools or ())
+        tools[index] = tools[index].model_copy(update={"strict": False})
+        return self.model_copy(update={"tools": tools})
+
     @property
     def chosen_names(self) -> list[str]:
         """Functions that `tool_choice` names."""

@@ -8,6 +8,7 @@ a fork. Time is the CPU's: how busy the machine is must not decide whether a gra
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -26,6 +27,7 @@ KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
 PIPE_BYTES: Final = 2**20
 # Text that must come is tokenized by llguidance, and if it spells a special token becomes that: an end in mid-answer.
 _NO_FORCING: Final = '%llguidance {"no_forcing": true}\n'
+_OF_LINES: Final = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?| \d+ \| .*$")
 _PAGE: Final = resource.getpagesize()
 
 
@@ -132,12 +134,18 @@ def _compile(line: bytes, tokenizer: LLTokenizer, cpu_seconds: float) -> None:
         except MemoryError:
             reply = {"refused": _why_killed(signal.SIGABRT)}
         except (GrammarError, ValueError, RecursionError) as error:
-            reply = {"refused": one_line(str(error)) or type(error).__name__}
+            reply = {"refused": _reason(json.loads(line)["kind"], error)}
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         _answer(**reply)
         status = 0
     finally:
         os._exit(status)
+
+
+def _reason(kind: str, error: Exception) -> str:
+    """Of a grammar that was made here, without its lines and where it is wrong."""
+    said = one_line(str(error)) or type(error).__name__
+    return said if kind == "grammar" else _OF_LINES.sub("", said)
 
 
 def _memory() -> tuple[int, int]:
