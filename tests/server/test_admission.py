@@ -54,6 +54,26 @@ def test_a_request_that_is_taken_by_the_engine_counts_once(admission: Admission,
     refusal(admission.check)
 
 
+def test_who_goes_piece_by_piece_takes_half_of_what_is_free_and_always_goes_on(
+    admission: Admission, world: World
+) -> None:
+    place, other = admission.place(), admission.place()
+    world.submitted = 4
+    place.take(1)
+    assert place.take_up_to(50) == 4
+    world.submitted = 8  # its four among them
+    place.keep_one()
+    other.take(1)
+    assert admission.num_open == 10
+    refusal(lambda: admission.place().take(1))
+    assert place.take_up_to(46) == 1  # it always goes on
+    other.leave()
+    world.submitted = 0
+    assert place.take_up_to(3) == 3
+    place.leave()
+    assert admission.num_open == 0
+
+
 def test_what_never_fits_is_told_so(admission: Admission) -> None:
     error = refusal(lambda: admission.place().take(11), status=400)
     assert "11" in error.message and "10" in error.message

@@ -70,7 +70,9 @@ def sentence_transformers(directory: Path, pooling: dict[str, Any], *modules: st
 @pytest.fixture(scope="module")
 def server(generating: Path) -> Iterator[serving.ServerProcess]:
     env = {"OMP_NUM_THREADS": "1"}
-    with serving.serve(generating, fake=False, env=env, max_num_batched_tokens=64, max_num_seqs=64) as process:
+    with serving.serve(
+        generating, fake=False, env=env, max_num_batched_tokens=64, max_num_seqs=64, max_queued_requests=8
+    ) as process:
         process.wait_until_ready()
         yield process
 
@@ -173,6 +175,19 @@ def test_as_many_inputs_as_openai_takes(client: openai.OpenAI, server: serving.S
     error = refusal(client, input=["a"] * 2049)
     assert error["param"] == "input"
     assert "2048" in error["message"]
+
+
+def test_more_inputs_than_there_is_room_for_go_piece_by_piece(
+    client: openai.OpenAI, server: serving.ServerProcess
+) -> None:
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 400, "stream": True, "extra_body": {"ignore_eos": True}}
+    talks = [client.completions.create(**asked) for _ in range(3)]
+    for talk in talks:
+        next(iter(talk))
+    assert embed(client, [[5 + number % 100, 7] for number in range(100)]).shape == (100, HIDDEN)
+    for talk in talks:
+        talk.close()
+    serving.until(lambda: server.metric("vllm:num_requests_running") == 0)
 
 
 @pytest.mark.parametrize("count", [16, 32, HIDDEN])

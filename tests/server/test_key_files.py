@@ -259,6 +259,46 @@ def test_a_broken_file_keeps_the_keys_and_says_so_once(
     assert keys.find(b"new-one") is not None
 
 
+@pytest.mark.parametrize("broken", ["::::", "x" * (MAX_FILE_BYTES + 1), "stranger: one", "team-a: nine\nother: nine"])
+def test_a_broken_file_holds_up_no_change_in_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    def may(*given: str) -> list[bool]:
+        return [keys.find(key.encode()) is not None for key in given]
+
+    for name, text in (("a", "team-a: one\nteam-a: stolen"), ("b", "team-b: two"), ("c", "team-c: three")):
+        written(tmp_path / name, text)
+    alone = written(tmp_path / ".outside", "team-d: four")
+    keys, watch = ring(tmp_path, alone), FileWatch()
+    watch.add(keys.files, keys.reload)
+    written(tmp_path / "b", broken)
+    watch.look()
+    assert may("one", "stolen", "two", "three", "four") == [True] * 5
+    (error,) = caplog.records
+    assert str(tmp_path / "b") in error.message
+    with caplog.at_level(logging.INFO):
+        written(tmp_path / "a", "team-a: one\nteam-a: new")
+        (tmp_path / "c").unlink()
+        written(alone, "team-d: five")
+        watch.look()
+    assert may("one", "stolen", "new", "two", "three", "four", "five") == [True, False, True, True, False, False, True]
+    assert "2 new, 0 changed, 3 gone" in caplog.text
+    written(tmp_path / "a", "other: two")  # which the broken file had: what is told now counts
+    watch.look()
+    found = keys.find(b"two")
+    assert found is not None
+    assert found.name == "other"
+    (tmp_path / "b").unlink()
+    watch.look()
+    assert may("two", "one", "five") == [True, False, True]
+    written(tmp_path / "0", "stranger: two")  # it is the last change that is wrong
+    watch.look()
+    assert keys.find(b"two") == found
+    alone.unlink()
+    watch.look()
+    assert may("two", "five") == [True, True]
+
+
 def test_limits_that_change_are_seen(watched: tuple[Path, KeyRing, FileWatch]) -> None:
     path, keys, watch = watched
     path.write_text(f"- {{name: team, key: {SECRET}, tokens_per_minute: 5}}")

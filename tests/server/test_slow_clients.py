@@ -374,21 +374,26 @@ async def test_a_closed_connection_whose_rest_is_not_read_is_given_up(connect: C
     assert client.transport.aborted
 
 
-async def test_past_the_most_connections_probes_alone_are_answered_and_past_those_nobody(connect: Connect) -> None:
+async def test_past_the_most_busy_connections_probes_alone_are_answered_and_past_those_nobody(connect: Connect) -> None:
+    async def busy() -> Client:
+        client = connect(door)
+        await client.send(b"G")
+        return client
+
     door = Door(max_connections=2)
-    first, second = connect(door), connect(door)
-    crowd = [connect(door) for _ in range(SPARE_CONNECTIONS)]
-    for client in (first, second):
-        await client.send(GET)
-        assert client.statuses == [200]
-    for client, path in zip(crowd, (b"/health", b"/ready"), strict=False):
-        await client.send(GET.replace(b"/v1/models", path))
-        assert client.statuses == [200]
-    await crowd[2].send(GET)
-    assert (crowd[2].statuses, crowd[2].transport.closed) == ([503], True)
+    first, second = await busy(), await busy()
+    crowd = [await busy() for _ in range(SPARE_CONNECTIONS)]
     last = connect(door)
     assert (last.statuses, last.transport.closed) == ([503], True)
     assert json.loads(last.transport.written.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
+    for client in (first, second):
+        await client.send(GET[1:])
+        assert client.statuses == [200]
+    for client, path in zip(crowd, (b"/health", b"/ready"), strict=False):
+        await client.send(GET.replace(b"/v1/models", path)[1:])
+        assert client.statuses == [200]
+    await crowd[2].send(GET[1:])
+    assert (crowd[2].statuses, crowd[2].transport.closed) == ([503], True)
     other_door = connect(Door("admin", max_connections=2))
     await other_door.send(GET)
     assert other_door.statuses == [200]
@@ -398,6 +403,32 @@ async def test_past_the_most_connections_probes_alone_are_answered_and_past_thos
     second.protocol.connection_lost(None)
     await crowd[0].send(GET)  # there is room again
     assert crowd[0].statuses == [200, 200]
+
+
+async def test_past_the_most_connections_the_one_idle_for_longest_makes_room(connect: Connect, app: App) -> None:
+    def closed() -> list[bool]:
+        return [client.transport.aborted for client in (first, second, third, fourth)]
+
+    door = Door(max_connections=3)
+    first, second, third, fourth = (connect(door) for _ in range(4))
+    assert closed() == [True, False, False, False]  # it had asked nothing yet
+    for client in (fourth, second, third):
+        await client.send(GET + GET)
+        assert client.statuses == [200, 200]
+    fourth.transport.unread = 1  # it has its answer, and still reads it
+    fifth = connect(door)
+    assert closed() == [True, True, False, False]
+    app.may_answer.clear()
+    await third.send(GET)
+    await fifth.send(GET)
+    fourth.transport.unread = 0
+    sixth = connect(door)
+    assert closed() == [True, True, False, True]
+    await sixth.send(POST % 2 + b"a")
+    seventh = connect(door)  # nobody is idle: a probe may come in, and nobody else
+    await seventh.send(GET)
+    assert (seventh.statuses, seventh.transport.closed) == ([503], True)
+    assert not any(client.transport.closed for client in (third, fifth, sixth))
 
 
 async def test_a_server_looks_after_its_connections(app: App, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,22 @@ class Place:
         self._admission.prepare(choices)
         self._held += choices
 
+    def take_up_to(self, choices: int) -> int:
+        """Hold up to so many, for who holds one and goes piece by piece; returns how many it holds.
+
+        Of what is free half stays for others.
+        """
+        free = self._admission.limit - self._admission.num_open
+        more = max(0, min(choices - self._held, (free + 1) // 2))
+        self._admission.prepare(more)
+        self._held += more
+        return self._held
+
+    def keep_one(self) -> None:
+        """Hold one alone, for what is behind a piece that the engine has: it goes on however full the server is."""
+        self._admission.prepare(1 - self._held)
+        self._held = 1
+
     def leave(self) -> None:
         """Hold nothing any more: the engine has them, or the request has ended."""
         held, self._held = self._held, 0

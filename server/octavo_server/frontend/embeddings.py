@@ -89,7 +89,6 @@ class Embeddings:
         self._form = form_of(state, request, self._model)
         self._answers: list[PooledAnswer] = []
         self._num_tokens = sum(map(len, inputs))
-        self._at_once = _at_once(state, len(inputs))
 
     @classmethod
     async def prepare(cls, state: ServerState, request: EmbeddingRequest, caller: Caller) -> Self:
@@ -100,24 +99,27 @@ class Embeddings:
         """
         served = state.serving(request.model, text=False)
         form_of(state, request, served[0])
-        caller.place.take(_at_once(state, len(request.inputs)))
+        caller.place.take(1)
         inputs = await tokenized(state, request, *served)
         caller.ticket.reserve(sum(map(len, inputs)), 0, len(inputs))
         return cls(state, request, served, inputs, caller)
 
     async def compute(self) -> Self:
-        """Let the engine make the vectors, some at a time.
+        """Let the engine make the vectors, as many at a time as there is room for.
 
         Raises:
             EngineError: the engine is not there, died, or could not finish one of them.
         """
-        reason, failure, num_inputs = "abort", None, len(self._inputs)
+        reason, failure, num_inputs, place = "abort", None, len(self._inputs), self._caller.place
         try:
-            for begin in range(0, num_inputs, self._at_once):
-                choices = await self._choices(begin, min(begin + self._at_once, num_inputs))
+            while (begin := len(self._answers)) < num_inputs:
+                end = begin + place.take_up_to(min(num_inputs - begin, AT_ONCE))
+                choices = await self._choices(begin, end)
                 with self._state.client.submit(choices, whole=True) as stream:
-                    if begin + self._at_once >= num_inputs:  # until then its place stands for the ones behind
-                        self._caller.place.leave()
+                    if end < num_inputs:
+                        place.keep_one()
+                    else:
+                        place.leave()
                     async with contextlib.aclosing(stream.deltas()) as changes:
                         async for _ in changes:
                             pass
@@ -181,11 +183,6 @@ class Embeddings:
                 piece = await self._state.in_thread(spell, begin, vectors, self._form)
             yield piece if begin == 0 else b"," + piece
         yield b'],"usage":' + msgspec.json.encode(Usage(self._num_tokens, self._num_tokens)) + b"}"
-
-
-def _at_once(state: ServerState, num_inputs: int) -> int:
-    """Of so many inputs, those that the engine has at a time: a server that takes few takes them one behind another."""
-    return max(1, min(num_inputs, AT_ONCE, state.admission.limit))
 
 
 def form_of(state: ServerState, request: EmbeddingRequest, model: ServedModel) -> Form:

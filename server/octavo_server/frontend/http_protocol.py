@@ -32,7 +32,7 @@ BODY_BYTES_PER_SECOND: Final = 16 * 1024  # at which a body may go on for longer
 BODY_MOST_SECONDS: Final = 120.0  # however much comes: the largest takes that long at 1.1 Mbit/s
 IDLE_SECONDS: Final = 60.0  # between two requests
 UNREAD_SECONDS: Final = 600.0  # that a client may not read what it asked for
-SPARE_CONNECTIONS: Final = 64  # beyond the most, which only probes use
+SPARE_CONNECTIONS: Final = 64  # beyond the most, which only probes use where no connection is idle
 
 
 class _Refusal(NamedTuple):
@@ -50,6 +50,7 @@ _TOO_SLOW: Final = _Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request did not arr
 _CROWDED: Final = _Refusal(
     HTTPStatus.SERVICE_UNAVAILABLE, "there are too many connections", "too_many_connections", "server_error"
 )
+_IDLE_LOOKED_AT: Final = 8  # by each connection that comes
 _PROBES: Final = frozenset({b"/health", b"/ready"})
 
 
@@ -93,12 +94,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         excess = len(self._door.connections) - self._door.max_connections
         self._door.connections.add(self)
         self._surplus = excess >= 0
-        if excess >= SPARE_CONNECTIONS:
+        made_room = self._surplus and self._close_an_idle_one()
+        if excess >= SPARE_CONNECTIONS and not made_room:
             self._refuse(_CROWDED)
+        else:
+            self._door.idle[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._door.connections.discard(self)
+        self._door.idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -107,6 +112,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         if not self._in_head and not self._in_body and self._deadline != math.inf:  # a request may begin
             self._deadline = min(self._deadline, self.loop.time() + HEAD_SECONDS)
+        self._door.idle.pop(self, None)
         self._begun_here = self._body_here = False
         self._unset_keepalive_if_required()
         self._feed(data)
@@ -120,6 +126,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A request begins."""
         if self._resuming:
             return
+        self._door.idle.pop(self, None)
         self._in_head = self._begun_here = True
         self._head = self._unfinished = self._unwanted = 0
         super().on_message_begin()
@@ -175,7 +182,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The request is complete; another may follow on the connection."""
         if not self._refused and not self._framing:
             self._in_body = False
-            self._deadline = self.loop.time() + IDLE_SECONDS if self.cycle.response_complete else math.inf
+            self._deadline = math.inf
+            if self.cycle.response_complete:
+                self._wait_for_the_next()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -186,7 +195,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if self._in_body:
                 self._expect_body()
         elif not self._in_body:  # the rest of a body that is answered has the time that it had
-            self._deadline = self.loop.time() + (HEAD_SECONDS if self._in_head else IDLE_SECONDS)
+            self._wait_for_the_next()
+
+    def _wait_for_the_next(self) -> None:
+        self._deadline = self.loop.time() + (HEAD_SECONDS if self._in_head else IDLE_SECONDS)
+        if not self._in_head and not self._refused:
+            self._door.idle[self] = None
+
+    def _close_an_idle_one(self) -> bool:
+        """Whether there was one. At once: it has nothing to send, and a farewell of TLS would wait for its client."""
+        for _ in range(min(len(self._door.idle), _IDLE_LOOKED_AT)):
+            other = next(iter(self._door.idle))
+            if other.transport.get_write_buffer_size() == 0:
+                del self._door.idle[other]
+                self._door.connections.discard(other)
+                other.transport.abort()
+                return True
+            self._door.idle.move_to_end(other)  # it still reads its answer
+        return False
 
     def _expect_body(self) -> None:
         now = self.loop.time()
@@ -228,6 +254,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._refused or self.transport is None:
             return
         self._refused = True
+        self._door.idle.pop(self, None)
         cycle = self.cycle
         unanswered = self._in_body and cycle is not None and not cycle.response_started
         free = not self.pipeline and (cycle is None or cycle.response_complete or unanswered)

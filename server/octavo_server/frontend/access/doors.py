@@ -4,6 +4,7 @@ With keys configured, every route needs one but these. With an admin port, metri
 key; the API is not served there.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -18,11 +19,15 @@ ADMIN_ONLY: Final = frozenset({"/metrics"})  # at the admin port and nowhere els
 
 @dataclass(slots=True)
 class Door:
-    """A port; "only" where there is no other. Requests find it in their `state`: nothing that they send chooses it."""
+    """A port; "only" where there is no other. Requests find it in their `state`: nothing that they send chooses it.
+
+    `idle`: those of its connections on which nothing is asked, the one that has waited longest first.
+    """
 
     name: Literal["only", "main", "admin"] = "only"
     max_connections: int = 8192
     connections: set[Any] = field(default_factory=set)
+    idle: OrderedDict[Any, None] = field(default_factory=OrderedDict)
 
     def is_open(self, path: str) -> bool:
         """Whether the path needs no key."""

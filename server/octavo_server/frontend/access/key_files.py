@@ -44,17 +44,44 @@ def read_keys(path: Path) -> list[Entry]:
     """The keys in a file, or in the files of a directory whose names do not begin with a dot.
 
     Raises:
-        ConfigError: it cannot be read, is too large, not understood, or empty: who removes the last key should not open
-            the server, nor should who is about to write the file close it.
+        ConfigError: one cannot be read, is too large, not understood, or all are empty: who removes the last key should
+            not open the server, nor should who is about to write the file close it.
+    """
+    entries = []
+    for found in read_each(path).values():
+        if isinstance(found, ConfigError):
+            raise found
+        entries += found
+    return entries
+
+
+def read_each(path: Path) -> dict[Path, list[Entry] | ConfigError]:
+    """The keys in each file, or why it cannot be used.
+
+    Raises:
+        ConfigError: `path` itself cannot be read, or all of its files are empty.
     """
     try:
         files = _files_of(path) if path.is_dir() else [path]
-        entries = [entry for file in files for entry in _parse(file, _read(file))]
     except OSError as error:
-        raise ConfigError(f"{error.filename or path}: {error.strerror or error}") from error
-    if not entries:
+        raise _unreadable(path, error) from error
+    each = {file: _entries(file) for file in files}
+    if not any(each.values()):
         raise ConfigError(f"{path}: there is no API key in it")
-    return entries
+    return each
+
+
+def _entries(file: Path) -> list[Entry] | ConfigError:
+    try:
+        return _parse(file, _read(file))
+    except OSError as error:
+        return _unreadable(file, error)
+    except ConfigError as error:
+        return error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{error.filename or path}: {error.strerror or error}")
 
 
 def _files_of(directory: Path) -> list[Path]:

@@ -4,20 +4,26 @@ A name stands for one tenant, whose keys share its limits and its cached pages: 
 are kept and compared as digests under a secret of this process, all of the same length.
 """
 
+import contextlib
 import hashlib
 import hmac
+import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
-from octavo_server.frontend.access.key_files import Entry, read_keys
+from octavo_server.frontend.access.key_files import Entry, read_each
 from octavo_server.frontend.access.rates import Limits
 
+log = logging.getLogger(__name__)
+
 MAX_KEYS: Final = 1000  # each is compared at every request: 0.1 ms
+_TOLD: Final = 3  # files that a line of the log names
 _SECRET: Final = secrets.token_bytes(32)
 
 
@@ -43,7 +49,10 @@ class KeyRing:
         """
         self._config = config
         self.closed = bool(config.api_key or config.api_key_file)  # and stays so, whatever becomes of the files
-        self.keys = self._read()
+        self.keys: tuple[ApiKey, ...] = ()
+        self._before: dict[Path, dict[Path, list[Entry]]] = {}  # what the files of each path held when last read
+        if failures := self._read():
+            raise failures[0]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -58,39 +67,116 @@ class KeyRing:
         return matches[0] if matches else None
 
     def reload(self) -> str | None:
-        """Read the files again, and say what is new, if anything is. Where that fails, all stays as it is.
+        """Read the files again, and say what is new, if anything is. Files that cannot be used keep their keys.
 
         Raises:
-            ConfigError: as at the beginning.
+            ConfigError: there are such files; what the others have counts nevertheless.
         """
-        old, new = self.keys, self._read()
-        if new == old:
-            return None
-        self.keys = new  # at once: a request that is being looked up meets the old ones or the new ones
-        before, after = ({key.digest: key for key in keys} for keys in (old, new))
+        before = {key.digest: key for key in self.keys}
+        failures = self._read()
+        after = {key.digest: key for key in self.keys}
         added, gone = after.keys() - before.keys(), before.keys() - after.keys()
         changed = sum(before[digest] != after[digest] for digest in before.keys() & after.keys())
-        return f"API keys were read again: {len(added)} new, {changed} changed, {len(gone)} gone; {len(after)} in all"
+        news = f"API keys were read again: {len(added)} new, {changed} changed, {len(gone)} gone; {len(after)} in all"
+        is_new = bool(added or gone or changed)
+        if failures:
+            if is_new:
+                log.info("%s", news)
+            told = dict.fromkeys(str(failure) for failure in failures)
+            raise ConfigError("; ".join(list(told)[:_TOLD]) + (" and others" if len(told) > _TOLD else ""))
+        return news if is_new else None
 
-    def _read(self) -> tuple[ApiKey, ...]:
-        config = self._config
-        entries = [Entry(f"api-key-{n}", key, named=False) for n, key in enumerate(dict.fromkeys(config.api_key), 1)]
-        gateway: set[str] = set()
-        for path in self.files:
-            found = read_keys(path)
-            entries += found
-            if len(entries) > MAX_KEYS:
-                raise ConfigError(f"{path}: there are more than {MAX_KEYS} API keys")
-            if path == config.gateway_api_key_file:
-                gateway.update(entry.key for entry in found)
+    def _read(self) -> list[ConfigError]:
+        """Read all files; those that cannot be used, of which this tells, keep what was in them before.
+
+        What a file has from before gives way to what others have now: a key that was taken back or renamed is.
+        """
+        config, failures = self._config, list[ConfigError]()
+        now = {path: self._each(path) for path in dict.fromkeys(self.files)}
+        ours = () if config.gateway_api_key_file is None else now[config.gateway_api_key_file].values()
+        gateway = {entry.key for entries, _ in ours for entry in entries}
         defaults = {
             "requests_per_minute": config.max_requests_per_minute,
             "tokens_per_minute": config.max_tokens_per_minute,
             "concurrent_requests": config.max_concurrent_requests,
         }
-        keys = tuple(_key(entry, defaults, gateway=entry.key in gateway) for entry in entries)
-        _check(entries, keys)
-        return keys
+        flags = [Entry(f"api-key-{n}", key, named=False) for n, key in enumerate(dict.fromkeys(config.api_key), 1)]
+        known, kept = _Known(defaults, gateway).having(flags), list[Entry]()
+        files = [(path, file) for path, each in now.items() for file in each]
+        files.sort(key=lambda at: now[at[0]][at[1]][0] != self._held(*at))  # what changed last is what is wrong
+        for path, file in files:
+            entries, failure = now[path][file]
+            try:
+                if failure is not None:
+                    raise failure
+                known = known.having(entries)
+            except ConfigError as error:
+                failures.append(error)
+                now[path][file] = self._held(path, file), error
+                kept += self._held(path, file)
+        for entry in kept:
+            with contextlib.suppress(ConfigError):
+                known.add(entry)
+        self._before = {path: {file: entries for file, (entries, _) in each.items()} for path, each in now.items()}
+        self.keys = tuple(known.keys)  # at once: a request that is being looked up meets the old ones or the new ones
+        return failures
+
+    def _held(self, path: Path, file: Path) -> list[Entry]:
+        return self._before.get(path, {}).get(file, [])
+
+    def _each(self, path: Path) -> dict[Path, tuple[list[Entry], ConfigError | None]]:
+        """Of each file what it holds, or held before, and why it cannot be used now."""
+        before = self._before.get(path, {})
+        try:
+            found = read_each(path)
+        except ConfigError as error:
+            found = dict.fromkeys(before or [path], error)
+        return {
+            file: (self._held(path, file), each) if isinstance(each, ConfigError) else (each, None)
+            for file, each in found.items()
+        }
+
+
+class _Known:
+    """Keys that go together: one key has one name, and one name one set of limits."""
+
+    def __init__(self, defaults: Mapping[str, int | None], gateway: AbstractSet[str]) -> None:
+        """`defaults`: limits by flags; `gateway`: the keys that are the gateway's."""
+        self._defaults = defaults
+        self._gateway = gateway
+        self.keys: list[ApiKey] = []
+        self._by_digest: dict[bytes, Entry] = {}
+        self._by_name: dict[str, tuple[Entry, ApiKey]] = {}
+
+    def having(self, entries: Sequence[Entry]) -> "_Known":
+        """These and a file's.
+
+        Raises:
+            ConfigError: they do not go together, or are too many.
+        """
+        self._check_room(entries)
+        both = _Known(self._defaults, self._gateway)
+        both.keys, both._by_digest, both._by_name = [*self.keys], {**self._by_digest}, {**self._by_name}
+        for entry in entries:
+            both.add(entry)
+        return both
+
+    def add(self, entry: Entry) -> None:
+        """One more; raises as `having` does."""
+        key = _key(entry, self._defaults, gateway=entry.key in self._gateway)
+        self._check_room([entry])
+        other = self._by_digest.get(key.digest, entry)
+        if other.name != entry.name:
+            raise ConfigError(f"{entry.where}: the same key has another name, {other.name!r}, at {other.where}")
+        first, same = self._by_name.get(key.name, (entry, key))
+        if same.limits != key.limits or first.named != entry.named:
+            raise ConfigError(f"{entry.where}: {key.name!r} has other limits at {first.where}; a name has one set")
+        self._by_digest[key.digest], self._by_name[key.name] = other, (first, same)
+        self.keys.append(key)
+
+    def _check_room(self, entries: Sequence[Entry]) -> None:
+        if len(self.keys) + len(entries) > MAX_KEYS:
+            raise ConfigError(f"{entries[0].where}: there are more than {MAX_KEYS} API keys")
 
 
 def salt_of(key: str) -> bytes:
@@ -112,16 +198,3 @@ def _key(entry: Entry, defaults: Mapping[str, int | None], *, gateway: bool) -> 
     salt = _salt_of_name(entry.name) if entry.named else salt_of(entry.key)
     limits = Limits(**{**({} if gateway else defaults), **entry.limits})
     return ApiKey(entry.name, _digest(entry.key.encode()), salt, limits, gateway)
-
-
-def _check(entries: Sequence[Entry], keys: Iterable[ApiKey]) -> None:
-    """One key has one name, and one name one set of limits."""
-    by_digest: dict[bytes, Entry] = {}
-    by_name: dict[str, tuple[Entry, ApiKey]] = {}
-    for entry, key in zip(entries, keys, strict=True):
-        other = by_digest.setdefault(key.digest, entry)
-        if other.name != entry.name:
-            raise ConfigError(f"{entry.where}: the same key has another name, {other.name!r}, at {other.where}")
-        first, same = by_name.setdefault(key.name, (entry, key))
-        if same.limits != key.limits or first.named != entry.named:
-            raise ConfigError(f"{entry.where}: {key.name!r} has other limits at {first.where}; a name has one set")
