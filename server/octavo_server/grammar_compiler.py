@@ -20,7 +20,7 @@ LIMITS: Final = LLParserLimits(
     max_items_in_row=3_000,  # four for each property of an object that may be left out
     step_max_items=10_000,
     step_lexer_fuel=100_000,
-    max_lexer_states=10_000,
+    max_lexer_states=20_000,  # a string that may be long takes up to a dozen for each token
     max_grammar_size=100_000,
     verbose_errors=False,
 )

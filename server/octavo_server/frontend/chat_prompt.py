@@ -45,7 +45,7 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
-    grammar = await chat_grammar(state, request, parsing, tools)
+    grammar = await chat_grammar(state, request, parsing, tools, caller)
     ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
     wanted = Wanted(
         request.token_limit,

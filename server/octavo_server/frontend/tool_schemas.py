@@ -1,33 +1,34 @@
 """Tools whose schemas no grammar can hold: found out one by one, where the grammar of all of them cannot be served."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Final
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.structured import GrammarSource
 from octavo_server.frontend.text.output_parsers import Tool
 from octavo_server.frontend.tool_use import ToolUse
 
+Compile = Callable[[GrammarSource], Awaitable[str]]  # raises RequestError
 _PATIENCE_SECONDS: Final = 3.0  # each schema may take as long to compile as all together should
 
 
-async def held_tools(grammars: Grammars, parsing: Parsing, tools: ToolUse) -> ToolUse:
+async def held_tools(compile_one: Compile, parsing: Parsing, tools: ToolUse) -> ToolUse:
     """The tools with what can be held of their schemas: of one that is not strict, the names of its arguments at least.
 
     Those that could not be looked at in time stay as they are.
 
     Raises:
-        RequestError: a strict one's cannot be held; `param` says which.
+        RequestError: a strict one's cannot be held, `param` says which; or what `compile_one` raises but for that.
     """
     until, found = asyncio.get_running_loop().time() + _PATIENCE_SECONDS, list(tools.callable)
     for position, tool in enumerate(found):
         if asyncio.get_running_loop().time() > until:
             break
-        refusal = await _refusal(grammars, parsing, tool)
+        refusal = await _refusal(compile_one, parsing, tool)
         if refusal is not None and tool.strict:
             raise refusal
         if refusal is not None:
@@ -35,13 +36,15 @@ async def held_tools(grammars: Grammars, parsing: Parsing, tools: ToolUse) -> To
     return replace(tools, callable=tuple(found))
 
 
-async def _refusal(grammars: Grammars, parsing: Parsing, tool: Tool) -> RequestError | None:
+async def _refusal(compile_one: Compile, parsing: Parsing, tool: Tool) -> RequestError | None:
     param = f"tools[{tool.index}].function.parameters"
     try:
         call = parsing.format.call_grammar([tool], required=True, parallel=False)
         if call is not None:
-            await grammars.compile(GrammarSource("lark", call, param))
+            await compile_one(GrammarSource("lark", call, param))
     except RequestError as error:
+        if error.status != HTTPStatus.BAD_REQUEST:
+            raise
         return RequestError(f"{param}: {error.message.partition(': ')[2]}", param=param)
     return None
 

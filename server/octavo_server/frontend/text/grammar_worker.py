@@ -1,9 +1,10 @@
 """A process that compiles grammars, each in a child of its own: what a request brings may take any time and memory.
 
 Started by `grammars.py`. JSON lines over pipes. The first line is `{"model", "cpu_seconds"}`, answered by `{}` or
-`{"invalid": reason}`; each further one a `GrammarSource` without its field, answered by `{"grammar": text}` or
-`{"refused": reason}`. The tokenizer, which takes long to make, stays with the parent: a child that is killed costs
-a fork. Time is the CPU's: how busy the machine is must not decide whether a grammar is good.
+`{"invalid": reason}`; each further one a `GrammarSource` without its field, answered by `{"grammar": text}`,
+`{"refused": reason}`, or `{"failed": reason}` where it is not the grammar's doing. The tokenizer, which takes long to
+make, stays with the parent: a child that is killed costs a fork. Time is the CPU's: how busy the machine is must not
+decide whether a grammar is good.
 """
 
 import json
@@ -49,7 +50,11 @@ def main() -> None:
             _compile(line, tokenizer, start["cpu_seconds"])
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            _answer(refused=_why_killed(os.WTERMSIG(status)))
+            number = os.WTERMSIG(status)
+            if number == signal.SIGKILL:  # not by anything here
+                _answer(failed="the process that was to do it was killed")
+            else:
+                _answer(refused=_why_killed(number))
         elif os.WEXITSTATUS(status) != 0:
             _answer(refused="it cannot be compiled")
 
