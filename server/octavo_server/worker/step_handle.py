@@ -178,7 +178,7 @@ def _why_failed(state: RequestState) -> tuple[str, ErrorKind]:
     if state.grammar is None:
         return NO_DISTRIBUTION, "internal"
     if state.grammar.error is not None:
-        return state.grammar.error, "invalid"
+        return state.grammar.error, state.grammar.error_kind
     params = state.sampling
     return (NOTHING_LEFT, "invalid") if params.bad_words or params.min_tokens else (NO_DISTRIBUTION, "internal")
 
