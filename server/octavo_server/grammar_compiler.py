@@ -4,6 +4,9 @@ Both with the model's own tokenizer and the same limits, so that what compiles t
 below llguidance's own: with those a mask may take a second (seen: `a: "x" | a a | a a a`) and a request's lexer 450 MB.
 """
 
+import itertools
+import random
+import time
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -72,6 +75,37 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     if matcher.is_error() or not any(mask):
         raise GrammarError("no answer fits it")
     return matcher
+
+
+def try_answer(matcher: LLMatcher, ends: Collection[int], most: int, seconds: float) -> None:
+    """An answer of tokens at random, always the same ones, until it ends, has `most`, or took so much CPU time.
+
+    Raises:
+        GrammarError: the matcher came to a limit.
+    """
+    rng, until = random.Random(0), time.process_time() + seconds
+    for number in range(most):
+        mask = matcher.compute_bitmask()
+        token = None if matcher.is_error() else _any_token(mask, ends, rng)
+        if token is not None:
+            matcher.consume_token(token)
+        if matcher.is_error():
+            raise GrammarError(
+                f"it needs more than the limits allow, in a trial after {number} tokens of an answer: "
+                + one_line(matcher.get_error())
+            )
+        if token is None or time.process_time() >= until:
+            return
+
+
+def _any_token(mask: bytes, ends: Collection[int], rng: random.Random) -> int | None:
+    """One that is in the mask; not quite each as often. None: nothing but the end."""
+    left = bytearray(mask)
+    for end in ends:
+        left[end // 8] &= ~(1 << end % 8) & 0xFF
+    start = rng.randrange(len(left))
+    found = next((at for at in itertools.chain(range(start, len(left)), range(start)) if left[at]), None)
+    return None if found is None else found * 8 + rng.choice([bit for bit in range(8) if left[found] >> bit & 1])
 
 
 def one_line(text: str) -> str:

@@ -95,7 +95,7 @@ class GrammarGate:
             found = [one.request_id for one in self._waiting.values() if one.sampling.grammar == grammar]
             for request_id in found:
                 del self._waiting[request_id]
-            return [_error(request_id, f"the grammar cannot be served: {error}", "invalid") for request_id in found]
+            return [_error(request_id, f"the grammar cannot be served: {error}", "internal") for request_id in found]
 
 
 def _error(request_id: str, message: str, kind: ErrorKind) -> RequestOutput:

@@ -241,6 +241,25 @@ def test_a_process_that_was_killed_is_replaced() -> None:
     assert not serving.is_alive(other)
 
 
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
+def test_a_process_that_fails_by_no_fault_of_the_chat_is_told_as_the_servers(killed: bool) -> None:
+    before = renderers()
+    template = ChatTemplate("{{ messages[0].role }}", {})
+    template._processes._patience = 60.0 if killed else 0.2
+    (pid,) = renderers() - before
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        rendering = pool.submit(template.render, CHAT)
+        serving.until(lambda: not template._processes._idle)
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RequestError, match="try again") as caught:
+            rendering.result()
+    assert (caught.value.status, caught.value.type, caught.value.param) == (503, "server_error", None)
+    template._processes._patience = 60.0
+    assert template.render(CHAT) == "system"
+
+
 def test_chats_render_while_another_one_does_not_end() -> None:
     template = ChatTemplate(SPELLS, {}, seconds=600)
     with ThreadPoolExecutor(1) as pool:

@@ -244,7 +244,7 @@ def test_a_grammar_that_comes_to_its_limits_ends_its_own_request(undisturbed: di
         add(core, name, *asked)
     found = finish(core)
     error = found["hard"][1]
-    assert (error.finish_reason, error.error_kind) == ("error", "invalid")
+    assert (error.finish_reason, error.error_kind) == ("error", "internal")
     assert error.error is not None and "grammar" in error.error and "too many" in error.error
     assert {name: found[name][0] for name in FREE} == {name: undisturbed[name] for name in FREE}
     core.close(10.0)
@@ -383,7 +383,7 @@ def test_a_grammar_that_fails_here_ends_those_that_have_it(
     gate.poll(0.0)
     job.begun.pop(bad).set_exception(GrammarError("too much"))
     ready, ended = gate.poll(0.0)
-    assert (ready, names(ended)) == ([], {"bad 1": ("error", "invalid"), "bad 2": ("error", "invalid")})
+    assert (ready, names(ended)) == ([], {"bad 1": ("error", "internal"), "bad 2": ("error", "internal")})
     job.end(good)
     assert [request.request_id for request in gate.poll(0.0)[0]] == ["good"]
     assert "does not compile here" in caplog.text

@@ -344,6 +344,22 @@ def test_hostile_grammars_are_refused_or_served_and_hold_up_nobody(
     assert texts(chat(client, {"choice": ["still here"]})) == ["still here"]
 
 
+@pytest.mark.parametrize(
+    "structured",
+    [
+        {"grammar": "start: s\ns: s s | /[a-z ]/ | /[a-z]/ | /./"},
+        {"regex": r"(.|\n)*[aeiou](.|\n){399}X"},
+        {"regex": "(x|xx|xxx){4000}y"},
+    ],
+)
+def test_what_would_come_to_a_limit_in_mid_answer_is_refused_before_it(
+    client: openai.OpenAI, structured: dict[str, Any]
+) -> None:
+    error = refused(client, structured)
+    assert error.param == f"structured_outputs.{next(iter(structured))}"
+    assert "in a trial after" in error.message and re.search("too many|doesn't satisfy", error.message, re.IGNORECASE)
+
+
 TOO_LONG = {"json": {"type": "integer", "multipleOf": 999_983}}
 
 

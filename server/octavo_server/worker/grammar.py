@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from octavo_server.grammar_store import GrammarStore, Renew
+from octavo_server.ipc import ErrorKind
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
@@ -27,14 +28,18 @@ _CATCH_UP_SECONDS: Final = 0.05  # of CPU time, for masks that nobody needs but 
 
 
 class RequestGrammar:
-    """What a request's answer may go on with. `error`: why nobody can say any more, for people."""
+    """What a request's answer may go on with. `error`: why nobody can say any more, for people.
 
-    __slots__ = ("__weakref__", "_num_consumed", "_renew", "error", "matcher")
+    `error_kind`: a limit is the server's own, whoever's grammar came to it; that nothing can follow is the grammar's.
+    """
+
+    __slots__ = ("__weakref__", "_num_consumed", "_renew", "error", "error_kind", "matcher")
 
     def __init__(self, matcher: "LLMatcher | None", renew: Renew = lambda _: None) -> None:
         """matcher: at the beginning of an answer. None allows everything. renew: see `GrammarStore.matcher`."""
         self.matcher = matcher
         self.error: str | None = None
+        self.error_kind: ErrorKind = "internal"
         self._num_consumed = 0
         self._renew = renew
 
@@ -59,7 +64,8 @@ class RequestGrammar:
             if fresh is not None and _take_in(fresh, answer.tolist()):
                 self.matcher, self._num_consumed = fresh, len(answer)
                 return
-        said = "nothing can follow" if said.startswith("NoExtension") else said
+        if said.startswith("NoExtension"):
+            said, self.error_kind = "nothing can follow", "invalid"
         self.error = f"the answer cannot be kept to its grammar beyond {self._num_consumed} tokens: {said}"
 
 

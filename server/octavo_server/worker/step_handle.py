@@ -178,7 +178,7 @@ def _why_failed(state: RequestState) -> tuple[str, ErrorKind]:
     if state.grammar is None:
         return NO_DISTRIBUTION, "internal"
     if state.grammar.error is not None:
-        return state.grammar.error, "invalid"
+        return state.grammar.error, state.grammar.error_kind
     params = state.sampling
     given = (("bad_words", params.bad_words), ("min_tokens, with stop_token_ids", params.min_tokens))
     excluding = " or ".join(name for name, value in given if value)

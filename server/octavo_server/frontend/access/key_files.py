@@ -26,6 +26,10 @@ _MOST: Final = 10**12
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/+-]{0,127}")
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_LENGTH}}}")
 _LINE: Final = re.compile(r"(?:([^\s:]+):\s+)?(\S+)")
+# What somebody meant otherwise: a key with its quotes, an object, YAML's line between documents; and, without a name, a
+# shell's assignment, or a name with no space behind its colon.
+_SLIP: Final = re.compile(r"""^["'{]|["'}]$|^---""")
+_SLIP_ALONE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.|[^:]+:.")
 _LIST: Final = re.compile(r"[ \t]*(?:\[|-[ \t]|-$)", re.MULTILINE)
 
 
@@ -109,7 +113,7 @@ def _read(path: Path) -> str:
 def _parse(path: Path, text: str) -> list[Entry]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    if lines and _LIST.match(lines[0][1]):
+    if any(_LIST.match(line) for _, line in lines[: 1 + (lines[0][1] == "---" if lines else 0)]):
         return list(_of_list(path, text))
     return [_of_line(path, number, line, alone=len(lines) == 1) for number, line in lines]
 
@@ -118,6 +122,10 @@ def _of_line(path: Path, number: int, line: str, *, alone: bool) -> Entry:
     where = f"{path}, line {number}"
     match = _LINE.fullmatch(line)
     name, key = match.groups() if match is not None else (None, ":")
+    if name in ("name", "key", *LIMITS):
+        raise ConfigError(f"{where}: it looks like a part of an entry of a list: begin the entry with `- `")
+    if _SLIP.search(key) or (name is None and _SLIP_ALONE.match(key)):
+        raise ConfigError(f"{where}: it must be NAME: KEY, or a KEY, without quotes, braces, = or --- before the key")
     if key.endswith(":") or key.startswith("#"):  # a name whose key is missing is no key itself
         raise ConfigError(
             f"{where}: it must be NAME: KEY, or a KEY, which has no spaces, no : at its end and no # before"

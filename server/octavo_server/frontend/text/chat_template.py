@@ -7,6 +7,7 @@ back one other chat at a time.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
@@ -26,7 +27,7 @@ RESERVED: Final = frozenset(
 )
 _NO_VARIABLES: Final[Mapping[str, Any]] = MappingProxyType({})
 _WORKER: Final = "octavo_server.frontend.text.template_worker"
-_GRACE_SECONDS: Final = 1.0  # beyond the time after which the process ends itself
+_GRACE_SECONDS: Final = 15.0  # beyond the CPU time after which the process ends itself: where the machine is busy
 
 
 class ChatTemplate:
@@ -83,7 +84,8 @@ class ChatTemplate:
 
         Raises:
             RequestError: the template refuses these messages, takes too long, or needs too much memory; it does not
-                read one of the variables; the last message cannot be continued.
+                read one of the variables; the last message cannot be continued. 503: it was not rendered, by no fault
+                of theirs.
         """
         self.check_variables(variables)
         if continue_final_message and add_generation_prompt:
@@ -101,6 +103,13 @@ class ChatTemplate:
         try:
             reply = self._processes.ask(chat)
         except Stopped as error:
+            if not error.by_question:
+                raise RequestError(
+                    f"the chat could not be rendered now, try again: {error}",
+                    code="unavailable",
+                    status=HTTPStatus.SERVICE_UNAVAILABLE,
+                    type="server_error",
+                ) from error
             reply = {"refused": str(error)}
         if "text" in reply:
             return str(reply["text"])

@@ -21,11 +21,13 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from octavo_common.json_fields import ModelConfigError
 from octavo_server.frontend.text.quiet import say_no_more
-from octavo_server.grammar_compiler import GrammarError, compile_grammar, one_line, read_tokenizer
+from octavo_server.grammar_compiler import GrammarError, compile_grammar, one_line, read_tokenizer, try_answer
 
 CHILD_BYTES: Final = 2**29  # of address space, beyond what the parent has
 KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
 PIPE_BYTES: Final = 2**20
+TRIED_TOKENS: Final = 256  # of an answer at random
+TRIED_SECONDS: Final = 0.5  # of CPU time, where they take long
 # Text that must come is tokenized by llguidance, and if it spells a special token becomes that: an end in mid-answer.
 _NO_FORCING: Final = '%llguidance {"no_forcing": true}\n'
 _OF_LINES: Final = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?| \d+ \| .*$")
@@ -129,12 +131,14 @@ def _compile(line: bytes, tokenizer: LLTokenizer, cpu_seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mapped + CHILD_BYTES, mapped + CHILD_BYTES))
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
-            grammar = serialize(json.loads(line), tokenizer)
+            source = json.loads(line)
+            grammar = serialize(source, tokenizer)
             matcher = compile_grammar(tokenizer, grammar)
             taken = _memory()[1] - resident
             if taken > KEPT_BYTES:
                 raise GrammarError(f"it takes {taken >> 20} MiB of memory; allowed are {KEPT_BYTES >> 20}")
-            del matcher
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+            _try(source, tokenizer, matcher)
             reply = {"grammar": grammar}
         except MemoryError:
             reply = {"refused": _why_killed(signal.SIGABRT)}
@@ -151,6 +155,13 @@ def _reason(kind: str, error: Exception) -> str:
     """Of a grammar that was made here, without its lines and where it is wrong."""
     said = one_line(str(error)) or type(error).__name__
     return said if kind == "grammar" else _OF_LINES.sub("", said)
+
+
+def _try(source: dict[str, Any], tokenizer: LLTokenizer, matcher: LLMatcher) -> None:
+    """Some grammars compile and are too much all the same, once an answer goes on."""
+    if source["reasoning"] is not None:  # thoughts are free, and without an end
+        matcher = compile_grammar(tokenizer, serialize({**source, "reasoning": None}, tokenizer))
+    try_answer(matcher, tokenizer.eos_tokens, TRIED_TOKENS, TRIED_SECONDS)
 
 
 def _memory() -> tuple[int, int]:

@@ -22,8 +22,16 @@ PIPE_BYTES: Final = 2**20  # what Linux allows everybody
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG")
 
 
+# By its own timer, or by what it did: whoever asks the same again gets no further.
+_OWN_DOING: Final = (signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT)
+
+
 class Stopped(Exception):
-    """A process gave no answer; the message says why."""
+    """A process gave no answer; the message says why. `by_question`: by what it was asked, and not by chance."""
+
+    def __init__(self, message: str, *, by_question: bool = False) -> None:
+        super().__init__(message)
+        self.by_question = by_question
 
 
 class LineProcess:
@@ -64,10 +72,14 @@ class LineProcess:
         if answer:
             reply: dict[str, Any] = json.loads(answer)
             return reply
+        late = time.monotonic() >= deadline
         self.end()
-        if self._process.returncode == -signal.SIGALRM or time.monotonic() >= deadline:
-            raise Stopped("it came to no end in the time that it has, and was stopped")
-        raise Stopped("the process that was to do it broke down")
+        number = -self._process.returncode
+        if number == signal.SIGPROF:
+            raise Stopped("it came to no end in the time that it has, and was stopped", by_question=True)
+        if late:
+            raise Stopped("the process that was to do it did not answer")
+        raise Stopped("the process that was to do it broke down", by_question=number in _OWN_DOING)
 
     def kill(self) -> None:
         """Whatever it does; of no effect if it has ended."""

@@ -4,8 +4,8 @@ runs one cannot be stopped. Started by `line_process.py`.
 JSON lines over pipes. The first line is `{"sources", "special_tokens", "seconds", "content_format"}`, answered by
 `{"reads": [names]}` or `{"invalid": reason}`; each further one `{"messages", "tools", "variables",
 "add_generation_prompt", "continue_final_message"}`, answered by `{"text": prompt}`, `{"refused": reason}` or
-`{"cannot_continue": reason}`. Whatever is not done within `seconds` ends the process, by a timer of the kernel's,
-whoever else is still alive; so does the end of stdin.
+`{"cannot_continue": reason}`. What is not done within `seconds` of CPU time ends the process, by a timer of the
+kernel's, whoever else is still alive; so does the end of stdin. How busy the machine is must not decide.
 
 Jinja evaluates constant expressions when it compiles, so compiling is bounded as well.
 """
@@ -123,12 +123,12 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _timer(seconds: float) -> Iterator[None]:
-    """SIGALRM ends the process, also from within a call that never comes back to Python."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    """SIGPROF ends the process, also from within a call that never comes back to Python."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 if __name__ == "__main__":
