@@ -6,8 +6,8 @@ below llguidance's own: with those a mask may take a second (seen: `a: "x" | a a
 
 import itertools
 import random
-import time
 import re
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final

@@ -29,7 +29,7 @@ _LINE: Final = re.compile(r"(?:([^\s:]+):\s+)?(\S+)")
 # What somebody meant otherwise: a key with its quotes, an object, YAML's line between documents; and, without a name, a
 # shell's assignment, or a name with no space behind its colon.
 _SLIP: Final = re.compile(r"""^["'{]|["'}]$|^---""")
-_SLIP_ALONE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.|[^:]+:.")
+_SLIP_ALONE: Final = re.compile(r"[A-Z][A-Z0-9_]*=[^=]|[^:]+:[^:]+$")
 _LIST: Final = re.compile(r"[ \t]*(?:\[|-[ \t]|-$)", re.MULTILINE)
 
 
