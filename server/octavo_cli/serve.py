@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from octavo_cli.options import options_of, validated
 from octavo_server.access_config import KEY_VARIABLES
 from octavo_server.config import ServerConfig
-from octavo_server.errors import ModelError
+from octavo_server.errors import ConfigError, ModelError
 from octavo_server.frontend.engine_child import EngineChild, bytecode_environment
 from octavo_server.model_files import check_model_directory
 
@@ -45,6 +45,7 @@ def serve(context: click.Context, /, model: str, **options: Any) -> int:
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="MODEL") from error
     config = validated(ServerConfig, {"model": directory, **options})
+    _check_text_flags(config)
     # Before the imports, which take as long as some of its own.
     engine = EngineChild(environment=bytecode_environment(config.compile_cache_dir))
     try:
@@ -53,6 +54,25 @@ def serve(context: click.Context, /, model: str, **options: Any) -> int:
         return run(config, engine=engine)
     finally:
         engine.discard()
+
+
+def _check_text_flags(config: ServerConfig) -> None:
+    """What flags name must be there before anything is started. Only where they are given: it takes imports.
+
+    Raises:
+        click.UsageError: it is not.
+    """
+    if config.chat_template is None and config.tool_call_parser is None and config.reasoning_parser is None:
+        return
+    from octavo_server.frontend.text.output_parsers import check_names
+    from octavo_server.frontend.text.template_files import check_given
+
+    try:
+        check_names(config.tool_call_parser, config.reasoning_parser)
+        if config.chat_template is not None:
+            check_given(config.chat_template)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def model_directory(model: str) -> Path:

@@ -4,6 +4,7 @@ Both with the model's own tokenizer and the same limits, so that what compiles t
 below llguidance's own: with those a mask may take a second (seen: `a: "x" | a a | a a a`) and a request's lexer 450 MB.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -19,11 +20,16 @@ LIMITS: Final = LLParserLimits(
     max_items_in_row=3_000,  # four for each property of an object that may be left out
     step_max_items=10_000,
     step_lexer_fuel=100_000,
-    max_lexer_states=10_000,
+    max_lexer_states=20_000,  # a string that may be long takes up to a dozen for each token
     max_grammar_size=100_000,
     verbose_errors=False,
 )
 _SHOWN: Final = 400  # characters of a reason
+_PATTERN: Final = re.compile(r"regex parse error:\n +(.*)\n[\s\S]*?\nerror: (.*)")
+_IN_OTHER_WORDS: Final = (
+    (re.compile(r"oneOf constraints are not supported\..*"), "oneOf where one value may fit two of them: use anyOf"),
+    (re.compile(r"Unimplemented keys: \[(.*?)\]"), r"what cannot be held: \1"),
+)
 
 
 class GrammarError(Exception):
@@ -69,5 +75,10 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def one_line(text: str) -> str:
-    """What llguidance says, in one line of bounded length."""
-    return " ".join(text.replace("<non-verbose/>", "").split())[:_SHOWN]
+    """What llguidance says, in one line of bounded length: without the grammar that was made, and its own options."""
+    text = text.replace("<non-verbose/>", "")
+    if (pattern := _PATTERN.search(text)) is not None:
+        text = f"the pattern {pattern[1][: _SHOWN // 4]}: {pattern[2]}"
+    for found, said in _IN_OTHER_WORDS:
+        text = found.sub(said, text)
+    return " ".join(text.split())[:_SHOWN]

@@ -2,28 +2,45 @@
 
 Requests with the same grammar share what was compiled; each has a copy of it to go on from. What no request has is kept
 for those to come, as long as there is not too much of it.
+
+Copies share the lexer's table, which grows with what answers come through, and with it the limits of its size. So a
+table that came to a limit is given to nobody any more; who had it together with others gets one of its own, once.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+# Gives a request, by whatever stands for it as long as it has a matcher, one whose lexer is its own; None: it may not.
+Renew = Callable[[object], "LLMatcher | None"]
+
 MOST_HELD: Final = 64  # different grammars of requests that are here: each takes 32 MiB at most, and mostly none of it
 MOST_KEPT: Final = 32  # besides
+MOST_OWN: Final = 32  # requests at a time that have a table of their own
+CHEAP_SECONDS: Final = 0.02  # of CPU time: what takes longer to compile is not compiled within a step
 
 
 @dataclass(slots=True)
 class _Entry:
-    """text: the one copy of it. users: requests that hold it."""
+    """text: the one copy of it. users: requests that hold it. copies: of the matcher, handed out. seconds: to compile.
+
+    spent: a copy's lexer came to a limit, and so will all others.
+    """
 
     text: str
     matcher: "LLMatcher"
     users: int = 0
+    copies: int = 0
+    seconds: float = 0.0
+    spent: bool = False
 
 
 class GrammarStore:
@@ -35,6 +52,8 @@ class GrammarStore:
         self._making = self._thread.submit(make_tokenizer)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._num_held = 0
+        self._own: WeakSet[object] = WeakSet()
+        self._seconds = 0.0  # that the last compilation took
 
     @property
     def tokenizer(self) -> "LLTokenizer | None":
@@ -52,16 +71,18 @@ class GrammarStore:
         return self._num_held < MOST_HELD
 
     def has(self, grammar: str) -> bool:
-        """Whether it is compiled."""
-        return grammar in self._entries
+        """Whether it is compiled, and good for another request."""
+        entry = self._entries.get(grammar)
+        return entry is not None and not entry.spent
 
     def compile(self, grammar: str) -> "Future[LLMatcher]":
         """Begins to compile it; to be given to `keep`. The future raises GrammarError, or what the tokenizer did."""
         return self._thread.submit(self._compile, grammar)
 
     def keep(self, grammar: str, matcher: "LLMatcher") -> None:
-        """Takes in what was compiled."""
-        self._entries[grammar] = _Entry(grammar, matcher)
+        """Takes in what was compiled last; in the place of what is spent."""
+        users = self._entries[grammar].users if grammar in self._entries else 0
+        self._entries[grammar] = _Entry(grammar, matcher, users, seconds=self._seconds)
         unused = [text for text, entry in self._entries.items() if not entry.users]
         for text in unused[: max(0, len(unused) - MOST_KEPT)]:
             del self._entries[text]
@@ -79,18 +100,42 @@ class GrammarStore:
         entry = self._entries[grammar]
         entry.users -= 1
         self._num_held -= not entry.users
+        if entry.spent and not entry.users:
+            del self._entries[grammar]
 
-    def matcher(self, grammar: str) -> "LLMatcher":
-        """A matcher of its own for a request that joins. Compiles what is not here: only where nobody came before."""
+    def matcher(self, grammar: str) -> "tuple[LLMatcher, Renew]":
+        """A matcher for a request that joins, and what gives another one in its place.
+
+        Compiles what is not here: only where nobody came before.
+        """
         if grammar not in self._entries:
             self.keep(grammar, self.compile(grammar).result())
-        return self._entries[grammar].matcher.deep_copy()
+        entry = self._entries[grammar]
+        entry.copies += 1
+        return entry.matcher.deep_copy(), partial(self._renew, entry)
 
     def close(self) -> None:
         """What has not begun never will."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _renew(self, entry: _Entry, user: object) -> "LLMatcher | None":
+        """On the thread that makes masks. None: it had the table for itself, or there is no room for one of its own."""
+        from octavo_server.grammar_compiler import GrammarError, compile_grammar
+
+        entry.spent = True
+        if entry.copies == 1 or entry.seconds > CHEAP_SECONDS or len(self._own) >= MOST_OWN:
+            return None
+        self._own.add(user)
+        try:
+            return compile_grammar(self._making.result(), entry.text)
+        except GrammarError:
+            return None
+
     def _compile(self, grammar: str) -> "LLMatcher":
         from octavo_server.grammar_compiler import compile_grammar
 
-        return compile_grammar(self._making.result(), grammar)
+        tokenizer = self._making.result()
+        began = time.thread_time()
+        matcher = compile_grammar(tokenizer, grammar)
+        self._seconds = time.thread_time() - began
+        return matcher

@@ -135,6 +135,19 @@ def test_calls_that_are_not_valid_are_impossible(
         assert not vocabulary.accepts(grammar(name, vocabulary, TOOLS, required=required), text)
 
 
+@pytest.mark.parametrize("name", [*EXACT, "qwen3_coder"], indirect=True)
+def test_objects_within_arguments_have_no_other_properties_either(name: str, vocabulary: Vocabulary) -> None:
+    at = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    both = {"type": "object", "allOf": [dict(at), {"properties": {"y": {"type": "integer"}}}]}
+    tool = Tool("go", {"type": "object", "properties": {"at": at, "both": both}}, strict=True)
+    forced = grammar(name, vocabulary, [tool], required=True)
+    for arguments, is_allowed in (
+        ({"at": {"x": 1}, "both": {"x": 1, "y": 2}}, True),
+        ({"at": {"x": 1, "y": 2}}, False),
+    ):
+        assert vocabulary.accepts(forced, spell(name, vocabulary, ("go", arguments))) == is_allowed
+
+
 def test_required_means_that_nothing_but_calls_can_come(name: str, vocabulary: Vocabulary) -> None:
     forced = grammar(name, vocabulary, TOOLS, required=True)
     assert not vocabulary.accepts(forced, "")

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 import serving
 import tiny_tokenizers
+from call_templates import PYTHONIC, QWEN3_CODER
 from octavo_server.errors import ConfigError, ModelError, RequestError
 from octavo_server.frontend.model import load_model
 from octavo_server.frontend.text.chat_template import ChatTemplate
@@ -103,6 +104,30 @@ def both(reference: Any, template: ChatTemplate, chat: Any, **options: Any) -> t
     with contextlib.suppress(RequestError):
         found = template.render(chat, variables=variables, **flags)
     return expected, found
+
+
+BROKEN = '{"city": "Bonn'
+# A template that looks what arguments are shows the text; another one gets a mapping, which it iterates over, or dumps.
+WITH_CALLS = {name: SHAPES[name] for name in ("Llama 3", "Mistral", "Qwen 3", "DeepSeek")} | {
+    "pythonic": PYTHONIC,
+    "Qwen 3 Coder": QWEN3_CODER,
+    "asks for a mapping": "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set a = c.function.arguments %}"
+    "{{ a | tojson if a is mapping else a }}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("shape", WITH_CALLS)
+def test_arguments_that_are_no_mapping_fail_in_no_template(shape: str, compiled: Callable[[str], ChatTemplate]) -> None:
+    call = CALL | {"function": {"name": "weather", "arguments": BROKEN}}
+    chat = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "grey", "tool_call_id": "abcdefghi"},
+    ]
+    found = compiled(WITH_CALLS[shape]).render(chat)
+    as_text = shape in ("Qwen 3", "asks for a mapping")
+    assert ("INVALID_ARGUMENTS" in found) is not as_text
+    assert (BROKEN if as_text or shape == "Qwen 3 Coder" else json.dumps(BROKEN)) in found
 
 
 @pytest.mark.parametrize("shape", SHAPES)

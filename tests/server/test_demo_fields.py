@@ -242,6 +242,31 @@ def streamed_completion(client: openai.OpenAI, **fields: Any) -> dict[int, Any]:
     return found
 
 
+def test_a_prompt_that_fills_the_context_can_be_scored(client: openai.OpenAI) -> None:
+    prompt = (ids(PROMPT) * 1024)[:1024]  # all of max_model_len
+    fields: dict[str, Any] = {"echo": True, "logprobs": 0, "max_tokens": 0}
+    full, shorter = (complete(client, prompt=some, **fields) for some in (prompt, prompt[:-1]))
+    scores = full.choices[0].logprobs.token_logprobs
+    assert (full.usage.prompt_tokens, full.usage.completion_tokens, len(scores)) == (1024, 0, 1024)
+    assert scores[1:-1] == pytest.approx(shorter.choices[0].logprobs.token_logprobs[1:], abs=1e-4)
+    for wanted in ({"max_tokens": 1}, {"prompt": [*prompt, 5]}):
+        body = {"model": "demo", "prompt": prompt} | fields | wanted
+        assert httpx.post(f"{client.base_url}completions", json=body, timeout=60.0).status_code == 400
+    cut = complete(client, prompt=[5, *prompt], truncate_prompt_tokens=-1, **fields)
+    assert cut.choices[0].text == full.choices[0].text
+
+
+def test_the_token_that_ends_an_answer_has_a_log_probability_where_nothing_is_parsed(client: openai.OpenAI) -> None:
+    (choice,) = complete(client, logprobs=0, max_tokens=100).choices
+    assert choice.finish_reason == "stop"
+    assert "".join(choice.logprobs.tokens) == choice.text + "<|im_end|>"
+    tools = [{"type": "function", "function": {"name": "get_time"}}]
+    for fields, behind in (({}, "<|im_end|>"), ({"tools": tools}, "")):
+        chat = whole(client, logprobs=True, max_tokens=100, **fields).choices[0]
+        assert chat.finish_reason == "stop"
+        assert "".join(entry.token for entry in chat.logprobs.content) == chat.message.content + behind
+
+
 def put(choice: Any) -> dict[str, Any]:
     logprobs = choice.logprobs
     return {

@@ -89,6 +89,35 @@ def called(choice: Any) -> list[tuple[str, Any]]:
     return found
 
 
+def of_schema(name: str, strict: bool | None, schema: dict[str, Any]) -> Any:
+    parameters = {"type": "object", "properties": {"city": schema}, "required": ["city"]}
+    return {"type": "function", "function": {"name": name, "strict": strict, "parameters": parameters}}
+
+
+def test_a_schema_that_no_grammar_holds_is_told_by_its_tool_and_refused_where_it_is_strict(
+    client: openai.OpenAI,
+) -> None:
+    ask: Any = {"model": "demo", "messages": [{"role": "user", "content": "The weather in Paris?"}], "max_tokens": 120}
+    for schema, reason in (
+        ({"type": "string", "pattern": "(?=P).*"}, "it cannot be served: the pattern (?=P).*: look-around"),
+        ({"type": "array", "uniqueItems": True}, 'it cannot be served: what cannot be held: "uniqueItems"'),
+        ({"oneOf": [{"type": "string"}, {"enum": ["a"]}]}, "it cannot be served: oneOf where one value may fit two"),
+        ({"type": "object", "minProperties": 2}, "minProperties cannot be held"),
+    ):
+        tools = [WEATHER, of_schema("other", False, schema), of_schema("bad", True, schema)]
+        named: Any = {"type": "function", "function": {"name": "bad"}}
+        for choice in ("auto", "required", named):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(**ask, tools=tools, tool_choice=choice)
+            assert caught.value.param == "tools[2].function.parameters"
+            assert f"tools[2].function.parameters: {reason}" in caught.value.message
+            assert not any(noise in caught.value.message for noise in ("llguidance", "%json", "coerce", " | "))
+        loose: Any = {"type": "function", "function": {"name": "other"}}
+        answer = client.chat.completions.create(**ask, tools=tools[:2], tool_choice=loose, temperature=0)
+        calls = answer.choices[0].message.tool_calls
+        assert [call.function.name for call in calls] == ["other"] and "city" in json.loads(calls[0].function.arguments)
+
+
 @ASKS
 def test_it_calls_a_tool_that_fits_and_talks_where_none_does(client: openai.OpenAI, ask: Any) -> None:
     choice = ask(client, "What is the weather in Paris?", tools=[WEATHER, ORDER]).choices[0]
@@ -194,6 +223,15 @@ def test_with_tools_and_a_format_the_answer_is_a_call_or_has_the_format(client: 
             Person.model_validate_json(choice.message.content)
         kinds.add("call" if called(choice) else "format")
     assert kinds == {"call", "format"}
+
+
+@pytest.mark.parametrize("choice", ["required", "auto", "none"])
+def test_a_format_that_cannot_be_served_is_refused_whatever_is_to_be_called(client: openai.OpenAI, choice: Any) -> None:
+    schema = {"type": "string", "pattern": "(?<=a)b"}  # no grammar can look around
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="cannot be served") as caught:
+        ask(client, "Hello!", tools=[WEATHER], tool_choice=choice, response_format=form)
+    assert caught.value.param == "response_format.json_schema.schema"
 
 
 def test_an_answer_has_nothing_but_the_tokens_that_are_allowed(client: openai.OpenAI) -> None:

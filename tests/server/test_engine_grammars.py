@@ -1,10 +1,12 @@
 """Grammars in the engine: in one batch with free rows, under pressure, while masks are slow, and where they fail."""
 
 import json
+import random
 import re
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +20,7 @@ from octavo_server.grammar_compiler import GrammarError, compile_grammar, read_t
 from octavo_server.grammar_gate import GrammarGate
 from octavo_server.grammar_store import MOST_HELD, MOST_KEPT, GrammarStore
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
-from octavo_server.worker.grammar import GrammarMasks, RowMasks
+from octavo_server.worker.grammar import GrammarMasks, RequestGrammar, RowMasks
 from real_engine import Answer, Asked, add, answers, finish, start
 from schema_corpus import SERVED, check
 
@@ -248,6 +250,68 @@ def test_a_grammar_that_comes_to_its_limits_ends_its_own_request(undisturbed: di
     core.close(10.0)
 
 
+WEARS: Final = r"(.|\n)*[aeiou](.|\n){399}X"  # each token takes some 200 of its lexer's 20,000 states
+
+
+def test_a_grammar_does_not_wear_out_whatever_answers_came_before(undisturbed: dict[str, Answer]) -> None:
+    core, grammar, turns = start(DEMO), regex(WEARS), list[list[Answer]]()
+    for turn in range(2):
+        for number in range(2):  # at once
+            add(core, f"{turn} {number}", prompt(9, number), sampling(number, grammar=grammar, max_tokens=60))
+        found = finish(core)
+        assert [(end.finish_reason, end.error) for _, end in found.values()] == [("length", None)] * 2
+        turns.append([answer for answer, _ in found.values()])
+    assert turns[0] == turns[1]  # through whichever table
+    core.close(10.0)
+
+
+def draw(grammar: RequestGrammar, answer: list[int], rng: random.Random) -> int:
+    """Any token that may follow; whatever if the grammar has failed."""
+    state = SimpleNamespace(grammar=grammar, failed=False, num_prompt=0, token_ids=np.array(answer, dtype=np.int64))
+    row: Any = SimpleNamespace(end=len(answer), state=state)
+    bits = GrammarMasks(TOKENIZER.vocab_size, None).make([row]).bits.view(np.uint8)
+    return int(rng.choice(np.flatnonzero(np.unpackbits(bits, bitorder="little"))))
+
+
+def walk(grammar: RequestGrammar, most: int) -> list[int]:
+    """Random tokens, up to where the grammar fails."""
+    rng, answer = random.Random(1), list[int]()
+    while len(answer) < most:
+        token = draw(grammar, answer, rng)
+        if grammar.error is not None:
+            break
+        answer.append(token)
+    return answer
+
+
+def test_what_is_spent_is_given_to_nobody_and_a_matcher_is_renewed_once(store: GrammarStore) -> None:
+    grammar = regex(WEARS)
+    store.keep(grammar, store.compile(grammar).result())
+    store.hold(grammar)
+    first, second, third = (RequestGrammar(*store.matcher(grammar)) for _ in range(3))
+    lasted = walk(first, 400)
+    assert first.error is not None and "too many states" in first.error and 60 < len(lasted) < 400
+    assert not store.has(grammar)  # the next one that comes has it compiled again, beside the steps
+    assert walk(second, 60) == lasted[:60] and second.error is None  # in a table of its own
+    assert len(walk(third, 400)) > 60 and third.error is not None
+    store.keep(grammar, store.compile(grammar).result())
+    alone = RequestGrammar(*store.matcher(grammar))
+    assert store.has(grammar)
+    assert len(walk(alone, 400)) > 60 and alone.error is not None and not store.has(grammar)
+    store.release(grammar)
+    assert store.has_room and not store.is_used
+
+
+def test_a_long_answer_is_taken_in_with_the_fuel_of_several_masks(store: GrammarStore) -> None:
+    for seed in range(4):
+        rng, answer = random.Random(seed), list[int]()
+        begun, joined = (RequestGrammar(compile_grammar(TOKENIZER, regex(WEARS))) for _ in range(2))
+        for _ in range(85):
+            answer.append(draw(begun, answer, rng))
+        draw(joined, answer, rng)
+        assert (begun.error, joined.error) == (None, None)
+
+
 def tokens_of(text: str) -> list[int]:
     return list(TOKENIZER.tokenize_str(text))
 
@@ -377,6 +441,4 @@ def test_masks_have_a_bit_for_each_token_and_ends_are_known_for_what_they_are(st
 
 
 def grammar_of(store: GrammarStore) -> Any:
-    from octavo_server.worker.grammar import RequestGrammar
-
-    return RequestGrammar(store.matcher(regex("a+b{2}")))
+    return RequestGrammar(*store.matcher(regex("a+b{2}")))

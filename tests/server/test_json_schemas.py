@@ -4,10 +4,12 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 
 import octavo_server
@@ -15,7 +17,9 @@ from octavo_server.errors import RequestError
 from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.structured import Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import StructuredOutputs
-from octavo_server.frontend.text.json_schemas import closed, served
+from octavo_server.frontend.text.closed_schemas import closed
+from octavo_server.frontend.text.json_schemas import served
+from octavo_server.frontend.text.output_parsers.lark import arguments_schema
 from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
 from schema_corpus import NOT_SERVED, SERVED, UNSATISFIABLE, check, random_answer
 
@@ -130,17 +134,112 @@ def test_text_that_spells_a_special_token_is_text(grammars: Grammars, outputs: d
     assert b"<|im_end|>" in TOKENIZER.decode_bytes(written)
 
 
+FINITE: dict[str, dict[str, Any]] = {
+    **{f"format {name}": {"type": "string", "format": name} for name in ("date-time", "time", "duration", "date")},
+    "integer": {"type": "integer"},
+    "positive integer": {"type": "integer", "exclusiveMinimum": 0},
+    "fraction": {"type": "number", "minimum": 0, "maximum": 1},
+    "positive": {"type": ["number", "null"], "exclusiveMinimum": 0.5},
+    "negative": {"type": "number", "exclusiveMaximum": -1e-6},
+    "by reference": {"$ref": "#/$defs/a", "minimum": 2, "$defs": {"a": {"type": "number", "maximum": 10**9}}},
+    "multiples of both": {"allOf": [{"type": "number", "multipleOf": 0.25}, {"minimum": 1}, {"maximum": 50}]},
+}
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_digits_come_to_an_end_and_every_one_of_them_is_valid(grammars: Grammars, name: str) -> None:
+    """A model that always goes on if it may: nothing but the longest answers."""
+    matcher, draw = compiled(grammars, FINITE[name]), random.Random(name)
+    for _ in range(20):
+        following, text = matcher.deep_copy(), ""
+        while not following.is_stopped():
+            bits = np.unpackbits(np.frombuffer(following.compute_bitmask(), np.uint8), bitorder="little")
+            spelt = {TOKENIZER.decode_bytes([token]): int(token) for token in np.flatnonzero(bits)}
+            digits = [byte for byte in spelt if len(byte) == 1 and (byte.isdigit() or byte in b".")]
+            text += (chosen := draw.choice(digits or [byte for byte in spelt if len(byte) <= 1])).decode()
+            assert following.consume_token(spelt[chosen]) and len(text) < 80, text
+        check(FINITE[name], text)
+        if "date" in name:
+            assert datetime.fromisoformat(json.loads(text)).year > 0
+        elif name == "format duration":
+            assert pydantic.TypeAdapter(timedelta).validate_json(text) >= timedelta(0)
+
+
+def test_days_that_never_were_are_refused_and_bounds_are_kept(grammars: Grammars) -> None:
+    for schema, good, bad in (
+        ({"format": "date"}, ['"2024-02-29"', '"2000-02-29"'], ['"2023-02-29"', '"1900-02-29"', '"0000-01-01"']),
+        (
+            {"format": "date-time", "pattern": "^2"},
+            ['"2024-02-29T23:59:59.123456789+01:30"', '"2023-01-31T00:00:00Z"'],
+            ['"2023-02-29T00:00:00Z"', '"1999-01-01T00:00:00Z"', '"2023-01-31T00:00:60Z"', '"2023-01-31T00:00:00"'],
+        ),
+        ({"format": "time"}, ['"23:59:59Z"', '"00:00:00.5-12:00"'], ['"24:00:00Z"', '"00:00:00.Z"', '"00:00:00"']),
+        ({"format": "duration"}, ['"P1Y2M3DT4H5M6S"', '"PT5M"', '"P4W"'], ['"P"', '"PT"', '"PT1H2S"', '"P1W1D"']),
+        ({"type": "number", "minimum": 0.001}, ["0.001", "0.0012", "5", f"{9 * 10**18}"], ["0.0009", "-5"]),
+        ({"type": "number", "minimum": 1e-15, "maximum": 2e-15}, ["0.0000000000000015"], ["0.1"]),
+        ({"type": "integer"}, [f"{2**62}", f"-{2**62}", "0"], [f"{2**64}"]),
+        ({"type": "number"}, ["6.022e23", "6.6e-34", "1"], ["e"]),
+        ({"enum": [10**20, 7], "minimum": 0}, [f"{10**20}"], ["8"]),
+    ):
+        matcher = compiled(grammars, schema)
+        assert [text for text in good if not accepts(matcher, text)] == [], schema
+        assert [text for text in bad if accepts(matcher, text)] == [], schema
+
+
 def test_names_of_properties_are_no_keywords() -> None:
     schema = {"properties": {"minProperties": {}, "disallow": {"uniqueItems": False}, "properties": {"properties": {}}}}
     assert served(schema, "x") == {
         "properties": {"minProperties": {}, "disallow": {}, "properties": {"properties": {}}},
     }
-    assert closed(schema) == {
-        "properties": {
-            "minProperties": {},
-            "disallow": {"uniqueItems": False},
-            "properties": {"properties": {}, "additionalProperties": False},
-        },
-        "additionalProperties": False,
-    }
     assert schema["properties"]["disallow"] == {"uniqueItems": False}  # a copy is changed
+
+
+X, Y = ({"type": "object", "properties": {name: {"const": 1}}, "required": [name]} for name in "xy")
+ARRAY = {"type": "array", "maxItems": 1}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"properties": {"a": X}, "type": "object"}, ['{"a":{"x":1}}'], ['{"b":1}', '{"a":{"x":1,"b":1}}']),
+        ({"anyOf": [X, Y, {"type": "null"}]}, ['{"x":1}', '{"y":1}', "null"], ['{"x":1,"y":1}']),
+        ({"allOf": [{"$ref": "#/$defs/a%20b"}], "$defs": {"a b": X}}, ['{"x":1}'], ['{"x":1,"y":1}']),
+        ({**X, "anyOf": [{"required": ["x"]}]}, ['{"x":1}'], ['{"x":1,"y":1}']),
+        ({**ARRAY, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": X}}, ['[{"x":1}]'], ['[{"x":1,"y":1}]']),
+        ({**X, "additionalProperties": {"const": 2}}, ['{"x":1,"b":2}'], ['{"x":1,"b":1}']),
+        ({"enum": [{"x": 1, "y": 2}, {"x": 2}], **X}, ['{"x":1,"y":2}'], ['{"x":1}']),
+        ({"properties": {"enum": X}, "type": "object"}, ['{"enum":{"x":1}}'], ['{"enum":{"x":1,"y":1}}']),
+    ],
+)  # fmt: skip
+def test_objects_are_closed_by_the_schema_that_alone_describes_them(
+    grammars: Grammars, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    matcher = compiled(grammars, schema, disable_additional_properties=True)
+    assert [text for text in good if not accepts(matcher, text)] == []
+    assert [text for text in bad if accepts(matcher, text)] == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [X, Y]},
+        {**X, "$ref": "#/$defs/a", "$defs": {"a": Y}},
+        {"type": "object", "properties": {"a": {"anyOf": [X, Y], "properties": {"z": {}}}}},
+        {"anyOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/a"}, Y]}], "$defs": {"a": X}},
+        {"$ref": "#a", "$defs": {"a": {**X, "$anchor": "a"}}},
+    ],
+)
+def test_objects_that_several_schemas_describe_stay_open_and_cannot_be_closed(
+    grammars: Grammars, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestError, match="allOf") as caught:
+        compiled(grammars, schema, disable_additional_properties=True)
+    assert caught.value.param == "structured_outputs.disable_additional_properties"
+    matcher = compiled(grammars, arguments_schema(schema))
+    assert any(accepts(matcher, text) for text in ('{"x":1,"y":1}', '{"y":1,"x":1}', '{"a":{"x":1,"z":1,"y":1}}'))
+
+
+def test_closing_takes_no_longer_than_a_schema_is_long() -> None:
+    chain: dict[str, Any] = {f"{at}": {"anyOf": [{"$ref": f"#/$defs/{at + 1}"}] * 2} for at in range(4000)}
+    found, _ = closed({"$ref": "#/$defs/0", "$defs": chain | {"4000": {"$ref": "#/$defs/0"}}})
+    assert len(found["$defs"]) == 4001

@@ -64,13 +64,13 @@ def test_defaults_out_of_range_are_left_out_with_a_warning(tmp_path: Path, caplo
 
 @pytest.mark.parametrize(
     ("asked", "prompt", "length"),
-    [(None, 1, 99), (None, 99, 1), (10, 90, 10), (0, 99, 0), (1, 99, 1)],
+    [(None, 1, 99), (None, 99, 1), (10, 90, 10), (0, 99, 0), (0, 100, 0), (1, 99, 1)],
 )
 def test_an_answer_is_as_long_as_asked_or_as_fits(asked: int | None, prompt: int, length: int) -> None:
     assert answer_length(asked, prompt_tokens=prompt, max_model_len=100, param="prompt") == length
 
 
-@pytest.mark.parametrize(("asked", "prompt"), [(None, 100), (11, 90), (0, 100), (1, 5000)])
+@pytest.mark.parametrize(("asked", "prompt"), [(None, 100), (11, 90), (0, 101), (1, 100), (1, 5000)])
 def test_what_does_not_fit_is_refused_with_the_lengths(asked: int | None, prompt: int) -> None:
     with pytest.raises(RequestError, match=f"100 tokens.*{prompt} tokens") as caught:
         answer_length(asked, prompt_tokens=prompt, max_model_len=100, param="prompt")

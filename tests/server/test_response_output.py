@@ -84,6 +84,51 @@ def shown(response: Response) -> list[tuple[str, str]]:
     return found
 
 
+NO_JSON = '{"what": é}'
+
+
+def test_a_call_whose_arguments_are_no_json_is_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    written = CALL.replace('"é"', "é")
+    shown_again = f'find{{"INVALID_ARGUMENTS": {json.dumps(NO_JSON, ensure_ascii=False)}}}next'
+    first = say(client, written, tools=[TOOL])
+    assert [(item.name, item.arguments, item.status) for item in first.output] == [("find", NO_JSON, "completed")]  # type: ignore[union-attr]
+    assert say(client, "next", previous_response_id=first.id).output_text.endswith(shown_again)
+    assert say(client, [*first.output, {"role": "user", "content": "next"}]).output_text == shown_again
+
+    asked: list[Any] = [{"role": "user", "content": written}]
+    tools: Any = [{"type": "function", "function": {"name": "find"}}]
+    message = client.chat.completions.create(model="tiny", messages=asked, tools=tools).choices[0].message
+    again: list[Any] = [message, {"role": "user", "content": "next"}]
+    assert (message.tool_calls or [])[0].function.arguments == NO_JSON  # type: ignore[union-attr]
+    answer = client.chat.completions.create(model="tiny", messages=again)
+    assert (answer.choices[0].message.content or "").endswith(shown_again)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1e400}', '{"a": NaN}', '{"a": -Infinity}', '{"a": "\\ud800"}', "[1]", '"a"', "null", "{'a': 1}"]
+)
+def test_arguments_that_strictly_are_no_json_object_are_shown_as_text(client: openai.OpenAI, text: str) -> None:
+    items: list[Any] = [
+        {"type": "function_call", "call_id": "a", "name": "find", "arguments": text},
+        {"role": "user", "content": "next"},
+    ]
+    found = say(client, items).output_text.removeprefix("find").removesuffix("next")
+    assert json.loads(found) == {"INVALID_ARGUMENTS": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", {}), (" ", {}), ('{"a": 1e30, "b": [null]}', {"a": 1e30, "b": [None]})]
+)
+def test_arguments_that_are_an_object_or_nothing_are_shown_as_one(
+    client: openai.OpenAI, text: str, expected: Any
+) -> None:
+    items: list[Any] = [
+        {"type": "function_call", "call_id": "a", "name": "find", "arguments": text},
+        {"role": "user", "content": "next"},
+    ]
+    assert json.loads(say(client, items).output_text.removeprefix("find").removesuffix("next")) == expected
+
+
 ANSWERS = {
     "a text": ("Grüße\n\nund mehr", [("message", "Grüße\n\nund mehr")]),
     "thoughts and a text": (THOUGHT + "So: 4.", [("reasoning", "hm, 🙂"), ("message", "So: 4.")]),

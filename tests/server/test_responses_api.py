@@ -403,6 +403,12 @@ def test_a_call_can_be_demanded(client: openai.OpenAI, choice: Any) -> None:
     assert found.tool_choice == choice or found.tool_choice.model_dump(exclude_none=True) == choice  # type: ignore[union-attr]
 
 
+CITIES: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Bern"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 UNSERVABLE: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string", "pattern": "(?=P).*"}}}
 
 
@@ -418,21 +424,27 @@ def test_tools_are_strict_unless_it_is_said_or_cannot_be(client: openai.OpenAI) 
         assert [tool.strict for tool in found.tools] == [strict]  # type: ignore[union-attr]
         assert [item.type for item in found.output] == ["function_call"]
     with pytest.raises(openai.BadRequestError, match="look-around") as caught:
-        ask(client, tools=[WEATHER | {"parameters": UNSERVABLE, "strict": True}])
-    assert caught.value.param == "tools"
+        ask(client, tools=[WEATHER | {"name": "other"}, WEATHER | {"parameters": UNSERVABLE, "strict": True}])
+    assert caught.value.param == "tools[1].parameters"
+
+
+def test_one_tool_that_cannot_be_strict_leaves_the_others_strict(client: openai.OpenAI) -> None:
+    loose = [WEATHER | {"name": name, "parameters": UNSERVABLE} for name in ("forecast", "archive")]
+    tools = [loose[0], WEATHER | {"parameters": CITIES}, loose[1]]
+    found = ask(client, "What is the weather in Paris?", tools=tools, temperature=1)
+    assert [tool.strict for tool in found.tools] == [False, True, False]  # type: ignore[union-attr]
+    calls = [item for item in found.output if item.type == "function_call"]
+    for call in calls:
+        assert call.name != "get_weather" or json.loads(call.arguments)["city"] in ("Oslo", "Bern")
+    named = ask(client, "Paris?", tools=tools, tool_choice={"type": "function", "name": "forecast"}, temperature=1)
+    assert set(json.loads(named.output[0].arguments)) <= {"city"}  # type: ignore[union-attr]
 
 
 def test_arguments_keep_to_the_schema_where_nothing_is_said_of_strict(client: openai.OpenAI) -> None:
-    parameters = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Oslo", "Bern"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    found = ask(client, "What is the weather in Paris?", tools=[WEATHER | {"parameters": parameters}])
+    found = ask(client, "What is the weather in Paris?", tools=[WEATHER | {"parameters": CITIES}])
     (call,) = found.output
     assert call.type == "function_call"
-    jsonschema.validate(json.loads(call.arguments), parameters)
+    jsonschema.validate(json.loads(call.arguments), CITIES)
 
 
 def test_a_call_that_was_cut_off_does_not_end_its_conversation(client: openai.OpenAI) -> None:
@@ -530,8 +542,19 @@ def test_a_response_can_be_read_again_listed_and_deleted(client: openai.OpenAI) 
         client.responses.retrieve(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.delete(first.id)
-    third = ask(client, "Three", previous_response_id=second.id)  # goes on without it
-    assert len(list(client.responses.input_items.list(third.id))) == 5
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "Three", previous_response_id=first.id)
+    third = ask(client, "Three", previous_response_id=second.id)  # which holds what was said before it
+    items = list(client.responses.input_items.list(third.id, order="asc"))
+    texts += [second.output_text, "Three"]
+    assert [item.content[0].text for item in items] == texts  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["mine", "resp_mine"])
+def test_a_name_of_the_clients_own_is_behind_what_all_names_have(client: openai.OpenAI, name: str) -> None:
+    found = ask(client, extra_body={"request_id": name})
+    assert found.id == "resp_mine"
+    assert client.responses.retrieve("resp_mine") == found
 
 
 def test_what_must_not_be_kept_is_not(client: openai.OpenAI) -> None:
@@ -611,9 +634,19 @@ def test_conversations_are_not_compacted(client: openai.OpenAI) -> None:
         ({"text": {"format": NO_SCHEMA}}, "text.format.schema", ""),
         ({"chat_template_kwargs": {"nothing": 1}}, "chat_template_kwargs.nothing", "no such variable"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"messages": []}, "messages", "not known"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function", "not known"),
-        ({"input": [CALL, CALL | {"arguments": "{"}]}, "input[1].arguments", "must be JSON"),
+        ({"messages": []}, "messages", "here they are the input"),
+        ({"max_tokens": 5}, "max_tokens", "here it is max_output_tokens"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens", "here it is max_output_tokens"),
+        ({"max_output_token": 5}, "max_output_token", "did you mean max_output_tokens?"),
+        ({"return_token_ids": True}, "return_token_ids", "/v1/chat/completions takes it"),
+        ({"response_format": {"type": "json_object"}}, "response_format", 'in text: {"format":'),
+        ({"reasoning_effort": "low"}, "reasoning_effort", 'in reasoning: {"effort":'),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function", "beside the type"),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            "tool_choice.function",
+            "beside the type",
+        ),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "nothing in it"),
         ({"include": ["everything"]}, "include[0]", "message.output_text.logprobs"),
     ],

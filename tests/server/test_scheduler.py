@@ -267,6 +267,19 @@ def test_no_tokens_wanted_gives_none_and_says_length() -> None:
     assert engine.scheduler.counts["generation_tokens"] == 0
 
 
+def test_a_prompt_of_which_no_answer_is_wanted_may_fill_the_context_and_the_pool() -> None:
+    engine = FakeEngine(num_blocks=8, block_size=4, max_num_batched_tokens=7, max_model_len=32)
+    for length, wanted in ((33, 0), (32, 1)):
+        refusal = engine.add("longer", prompt(length), max_tokens=wanted)
+        assert refusal is not None and f"{length} tokens" in (refusal.error or "")
+    engine.add("a", prompt(32), max_tokens=0)
+    engine.add("b", prompt(32), max_tokens=0)  # but for the last page, all of it is found
+    engine.run()
+    for name in ("a", "b"):
+        assert (engine.outputs[name], engine.results[name].finish_reason) == ([], "length")
+    assert engine.pool.num_free == 8
+
+
 def test_a_row_that_failed_ends_its_request_alone() -> None:
     engine = FakeEngine()
     engine.add("good", prompt(4), max_tokens=6)

@@ -110,7 +110,8 @@ def test_lists_of_origins_are_vllms_json_or_a_flag_each(model: Path, started: li
     invoke(str(model), "--allowed-origins", "https://a", "--allowed-origins", "https://b", "--allow-credentials")
     lists = [(config.allowed_origins, config.allowed_methods, config.allow_credentials) for config in started]
     two = ("https://a", "https://b")
-    assert lists == [((), ("GET", "POST"), False), (two, ("*",), False), (two, ("GET", "POST"), True)]
+    usual = ("GET", "POST", "DELETE")
+    assert lists == [((), usual, False), (two, ("*",), False), (two, usual, True)]
     assert {config.allowed_headers for config in started} == {("*",)}
 
 
@@ -146,6 +147,31 @@ def test_a_wrong_flag_is_named(model: Path, started: list[ServerConfig], argumen
     assert "Traceback" not in result.output
     assert "sesame" not in result.output
     assert started == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tool-call-parser", "foo"], "--tool-call-parser foo is unknown; known are hermes, "),
+        (["--reasoning-parser", "foo"], "--reasoning-parser foo is unknown; known are deepseek_r1, "),
+        (["--chat-template", "/nowhere.jinja"], "--chat-template /nowhere.jinja: there is no such file"),
+        (["--chat-template", "{% for %}"], "--chat-template {% for %}: the template is not valid Jinja: "),
+        (["--chat-template", "{{ " + "(" * 5000 + "1"], "the template is not valid Jinja"),
+    ],
+)
+def test_what_flags_name_is_looked_for_before_anything_is_started(
+    model: Path, started: list[ServerConfig], arguments: list[str], told: str
+) -> None:
+    result = invoke(str(model), *arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+    assert started == []
+
+
+def test_flags_of_texts_that_are_right_start_a_server(model: Path, started: list[ServerConfig]) -> None:
+    template = "{% generation %}{{ messages | tojson }}{% endgeneration %}"
+    invoke(str(model), "--tool-call-parser", "qwen3_xml", "--reasoning-parser", "none", "--chat-template", template)
+    assert [(config.tool_call_parser, config.chat_template) for config in started] == [("qwen3_xml", template)]
 
 
 def test_a_model_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, started: list[ServerConfig]) -> None:

@@ -5,12 +5,14 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import jsonschema
 import openai
+import pydantic
 import pytest
 
 import octavo_server
@@ -110,6 +112,22 @@ def test_a_hundred_answers_in_a_hundred_fit_their_schemas(client: openai.OpenAI,
     assert len(found) == 25 and len(set(found)) > 1
 
 
+class Reading(pydantic.BaseModel):
+    at: datetime
+    clock: time
+    lasted: timedelta
+    share: Annotated[float, pydantic.Field(ge=0, le=1)]
+    count: int
+    debt: Annotated[float, pydantic.Field(lt=0)]
+
+
+def test_times_and_numbers_of_pydantics_models_come_to_an_end(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny", "messages": ASK, "temperature": 1.0, "max_tokens": 300, "n": 20, "seed": 4}
+    choices = client.chat.completions.parse(**asked, response_format=Reading).choices
+    assert [choice.finish_reason for choice in choices] == ["stop"] * 20
+    assert all(choice.message.parsed.share <= 1 for choice in choices)
+
+
 def test_vllms_fields_say_the_same(client: openai.OpenAI) -> None:
     (want,) = texts(chat(client, response_format=json_schema(SCHEMAS[0])))
     for schema in (SCHEMAS[0], json.dumps(SCHEMAS[0])):
@@ -129,7 +147,7 @@ def test_properties_that_are_not_named_can_be_kept_out(client: openai.OpenAI) ->
 
 def test_any_object_is_an_object(client: openai.OpenAI) -> None:
     for structured, fields in (({"json_object": True}, {}), (None, {"response_format": {"type": "json_object"}})):
-        answer = chat(client, structured, n=8, max_tokens=120, **fields)
+        answer = chat(client, structured, n=3, max_tokens=60, **fields)
         for choice in answer.choices:
             assert choice.message.content.lstrip().startswith("{")
             assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict)
@@ -204,7 +222,10 @@ def test_the_end_of_a_grammar_ends_the_answer_whatever_else_is_asked_for(client:
 
 def test_where_nothing_is_left_the_request_is_told_so(client: openai.OpenAI) -> None:
     error = refused(client, {"choice": ["b"]}, extra_body={"bad_words": ["b"]})
-    assert "bad_words" in error.message and "grammar" in error.message
+    assert "excluded by bad_words" in error.message and "min_tokens" not in error.message
+    (token,) = httpx_tokens(client, "b")
+    error = refused(client, {"choice": ["b"]}, extra_body={"min_tokens": 3, "stop_token_ids": [token]})
+    assert "excluded by min_tokens" in error.message and "bad_words" not in error.message
 
 
 def test_one_field_says_what_an_answer_looks_like(client: openai.OpenAI) -> None:
@@ -226,7 +247,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"json": {"type": "strange"}}, "strange"),
     ({"json": "{"}, "JSON"),
     ({"json": False}, "schema"),
-    ({"regex": "(?=a)b"}, "look-around"),
+    ({"regex": "(?=a)b"}, "it cannot be served: the pattern (?=a)b: look-around"),
     ({"regex": r"(a)\1"}, "backreferences"),
     ({"regex": "(a|b"}, "unclosed"),
     ({"grammar": 'start: "a" rest'}, "rest"),
@@ -349,7 +370,7 @@ def test_all_keywords_hold_over_http_with_the_model(client: openai.OpenAI) -> No
     """At temperature 1, answers that ended: of `schema_corpus`, which holds without a model, too."""
 
     def ask(name: str) -> list[str]:
-        answer = chat(client, response_format=json_schema(SERVED[name]), n=2, max_tokens=150, seed=len(name))
+        answer = chat(client, response_format=json_schema(SERVED[name]), max_tokens=150, seed=len(name))
         return [choice.message.content for choice in answer.choices if choice.finish_reason == "stop"]
 
     with ThreadPoolExecutor(8) as pool:
@@ -357,7 +378,7 @@ def test_all_keywords_hold_over_http_with_the_model(client: openai.OpenAI) -> No
     for name, answers in found.items():
         for text in answers:
             check(SERVED[name], text)
-    assert sum(map(len, found.values())) > 1.8 * len(SERVED)
+    assert sum(map(len, found.values())) > 0.9 * len(SERVED)
 
 
 def test_free_answers_are_the_same_beside_others_with_grammars(client: openai.OpenAI) -> None:

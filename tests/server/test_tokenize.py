@@ -124,7 +124,7 @@ def test_there_and_back_again(http: httpx.Client, truth: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "param", "told"),
     [
-        ("/tokenize", {}, "prompt", "either prompt or messages"),
+        ("/tokenize", {}, "prompt", "prompt: this field is required, or messages"),
         ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "prompt", "not both"),
         ("/tokenize", {"prompt": ["a"]}, "prompt", "string"),
         ("/tokenize", {"prompt": "a", "tools": [TOOL]}, "tools", "together with messages"),

@@ -125,6 +125,7 @@ SERVED: Final[dict[str, dict[str, Any]]] = {
         **{"readOnly": True, "writeOnly": True, "contentEncoding": "base64", "contentMediaType": "text/plain"},
         **{"x-ours": 1, "nullable": True, "type": "boolean"},
     },
+    "asks for nothing": _object({"a": _BOOL}, dependentRequired={}, dependentSchemas={}, propertyNames=True),
     "names of keywords": _object({"not": _BOOL, "extends": _NULL, "uniqueItems": {"const": False}}, "not"),
 }
 # What cannot be held, and what the refusal names.
@@ -143,7 +144,7 @@ NOT_SERVED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"type": "object", "patternProperties": {"^a": {}, "b$": {}}}, "disjoint"),
     ({"not": {"type": "string"}}, "not"),
     ({"if": {"type": "string"}, "then": {"maxLength": 3}, "else": {}}, "if"),
-    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "use anyOf"),
     ({"$dynamicRef": "#a"}, "$dynamicRef"),
     ({"$recursiveRef": "#"}, "$recursiveRef"),
     ({"disallow": "string"}, "disallow"),
@@ -154,7 +155,7 @@ NOT_SERVED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"$ref": "https://example.com/schema.json"}, "example.com"),
     ({"$ref": "file:///etc/passwd"}, "passwd"),
     ({"type": "strange"}, "strange"),
-    ({"type": "string", "pattern": "(?=a)b"}, "look"),
+    ({"type": "string", "pattern": "(?=a)b"}, "the pattern (?=a)b: look-around"),
     ({"type": "string", "pattern": r"\bab"}, "look"),
     ({"type": "string", "pattern": r"(a)\1"}, "backreferences"),
     ({"type": "string", "pattern": "("}, "unclosed"),

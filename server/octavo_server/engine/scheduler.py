@@ -436,9 +436,9 @@ class Scheduler:
     def _reason_to_refuse(self, request: Request) -> str | None:
         if request.num_prompt_tokens == 0:
             return "the prompt is empty; it needs at least one token"
-        if request.num_prompt_tokens + (not request.pooling) > self.limits.max_model_len:
-            limit = f"prompt and answer together may have {self.limits.max_model_len}"
-            return f"the prompt has {request.num_prompt_tokens} tokens and leaves no room for an answer: {limit}"
+        longest, answers = self.limits.max_model_len, not request.pooling and request.sampling.max_tokens > 0
+        if request.num_prompt_tokens + answers > longest:
+            return f"the prompt has {request.num_prompt_tokens} tokens; prompt and answer together may have {longest}"
         if request.num_given_tokens > request.num_prompt_tokens and request.num_tokens >= request.max_tokens_in_all:
             return "the answer so far is as long as it may be: there is nothing to add to it"
         if not 0 <= (wrong := min(request.token_ids)) <= (wrong := max(request.token_ids)) < self.limits.vocab_size:

@@ -45,7 +45,7 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
-    grammar = await chat_grammar(state, request, parsing, tools)
+    grammar = await chat_grammar(state, request, parsing, tools, caller)
     ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
     wanted = Wanted(
         request.token_limit,
@@ -131,15 +131,11 @@ def _render(
 
 
 def messages_for(template: ChatTemplate, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as templates expect them.
-
-    Raises:
-        RequestError: the arguments of a call are no JSON object.
-    """
-    return [_for_template(message, index, template.knows_developer_role) for index, message in enumerate(messages)]
+    """Messages as templates expect them."""
+    return [_for_template(message, template.knows_developer_role) for message in messages]
 
 
-def _for_template(message: Message, index: int, knows_developer_role: bool) -> dict[str, Any]:
+def _for_template(message: Message, knows_developer_role: bool) -> dict[str, Any]:
     """Tool arguments as objects, an earlier refusal as what was said, no fields that answers alone have."""
     plain = {name: value for name, value in message.model_dump(exclude_unset=True).items() if name not in _OF_ANSWERS}
     if message.role == "developer" and not knows_developer_role:
@@ -149,10 +145,10 @@ def _for_template(message: Message, index: int, knows_developer_role: bool) -> d
             {"type": "text", "text": part.refusal if isinstance(part, RefusalPart) else part.text}
             for part in message.content
         ]
-    return _answer_for_template(message, plain, index) if isinstance(message, AssistantMessage) else plain
+    return _answer_for_template(message, plain) if isinstance(message, AssistantMessage) else plain
 
 
-def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], index: int) -> dict[str, Any]:
+def _answer_for_template(message: AssistantMessage, plain: dict[str, Any]) -> dict[str, Any]:
     if message.content is None:
         plain["content"] = message.refusal or (None if message.tool_calls else "")
     thoughts = message.reasoning_content or message.reasoning
@@ -165,35 +161,31 @@ def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], index
         {
             "id": call.id,
             "type": "function",
-            "function": {
-                "name": call.function.name,
-                "arguments": call_arguments(
-                    call.function.arguments, f"messages[{index}].tool_calls[{number}].function.arguments"
-                ),
-            },
+            "function": {"name": call.function.name, "arguments": call_arguments(call.function.arguments)},
         }
-        for number, call in enumerate(message.tool_calls)
+        for call in message.tool_calls
     ]
     return plain
 
 
-def call_arguments(text: str, where: str) -> dict[str, Any]:
-    """The arguments of a call, of which templates write what they are.
+def call_arguments(text: str) -> dict[str, Any] | str:
+    """The arguments of a call, as templates take them; the text itself where it is no JSON object.
+
+    A model may write what is none, and its call must not end the conversation. Python's parser takes numbers that JSON
+    does not have, and halves of surrogate pairs, which no prompt can hold: strictly, there are none.
 
     Raises:
-        RequestError: they are no JSON object, or hold too many values; `where` is the field.
+        RequestError: they hold too many values.
     """
-    check_bounds(text.encode("utf-8", "surrogatepass"), where)
+    if not text.strip():
+        return {}
+    check_bounds(text.encode("utf-8", "surrogatepass"), "messages")
     try:
-        arguments = json.loads(text or "{}")
-        json.dumps(arguments, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{where}: holds half of a surrogate pair, which is no character", param=where) from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where}: must be JSON in a string", param=where) from error
-    if not isinstance(arguments, dict):
-        raise RequestError(f"{where}: must be a JSON object in a string", param=where)
-    return arguments
+        arguments = json.loads(text)
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) else text
 
 
 def _echo(request: ChatCompletionRequest) -> str:

@@ -52,7 +52,7 @@ class Completions:
         alone = request.add_special_tokens is not False
         given = [truncated(ids, request, ready.max_model_len) for ids in request.prompts if not isinstance(ids, str)]
         ids = given or await prompt_ids(state, request, texts, "prompt", alone=alone)
-        grammar = await completion_grammar(state, request)
+        grammar = await completion_grammar(state, request, caller)
         wanted = Wanted(request.token_limit, default=DEFAULT_MAX_TOKENS, param="prompt", grammar=grammar)
         generation = await Generation.prepare(state, request, ids, wanted, caller)
         shown = request.prompts if request.truncate_prompt_tokens is None else ids

@@ -67,7 +67,9 @@ class EmbeddingRequest(Body):
 
     @model_validator(mode="after")
     def _one_kind_of_input(self) -> "EmbeddingRequest":
-        if (self.input is None) == (self.messages is None):
+        if self.input is None and self.messages is None:
+            raise field_error("input", "this field is required, or messages")
+        if self.input is not None and self.messages is not None:
             raise field_error("input", "either input or messages is needed, and not both")
         for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
             if self.messages is None and getattr(self, name) is not None:

@@ -44,7 +44,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 _BEAMS: Final = "there is no beam search"
 _ONE_ENGINE: Final = "prefill and decode are of one engine"
-_VARIABLE: Final = 'chat templates may know it: "chat_template_kwargs": {"enable_thinking": …}'
+VARIABLE: Final = 'chat templates may know it: "chat_template_kwargs": {"enable_thinking": …}'
 _TAGS: Final = "texts with formatted parts are not made; use json, grammar or regex of structured_outputs"
 
 
@@ -77,9 +77,13 @@ class GenerationRequest(Body):
             "messages": "/v1/chat/completions takes them; completions have a prompt",
             "prompt": "/v1/completions takes it; chats have messages",
             "max_completion_tokens": "completions have max_tokens",
-            "enable_thinking": _VARIABLE,
-            "thinking": _VARIABLE,
+            "enable_thinking": VARIABLE,
+            "thinking": VARIABLE,
             "input": "/v1/responses takes it; chats have messages, completions a prompt",
+            "instructions": "/v1/responses takes it; chats have a message of the role system",
+            "max_output_tokens": "/v1/responses takes it; chats have max_completion_tokens, completions max_tokens",
+            "previous_response_id": "/v1/responses takes it; chats have all messages",
+            "text": "/v1/responses takes it; its format is response_format, its verbosity is verbosity",
         }
     )
 

@@ -81,7 +81,7 @@ AnswerContent = Annotated[
 
 
 class FunctionCall(Body):
-    """The function that an earlier answer called; `arguments` is JSON in a string, as the model wrote it."""
+    """The function that an earlier answer called; `arguments` is what the model wrote, JSON if it is right."""
 
     name: ShortText
     arguments: Text

@@ -135,15 +135,13 @@ def encode_bad_words(model: ServedModel, request: GenerationRequest) -> BadWords
 
 
 def answer_length(asked: int | None, *, prompt_tokens: int, max_model_len: int, param: str) -> int:
-    """Most tokens of an answer: what is asked for, else all that fits.
+    """Most tokens of an answer: what is asked for, else all that fits. Without one, a prompt may fill the context.
 
     Raises:
         RequestError: prompt and answer together are longer than the model's context; both lengths are told.
     """
     room = max_model_len - prompt_tokens
-    least = 1 if asked is None else asked
-    # A prompt alone may fill the context but for one token, even where no answer is wanted: the engine computes one.
-    if room >= max(1, least):
+    if room >= (1 if asked is None else asked):
         return room if asked is None else asked
     wanted = f" and {asked} tokens of answer are asked for" if asked is not None and room >= 1 else ""
     raise _too_long(max_model_len, f"{prompt_tokens} tokens{wanted}", param)
@@ -156,7 +154,7 @@ def check_text(text: str, tokenizer: TextTokenizer, *, max_model_len: int, param
         RequestError: it has more tokens than the model's context, at least so many are told.
     """
     length = tokenizer.token_length
-    if length is not None and (least := length.least_tokens(text)) >= max_model_len:
+    if length is not None and (least := length.least_tokens(text)) > max_model_len:
         raise _too_long(max_model_len, f"{least} tokens or more", param)
 
 

@@ -167,7 +167,8 @@ class _Server:
         """Stop everything, whatever state it is in."""
         self._watch.stop()
         self._state.draining = True
-        self._state.client.end_streams("the server is shutting down")
+        for end in (self._state.client.end_streams, self._state.grammars.end_waiting):
+            end("the server is shutting down")
         await self._supervisor.stop(self._grace_seconds)
         http.should_exit = True
         serving, *others = tasks

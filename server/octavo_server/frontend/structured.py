@@ -15,7 +15,8 @@ from octavo_server.frontend.structured_fields import (
     ResponseFormat,
     StructuredOutputs,
 )
-from octavo_server.frontend.text.json_schemas import ESCAPES, closed, served
+from octavo_server.frontend.text.closed_schemas import closed
+from octavo_server.frontend.text.json_schemas import ESCAPES, served
 
 # "lark": of our own making, "choice": around texts of the client's, "grammar": Lark or GBNF, as the text has it.
 SourceKind = Literal["json", "regex", "lark", "choice", "grammar"]
@@ -102,7 +103,19 @@ def _of_outputs(given: StructuredOutputs, reasoning: Reasoning | None) -> Gramma
         options = {"whitespace_flexible": False}
     elif given.whitespace_pattern is not None:
         options = {"whitespace_pattern": given.whitespace_pattern}
-    return _json(closed(schema) if given.disable_additional_properties else schema, options, param, reasoning)
+    return _json(_closed(schema) if given.disable_additional_properties else schema, options, param, reasoning)
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    found, is_whole = closed(schema)
+    if not is_whole:
+        param = "structured_outputs.disable_additional_properties"
+        raise RequestError(
+            f"{param}: several schemas describe one object together (allOf, or $ref or anyOf beside properties), or a "
+            "$ref is not of the form #/…: say additionalProperties: false in the schema",
+            param=param,
+        )
+    return found
 
 
 def _json(

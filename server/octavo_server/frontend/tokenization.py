@@ -44,7 +44,9 @@ class TokenizeRequest(Body):
 
     @model_validator(mode="after")
     def _a_prompt_or_a_chat(self) -> "TokenizeRequest":
-        if (self.prompt is None) == (self.messages is None):
+        if self.prompt is None and self.messages is None:
+            raise field_error("prompt", "this field is required, or messages")
+        if self.prompt is not None and self.messages is not None:
             raise field_error("prompt", "either prompt or messages is needed, and not both")
         for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"):
             if self.messages is None and getattr(self, name) is not None:

@@ -34,12 +34,12 @@ def tool_use(request: ChatCompletionRequest, model: ServedModel) -> ToolUse:
         return ToolUse()
     _check(model, required=_is_required(request))
     names = set(request.chosen_names)
-    allowed = [tool for tool in tools if not names or tool.function.name in names]
+    allowed = [(index, tool) for index, tool in enumerate(tools) if not names or tool.function.name in names]
     # A tool that is only not allowed now is not shown; where one is named, the others say what it is one of.
-    shown = allowed if isinstance(choice, AllowedToolsChoice) else tools
+    shown = [tool for _, tool in allowed] if isinstance(choice, AllowedToolsChoice) else tools
     return ToolUse(
         shown=[_for_template(tool) for tool in shown],
-        callable=tuple(_tool(tool.function) for tool in allowed),
+        callable=tuple(_tool(tool.function, index) for index, tool in allowed),
         required=_is_required(request),
         named=isinstance(choice, NamedTool),
         parallel=request.parallel_tool_calls is not False and not isinstance(choice, NamedTool),
@@ -93,6 +93,6 @@ def _for_template(tool: FunctionTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool(function: FunctionDefinition) -> Tool:
+def _tool(function: FunctionDefinition, index: int) -> Tool:
     parameters = _NO_ARGUMENTS if function.parameters is None else function.parameters
-    return Tool(function.name, parameters, bool(function.strict))
+    return Tool(function.name, parameters, bool(function.strict), index)

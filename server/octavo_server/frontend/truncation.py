@@ -16,7 +16,7 @@ def truncated(ids: list[int], request: GenerationRequest, max_model_len: int) ->
     if keep is None:
         return ids
     if keep < 0:
-        keep = max(1, max_model_len - max(1, request.token_limit or 1))
+        keep = max(1, max_model_len - (1 if request.token_limit is None else request.token_limit))
     return ids[:keep] if request.truncation_side == "right" else ids[max(0, len(ids) - keep) :]
 
 

@@ -148,7 +148,7 @@ class InputBatch:
             state = RequestState(new, self.block_size, self._free_slots.pop())
             self.states[new.request_id] = state
             if new.sampling.grammar and self._grammars is not None:
-                state.grammar = RequestGrammar(self._grammars.matcher(new.sampling.grammar))
+                state.grammar = RequestGrammar(*self._grammars.matcher(new.sampling.grammar))
         for request_id, block_ids in output.new_block_ids.items():
             self.states[request_id].add_blocks(block_ids)
 

@@ -18,7 +18,7 @@ from octavo_server.worker.pooling import PooledTensors
 from octavo_server.worker.sampler import SampledTensors
 
 NO_DISTRIBUTION: Final = "the model gave no probabilities for the next token (its logits are not finite numbers)"
-NOTHING_LEFT: Final = "bad_words, or min_tokens with stop_token_ids, exclude every token that the grammar allows here"
+NOTHING_LEFT: Final = "every token that the grammar allows here is excluded by "  # what does it follows
 _POLL_SECONDS: Final = 5e-5
 
 
@@ -180,7 +180,9 @@ def _why_failed(state: RequestState) -> tuple[str, ErrorKind]:
     if state.grammar.error is not None:
         return state.grammar.error, "invalid"
     params = state.sampling
-    return (NOTHING_LEFT, "invalid") if params.bad_words or params.min_tokens else (NO_DISTRIBUTION, "internal")
+    given = (("bad_words", params.bad_words), ("min_tokens, with stop_token_ids", params.min_tokens))
+    excluding = " or ".join(name for name, value in given if value)
+    return (NOTHING_LEFT + excluding, "invalid") if excluding else (NO_DISTRIBUTION, "internal")
 
 
 def _has_come(event: torch.cuda.Event) -> bool:

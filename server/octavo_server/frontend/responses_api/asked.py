@@ -1,5 +1,8 @@
 """What a request for a response asks: the conversation that it goes on with, as a chat that has been prepared."""
 
+import re
+from typing import Final
+
 from octavo_server.errors import RequestError
 from octavo_server.frontend.chat_prompt import PreparedChat, prepare_chat
 from octavo_server.frontend.generation import Caller
@@ -10,6 +13,9 @@ from octavo_server.frontend.responses_api.store import ResponseStore, Turn
 from octavo_server.frontend.responses_api.to_chat import chat_request, renamed, tools
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text_threads import SHORT_TEXT
+
+_PARAMETERS: Final = re.compile(r"tools\[(\d+)\]\.function\.parameters")
+_MOST_TRIED: Final = 8
 
 
 async def asked_chat(
@@ -37,24 +43,29 @@ async def prepared_chat(
 ) -> tuple[ResponsesRequest, PreparedChat]:
     """The chat with its prompt, and the request with what was decided for it.
 
-    OpenAI's responses take a tool that does not say whether it is strict for one that is. Where its schema cannot be
-    held, it was not meant so.
+    OpenAI's responses take a tool that does not say whether it is strict for one that is. One whose schema cannot be
+    held was not meant so; those behind the first few of them are not looked at.
 
     Raises:
         RequestError: as `prepare_chat` does, in the words of responses.
     """
-    strict = request.with_strict(True)
-    try:
+    decided = request.with_strict(True)
+    for tried in range(_MOST_TRIED + 1):
         try:
-            return strict, await prepare_chat(state, chat.model_copy(update={"tools": tools(strict)}), caller)
+            return decided, await prepare_chat(state, chat.model_copy(update={"tools": tools(decided)}), caller)
         except RequestError as error:
-            if strict is request or error.param != "tools":
-                raise
-        caller.place.leave()
-        loose = request.with_strict(False)
-        return loose, await prepare_chat(state, chat.model_copy(update={"tools": tools(loose)}), caller)
-    except RequestError as error:
-        raise renamed(error) from error
+            index = _unheld(error)
+            if index is None or (request.tools or ())[index].strict is not None:
+                raise renamed(error) from error
+            caller.place.leave()
+            decided = decided.without_strict(index) if tried < _MOST_TRIED - 1 else request.with_strict(False)
+    raise RequestError("tools: their schemas cannot be held together", param="tools")
+
+
+def _unheld(error: RequestError) -> int | None:
+    """The tool whose schema cannot be held, if that is it."""
+    found = _PARAMETERS.fullmatch(error.param or "")
+    return None if found is None else int(found[1])
 
 
 def _before(store: ResponseStore, request: ResponsesRequest, key: bytes) -> Turn | None:

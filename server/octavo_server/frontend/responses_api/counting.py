@@ -18,6 +18,7 @@ from octavo_server.frontend.responses_api.fields import (
     ResponsesRequest,
     TextConfig,
 )
+from octavo_server.frontend.responses_api.hints import PROMPT_HINTS
 from octavo_server.frontend.responses_api.store import ResponseStore
 from octavo_server.frontend.responses_api.to_chat import renamed
 from octavo_server.frontend.responses_api.tool_fields import ToolChoice, Tools
@@ -28,6 +29,8 @@ from octavo_server.frontend.tool_use import tool_use
 
 class InputTokensRequest(Body):
     """Its body: those fields of POST /v1/responses that make the prompt."""
+
+    hints = PROMPT_HINTS
 
     model: ModelName | None = None
     input: Input | None = None

@@ -27,6 +27,7 @@ from octavo_server.frontend.generation_fields import (
     TokenIdKey,
 )
 from octavo_server.frontend.openai import TEMPLATE_VARIABLES, PromptCacheOptions, ReasoningEffort
+from octavo_server.frontend.responses_api.hints import HINTS
 from octavo_server.frontend.responses_api.item_fields import Items
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction, ToolChoice, Tools
 from octavo_server.frontend.structured_fields import JsonObjectFormat, JsonSchema, StructuredOutputs, TextFormat
@@ -95,6 +96,8 @@ class StreamOptions(Body):
 class ResponsesRequest(Body):
     """Body of POST /v1/responses."""
 
+    hints = HINTS
+
     model: Annotated[str, Field(min_length=1, max_length=256)]
     input: Input
     instructions: Text | None = None
@@ -152,7 +155,9 @@ class ResponsesRequest(Body):
         ]
         | None
     ) = None
-    request_id: Annotated[RequestId | None, Field(description="of the response, instead of one that is drawn")] = None
+    request_id: Annotated[
+        RequestId | None, Field(description="of the response, behind resp_; instead of one that is drawn")
+    ] = None
     timeout: (
         Annotated[
             float, Field(ge=0.001, le=86_400.0, allow_inf_nan=False, description="seconds until it ends with an error")
@@ -218,6 +223,12 @@ class ResponsesRequest(Body):
             return self
         said = [tool if tool.strict is not None else tool.model_copy(update={"strict": strict}) for tool in tools]
         return self.model_copy(update={"tools": said})
+
+    def without_strict(self, index: int) -> "ResponsesRequest":
+        """With this tool not strict."""
+        tools = list(self.tools or ())
+        tools[index] = tools[index].model_copy(update={"strict": False})
+        return self.model_copy(update={"tools": tools})
 
     @property
     def chosen_names(self) -> list[str]:

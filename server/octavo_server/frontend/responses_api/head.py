@@ -33,7 +33,7 @@ class Head:
         """Its work grows with schemas and instructions: the event loop calls `prepare` instead."""
         self.request = request
         self.conversation = conversation
-        self.id = request.request_id or f"resp_{prepared.generation.id}"
+        self.id = f"resp_{(request.request_id or prepared.generation.id).removeprefix('resp_')}"
         self._state = state
         self._created_at = state.now()
         self._asked = _asked(request, prepared)

@@ -111,7 +111,7 @@ class MessageItem(Body):
 
 
 class FunctionCallItem(Body):
-    """A call in an earlier answer; `arguments` is JSON in a string, as the model wrote it."""
+    """A call in an earlier answer; `arguments` is what the model wrote, JSON if it is right."""
 
     type: Literal["function_call"]
     call_id: ShortText

@@ -1,11 +1,11 @@
 """What clients get of a response: the objects of OpenAI's reference.
 
-Items are made anew for each event that shows them. A field that is UNSET is left out; one that is None is null.
+Items are made anew for each event that shows them. A field that is None is null.
 """
 
 from typing import Any, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Raw, Struct
 
 from octavo_server.frontend.responses import TokenLogprob
 
@@ -133,7 +133,6 @@ class Response(Asked, kw_only=True):
     service_tier: str = "default"
     truncation: str = "disabled"
     usage: Usage | None = None
-    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Deleted(Struct):

@@ -28,12 +28,13 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
     """Add them to an app. `caller_of`: whose request it is."""
     config = state.config
     store = ResponseStore(int(config.response_store_size * MIB), config.response_store_seconds)
+    _add_asking(app, state, store, caller_of)
+    _add_kept(app, state, store, caller_of)
+    _add_refused(app, store, caller_of)
 
-    def stored(request: Request, response_id: str) -> Stored:
-        found = store.get(caller_of(request).salt, response_id)
-        if found is None:
-            raise _unknown(response_id)
-        return found
+
+def _add_asking(app: FastAPI, state: ServerState, store: ResponseStore, caller_of: Callable[[Request], Caller]) -> None:
+    """What the model is asked."""
 
     @app.post("/v1/responses", responses=answers(objects.Response, Event, last=""))
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
@@ -52,24 +53,20 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         """How many tokens a response's prompt would have."""
         return _json(await count_input(state, store, body, caller_of(request).salt))
 
-    @app.post("/v1/responses/compact", status_code=400, response_description="It is refused")
-    async def compact() -> Response:
-        """Refused: nothing here sums up conversations."""
-        raise RequestError(
-            "conversations are not compacted here: what is left out of one is the client's choice",
-            code="not_supported",
-        )
+
+def _add_kept(app: FastAPI, state: ServerState, store: ResponseStore, caller_of: Callable[[Request], Caller]) -> None:
+    """What has been kept."""
 
     @app.get("/v1/responses/{response_id}", responses=answers(objects.Response))
     async def get_response(response_id: ResponseId, request: Request, stream: bool = False) -> Response:
         """A response that has been kept."""
         if stream:
             raise RequestError("stream: events are not kept; leave it out or give false", param="stream")
-        return _json(stored(request, response_id).json)
+        return _json(_stored(store, caller_of(request), response_id).json)
 
     @app.delete("/v1/responses/{response_id}", responses=answers(objects.Deleted))
     async def delete_response(response_id: ResponseId, request: Request) -> Response:
-        """Forget a response. Those that follow it in its conversation go on without it."""
+        """Forget a response under its id. Those that went on with it hold its content in their conversation."""
         if not store.delete(caller_of(request).salt, response_id):
             raise _unknown(response_id)
         return _json(encode(objects.Deleted(response_id)))
@@ -83,16 +80,35 @@ def add_responses_routes(app: FastAPI, state: ServerState, caller_of: Callable[[
         after: Annotated[str | None, Query(max_length=512)] = None,
     ) -> Response:
         """What the model was given for a response, in pages."""
-        turn = stored(request, response_id).turn
+        turn = _stored(store, caller_of(request), response_id).turn
         return _json(await state.in_thread(_page, turn, limit, order, after))
+
+
+def _add_refused(app: FastAPI, store: ResponseStore, caller_of: Callable[[Request], Caller]) -> None:
+    """What is not done here."""
+
+    @app.post("/v1/responses/compact", status_code=400, response_description="It is refused")
+    async def compact() -> Response:
+        """Refused: nothing here sums up conversations."""
+        raise RequestError(
+            "conversations are not compacted here: what is left out of one is the client's choice",
+            code="not_supported",
+        )
 
     @app.post("/v1/responses/{response_id}/cancel", status_code=400, response_description="It is refused")
     async def cancel_response(response_id: ResponseId, request: Request) -> Response:
         """Refused: only what runs in the background can be cancelled."""
-        stored(request, response_id)
+        _stored(store, caller_of(request), response_id)
         raise RequestError(
             "only a response that runs in the background can be cancelled: close the connection of one that is streamed"
         )
+
+
+def _stored(store: ResponseStore, caller: Caller, response_id: str) -> Stored:
+    found = store.get(caller.salt, response_id)
+    if found is None:
+        raise _unknown(response_id)
+    return found
 
 
 def _page(turn: Turn, limit: int, order: str, after: str | None) -> bytes:

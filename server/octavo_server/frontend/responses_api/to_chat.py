@@ -1,38 +1,18 @@
-"""A response's request as the chat that it is: items become messages, fields get their names in chats."""
+"""A response's request as the chat that it is: fields get their names in chats."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.chat_prompt import call_arguments
-from octavo_server.frontend.message_fields import (
-    MAX_CALLS,
-    AssistantMessage,
-    FunctionCall,
-    Message,
-    RefusalPart,
-    SystemMessage,
-    TextPart,
-    ToolCall,
-    ToolMessage,
-    UserMessage,
-)
+from octavo_server.frontend.message_fields import Message
 from octavo_server.frontend.openai import ChatCompletionRequest
 from octavo_server.frontend.refusal import validation_error
 from octavo_server.frontend.responses_api.fields import ResponsesRequest, SchemaFormat
-from octavo_server.frontend.responses_api.item_fields import (
-    FunctionCallItem,
-    FunctionResultItem,
-    InputText,
-    Item,
-    MessageItem,
-    OutputRefusal,
-    OutputText,
-    ReasoningItem,
-)
+from octavo_server.frontend.responses_api.item_fields import Item
+from octavo_server.frontend.responses_api.item_messages import messages
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction
 from octavo_server.frontend.structured_fields import JsonSchemaFormat, NamedSchema
 from octavo_server.frontend.tool_fields import FunctionDefinition, FunctionTool
@@ -82,11 +62,10 @@ def chat_request(request: ResponsesRequest, items: Sequence[Item]) -> ChatComple
     Raises:
         RequestError: they are no chat.
     """
-    own = 1 if isinstance(request.input, str) else len(request.input)
     text, reasoning = request.text, request.reasoning
     fields = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     fields |= {
-        "messages": _checked_messages(request.instructions, items, earlier=len(items) - own),
+        "messages": _checked_messages(request.instructions, items),
         "max_completion_tokens": request.max_output_tokens,
         "logprobs": request.num_logprobs is not None or None,
         "top_logprobs": request.num_logprobs,
@@ -121,116 +100,13 @@ def renamed(error: RequestError) -> RequestError:
     )
 
 
-def _checked_messages(instructions: str | None, items: Sequence[Item], *, earlier: int) -> list[Message]:
+def _checked_messages(instructions: str | None, items: Sequence[Item]) -> list[Message]:
     """Items that are within their bounds may make a message together that is not."""
     try:
-        return messages(instructions, items, earlier=earlier)
+        return messages(instructions, items)
     except ValidationError as error:
         found = validation_error(error.errors(include_url=False), {})
         raise RequestError(f"input: {found.message}", param="input") from error
-
-
-def messages(instructions: str | None, items: Iterable[Item], *, earlier: int = 0) -> list[Message]:
-    """The messages of a conversation. Thoughts, words and calls of one answer are one message again.
-
-    A call that was cut off is left out: nobody can have answered it, and no template could show its arguments.
-
-    earlier: how many items are of responses before.
-
-    Raises:
-        RequestError: there is nothing in them; a call's arguments are no JSON object.
-    """
-    found: list[Message] = []
-    if instructions is not None:
-        found.append(SystemMessage(role="system", content=instructions))
-    answer = _Answer(found)
-    for at, item in enumerate(items, -earlier):
-        match item:
-            case MessageItem(role="assistant"):
-                answer.says(item)
-            case MessageItem():
-                answer.ends()
-                found.append(_given(item))
-            case FunctionCallItem():
-                answer.calls(item, at)
-            case FunctionResultItem():
-                answer.ends()
-                found.append(_result(item))
-            case ReasoningItem():
-                answer.thinks(item)
-    answer.ends()
-    if not found:
-        raise RequestError("input: there is nothing in it that a model could be shown", param="input")
-    return found
-
-
-class _Answer:
-    """An assistant's message while its items come."""
-
-    def __init__(self, found: list[Message]) -> None:
-        """`found`: where it is put when it ends."""
-        self._found = found
-        self._fields: dict[str, Any] = {}
-
-    def thinks(self, item: ReasoningItem) -> None:
-        """Thoughts begin a message."""
-        self.ends()
-        parts: Sequence[Any] = item.content or item.summary or ()
-        if parts:
-            self._fields["reasoning_content"] = "\n".join(part.text for part in parts)
-
-    def says(self, item: MessageItem) -> None:
-        """A text. A second one is of another message."""
-        if "content" in self._fields or "tool_calls" in self._fields:
-            self.ends()
-        self._fields["content"] = _answered(item)
-
-    def calls(self, item: FunctionCallItem, at: int) -> None:
-        """A call, of the same message as those before it; `at`: its place in the input."""
-        try:
-            call_arguments(item.arguments, f"input[{at}].arguments" if at >= 0 else "previous_response_id")
-        except RequestError:
-            if item.status == "incomplete":
-                return
-            raise
-        calls = self._fields.setdefault("tool_calls", [])
-        if len(calls) == MAX_CALLS:
-            raise RequestError(f"input: one answer has more than {MAX_CALLS} calls", param="input")
-        call = ToolCall(
-            id=item.call_id, type="function", function=FunctionCall(name=item.name, arguments=item.arguments)
-        )
-        calls.append(call)
-
-    def ends(self) -> None:
-        """Another one speaks."""
-        if self._fields:
-            self._found.append(AssistantMessage(role="assistant", **self._fields))
-            self._fields = {}
-
-
-def _given(item: MessageItem) -> Message:
-    content = item.content if isinstance(item.content, str) else [_text_part(part) for part in item.content]
-    if item.role == "user":
-        return UserMessage(role="user", content=content)
-    return SystemMessage(role="developer" if item.role == "developer" else "system", content=content)
-
-
-def _answered(item: MessageItem) -> str | list[TextPart | RefusalPart]:
-    if isinstance(item.content, str):
-        return item.content
-    return [
-        RefusalPart(type="refusal", refusal=part.refusal) if isinstance(part, OutputRefusal) else _text_part(part)
-        for part in item.content
-    ]
-
-
-def _result(item: FunctionResultItem) -> ToolMessage:
-    content = item.output if isinstance(item.output, str) else [_text_part(part) for part in item.output]
-    return ToolMessage(role="tool", content=content, tool_call_id=item.call_id)
-
-
-def _text_part(part: InputText | OutputText | OutputRefusal) -> TextPart:
-    return TextPart(type="text", text=part.refusal if isinstance(part, OutputRefusal) else part.text)
 
 
 def tools(request: ResponsesRequest) -> list[FunctionTool] | None:

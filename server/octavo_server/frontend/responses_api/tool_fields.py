@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal, Never
 from pydantic import Field
 
 from octavo_server.frontend.fields import Body, Only
+from octavo_server.frontend.responses_api.hints import FLAT
 from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type, tag
 from octavo_server.frontend.structured_fields import JsonSchema
 from octavo_server.frontend.tool_fields import MAX_TOOLS, FunctionName
@@ -14,6 +15,8 @@ _NO_TOOLS: Final = "the server runs none: give it functions"
 
 class FunctionTool(Body):
     """A function of the client's. `strict`: the arguments are made to keep to the schema; left out: if they can be."""
+
+    hints = FLAT
 
     type: Literal["function"]
     name: FunctionName
@@ -34,6 +37,8 @@ Tool = Annotated[
 
 class NamedFunction(Body):
     """A function by its name."""
+
+    hints = FLAT
 
     type: Literal["function"]
     name: FunctionName

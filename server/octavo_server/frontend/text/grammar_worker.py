@@ -1,13 +1,15 @@
 """A process that compiles grammars, each in a child of its own: what a request brings may take any time and memory.
 
 Started by `grammars.py`. JSON lines over pipes. The first line is `{"model", "cpu_seconds"}`, answered by `{}` or
-`{"invalid": reason}`; each further one a `GrammarSource` without its field, answered by `{"grammar": text}` or
-`{"refused": reason}`. The tokenizer, which takes long to make, stays with the parent: a child that is killed costs
-a fork. Time is the CPU's: how busy the machine is must not decide whether a grammar is good.
+`{"invalid": reason}`; each further one a `GrammarSource` without its field, answered by `{"grammar": text}`,
+`{"refused": reason}`, or `{"failed": reason}` where it is not the grammar's doing. The tokenizer, which takes long to
+make, stays with the parent: a child that is killed costs a fork. Time is the CPU's: how busy the machine is must not
+decide whether a grammar is good.
 """
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -26,6 +28,7 @@ KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
 PIPE_BYTES: Final = 2**20
 # Text that must come is tokenized by llguidance, and if it spells a special token becomes that: an end in mid-answer.
 _NO_FORCING: Final = '%llguidance {"no_forcing": true}\n'
+_OF_LINES: Final = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?| \d+ \| .*$")
 _PAGE: Final = resource.getpagesize()
 
 
@@ -47,7 +50,11 @@ def main() -> None:
             _compile(line, tokenizer, start["cpu_seconds"])
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            _answer(refused=_why_killed(os.WTERMSIG(status)))
+            number = os.WTERMSIG(status)
+            if number == signal.SIGKILL:  # not by anything here
+                _answer(failed="the process that was to do it was killed")
+            else:
+                _answer(refused=_why_killed(number))
         elif os.WEXITSTATUS(status) != 0:
             _answer(refused="it cannot be compiled")
 
@@ -132,12 +139,18 @@ def _compile(line: bytes, tokenizer: LLTokenizer, cpu_seconds: float) -> None:
         except MemoryError:
             reply = {"refused": _why_killed(signal.SIGABRT)}
         except (GrammarError, ValueError, RecursionError) as error:
-            reply = {"refused": one_line(str(error)) or type(error).__name__}
+            reply = {"refused": _reason(json.loads(line)["kind"], error)}
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         _answer(**reply)
         status = 0
     finally:
         os._exit(status)
+
+
+def _reason(kind: str, error: Exception) -> str:
+    """Of a grammar that was made here, without its lines and where it is wrong."""
+    said = one_line(str(error)) or type(error).__name__
+    return said if kind == "grammar" else _OF_LINES.sub("", said)
 
 
 def _memory() -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.text.finite_schemas import finite
 
 # Characters that may stand behind a backslash. With `u` a key could be spelt so that it is not known for the one that
 # the schema names, and a string could hold half of a surrogate pair, which many readers of JSON refuse.
@@ -15,19 +16,31 @@ ESCAPES: Final[Mapping[str, Any]] = {"json_allowed_escapes": 'nrbtf\\"'}
 _BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _IN_LIST: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _ALONE: Final = ("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains")
+# What asks for nothing, and is no reason to refuse a schema.
+_NOTHING: Final[Mapping[str, Any]] = {
+    "uniqueItems": False,
+    "dependentRequired": {},
+    "dependentSchemas": {},
+    "dependencies": {},
+    "unevaluatedProperties": True,
+    "unevaluatedItems": True,
+    "propertyNames": True,
+    "minContains": 0,
+}
 _OF_DRAFT_3: Final = ("disallow", "extends", "divisibleBy")  # which llguidance takes for words of the author's own
 
 
 def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
-    """The schema without what says nothing, and is refused for its name alone.
+    """The schema without what says nothing, and is refused for its name alone; with bounds, so that answers end.
 
     Raises:
         RequestError: there is something in it that would be passed over; `param` is the field.
     """
 
     def checked(found: dict[str, Any]) -> None:
-        if found.get("uniqueItems") is False:
-            del found["uniqueItems"]
+        for name, nothing in _NOTHING.items():
+            if found.get(name) == nothing:
+                del found[name]
         for name in _OF_DRAFT_3:
             if name in found:
                 raise RequestError(f"{param}: {name} is a keyword of draft 3, which is not served", param=param)
@@ -39,25 +52,18 @@ def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
                 "one of them could come twice",
                 param=param,
             )
+        finite(found, has_multiples=bool(multiples))
 
-    return _mapped(schema, checked)
-
-
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties: false` in each object that names properties and does not say it itself."""
-
-    def close(found: dict[str, Any]) -> None:
-        if "properties" in found or "patternProperties" in found:
-            found.setdefault("additionalProperties", False)
-
-    return _mapped(schema, close)
+    multiples: list[Any] = []
+    mapped(schema, lambda found: multiples.extend([found["multipleOf"]] if "multipleOf" in found else []))
+    return mapped(schema, checked)
 
 
-def _mapped(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def mapped(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """A copy in which each schema, itself too, was changed; names of properties are no keywords."""
 
     def below(value: Any) -> Any:
-        return _mapped(value, change) if isinstance(value, dict) else value
+        return mapped(value, change) if isinstance(value, dict) else value
 
     found = dict(schema)
     for name in _BY_NAME:

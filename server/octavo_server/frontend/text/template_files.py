@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import jinja2
+
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.frontend.text.chat_template import ChatTemplate, ContentFormat
+from octavo_server.frontend.text.template_language import environment
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,20 @@ def load_chat_template(
     if named and "default" not in named:
         log.warning("none of the model's chat templates is named default: give one of them with %s", _FLAG)
     return ChatTemplate(named, special_tokens, content_format=content_format) if "default" in named else None
+
+
+def check_given(value: str) -> None:
+    """What can be known of `--chat-template` without a process for it: whether it is there, and is Jinja.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        # It is only parsed: to compile it, Jinja would evaluate what is constant in it.
+        environment().parse(_given(value))
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{_FLAG} {_shown(value)}: the template is not valid Jinja: {reason}") from error
 
 
 def _given(value: str) -> str:

@@ -6,7 +6,7 @@ And what can be known of a template by reading it, before it ever runs.
 import datetime
 import json
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import jinja2
 from jinja2 import meta, nodes
@@ -18,7 +18,6 @@ from jinja2.utils import Namespace
 
 # What a template takes for a message's content: a string, a list of parts, or it looks which of them it is.
 Content = Literal["string", "parts", "either"]
-_CONTENT: Final = "content"
 
 
 def environment() -> ImmutableSandboxedEnvironment:
@@ -49,26 +48,40 @@ def content_read(template: nodes.Template) -> Content:
 
     A guess by what published templates do: content is what is called so, or set from what is.
     """
-    names = {_CONTENT}
-    for assign in template.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, names):
-            names.add(assign.target.name)
-    if not any(_is_content(loop.iter, names) for loop in template.find_all(nodes.For)):
+    content = _Field(template, "content")
+    if not any(content.is_in(loop.iter) for loop in template.find_all(nodes.For)):
         return "string"
-    tests = template.find_all(nodes.Test)
-    return "either" if any(test.name == "string" and _is_content(test.node, names) for test in tests) else "parts"
+    return "either" if content.is_tested(template, "string") else "parts"
 
 
-def _is_content(expression: nodes.Node, names: set[str]) -> bool:
-    return any(_is_called_content(node, names) for node in _core(expression))
+def takes_text_arguments(template: nodes.Template) -> bool:
+    """Whether a template looks what a call's arguments are, and so shows them also where they are no mapping."""
+    return _Field(template, "arguments").is_tested(template, "string", "mapping")
 
 
-def _is_called_content(node: nodes.Node, names: set[str]) -> bool:
-    if isinstance(node, nodes.Name):
-        return node.name in names
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == _CONTENT
-    return isinstance(node, nodes.Getattr) and node.attr == _CONTENT
+class _Field:
+    """A field of messages where a template reads it, also by the names that it sets from it."""
+
+    def __init__(self, template: nodes.Template, field: str) -> None:
+        self._field, self._names = field, {field}
+        for assign in template.find_all(nodes.Assign):
+            if isinstance(assign.target, nodes.Name) and self.is_in(assign.node):
+                self._names.add(assign.target.name)
+
+    def is_in(self, expression: nodes.Node) -> bool:
+        """Whether an expression is a form of it."""
+        return any(self._is_called_so(node) for node in _core(expression))
+
+    def is_tested(self, template: nodes.Template, *tests: str) -> bool:
+        """Whether the template asks one of these of it."""
+        return any(test.name in tests and self.is_in(test.node) for test in template.find_all(nodes.Test))
+
+    def _is_called_so(self, node: nodes.Node) -> bool:
+        if isinstance(node, nodes.Name):
+            return node.name in self._names
+        if isinstance(node, nodes.Getitem):
+            return isinstance(node.arg, nodes.Const) and node.arg.value == self._field
+        return isinstance(node, nodes.Getattr) and node.attr == self._field
 
 
 def _core(expression: nodes.Node) -> Iterator[nodes.Node]:

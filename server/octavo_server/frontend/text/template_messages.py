@@ -7,25 +7,40 @@ from octavo_server.frontend.text.template_language import Content
 
 # Names that templates read a message's reasoning by; the first one is the usual.
 REASONING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
+# What a call's arguments are to a template that takes nothing but mappings, where they are none.
+INVALID: Final = "INVALID_ARGUMENTS"
 
 
 class CannotContinue(Exception):
     """The last message cannot be left open; the message says why."""
 
 
-def for_template(messages: Sequence[Mapping[str, Any]], content: Content) -> list[dict[str, Any]]:
-    """Null fields left out, reasoning under every name it is read by, content in the form that the template takes."""
-    return [_for_template(message, content) for message in messages]
+def for_template(
+    messages: Sequence[Mapping[str, Any]], content: Content, *, text_arguments: bool
+) -> list[dict[str, Any]]:
+    """Null fields left out, reasoning under every name it is read by, content in the form that the template takes.
+
+    `text_arguments`: whether it takes arguments of calls that are no mapping, but the text that a model wrote.
+    """
+    return [_for_template(message, content, text_arguments) for message in messages]
 
 
-def _for_template(message: Mapping[str, Any], content: Content) -> dict[str, Any]:
+def _for_template(message: Mapping[str, Any], content: Content, text_arguments: bool) -> dict[str, Any]:
     plain = {name: value for name, value in message.items() if value is not None}
     reasoning = next((plain[name] for name in REASONING_FIELDS if name in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     if "content" in plain:
         plain["content"] = _content(plain["content"], content)
+    if "tool_calls" in plain and not text_arguments:
+        plain["tool_calls"] = [_with_mapping(call) for call in plain["tool_calls"]]
     return plain
+
+
+def _with_mapping(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function", {})
+    text = function.get("arguments")
+    return {**call, "function": {**function, "arguments": {INVALID: text}}} if isinstance(text, str) else call
 
 
 def _content(value: Any, form: Content) -> Any:

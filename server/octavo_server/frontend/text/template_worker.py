@@ -22,7 +22,13 @@ from typing import Any, Final
 import jinja2
 
 from octavo_server.frontend.text.quiet import say_no_more
-from octavo_server.frontend.text.template_language import Content, content_read, environment, names_read
+from octavo_server.frontend.text.template_language import (
+    Content,
+    content_read,
+    environment,
+    names_read,
+    takes_text_arguments,
+)
 from octavo_server.frontend.text.template_messages import CannotContinue, cut_off, for_template, leave_open
 
 MAX_MEMORY_BYTES: Final = 2**30  # of address space; the largest body takes about half of it
@@ -47,6 +53,7 @@ class Templates:
         forms: dict[str, Content] = {"string": "string", "openai": "parts"}
         form = forms.get(start["content_format"])
         self._content: dict[str, Content] = {name: form or content_read(tree) for name, tree in trees.items()}
+        self._text_arguments = {name: takes_text_arguments(tree) for name, tree in trees.items()}
         self.reads = sorted(set().union(*(names_read(tree) for tree in trees.values())))
 
     def render(self, chat: Mapping[str, Any]) -> str:
@@ -56,7 +63,8 @@ class Templates:
             CannotContinue: its last message cannot be left open.
         """
         name = "tool_use" if chat["tools"] is not None and "tool_use" in self._compiled else "default"
-        messages = for_template(chat["messages"], self._content[name])
+        text_arguments = self._text_arguments[name]
+        messages = for_template(chat["messages"], self._content[name], text_arguments=text_arguments)
         variables = {"documents": None} | self._special_tokens | chat["variables"]
         variables |= {"tools": chat["tools"], "add_generation_prompt": chat["add_generation_prompt"]}
         if not chat["continue_final_message"]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
 from octavo_server.frontend.text.output_parsers.json_grammars import unmarked
 from octavo_server.frontend.text.output_parsers.lark import Lark, either, quoted, several, without
@@ -116,6 +117,6 @@ def _parameter(lark: Lark, rule: str, parameters: Mapping[str, Any], key: str) -
         body = 'value "\\n"'
     else:
         definitions = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
-        body = f"{lark.json(f'{rule}_json', {**schema, **definitions})} {quoted(end)}"
+        body = f"{lark.json(f'{rule}_json', closed({**schema, **definitions})[0])} {quoted(end)}"
     lark.add(rule, f'{quoted(f"{PARAMETER[0]}{key}>")} "\\n" ({body})')
     return rule if key in required(parameters) else f"{rule}?"

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.json_schemas import ESCAPES, served
 
 MOST_CALLS: Final = 128
@@ -93,14 +94,17 @@ def either(options: Sequence[str]) -> str:
 
 
 def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema that arguments are forced to. They are an object, of no other properties than those that are named."""
+    """The schema that arguments are forced to: an object, of no other properties than those that are named.
+
+    So are those within it, unless several schemas describe one together.
+    """
     schema = dict(parameters)
     if not _MORE_THAN_PROPERTIES & schema.keys():
         schema["additionalProperties"] = False
         schema.setdefault("properties", {})
     if "$ref" not in schema:
         schema["type"] = "object"
-    return schema
+    return closed(schema)[0]
 
 
 def _pattern(text: str) -> str:

@@ -177,13 +177,18 @@ def choose_format(
     """
     tools = _tools_shown(template_source) if tool_call_parser is None else tool_call_parser
     thoughts = _thoughts_shown(template_source) if reasoning_parser is None else reasoning_parser
-    for flag, name, known in (
-        ("--tool-call-parser", tools, TOOL_PARSERS.keys()),
-        ("--reasoning-parser", thoughts, REASONING_PARSERS.keys()),
-    ):
-        if name not in known and name != NONE:
-            raise ConfigError(f"{flag} {name} is unknown; known are {', '.join(sorted(known))} and {NONE}")
+    check_names(tools, thoughts)
     return OutputFormat(TOOL_PARSERS.get(tools), REASONING_PARSERS.get(thoughts), token_ids)
+
+
+def check_names(tool_call_parser: str | None, reasoning_parser: str | None) -> None:
+    """Raises ConfigError where flags name a parser that is unknown; None: they do not name one."""
+    for flag, name, known in (
+        ("--tool-call-parser", tool_call_parser, TOOL_PARSERS.keys()),
+        ("--reasoning-parser", reasoning_parser, REASONING_PARSERS.keys()),
+    ):
+        if name is not None and name not in known and name != NONE:
+            raise ConfigError(f"{flag} {name} is unknown; known are {', '.join(sorted(known))} and {NONE}")
 
 
 def _tools_shown(template: str) -> str:

@@ -28,11 +28,15 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool that may be called. `parameters`: JSON schema of its arguments; `strict`: they must be valid."""
+    """A tool that may be called. `parameters`: JSON schema of its arguments; `strict`: they must be valid.
+
+    `index`: which of the request's tools it is.
+    """
 
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
     strict: bool = False
+    index: int = 0
 
 
 class OutputParser(Protocol):
