@@ -187,6 +187,7 @@ async def test_the_end_of_the_engine_ends_every_stream(
     await peer.output("a", 5)
     assert [delta.token_ids for _, delta in await anext(streams[0].deltas())] == [[5]]
     client.close("the engine died")
+    assert client.phase == "restarting"  # and no more "ready", which it was
     for stream in streams:
         with pytest.raises(EngineError, match="the engine died") as caught:
             await anext(stream.deltas())

@@ -67,6 +67,15 @@ def test_json_is_known_by_its_type(content_type: str) -> None:
         parse_body(CompletionRequest, raw, "text/plain")
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("zstd, gzip", 415), ("identity", 503), ("", 503)])
+async def test_a_compressed_body_is_refused_by_name(client: httpx.AsyncClient, encoding: str, status: int) -> None:
+    body = {"model": "m", "prompt": "x"}
+    answer = await client.post("/v1/completions", json=body, headers={"Content-Encoding": encoding})
+    assert answer.status_code == status  # 503: it was read, and there is no engine here
+    if status == 415:
+        assert encoding in answer.json()["error"]["message"]
+
+
 class Sender:
     """Asks an app that reads bodies and parses them when it may."""
 

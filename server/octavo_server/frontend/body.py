@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -41,6 +42,7 @@ def body_route(state: ServerState) -> type[APIRoute]:
             endpoint, model = self.endpoint, parameter.annotation
 
             async def handle(request: Request) -> Response:
+                _check_encoding(request)
                 if state.readiness().ready and _may_be_large(request):  # not ready: that is what is to be said
                     state.admission.check()
                 body = await _received(request, model, state)
@@ -51,6 +53,17 @@ def body_route(state: ServerState) -> type[APIRoute]:
             return handle
 
     return BodyRoute
+
+
+def _check_encoding(request: Request) -> None:
+    """Raises RequestError (415): a few bytes could become gigabytes, and clients of OpenAI's send none."""
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise RequestError(
+            f"Content-Encoding: {encoding[:40]!r}: bodies are taken as they are; send it uncompressed",
+            code="unsupported_content_encoding",
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        )
 
 
 async def _received(request: Request, model: type[M], state: ServerState) -> M:

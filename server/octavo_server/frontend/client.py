@@ -96,7 +96,8 @@ class EngineClient:
 
     def close(self, reason: str) -> None:
         """The engine is gone: end every open request with `reason`."""
-        self.ready = None
+        if self.ready is not None:
+            self.ready, self.phase = None, "restarting"
         self.end_streams(reason)
         self.epoch = 0
         self._close_link()
