@@ -25,7 +25,7 @@ class AccessConfig(BaseModel):
         None,
         ge=0,
         le=65_535,
-        description="second port, for /health, /ready, /version and /metrics, which is then there alone; no key but for /version",
+        description="second port, and the only one for /metrics: with /health and /ready without a key, and /version",
     )
     admin_host: str | None = Field(None, description="address of the admin port [default: that of --host]")
     api_key: tuple[ApiKey, ...] = Field(
