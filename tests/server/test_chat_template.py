@@ -250,8 +250,8 @@ def test_a_process_that_fails_by_no_fault_of_the_chat_is_told_as_the_servers(kil
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         rendering = pool.submit(template.render, CHAT)
-        serving.until(lambda: not template._processes._idle)
         if killed:
+            serving.until(lambda: serving.unread_bytes(pid) > 0)
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(RequestError, match="try again") as caught:
             rendering.result()

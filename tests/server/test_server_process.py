@@ -1,14 +1,11 @@
 """The life of the server's processes: start, death of the engine, disconnects, drain, keys. None is left behind."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import socket
 import stat
-import sys
-import termios
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -273,21 +270,12 @@ def test_who_waits_for_a_grammar_at_the_end_of_the_drain_is_told_so(model: Path)
         os.kill(pid, signal.SIGSTOP)
         wanted = body | {"structured_outputs": {"choice": ["b"]}}
         asked = pool.submit(httpx.post, url, json=wanted, timeout=60.0)
-        serving.until(lambda: unread_bytes(pid) > 0)
+        serving.until(lambda: serving.unread_bytes(pid) > 0)
         server.process.send_signal(signal.SIGTERM)
         refused = asked.result()
         assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
         assert server.process.wait(serving.PATIENCE_SECONDS) == 0
         assert not serving.is_alive(pid)
-
-
-def unread_bytes(pid: int) -> int:
-    """That wait on a process's stdin."""
-    pipe = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
-    finally:
-        os.close(pipe)
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)], ids=["INT", "TERM twice"])

@@ -1,6 +1,7 @@
 """Real server processes for tests: `octavo serve`'s own, with the real engine or the fake one."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -204,3 +206,12 @@ def main(kind: str, values: str) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2]))
+
+
+def unread_bytes(pid: int) -> int:
+    """That wait on a process's stdin."""
+    pipe = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+    finally:
+        os.close(pipe)
