@@ -52,6 +52,17 @@ def _older(name: str) -> Only:
     return Only(why=f"it is vLLM's older name of structured_outputs.{name}")
 
 
+Stop = Annotated[
+    Annotated[StopString, Tag("one")]
+    | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS), Tag("several")],
+    Discriminator(
+        kind(strings="one", lists=lambda _: "several"),
+        custom_error_type="stop_type",
+        custom_error_message="Input should be a string or a list of strings",
+    ),
+]
+
+
 class StreamOptions(Body):
     """Only with `stream`."""
 
@@ -103,18 +114,7 @@ class GenerationRequest(Body):
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    stop: (
-        Annotated[
-            Annotated[StopString, Tag("one")]
-            | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS), Tag("several")],
-            Discriminator(
-                kind(strings="one", lists=lambda _: "several"),
-                custom_error_type="stop_type",
-                custom_error_message="Input should be a string or a list of strings",
-            ),
-        ]
-        | None
-    ) = None
+    stop: Stop | None = None
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=64)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None

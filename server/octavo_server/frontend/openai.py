@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from octavo_server.frontend.fields import Body, BoundedObject, Entries, Only, ShortText, field_error, kind
 from octavo_server.frontend.generation_fields import MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, Text, TokenIds
 from octavo_server.frontend.message_fields import MAX_MESSAGES, Content, Message
-from octavo_server.frontend.tool_fields import AllowedToolsChoice, NamedTool, ToolChoice, Tools
+from octavo_server.frontend.tool_fields import AllowedToolsChoice, NamedTool, ToolChoice, Tools, check_tool_names
 
 MAX_PROMPTS: Final = 256
 MAX_CHOICES: Final = 256  # prompts × n
@@ -98,14 +98,8 @@ class ChatCompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _tools_are_known_by_their_names(self) -> "ChatCompletionRequest":
         names = [tool.function.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            double = next(name for name in names if names.count(name) > 1)
-            raise field_error("tools", f"has two functions of the name {double}")
-        if self.tool_choice not in (None, "none", "auto") and not names:
-            raise field_error("tool_choice", "is only allowed together with tools")
-        unknown = [name for name in self.chosen_names if name not in names]
-        if unknown:
-            raise field_error("tool_choice", f"names a function that is not among the tools: {unknown[0]}")
+        needed = self.tool_choice not in (None, "none", "auto")
+        check_tool_names(names, self.chosen_names, needed=needed)
         return self
 
     @property

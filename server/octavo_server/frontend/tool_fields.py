@@ -1,18 +1,35 @@
 """The tools that a model may call, and which of them it should, as clients may send them."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from octavo_server.frontend.fields import Body, Only
+from octavo_server.frontend.fields import Body, Only, field_error
 from octavo_server.frontend.structured_fields import JsonSchema
 
 MAX_TOOLS: Final = 128
 FunctionName = Annotated[
     str, Field(pattern=r"^[a-zA-Z0-9_-]+$", min_length=1, max_length=64, description="letters, digits, _ and -")
 ]
+
+
+def check_tool_names(names: Sequence[str], chosen: Sequence[str], *, needed: bool) -> None:
+    """Of a request's tools. chosen: those that `tool_choice` names. needed: whether it asks for any.
+
+    Raises:
+        PydanticCustomError: a name stands twice; there are no tools though they are needed; one is chosen that is none.
+    """
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise field_error("tools", f"has two functions of the name {double}")
+    if needed and not names:
+        raise field_error("tool_choice", "is only allowed together with tools")
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise field_error("tool_choice", f"names a function that is not among the tools: {unknown[0]}")
 
 
 class FunctionDefinition(Body):

@@ -13,7 +13,6 @@ from octavo_server.frontend.generation_fields import (
     MAX_BIASES,
     MAX_LOGPROBS,
     MAX_METADATA,
-    MAX_STOPS,
     MAX_TOKEN_ID,
     MAX_TOKENS,
     Bias,
@@ -21,7 +20,7 @@ from octavo_server.frontend.generation_fields import (
     Probability,
     RepetitionPenalty,
     RequestId,
-    StopString,
+    Stop,
     Text,
     TokenId,
     TokenIdKey,
@@ -31,7 +30,7 @@ from octavo_server.frontend.responses_api.hints import HINTS
 from octavo_server.frontend.responses_api.item_fields import Items
 from octavo_server.frontend.responses_api.tool_fields import AllowedTools, NamedFunction, ToolChoice, Tools
 from octavo_server.frontend.structured_fields import JsonObjectFormat, JsonSchema, StructuredOutputs, TextFormat
-from octavo_server.frontend.tool_fields import FunctionName
+from octavo_server.frontend.tool_fields import FunctionName, check_tool_names
 
 ResponseId = Annotated[str, Field(min_length=1, max_length=256)]
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -129,18 +128,7 @@ class ResponsesRequest(Body):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Annotated[dict[TokenIdKey, Bias], Entries(MAX_BIASES)] | None = None
-    stop: (
-        Annotated[
-            Annotated[StopString, Tag("one")]
-            | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOPS), Tag("several")],
-            Discriminator(
-                kind(strings="one", lists=lambda _: "several"),
-                custom_error_type="stop_type",
-                custom_error_message="Input should be a string or a list of strings",
-            ),
-        ]
-        | None
-    ) = None
+    stop: Stop | None = None
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=64)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
@@ -206,14 +194,8 @@ class ResponsesRequest(Body):
     @model_validator(mode="after")
     def _tools_are_known_by_their_names(self) -> "ResponsesRequest":
         names = [tool.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            double = next(name for name in names if names.count(name) > 1)
-            raise field_error("tools", f"has two functions of the name {double}")
-        if self.tool_choice not in (None, "none", "auto") and not names:
-            raise field_error("tool_choice", "is only allowed together with tools")
-        unknown = [name for name in self.chosen_names if name not in names]
-        if unknown:
-            raise field_error("tool_choice", f"names a function that is not among the tools: {unknown[0]}")
+        needed = self.tool_choice not in (None, "none", "auto")
+        check_tool_names(names, self.chosen_names, needed=needed)
         return self
 
     def with_strict(self, strict: bool) -> "ResponsesRequest":

@@ -75,14 +75,15 @@ InputPart = Annotated[
     | Annotated[Never, OtherKinds("parts", _why), tag(OTHER)],
     by_type(("input_text", "output_text", "refusal")),
 ]
+_TEXT_OR_PARTS: Final = Discriminator(
+    kind(strings="text", lists=lambda _: "parts"),
+    custom_error_type="content_type",
+    custom_error_message="Input should be a string or a list of text parts",
+)
 MessageContent = Annotated[
     Annotated[Text, Tag("text")]
     | Annotated[list[InputPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("parts")],
-    Discriminator(
-        kind(strings="text", lists=lambda _: "parts"),
-        custom_error_type="content_type",
-        custom_error_message="Input should be a string or a list of text parts",
-    ),
+    _TEXT_OR_PARTS,
 ]
 ResultPart = Annotated[
     Annotated[InputText, tag("input_text")] | Annotated[Never, OtherKinds("parts", _why), tag(OTHER)],
@@ -91,11 +92,7 @@ ResultPart = Annotated[
 Result = Annotated[
     Annotated[Text, Tag("text")]
     | Annotated[list[ResultPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag("parts")],
-    Discriminator(
-        kind(strings="text", lists=lambda _: "parts"),
-        custom_error_type="content_type",
-        custom_error_message="Input should be a string or a list of text parts",
-    ),
+    _TEXT_OR_PARTS,
 ]
 
 
