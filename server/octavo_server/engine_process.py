@@ -21,6 +21,7 @@ import msgspec
 from octavo_server import ipc, logs
 from octavo_server.engine_channel import Channel, Inbox
 from octavo_server.errors import OctavoError
+from octavo_server.free_memory import give_memory_back
 from octavo_server.grammar_gate import GrammarGate
 from octavo_server.grammar_store import GrammarStore
 from octavo_server.step_ring import StepRing, steps_path
@@ -40,7 +41,6 @@ CLOSE_SECONDS: Final = 5.0  # for the step in flight and for writing cached page
 GC_THRESHOLDS: Final = (10_000, 20, 1_000)
 _PR_SET_PDEATHSIG: Final = 1
 _Add = Callable[[ipc.AddRequest], list[ipc.RequestOutput]]
-_malloc_trim: Final[Callable[[int], int] | None] = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 
 class StartMessage(msgspec.Struct, frozen=True):
@@ -296,12 +296,6 @@ def _stdin_says(event: int) -> bool:
     poll = select.poll()
     poll.register(0, event)
     return bool(poll.poll(0))
-
-
-def give_memory_back() -> None:
-    """To the system: steps leave megabytes of free pages in malloc's heap, which by itself gives back only its end."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
 
 
 def _die_with_parent() -> None:

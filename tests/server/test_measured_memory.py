@@ -1,5 +1,6 @@
 """What is measured at the start, and what nothing may exceed afterwards."""
 
+import gc
 import logging
 import re
 from pathlib import Path
@@ -84,6 +85,23 @@ def test_the_measured_workspace_covers_what_a_step_holds_for_sure_and_leaves_no_
     # On the CPU it is the growth of what is resident: a few pages were so before.
     assert 0.99 * LOGITS < found.workspace_bytes < 20 * LOGITS
     assert made.batch.states == {} and made.kv_cache == []
+
+
+def test_what_died_before_does_not_hide_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cycle, which only the collector frees, and pieces of malloc's heap below one that is alive."""
+    run_the_largest_step_greedily(monkeypatch)
+    made, bounds = runner(WIDEST), StepBounds(max_num_seqs=512, max_num_batched_tokens=512, max_model_len=64)
+    monkeypatch.setattr(made, "rehearse", lambda rows: (gc.collect(), type(made).rehearse(made, rows)))
+    gc.disable()
+    try:
+        dead: list[object] = [torch.ones(LOGITS // 4)]
+        dead.append(dead)
+        pieces = [b"x" * 2**16 for _ in range(LOGITS // 2**16)]
+        del dead, pieces[:-1]
+        found = measure(made, bounds, plan(WIDEST))
+    finally:
+        gc.enable()
+    assert found.workspace_bytes > 0.99 * LOGITS
 
 
 def test_a_step_too_long_for_a_cpu_is_made_smaller_and_the_bill_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

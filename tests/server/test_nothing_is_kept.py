@@ -20,7 +20,7 @@ import pytest
 import block_counts
 import serving
 import tiny_tokenizers
-from octavo_server.engine_process import give_memory_back
+from octavo_server.free_memory import give_memory_back
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from tiny_models import config_json, write_checkpoint
 

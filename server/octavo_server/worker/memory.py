@@ -1,6 +1,7 @@
 """Measures what the weights take and what the worst step takes beside them and the KV cache."""
 
 import dataclasses
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from octavo_common.memory import CUDA_CONTEXT_BYTES, MeasuredMemory, MemoryBill, human_bytes
 from octavo_common.model_config import ModelConfig
+from octavo_server.free_memory import give_memory_back
 from octavo_server.ipc import Pooling, SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker import swapper
@@ -201,7 +203,12 @@ def _driver_bytes(device: torch.device) -> int:
 
 
 def _resident_growth(run: Callable[[], None]) -> int | None:
-    """By how much the memory of this process grows at most while `run` runs; None where Linux does not tell."""
+    """By how much the memory of this process grows at most while `run` runs; None where Linux does not tell.
+
+    What is dead is let go before: growth into its place, or beside its end, would not be seen.
+    """
+    gc.collect()
+    give_memory_back()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark to where it is now
         before = _status_bytes("VmRSS")
