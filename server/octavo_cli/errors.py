@@ -5,6 +5,7 @@
 | 0 | done |
 | 1 | it was tried and failed: a replica died, a request was refused, a cluster could not be reached |
 | 2 | the command line or the manifest is wrong, or a part is not installed; nothing was started |
+| 3 | a model cannot be had from where it was looked for, and trying again does not help |
 | 130 | interrupted by Ctrl-C before it was done; what was started has been stopped |
 | 129, 143 | likewise by SIGHUP and SIGTERM |
 """
@@ -13,6 +14,7 @@ from typing import Final
 
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
+REFUSED: Final = 3
 INTERRUPTED: Final = 130
 
 
