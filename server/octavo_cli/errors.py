@@ -4,8 +4,7 @@
 | --- | --- |
 | 0 | done |
 | 1 | it was tried and failed: a replica died, a request was refused, a cluster could not be reached |
-| 2 | the command line or the manifest is wrong, or a part is not installed; nothing was started |
-| 3 | a model cannot be had from where it was looked for, and trying again does not help |
+| 2 | it would fail again: a wrong command line or manifest, a part that is not installed, no such model to pull |
 | 130 | interrupted by Ctrl-C before it was done; what was started has been stopped |
 | 129, 143 | likewise by SIGHUP and SIGTERM |
 """
@@ -14,7 +13,6 @@ from typing import Final
 
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
-REFUSED: Final = 3
 INTERRUPTED: Final = 130
 
 

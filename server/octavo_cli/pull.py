@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from octavo_cli.errors import FAILED, REFUSED, WRONG_INPUT, CommandError
+from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
 
 if TYPE_CHECKING:
     from octavo_pull.errors import PullError
@@ -50,7 +50,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
       oci://REGISTRY/REPO:TAG[@sha256:…]  an image whose root is the model, or an artifact of files
 
     Run again, it goes on where it was; if DIR is complete, it does nothing. Exits with 1 if trying again may help, with
-    3 if not.
+    2 if not.
     """
     from octavo_cli.pull_progress import PullProgress
     from octavo_pull.errors import PullError, RefusedError
@@ -70,7 +70,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
             pulled = fetch(parsed, directory, Options(**given), tally)
     except PullError as error:
         _tell_error(error, result_file, as_json=as_json)
-        raise CommandError(f"pull: {error}", exit_code=FAILED if error.retryable else REFUSED) from error
+        raise CommandError(f"pull: {error}", exit_code=FAILED if error.retryable else WRONG_INPUT) from error
     _tell(pulled, directory, result_file, as_json=as_json)
     return 0
 

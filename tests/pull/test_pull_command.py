@@ -66,11 +66,11 @@ def test_done_is_a_line_and_done_again_asks_nobody(hub: Hub, tmp_path: Path) -> 
     assert (code, last["event"], last["wasThere"], hub.asked) == (0, "done", True, [])
 
 
-def test_what_cannot_succeed_exits_with_3_and_a_short_last_line(hub: Hub, tmp_path: Path) -> None:
+def test_what_cannot_succeed_exits_with_2_and_a_short_last_line(hub: Hub, tmp_path: Path) -> None:
     hub.token = "hf_secret"
     code, out, err = ended(command(SOURCE, tmp_path / "m", "--json", "--result-file", tmp_path / "result"))
     last = err.splitlines()[-1]
-    assert code == 3
+    assert code == 2
     assert last.startswith(f"octavo: pull: {SOURCE}@main: the hub answers 401: Access to model {REPO} is restricted")
     assert len(last) <= LONGEST_MESSAGE + 20
     event = json.loads(out.splitlines()[-1])

@@ -6,6 +6,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import gzip
 import hashlib
 import hmac
@@ -376,11 +377,7 @@ class Bucket(Host):
 
     def etag(self, body: bytes) -> str:
         """As the store makes it."""
-        if len(body) <= self.part_bytes:
-            return f'"{hashlib.md5(body).hexdigest()}"'
-        parts = [body[start : start + self.part_bytes] for start in range(0, len(body), self.part_bytes)]
-        outer = hashlib.md5(b"".join(hashlib.md5(part).digest() for part in parts)).hexdigest()
-        return f'"{outer}-{len(parts)}"'
+        return etag_of(body, self.part_bytes)
 
     def answer(self, asked: Asked) -> Answer:
         if not self.open and not is_signed(asked, self.ACCESS, self.SECRET):
@@ -417,6 +414,16 @@ class Bucket(Host):
             "</ListBucketResult>"
         )
         return 200, {"Content-Type": "application/xml"}, text.encode()
+
+
+@functools.cache
+def etag_of(body: bytes, part_bytes: int) -> str:
+    """Of an object that was uploaded at once if it is no longer than a part."""
+    if len(body) <= part_bytes:
+        return f'"{hashlib.md5(body).hexdigest()}"'
+    parts = [body[start : start + part_bytes] for start in range(0, len(body), part_bytes)]
+    outer = hashlib.md5(b"".join(hashlib.md5(part).digest() for part in parts)).hexdigest()
+    return f'"{outer}-{len(parts)}"'
 
 
 def is_signed(asked: Asked, access: str, secret: str) -> bool:
