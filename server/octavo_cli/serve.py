@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from octavo_cli.options import options_of, validated
+from octavo_common.pulled_model import missing_part
 from octavo_server.access_config import KEY_VARIABLES
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError, ModelError
@@ -88,6 +89,8 @@ def model_directory(model: str) -> Path:
         return directory
     directory = Path(model).expanduser()
     if not directory.is_dir():
+        if (missing := missing_part(directory)) is not None:
+            raise click.BadParameter(f"{directory} {missing}; run `octavo pull` to its end", param_hint="MODEL")
         raise click.BadParameter(
             f"there is no directory {model!r}; give one in Hugging Face layout, or `{DEMO}`", param_hint="MODEL"
         )

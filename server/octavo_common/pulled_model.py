@@ -53,8 +53,8 @@ def read_marker(directory: Path) -> PulledModel | None:
 
 def missing_part(directory: Path) -> str | None:
     """What of the model is not there as it was pulled, for people; None if nothing is, or it was not pulled."""
-    if PARTIAL in directory.absolute().parts:
-        return "lies in a download that is not complete"
+    if PARTIAL in directory.absolute().parts or (directory / PARTIAL / "plan.json").exists():
+        return "is a download that is not complete"
     if not directory.exists() and (directory.absolute().parent / PARTIAL / directory.name).exists():
         return "is still being downloaded, or its download was interrupted"
     if not (directory / MARKER).is_file():
