@@ -1,7 +1,9 @@
 """`octavo pull`: fetch a model into a directory."""
 
 import json
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +61,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
     from octavo_pull.source import parse_source
     from octavo_pull.tally import Tally
 
+    signal.signal(signal.SIGTERM, _end)
     tally = Tally()
     try:
         try:
@@ -73,6 +76,11 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
         raise CommandError(f"pull: {error}", exit_code=FAILED if error.retryable else WRONG_INPUT) from error
     _tell(pulled, directory, result_file, as_json=as_json)
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """In order, so that the lock is given back. A container's first process is not ended by the signal itself."""
+    raise SystemExit(128 + number)
 
 
 def _tell_error(error: "PullError", result_file: Path | None, *, as_json: bool) -> None:

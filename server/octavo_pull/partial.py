@@ -36,6 +36,7 @@ class Partial:
         self.verified: set[int] = set()
         self.unpacked: set[int] = set()
         self.unchecked: set[int] = set()
+        self.digests: dict[str, str] = {}  # of unpacked files, by their paths in `model`
         self._plan: Plan | None = None
         self._writing = threading.Lock()
 
@@ -109,6 +110,11 @@ class Partial:
             if not checked:
                 self.unchecked.add(index)
 
+    def took(self, name: str, sha256: str) -> None:
+        """A file was unpacked."""
+        self._append(f"d 0 {sha256} {name}\n")
+        self.digests[name] = f"sha256:{sha256}"
+
     def unpack(self, index: int) -> None:
         """The archive's files are in the model's directory, and the archive is needed no more."""
         self._append(f"u {index}\n")
@@ -145,7 +151,7 @@ class Partial:
     def _take(self, plan: Plan) -> None:
         self._plan = plan
         self.ranges = [Ranges() for _ in plan.files]
-        self.verified, self.unpacked, self.unchecked = set(), set(), set()
+        self.verified, self.unpacked, self.unchecked, self.digests = set(), set(), set(), {}
 
     def _append(self, line: str) -> None:
         with self._writing, (self.directory / "journal").open("a") as journal:
@@ -163,13 +169,13 @@ class Partial:
                 self.verified.discard(index)
 
     def _replay(self, line: str) -> None:
-        kind, index, *numbers = line.removesuffix("\n").split()
+        kind, index, *rest = line.removesuffix("\n").split(" ", 3)
         number = int(index)
         if not line.endswith("\n") or not 0 <= number < len(self.plan.files):
             return
         match kind:
             case "r":
-                start, end = map(int, numbers)
+                start, end = map(int, rest)
                 if 0 <= start <= end <= self.plan.files[number].size:
                     self.ranges[number].add(start, end)
             case "x":
@@ -180,6 +186,8 @@ class Partial:
                     self.unchecked.add(number)
             case "u":
                 self.unpacked.add(number)
+            case "d":
+                self.digests[rest[1]] = f"sha256:{rest[0]}"
 
     def _has_length(self, index: int) -> bool:
         try:

@@ -100,6 +100,11 @@ def test_an_archive_is_unpacked_wherever_in_it_the_model_lies(
     archived(web, tar(files, gzipped=name != "tiny.tar"), tmp_path / "m", name)
     assert contents(tmp_path / "m") == MODEL
     assert {path.name for path in tmp_path.iterdir()} == {"m"}
+    marker = read_marker(tmp_path / "m")
+    assert marker is not None
+    assert {file.name: file.digest for file in marker.files} == {
+        name: f"sha256:{digest(body)}" for name, body in MODEL.items()
+    }
 
 
 def test_an_archive_with_another_digest_is_not_unpacked(web: Files, tmp_path: Path) -> None:
@@ -146,15 +151,20 @@ def test_a_link_to_a_folder_is_not_followed(web: Files, tmp_path: Path) -> None:
     assert contents(tmp_path / "m") == MODEL | {"way/evil.json": b"{}"}
 
 
-def test_a_file_that_changes_on_the_server_is_not_mixed_with_the_old_one(web: Files, tmp_path: Path) -> None:
-    first, second = tar(MODEL), tar(model_files(size=1_500_001, seed=1))
+def test_an_archive_that_is_replaced_between_two_runs_is_not_mixed(web: Files, tmp_path: Path) -> None:
+    first, second, longer = tar(MODEL), tar(model_files(1_500_001, seed=1)), tar(model_files(1_700_001))
     web.files["tiny.tar"] = first
     web.faults = [Fault("tar", times=2), Fault("tar", times=1000, status=503)]
     with pytest.raises(UnfinishedError):
         fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
     web.reset()
     web.files["tiny.tar"] = second
-    with pytest.raises(UnfinishedError, match="has changed while it was fetched"):
+    with pytest.raises(RefusedError, match=r"tiny\.tar has another digest than .*, twice"):
+        fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
+    web.files["tiny.tar"] = longer
+    with pytest.raises(
+        UnfinishedError, match=rf"tiny\.tar has {len(longer)} bytes and had {len(first)}: it has changed"
+    ):
         fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
     web.files["tiny.tar"] = first
     fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
@@ -199,6 +209,19 @@ def test_objects_of_several_parts_are_verified_by_their_parts(bucket: Bucket, tm
     pulled = fetch("s3://models/team/large/", tmp_path / "n", endpoint=bucket.url)
     assert contents(tmp_path / "n") == large
     assert pulled.unverified == ("model.safetensors",)
+
+
+def test_an_object_that_changes_meanwhile_is_begun_anew(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.faults = [Fault("safetensors", times=2), Fault("safetensors", times=1000, status=503)]
+    with pytest.raises(UnfinishedError):
+        fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    bucket.reset()
+    other = model_files(size=1_500_001, seed=1)
+    bucket.objects["team/tiny/model.safetensors"] = other["model.safetensors"]
+    with pytest.raises(UnfinishedError, match=r"model\.safetensors has changed while it was fetched; run it again"):
+        fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    assert contents(tmp_path / "m") == other
 
 
 def test_a_list_of_digests_beside_objects_is_taken(bucket: Bucket, tmp_path: Path) -> None:
