@@ -84,7 +84,7 @@ def parse_source(text: str, *, sha256: str | None = None, endpoint: str | None =
     """
     scheme, separator, rest = text.partition("://")
     parsers: dict[str, Callable[[str], Source]] = {"hf": _hugging_face, "oci": _oci}
-    if not separator or len(text) > LONGEST_SOURCE or not text.isprintable() or " " in text:
+    if not separator or len(text) > LONGEST_SOURCE or not text.isprintable():
         raise RefusedError(f"SOURCE {text[:100]!r} is none of {FORMS}")
     if endpoint is not None and scheme != "s3":
         raise RefusedError("--endpoint is for s3:// alone")
@@ -143,7 +143,7 @@ def _http(text: str, sha256: str | None) -> HTTPSource:
 def _url(text: str, what: str) -> SplitResult:
     try:
         parts = urlsplit(text)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in text
     except ValueError:
         valid = False
     if not valid:
