@@ -79,9 +79,9 @@ async def test_the_operator_does_its_work_with_the_rights_that_the_chart_grants(
         await kube.create(llm_deployment())
 
         async def made() -> bool:
-            return await kube.find("v1", "Service", "demo") is not None
+            return await kube.find("apps/v1", "Deployment", "demo") is not None
 
-        await kube.until(made, 30, "the Service")
+        await kube.until(made, 30, "the Deployment")
         await run_deployment(kube, control_plane, "demo")
         await until_condition(kube, "Ready", "True")
         deployment = await kube.get("apps/v1", "Deployment", "demo")
