@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+OPTIONAL: Final = (("monitoring.coreos.com", "PodMonitor"), ("inference.networking.k8s.io", "InferencePool"))
+"""(group, kind) of those that the operator can render."""
 
 
 def definition(group: str, kind: str) -> dict[str, Any]:
