@@ -176,7 +176,7 @@ CHATS: Final[list[tuple[dict[str, Any], Says]]] = [
         | {"max_tokens": 14},
         lambda a, _: text(a).endswith("hear. Why did the"),  # without them it is the end of sequence over and over
     ),
-    ({"presence_penalty": 0, "frequency_penalty": 0, "parallel_tool_calls": True, "tool_choice": "none"}, same),
+    ({"presence_penalty": 0, "frequency_penalty": 0, "parallel_tool_calls": True}, same),
 ]
 
 
