@@ -61,7 +61,7 @@ fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/server/test_fuzz.py -k description -s -q
 
 crd: $(STAMP)
-	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/crds/octavo.dev_llmdeployments.yaml
+	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/files/octavo.dev_llmdeployments.yaml
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

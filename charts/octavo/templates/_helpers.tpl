@@ -33,6 +33,38 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{- /* Where LLMDeployments are looked after, as a YAML list; empty: everywhere. */}}
+{{- define "octavo.namespaces" -}}
+{{- if eq .Values.scope "Cluster" }}
+{{- if .Values.namespaces }}
+{{- fail "namespaces: is for scope Namespace; with scope Cluster all namespaces are looked after: leave it empty" }}
+{{- end }}
+{{- toYaml list }}
+{{- else }}
+{{- toYaml (.Values.namespaces | default (list .Release.Namespace)) }}
+{{- end }}
+{{- end }}
+
+{{- /* Who has made the CRD that the cluster holds, if not this release; empty where there is none, or none can be seen. */}}
+{{- define "octavo.crdOwner" -}}
+{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "llmdeployments.octavo.dev" }}
+{{- if $crd }}
+{{- $annotations := $crd.metadata.annotations | default dict }}
+{{- $owner := printf "%s/%s" (index $annotations "meta.helm.sh/release-namespace") (index $annotations "meta.helm.sh/release-name") }}
+{{- if not (hasKey $annotations "meta.helm.sh/release-name") }}
+{{- print "no release of Helm" }}
+{{- else if ne $owner (printf "%s/%s" .Release.Namespace .Release.Name) }}
+{{- printf "the release %s" $owner }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "octavo.subjects" -}}
+- kind: ServiceAccount
+  name: {{ include "octavo.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end }}
+
 {{- /* The image of a dictionary (repository, tag, digest) and the chart's version: by digest where there is one. */}}
 {{- define "octavo.image" -}}
 {{- if .image.digest }}
