@@ -123,6 +123,9 @@ class Generation:
         else:
             made = await state.in_thread(cls, state, request, prompts, wanted, caller)
         caller.ticket.reserve(tokens, wanted.asked if wanted.asked is not None else wanted.default, choices)
+        if (record := caller.record) is not None:  # from here on it is the engine's
+            record.model, record.request, record.engine_id = request.model, request, made.id
+            record.prompt_tokens = tokens
         if caller.body is not None:
             caller.body.release()
         return made
@@ -159,8 +162,6 @@ class Generation:
             sampling = self._sampling(ids, wanted, bad_words)
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
-        if caller.record is not None:
-            caller.record.model, caller.record.request, caller.record.engine_id = request.model, request, self.id
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
     def response_id(self, kind: str) -> str:
