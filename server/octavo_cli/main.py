@@ -16,6 +16,7 @@ import click
 from octavo_cli.errors import FAILED, INTERRUPTED, CommandError
 from octavo_cli.extras import SERVER_MODULES, missing_server
 from octavo_cli.lazy import LazyGroup, SubCommand
+from octavo_cli.near import no_such_option
 from octavo_common.version import __version__
 from octavo_server.errors import OctavoError
 
@@ -85,6 +86,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message())
             return "", error.exit_code
+        case click.NoSuchOption():
+            return explain(no_such_option(error))
         case click.UsageError():
             where = error.ctx.command_path.removeprefix("octavo").strip() if error.ctx else ""
             return f"{where + ': ' if where else ''}{error.format_message()}", error.exit_code
