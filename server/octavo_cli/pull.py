@@ -49,7 +49,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
       s3://BUCKET/PREFIX                  the objects below a prefix (AWS_* variables)
       https://HOST/NAME.tar --sha256 HEX  an archive; .tar.gz, too
       https://HOST/DIR/ --sha256 HEX      what SHA256SUMS in it lists, whose digest HEX is
-      oci://REGISTRY/REPO:TAG[@sha256:…]  an image whose root is the model, or an artifact of files
+      oci://REGISTRY/REPO:TAG[@sha256:…]  an image with the model in it, or an artifact of files
 
     Run again, it goes on where it was; if DIR is complete, it does nothing. Exits with 1 if trying again may help, with
     2 if not.

@@ -141,7 +141,8 @@ class _Pull:
                 kind, tick = plan.files[index].unpack, self._lock.raise_if_lost
                 unpack(partial.path(index), kind, partial.model, name, tick=tick, took=partial.took)
                 partial.unpack(index)
-        root = settle(partial.model, plan.source) if archives else partial.model
+        path = self._source.path if isinstance(self._source, OCISource) else ""
+        root = settle(partial.model, plan.source, path) if archives or path else partial.model
         checked = {file.name: file.digest for index, file in enumerate(plan.files) if index not in partial.unchecked}
         digests = checked | partial.digests
         paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MARKER)
@@ -234,6 +235,7 @@ def _is_same(source: Source, model: PulledModel) -> bool:
             return str(source) in (model.source, pinned) and model.source.startswith(f"hf://{source.repo}@")
         case OCISource(digest=str(digest)):
             repository = str(OCISource(source.registry, source.repository, None, None))
-            return model.revision == digest and model.source.startswith((f"{repository}:", f"{repository}@"))
+            same = model.source.startswith((f"{repository}:", f"{repository}@"))
+            return model.revision == digest and same and model.source.partition("#")[2] == source.path
         case _:
             return str(source) == model.source

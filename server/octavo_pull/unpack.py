@@ -126,13 +126,16 @@ def _delete(folder: Path, mark: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def settle(target: Path, what: str) -> Path:
-    """The model's own directory, `target` or a folder in it, with nothing left that serving does not read.
+def settle(target: Path, what: str, path: str) -> Path:
+    """The model's own directory, with nothing left in it that serving does not read.
+
+    path: where in `target` it must be; empty: wherever the only one is.
 
     Raises:
-        RefusedError: there is no model in it, or more than one.
+        RefusedError: there is no model, or more than one.
     """
-    root = target if (target / "config.json").is_file() else _folder(target, what)
+    at_root = bool(path) or (target / "config.json").is_file()
+    root = target / path if at_root else _folder(target, what)
     names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
     wanted = {name for name in names if is_wanted(name)}
     if len(wanted) > MOST_FILES:

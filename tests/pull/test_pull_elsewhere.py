@@ -13,6 +13,7 @@ from model_hosts import OCI_INDEX, OCI_TAR, Bucket, Fault, Files, Registry, host
 from octavo_common.pulled_model import read_marker
 from octavo_pull.digests import matches, part_sizes
 from octavo_pull.errors import RefusedError, UnfinishedError
+from octavo_pull.source import image_source
 from pulled import PART, contents, fetch, model_files, noise, nothing_shows
 
 MODEL = model_files(size=1_500_001)
@@ -400,6 +401,34 @@ def test_the_same_image_by_tag_and_by_digest_is_the_same(registry: Registry, tmp
     assert registry.asked == []
     with pytest.raises(RefusedError, match="give another directory"):
         fetch(f"oci://{registry.netloc}/team/tiny@sha256:{'0' * 64}", tmp_path / "m")
+
+
+def test_of_several_models_in_an_image_the_one_at_the_path_is_taken(registry: Registry, tmp_path: Path) -> None:
+    other = model_files(size=50_000, seed=1)
+    both = {f"models/{x}/{name}": body for x, files in (("a", MODEL), ("b", other)) for name, body in files.items()}
+    registry.push("v1", [registry.layer(tar(both), OCI_TAR)])
+    source = f"oci://{registry.netloc}/team/tiny:v1"
+    fetch(f"{source}#models/b", tmp_path / "m")
+    assert contents(tmp_path / "m") == other
+    with pytest.raises(RefusedError, match="has 2 folders with config.json and"):
+        fetch(source, tmp_path / "n")
+    with pytest.raises(RefusedError, match=r"#models/c has no \*\.safetensors"):
+        fetch(f"{source}#models/c", tmp_path / "o")
+    with pytest.raises(RefusedError, match="which is no name inside a directory"):
+        fetch(f"{source}#models/../..", tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("image", "source"),
+    [
+        ("team/tiny", "oci://docker.io/team/tiny:latest"),
+        ("tiny:v1", "oci://docker.io/tiny:v1"),
+        ("registry.test/tiny:v1", "oci://registry.test/tiny:v1"),
+        ("localhost:5000/a/b@sha256:" + "0" * 64, "oci://localhost:5000/a/b@sha256:" + "0" * 64),
+    ],
+)
+def test_images_are_named_as_container_runtimes_name_them(image: str, source: str) -> None:
+    assert str(image_source(image)) == source
 
 
 def test_a_title_that_leads_elsewhere_and_a_layer_by_zstd_are_refused(registry: Registry, tmp_path: Path) -> None:
