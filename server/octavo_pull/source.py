@@ -172,7 +172,7 @@ def image_source(image: str, path: str = "") -> OCISource:
 
 
 def _oci(rest: str) -> OCISource:
-    rest, hash_sign, path = rest.partition("#")
+    rest, _, folder = rest.partition("#")
     reference, at, digest = rest.partition("@")
     registry, _, path = reference.partition("/")
     name, colon, tag = path.partition(":")
@@ -182,4 +182,4 @@ def _oci(rest: str) -> OCISource:
         raise RefusedError(f"oci://{rest[:100]}: a digest is sha256: and 64 hexadecimal digits")
     if not at and not colon:
         tag = "latest"
-    return OCISource(registry, name, tag or None, digest or None, safe_name(path.strip("/")) if hash_sign else "")
+    return OCISource(registry, name, tag or None, digest or None, safe_name(folder.strip("/")) if folder else "")

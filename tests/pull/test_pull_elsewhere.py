@@ -410,7 +410,7 @@ def test_of_several_models_in_an_image_the_one_at_the_path_is_taken(registry: Re
     source = f"oci://{registry.netloc}/team/tiny:v1"
     fetch(f"{source}#models/b", tmp_path / "m")
     assert contents(tmp_path / "m") == other
-    with pytest.raises(RefusedError, match="has 2 folders with config.json and"):
+    with pytest.raises(RefusedError, match=r"has 2 folders with config\.json and"):
         fetch(source, tmp_path / "n")
     with pytest.raises(RefusedError, match=r"#models/c has no \*\.safetensors"):
         fetch(f"{source}#models/c", tmp_path / "o")
