@@ -38,6 +38,7 @@ class Partial:
         self.unchecked: set[int] = set()
         self.digests: dict[str, str] = {}  # of unpacked files, by their paths in `model`
         self._plan: Plan | None = None
+        self._same_boot = False
         self._writing = threading.Lock()
 
     @property
@@ -58,6 +59,7 @@ class Partial:
             return False
         self._take(plan)
         self._read_journal()
+        self._append(f"\nb 0 {boot_id()}\n")  # the line before it may have been cut off
         return True
 
     def begin(self, plan: Plan) -> None:
@@ -66,6 +68,7 @@ class Partial:
         self._take(plan)
         self.model.mkdir(parents=True, exist_ok=True)
         (self.directory / "archives").mkdir(exist_ok=True)
+        self._append(f"b 0 {boot_id()}\n")
         new = self.directory / "plan.json.new"
         new.write_text(plan.to_json())
         new.replace(self.directory / "plan.json")
@@ -158,7 +161,12 @@ class Partial:
             journal.write(line)
 
     def _read_journal(self) -> None:
-        """A line that a kill cut off, and all that cannot be, is left out: its bytes are fetched again."""
+        """A line that a kill cut off, and all that cannot be, is left out: its bytes are fetched again.
+
+        Bytes that a machine lost when it crashed show by the digest. Of a file without one that can be relied on, only
+        what this machine has written since it started counts.
+        """
+        self._same_boot = False
         with contextlib.suppress(OSError):
             for line in (self.directory / "journal").read_text(errors="replace").splitlines(keepends=True):
                 with contextlib.suppress(ValueError, IndexError):
@@ -176,8 +184,12 @@ class Partial:
         match kind:
             case "r":
                 start, end = map(int, rest)
-                if 0 <= start <= end <= self.plan.files[number].size:
+                file = self.plan.files[number]
+                sure = self._same_boot or (file.digest is not None and not file.digest.startswith("md5-parts"))
+                if sure and 0 <= start <= end <= file.size:
                     self.ranges[number].add(start, end)
+            case "b":
+                self._same_boot = rest == [boot_id()] != [""]
             case "x":
                 self.ranges[number] = Ranges()
             case "v" | "s":
@@ -194,6 +206,14 @@ class Partial:
             return self.path(index).stat().st_size == self.plan.files[index].size
         except OSError:
             return False
+
+
+def boot_id() -> str:
+    """What tells this machine's start from others, and from those of other machines; empty where none is told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def sync_directory(path: Path) -> None:

@@ -364,13 +364,13 @@ def test_a_registry_that_wants_a_login_gets_a_token_and_another_when_it_ends(
     registry: Registry, tmp_path: Path
 ) -> None:
     registry.push("v1", titled(registry))
-    registry.login, registry.token_uses, registry.redirects = ("robot", "s3cret"), 4, True
+    registry.login, registry.token_uses, registry.redirects = ("robot", "s3cret"), 2, True
     source = f"oci://{registry.netloc}/team/tiny:v1"
     with pytest.raises(RefusedError, match="UNAUTHORIZED: incorrect username or password"):
         fetch(source, tmp_path / "m")
     config = {"auths": {registry.netloc: {"username": "robot", "password": "s3cret"}}}
     (tmp_path / "docker.json").write_text(json.dumps(config))
-    fetch(source, tmp_path / "m", docker_config=tmp_path / "docker.json", connections=2)
+    fetch(source, tmp_path / "m", docker_config=tmp_path / "docker.json", connections=1)
     assert contents(tmp_path / "m") == MODEL
     assert registry.count("/token") > 2
     assert "s3cret" not in "".join(path.read_text() for path in (tmp_path / "m").glob(".octavo*"))
@@ -439,3 +439,21 @@ def test_a_title_that_leads_elsewhere_and_a_layer_by_zstd_are_refused(registry: 
     registry.push("v2", [registry.layer(gzip.compress(b""), f"{OCI_TAR}+zstd")])
     with pytest.raises(RefusedError, match="compressed by zstd, which is not understood"):
         fetch(f"oci://{registry.netloc}/team/tiny:v2", tmp_path / "m")
+
+
+def test_what_another_machine_wrote_without_a_digest_is_fetched_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have crashed before all of it was on the disk, and nothing would tell."""
+    large = {**MODEL, "model.safetensors": noise(13 * 2**20)}
+    bucket.objects = {f"team/large/{name}": body for name, body in large.items()}
+
+    monkeypatch.setattr("octavo_pull.partial.boot_id", lambda: "another")
+    bucket.faults = [Fault("safetensors", times=20), Fault("safetensors", times=1000, status=503)]
+    with pytest.raises(UnfinishedError):
+        fetch("s3://models/team/large", tmp_path / "m", endpoint=bucket.url)
+    monkeypatch.setattr("octavo_pull.partial.boot_id", lambda: "this one")
+    bucket.reset()
+    fetch("s3://models/team/large", tmp_path / "m", endpoint=bucket.url)
+    assert contents(tmp_path / "m") == large
+    assert bucket.bodies("safetensors") == 13 * 2**20
