@@ -149,14 +149,14 @@ def answer_length(asked: int | None, *, prompt_tokens: int, max_model_len: int, 
     raise _too_long(max_model_len, wanted, param, remedy="shorten the prompt or ask for fewer")
 
 
-def check_text(text: str, tokenizer: TextTokenizer, *, max_model_len: int, param: str) -> None:
-    """Refuse a text that cannot fit whatever its tokens are, before it costs memory and seconds to find them.
+def check_texts(texts: Sequence[str], tokenizer: TextTokenizer, *, max_model_len: int, param: str) -> None:
+    """Refuse texts of one prompt that cannot fit whatever its tokens are, before these cost memory and seconds.
 
     Raises:
-        RequestError: it has more tokens than the model's context, at least so many are told.
+        RequestError: they have more tokens than the model's context, at least so many are told.
     """
     length = tokenizer.token_length
-    if length is not None and (least := length.least_tokens(text)) > max_model_len:
+    if length is not None and (least := length.least_tokens(*texts)) > max_model_len:
         raise _too_long(max_model_len, f"{least} tokens or more", param)
 
 
