@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from octavo_cli.near import no_such_option
 from octavo_cli.options import options_of, validated
 from octavo_cli.vllm_flags import instead
+from octavo_common.pulled_model import missing_part
 from octavo_server.access_config import KEY_VARIABLES
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError, ModelError
@@ -113,6 +114,8 @@ def model_directory(model: str) -> Path:
         return directory
     directory = Path(model).expanduser()
     if not directory.is_dir():
+        if (missing := missing_part(directory)) is not None:
+            raise click.BadParameter(f"{directory} {missing}; run `octavo pull` to its end", param_hint="MODEL")
         raise click.BadParameter(
             f"there is no directory {model!r}; {_how_to_get(model)}, or `{DEMO}`", param_hint="MODEL"
         )
@@ -124,4 +127,4 @@ def _how_to_get(model: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         return "give one in Hugging Face layout"
     name = model.rpartition("/")[2]
-    return f"nothing is downloaded: give ./{name} after `hf download {model} --local-dir {name}`"
+    return f"nothing is downloaded: give ./{name} after `octavo pull hf://{model} {name}`"

@@ -8,7 +8,7 @@ from typing import Final
 
 NOT_HERE: Final[dict[str, str]] = {
     "MODEL is the argument: octavo serve MODEL": "--model",
-    "nothing is downloaded: fetch the model first (hf download NAME --revision … --local-dir DIR), and give DIR": (
+    "nothing is downloaded: fetch the model first (octavo pull hf://ORG/NAME@REVISION DIR), and give DIR": (
         "--revision --code-revision --download-dir --hf-token --hf-config-path --ignore-patterns"
     ),
     "the tokenizer is the one in the model's directory": (

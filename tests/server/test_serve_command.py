@@ -201,9 +201,9 @@ def test_a_model_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, start
     result = invoke("meta-llama/Llama-3.1-8B")
     assert result.exit_code == 2
     assert "there is no directory 'meta-llama/Llama-3.1-8B'" in result.output
-    assert "`hf download meta-llama/Llama-3.1-8B --local-dir Llama-3.1-8B`" in result.output
+    assert "`octavo pull hf://meta-llama/Llama-3.1-8B Llama-3.1-8B`" in result.output
     assert "`demo`" in result.output
-    assert "hf download" not in invoke("./nowhere").output  # no name of the hub's
+    assert "octavo pull" not in invoke("./nowhere").output  # no name of the hub's
     assert "config.json is missing" in invoke(str(tmp_path)).output
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
