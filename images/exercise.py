@@ -104,10 +104,20 @@ class Image:
                 inside.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, inside)
 
+    def _python(self) -> Path:
+        """This Python, under the name `python`: a virtual environment has it, others get a link."""
+        if sys.prefix != sys.base_prefix:
+            return Path(sys.executable)
+        link = self.root.parent / "bin" / "python"
+        link.parent.mkdir(exist_ok=True)
+        if not link.exists():
+            link.symlink_to(sys.executable)
+        return link
+
     def _outside(self) -> dict[str, str]:
         """Of a build stage: no configuration of this machine but how it reaches the network."""
         passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"])
+        path = os.pathsep.join([str(self._python().parent), "/usr/bin", "/bin"])
         return (
             passed_on
             | self.environment
