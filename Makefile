@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml Makefile
 	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV) (once; a few minutes on a slow network)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,pull,dev]'
 	@touch $@
 
 demo: $(STAMP)

@@ -16,6 +16,7 @@ from llm_deployments import IMAGE, RunningOperator, llm_deployment, operating, u
 from octavo_chart import COMBINATIONS, Object, Values, render, the_one
 from octavo_operator.api.crd import custom_resource_definition
 from octavo_operator.settings import OperatorSettings
+from optional_kinds import OPTIONAL, definition
 
 pytestmark = pytest.mark.real
 
@@ -96,15 +97,23 @@ async def test_every_right_that_the_chart_grants_is_used(
     await kube.install_crd(custom_resource_definition())
     node = await add_node(kube, f"node-{kube.namespace}")
     lease = {"leader_elect": True, "lease_namespace": kube.namespace, "lease_seconds": (3.0, 2.0, 0.2)}
+    optional = [definition(*each) for each in OPTIONAL]
+    for each in optional:
+        await kube.install_crd(each)
+    everything = {
+        "networking": {"inferencePool": {"endpointPickerRef": {"name": "epp"}}},
+        "observability": {"podMonitor": "Enabled"},
+    }
     async with operating(control_plane, kube.namespace, **lease) as operator:
-        made = await kube.create(llm_deployment())
+        made = await kube.create(llm_deployment(**everything))
         await until_condition(kube, "Progressing", "True")
         await run_deployment(kube, control_plane, "demo")
         await until_condition(kube, "Ready", "True")
         await drifts_and_is_corrected(kube)
         assert operator.counted("error") == 0
         await kube.delete(made)
-    await kube.delete(node)
+    for each in (*optional, node):
+        await kube.delete(each)
     used = {verb for record in faults.requests for verb in rbac_verbs(record)}
     adopting = {
         (group, resource, "delete") for group, resource, verb in used if verb == "patch" and "/" not in resource

@@ -94,14 +94,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [octavo.dev]
   resources: [llmdeployments/finalizers] # for ownerReferences with blockOwnerDeletion
   verbs: [update]
-# Nothing is deleted by the operator. But where OwnerReferencesPermissionEnforcement is on, giving an object that exists
-# an owner, as in the adoption of orphans, takes the right to delete it.
+# delete: what a spec asks for no more. Where OwnerReferencesPermissionEnforcement is on, giving an object that exists an
+# owner, as in the adoption of orphans, takes it too.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com] # not every cluster has it: it is not watched
+  resources: [podmonitors]
+  verbs: [list, create, patch, delete]
+- apiGroups: [inference.networking.k8s.io] # nor that
+  resources: [inferencepools]
+  verbs: [list, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
