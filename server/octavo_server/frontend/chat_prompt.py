@@ -1,9 +1,10 @@
 """From a chat's messages to what is asked of the engine: a prompt, and a grammar where one is needed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer_grammar import chat_grammar
@@ -18,6 +19,7 @@ from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
+ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
 _OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed"}  # they say nothing to a model
 
 
@@ -41,12 +43,13 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     model, _ = state.serving(request.model)
     caller.place.take(request.num_choices)
     tools = tool_use(request, model)
-    text = await chat_text(request, model, tools.shown)
+    alone = bool(request.add_special_tokens)
+    text, short = await _short_prompt(request, model, tools.shown, alone=alone)
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools, caller)
-    ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
+    ids = await prompt_ids(state, request, [text], "messages", alone=alone) if short is None else [short]
     wanted = Wanted(
         request.token_limit,
         default=None,
@@ -66,9 +69,35 @@ async def chat_text(
     Raises:
         RequestError: the model has no template, or its template refuses the messages.
     """
+    return await _template(model).in_thread(_rendering(request, model, tools))
+
+
+async def _short_prompt(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None, *, alone: bool
+) -> tuple[str, list[int] | None]:
+    """The prompt and, where it is short, its tokens: a turn of a thread costs as much as to make them.
+
+    Raises:
+        RequestError: as `chat_text` does.
+    """
+    render = _rendering(request, model, tools)
+
+    def made() -> tuple[str, list[int] | None]:
+        text = render()
+        if len(text) > ENCODE_HERE or request.truncate_prompt_tokens is not None:
+            return text, None
+        return text, model.tokenizer.encode(text, add_special_tokens=alone)
+
+    return await _template(model).in_thread(made)
+
+
+def _rendering(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None
+) -> Callable[[], str]:
+    """What renders the prompt."""
     template = _template(model)
     variables = template_variables(request, template, thinks=model.format.supports_reasoning)
-    return await template.in_thread(_render, template, request, tools, variables)
+    return partial(_render, template, request, tools, variables)
 
 
 def template_variables(request: ChatCompletionRequest, template: ChatTemplate, *, thinks: bool) -> dict[str, Any]:
