@@ -11,7 +11,14 @@ from octavo_operator.kube import Kube
 from octavo_operator.reconcile import Key
 from octavo_operator.workqueue import WorkQueue
 
-CHILDREN: Final = (("apps", "v1", "deployments"), ("", "v1", "services"), ("", "v1", "pods"))
+CHILDREN: Final = (
+    ("apps", "v1", "deployments"),
+    ("", "v1", "services"),
+    ("policy", "v1", "poddisruptionbudgets"),
+    ("networking.k8s.io", "v1", "networkpolicies"),
+    ("", "v1", "pods"),
+)
+"""What every cluster has. Of other kinds kopf would wait for the definition; the resync looks after those."""
 
 
 def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.OperatorRegistry:

@@ -29,6 +29,10 @@ _COLLECTIONS: Final = {
     KIND: f"/apis/{API_GROUP}/{API_VERSION}/namespaces/{{}}/{PLURAL}",
     "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
     "Service": "/api/v1/namespaces/{}/services",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    "PodMonitor": "/apis/monitoring.coreos.com/v1/namespaces/{}/podmonitors",
+    "InferencePool": "/apis/inference.networking.k8s.io/v1/namespaces/{}/inferencepools",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Event": "/api/v1/namespaces/{}/events",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
@@ -99,7 +103,10 @@ class Kube:
             raise
 
     async def find(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """The same by a list of one, for kinds that the operator's Role lets it list but not get."""
+        """The same by a list of one, for kinds that the operator's Role lets it list but not get.
+
+        Raises a KubeError, 404, where the cluster has no such kind.
+        """
         found = await self._list(kind, namespace, {"fieldSelector": f"metadata.name={name}"})
         return found[0] if found else None
 
@@ -120,6 +127,17 @@ class Kube:
         """Forced server-side apply of the object with this uid; if it is gone, nothing is made: a KubeError, 409."""
         pinned = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
         return await self._apply(pinned, force=True)
+
+    async def delete(self, live: Manifest) -> None:
+        """Delete this very object, and what it owns after it; 409 if another has taken its name. Gone is gone."""
+        metadata = live["metadata"]
+        path = f"{_collection(live['kind'], metadata['namespace'])}/{metadata['name']}"
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+        try:
+            await self._request("DELETE", path, body)
+        except KubeError as error:
+            if error.status != 404:
+                raise
 
     async def patch_status(self, live: Manifest, patch: Manifest) -> Manifest:
         """Merge `patch` into the status of this very LLMDeployment; 409 if another has taken its name."""

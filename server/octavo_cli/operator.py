@@ -41,7 +41,7 @@ def operator(
     log_level: str,
     kubeconfig: Path | None,
 ) -> int:
-    """Turn every LLMDeployment into a Deployment and a Service, and tell its status, until SIGTERM."""
+    """Turn every LLMDeployment into the objects that serve it, and tell its status, until SIGTERM."""
     if all_namespaces == bool(namespaces):
         raise CommandError("operator: give either --namespace (repeatable) or --all-namespaces", exit_code=WRONG_INPUT)
     if kubeconfig is not None and not kubeconfig.is_file():

@@ -39,7 +39,7 @@ def up(filename: str, once: str | None, port: int | None, as_json: bool, logs: b
     if once is not None and not once.strip():
         raise CommandError("up: --once needs a prompt that is not empty", exit_code=WRONG_INPUT)
     deployment = read_manifest(filename)
-    server_config(filename, deployment)  # refused here rather than by a process that dies of it
+    server_config(filename, deployment, local=True)  # refused here rather than by a process that dies of it
     require_server()
     try:
         plan = plan_locally(deployment, os.environ, gpu_ids())

@@ -11,6 +11,7 @@ LABEL_PREFIX: Final = "octavo.dev/"
 DEPLOYMENT_LABEL: Final = "octavo.dev/deployment"
 
 SERVER_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
 OPERATOR_PORT: Final = 8090
 
 # Metrics of a replica. The `vllm:` names, labels and buckets are those that stock dashboards read.

@@ -14,12 +14,14 @@ from kube_fixture import ControlPlane, Kube
 from octavo_operator.kube import connect
 from octavo_operator.main import Operator
 from octavo_operator.reconcile import Key, Reconciler
+from octavo_operator.render import RenderSettings
 from octavo_operator.settings import OperatorSettings
 from octavo_operator.workqueue import Retry
 
 Object = dict[str, Any]
 
 IMAGE = "registry.example/octavo-server:1"
+SETTINGS = RenderSettings(IMAGE, "octavo-system")
 NOW = "2026-01-01T00:00:00Z"
 API = "octavo.dev/v1alpha1"
 KIND = "LLMDeployment"
@@ -33,6 +35,12 @@ def llm_deployment(name: str = "demo", **spec: Any) -> Object:
         "metadata": {"name": name},
         "spec": {"model": {"source": {"builtin": {"name": "demo"}}}} | spec,
     }
+
+
+def rendered(objects: list[Object], kind: str) -> Object:
+    """The only object of this kind."""
+    (found,) = [each for each in objects if each["kind"] == kind]
+    return found
 
 
 @dataclass
@@ -58,7 +66,7 @@ class Passes:
 async def reconciling(plane: ControlPlane, namespace: str) -> AsyncIterator[Passes]:
     """A new reconciler with a connection of its own: it knows nothing of any earlier one."""
     async with connect(plane.kubeconfig) as api:
-        yield Passes(Reconciler(api, IMAGE, lambda: NOW), namespace)
+        yield Passes(Reconciler(api, SETTINGS, lambda: NOW), namespace)
 
 
 class RunningOperator:

@@ -92,6 +92,31 @@ podTemplate:
     ),
     Case("another port", with_source("networking: {service: {port: 80}}")),
     Case("suspended", with_source("suspend: true")),
+    Case("keys of a Secret", with_source("server: {apiKeySecretRef: {name: keys}}")),
+    Case("one key of a Secret", with_source("server: {apiKeySecretRef: {name: keys, key: team-a.key}}")),
+    Case("one GPU, said aloud", with_source("server: {tensorParallelSize: 1}")),
+    Case(
+        "host memory for pages",
+        with_source("server: {hostMemoryForKVCache: 16Gi}\nresources: {memory: 16.001Gi, ephemeralStorage: 20G}"),
+    ),
+    Case("host memory in another unit", with_source("server: {hostMemoryForKVCache: 999M}\nresources: {memory: 1Gi}")),
+    Case("host memory in bytes", with_source("server: {hostMemoryForKVCache: 5}\nresources: {memory: 6}")),
+    Case("no policy", with_source("networking: {networkPolicy: Disabled}")),
+    Case("nobody but the gateway", with_source("networking: {allowFrom: []}")),
+    Case(
+        "callers by their labels",
+        with_source("""
+networking:
+  allowFrom:
+    - {namespaceSelector: {}}
+    - {podSelector: {matchLabels: {app: chat, example.com/app: ''}}}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: web}}
+      podSelector: {matchExpressions: [{key: a, operator: In, values: [b, c]}, {key: d, operator: DoesNotExist}]}
+"""),
+    ),
+    Case("a pool", with_source("networking: {inferencePool: {endpointPickerRef: {name: epp, failureMode: FailOpen}}}")),
+    Case("watched", with_source("observability: {podMonitor: Enabled}")),
+    Case("never evicted", with_source("disruption: {maxUnavailable: 0}")),
     Case("a start of an hour", with_source("startup: {timeoutSeconds: 3600}")),
 ]
 
@@ -160,6 +185,62 @@ BAD = [
     Case("nothing may move", with_source("rollout: {maxSurge: 0, maxUnavailable: 0}"), "spec.rollout"),
     Case("no surge, and the default taken away", with_source("rollout: {maxUnavailable: 0}"), "spec.rollout"),
     Case("a start of no time", with_source("startup: {timeoutSeconds: 1}"), "spec.startup.timeoutSeconds"),
+    Case("two GPUs a replica", with_source("server: {tensorParallelSize: 2}"), "spec.server.tensorParallelSize"),
+    Case("keys from nowhere", with_source("server: {apiKeySecretRef: {}}"), "spec.server.apiKeySecretRef.name"),
+    Case(
+        "a Secret's key with a slash",
+        with_source("server: {apiKeySecretRef: {name: keys, key: a/b}}"),
+        "spec.server.apiKeySecretRef.key",
+    ),
+    Case(
+        "host memory out of nothing",
+        with_source("server: {hostMemoryForKVCache: 16Gi}"),
+        "spec.server.hostMemoryForKVCache",
+    ),
+    Case(
+        "more host memory than there is",
+        with_source("server: {hostMemoryForKVCache: 16Gi}\nresources: {memory: 16384Mi}"),
+        "spec.server.hostMemoryForKVCache",
+    ),
+    Case("the swap space as a flag", with_source("server: {args: [--swap-space=4]}"), "spec.server.args"),
+    Case("its other name", with_source("server: {args: [--kv-offloading-size, '4']}"), "spec.server.args"),
+    Case("no disk", with_source("resources: {ephemeralStorage: 0Gi}"), "spec.resources.ephemeralStorage"),
+    Case("a policy of no name", with_source("networking: {networkPolicy: Open}"), "spec.networking.networkPolicy"),
+    Case("a caller of no kind", with_source("networking: {allowFrom: [{}]}"), "spec.networking.allowFrom[0]"),
+    Case(
+        "a label to be in nothing",
+        with_source("networking: {allowFrom: [{podSelector: {matchExpressions: [{key: a, operator: In}]}}]}"),
+        "spec.networking.allowFrom[0].podSelector.matchExpressions[0].values",
+    ),
+    Case(
+        "a label that exists with a value",
+        with_source(
+            "networking: {allowFrom: [{podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}]}"
+        ),
+        "spec.networking.allowFrom[0].podSelector.matchExpressions[0].values",
+    ),
+    Case(
+        "a caller's label with a space",
+        with_source("networking: {allowFrom: [{podSelector: {matchLabels: {a b: c}}}]}"),
+        "spec.networking.allowFrom[0].podSelector.matchLabels",
+    ),
+    Case(
+        "too many callers",
+        with_source(f"networking: {{allowFrom: [{', '.join(['{podSelector: {}}'] * 17)}]}}"),
+        "spec.networking.allowFrom",
+    ),
+    Case(
+        "a pool without a picker",
+        with_source("networking: {inferencePool: {}}"),
+        "spec.networking.inferencePool.endpointPickerRef",
+    ),
+    Case("watched, but not quite", with_source("observability: {podMonitor: true}"), "spec.observability.podMonitor"),
+    Case("a budget below none", with_source("disruption: {maxUnavailable: -1}"), "spec.disruption.maxUnavailable"),
+    Case(
+        "a volume for keys",
+        with_source("podTemplate: {volumes: [{name: api-keys}]}"),
+        "spec.podTemplate.volumes",
+    ),
     Case("a port of none", with_source("networking: {service: {port: 0}}"), "spec.networking.service.port"),
     Case("a label with a space", with_source("podTemplate: {labels: {a: b c}}"), "spec.podTemplate.labels"),
     Case("a label's key with a space", with_source("podTemplate: {labels: {a b: c}}"), "spec.podTemplate.labels"),
