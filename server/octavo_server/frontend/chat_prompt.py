@@ -81,7 +81,7 @@ async def chat_text(
 def _encoding(
     request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None, ids: list[list[int]]
 ) -> Callable[[], str]:
-    """What renders the prompt and, where it is short, puts its tokens into `ids`: another turn costs as much as them."""
+    """What renders the prompt and, where it is short, puts its tokens into `ids`: another turn costs as much."""
     render, alone = _rendering(request, model, tools), bool(request.add_special_tokens)
 
     def encode() -> str:
