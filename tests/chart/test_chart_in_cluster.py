@@ -131,12 +131,7 @@ async def test_every_right_that_the_chart_grants_is_used(
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert used | adopting | CACHED: Object = {
-    "model": {"source": {"huggingFace": {"repo": "org/model"}}},
-    "storage": {"cache": {"size": "1Gi"}},
-}
-# Asked for by admission, and by no request: to own what blocks a deletion, to adopt what exists.
-BY_ADMISSION == granted
+    assert used | adopting | BY_ADMISSION == granted
 
 
 def rbac_verbs(record: RequestRecord) -> list[tuple[str, str, str]]:
