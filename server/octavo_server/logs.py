@@ -134,6 +134,8 @@ def _printable(line: str) -> str:
 
 def _plain(value: object) -> str:
     """As it is if that is one word of printable characters, else quoted."""
+    if isinstance(value, bool):
+        return json.dumps(value)  # the word that the other form has
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if text.isascii() and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 

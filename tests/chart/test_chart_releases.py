@@ -93,6 +93,22 @@ async def test_an_upgrade_brings_the_crds_new_fields(releases: helm.Config, kube
     assert "suspend" in spec_fields(await crd(kube))
 
 
+async def test_an_upgrade_that_keeps_an_older_charts_defaults_is_refused_with_what_to_do(
+    releases: helm.Config, kube: Kube, tmp_path: Path
+) -> None:
+    older = tmp_path / "octavo"
+    shutil.copytree(CHART, older)
+    shutil.copyfile(OLDER_VALUES / "0.1.0.yaml", older / "values.yaml")
+    for template in (older / "templates").iterdir():
+        if template.name not in {"_helpers.tpl", "serviceaccount.yaml"}:
+            template.unlink()
+    await helms(releases.install, older, "octavo", {})
+    with pytest.raises(helm.HelmReleaseError, match="upgrade with --reset-then-reuse-values"):
+        await asyncio.to_thread(releases.upgrade, CHART, "octavo", {}, reuse_values=True)
+    await helms(releases.upgrade, CHART, "octavo", {})
+    assert await kube.find("networking.k8s.io/v1", "NetworkPolicy", "octavo") is not None
+
+
 async def test_a_crd_of_another_release_is_left_alone_and_the_notes_say_so(
     releases: helm.Config, control_plane: ControlPlane, kube: Kube
 ) -> None:

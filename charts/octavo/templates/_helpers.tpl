@@ -12,6 +12,15 @@
 {{- end }}
 {{- end }}
 
+{{- /* `helm upgrade --reuse-values` brings an older chart's defaults in place of this one's. */}}
+{{- define "octavo.check" -}}
+{{- range list "crds" "networkPolicy" "podDisruptionBudget" "podMonitor" }}
+{{- if not (hasKey $.Values .) }}
+{{- fail (printf "%s: is missing, as the values are those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "octavo.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "octavo.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

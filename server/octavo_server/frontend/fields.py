@@ -101,6 +101,8 @@ class BoundedObject:
                 found += len(children)
                 if found > self._values:
                     raise _wrong_size(f"it has more than {self._values} values")
+                if any(isinstance(child, str) and len(child) > self._bytes for child in children):
+                    raise _wrong_size(f"one of its texts has more than {self._bytes} characters")
                 below += children
             level = below
             if not level:

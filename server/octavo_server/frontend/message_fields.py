@@ -15,7 +15,7 @@ from octavo_server.frontend.generation_fields import Text
 MAX_MESSAGES: Final = 16_384
 MAX_PARTS: Final = 1024
 MAX_CALLS: Final = 256
-Ignored = Annotated[Any, Field(description="of no effect")]
+Ignored = Annotated[Any, BeforeValidator(lambda _: None), Field(description="of no effect")]
 
 
 def _text_only(value: Any) -> Any:

@@ -63,7 +63,10 @@ class ChoiceParser:
 
     def add(self, delta: Delta) -> Piece:
         """What a delta of the answer says."""
-        text, found = delta.text, _Found(self._parsing)
+        text = delta.text
+        if text and delta.finish_reason is None and (plain := self._plain(delta, text)) is not None:
+            return plain
+        found = _Found(self._parsing)
         if self._by_token:
             offsets = delta.offsets
             entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
@@ -80,6 +83,23 @@ class ChoiceParser:
                 self._arguments = []
             self._arguments += arguments
         return found.piece()
+
+    def _plain(self, delta: Delta, text: str) -> Piece | None:
+        """The same as by the long way, for text in which nothing is to be told apart: as nearly all that comes is."""
+        begins = delta.offsets if self._by_token else [self._given]
+        if self._tokens or not begins or begins[0] != self._given or begins[-1] >= self._given + len(text):
+            return None  # not all of these tokens are told by this text, or others are
+        if self._parsing.only_calls or any(map(text.__contains__, self._parsing.hidden)):
+            return None
+        kind = self._parser.plain(text)
+        if kind is None:
+            return None
+        self._given += len(text)
+        self._settled = self._given
+        if kind == "content":
+            return Piece(text, logprobs=delta.logprobs)
+        self.reasoning_tokens += len(begins)
+        return Piece(reasoning=text)
 
     def call_is_whole(self) -> bool:
         """Whether the arguments of the last call are JSON, to their end."""
