@@ -171,12 +171,9 @@ def test_a_commit_that_is_gone_between_two_runs_is_given_up_for_the_branch(hub: 
     assert contents(tmp_path / "m") == model_files(seed=1)
 
 
-def test_a_server_that_falls_silent_is_left_and_asked_again(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("octavo_pull.web.TIMEOUT", httpx.Timeout(0.5))
+def test_a_server_that_falls_silent_is_left_and_asked_again(hub: Hub, tmp_path: Path) -> None:
     hub.faults = [Fault("/cdn/", times=2, cut=1000, hold=True)]
-    fetch(SOURCE, tmp_path / "m")
+    fetch(SOURCE, tmp_path / "m", seconds=0.5)
     assert contents(tmp_path / "m") == model_files()
 
 
