@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import hashlib
+import http.server
 import os
 import re
 import shlex
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,10 +107,20 @@ class Image:
                 inside.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, inside)
 
+    def _python(self) -> Path:
+        """This Python, under the name `python`: a virtual environment has it, others get a link."""
+        if sys.prefix != sys.base_prefix:
+            return Path(sys.executable)
+        link = self.root.parent / "bin" / "python"
+        link.parent.mkdir(exist_ok=True)
+        if not link.exists():
+            link.symlink_to(sys.executable)
+        return link
+
     def _outside(self) -> dict[str, str]:
         """Of a build stage: no configuration of this machine but how it reaches the network."""
         passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"])
+        path = os.pathsep.join([str(self._python().parent), "/usr/bin", "/bin"])
         return (
             passed_on
             | self.environment
@@ -150,10 +163,32 @@ def check(name: str, image: Image) -> None:
     if image.ask("octavo", "crd") != (REPOSITORY / "crds" / "octavo.dev_llmdeployments.yaml").read_text():
         raise SystemExit("octavo crd gives another CRD than the repository's")
     image.ask("python", "-c", "import octavo_operator.main, kopf, kubernetes.aio")
+    if name == "control-plane":
+        image.ask("python", "-c", "import huggingface_hub, obstore")
+        pull(image)
     if name == "server":
         print(image.ask("octavo", "up", "-f", str(manifest), "--once", "Tell me a joke"))
     if changed := differing(before, image.digests()):
         raise SystemExit(f"using the image changed {changed}")
+
+
+def pull(image: Image) -> None:
+    """Let the image fetch a model from a web server of this machine."""
+    model = REPOSITORY / "server" / "octavo_server" / "demo_model"
+    here, there = image.root.parent / "served", image.root.parent / "volume"
+    shutil.copytree(model, here)
+    there.mkdir()
+    there.chmod(0o777)
+    sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in here.iterdir())
+    (here / "SHA256SUMS").write_text(sums)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(here))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        image.ask("octavo", "pull", url, str(there / "demo"), "--sha256", hashlib.sha256(sums.encode()).hexdigest())
+        server.shutdown()
+    if (there / "demo" / "model.safetensors").read_bytes() != (model / "model.safetensors").read_bytes():
+        raise SystemExit("octavo pull fetched something else")
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import helm_python as helm
@@ -288,6 +289,13 @@ def test_the_chart_makes_the_crd_of_the_repository_and_keeps_it() -> None:
     assert made["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert made["spec"] == yaml.safe_load(file.read_text())["spec"]
     assert of_kind(render({"crds": {"install": False}}), "CustomResourceDefinition") == []
+
+
+def test_a_packaged_chart_renders_the_same(chart: helm.Chart, tmp_path: Path) -> None:
+    archive = Path(chart.save(tmp_path)).read_bytes()
+    with helm.Chart.load_archive(archive) as packaged:
+        rendered = [each.render({}, name="release", namespace="team") for each in (chart, packaged)]
+    assert rendered[0] == rendered[1]
 
 
 @pytest.mark.parametrize("file", sorted(OLDER_VALUES.iterdir()), ids=lambda file: file.stem)

@@ -21,7 +21,10 @@ from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
 ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
-_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed"}  # they say nothing to a model
+# They say nothing to a model.
+_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed", "images", "thinking_blocks"} | {
+    "provider_specific_fields"
+}
 
 
 @dataclass(frozen=True, slots=True)
