@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit soak fuzz crd clean
+.PHONY: help setup demo test lint types imports unit soak fuzz crd lock images-check clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
@@ -19,6 +19,8 @@ help:
 	@echo "make fuzz   requests made from the server's description, 200 valid and 200 invalid of each operation"
 	@echo "make soak   half an hour of load on a server too small for it (MINUTES=30)"
 	@echo "make setup  .venv with everything"
+	@echo "make lock   what the images hold, by version and hash (needs uv)"
+	@echo "make images-check   the commands of the images' build stages, without Docker"
 
 setup: $(STAMP)
 
@@ -29,7 +31,10 @@ $(STAMP): pyproject.toml Makefile
 	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV) (once; a few minutes on a slow network)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,pull,dev]'
+	@# An emulator of S3 for the tests, beside: its boto3 and our kubernetes want different versions of one library.
+	@$(BIN)/python -m venv --without-pip $(VENV)/s3
+	@$(BIN)/python -m pip --python $(VENV)/s3 install --quiet --disable-pip-version-check 'moto[s3]>=5,<6' flask flask-cors
 	@touch $@
 
 demo: $(STAMP)
@@ -61,7 +66,23 @@ fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/server/test_fuzz.py -k description -s -q
 
 crd: $(STAMP)
-	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/crds/octavo.dev_llmdeployments.yaml
+	$(BIN)/octavo crd | tee crds/octavo.dev_llmdeployments.yaml > charts/octavo/files/octavo.dev_llmdeployments.yaml
+
+# The images' Python, and the versions that the tests ran with.
+UV ?= uv
+LOCK := $(UV) pip compile --quiet --no-config --index-url https://pypi.org/simple --universal --python-version 3.11 \
+  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" --constraint build/tested.txt
+LOCKS := images/requirements
+lock: $(STAMP)
+	@mkdir -p build
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable | sed -e '/@/d' -e 's/+cpu$$//' > build/tested.txt
+	$(LOCK) --output-file $(LOCKS)/build.txt $(LOCKS)/build.in
+	$(LOCK) --output-file $(LOCKS)/control-plane.txt --extra pull pyproject.toml
+	$(LOCK) --output-file $(LOCKS)/server.txt --extra server --extra tracing pyproject.toml
+
+IMAGE ?= control-plane
+images-check: $(STAMP)
+	$(BIN)/python images/exercise.py $(IMAGE)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """What the API process costs a token, against a bare Starlette handler that streams, in one run.
 
-    python benchmarks/api_overhead.py [--levels STREAMS:TOKENS@MILLISECONDS ...] [--repeats N] [--kind KIND] [--limited]
+    python benchmarks/api_overhead.py [--levels STREAMS:TOKENS@MILLISECONDS …] [--kind KIND] [--limited] [--tls]
     python benchmarks/api_overhead.py --profile FILE [--levels …]
 
 Processes beside this one: our API process before an engine that echoes the prompt (`echo_engine.py`), the bare handler
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from echo_engine import API_KEY, DEMO, STEP_SECONDS
-from http_load import Kind
+from http_load import KINDS, Kind, trusting
 
 HERE: Final = Path(__file__).resolve().parent
 GOAL: Final = 0.6  # of the bare handler's tokens a second on a core
@@ -79,9 +79,11 @@ def servers(step_file: Path, options: argparse.Namespace) -> Iterator[list[Serve
     """Ours and the bare one."""
     ours = [str(HERE / "echo_engine.py"), "--as", "api", *(["--profile", options.profile] if options.profile else [])]
     ours += ["--limited"] if options.limited else []
+    ours += ["--thinks"] if options.kind == "thoughts" else []
+    tls = ["--tls", str(certificate(step_file.parent))] if options.tls else []
     processes = []
     try:
-        for command in (ours, [str(HERE / "bare_stream.py")]):
+        for command in ([*ours, *tls], [str(HERE / "bare_stream.py"), *tls]):
             environment = {**os.environ, STEP_SECONDS: str(step_file)}
             processes.append(
                 subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment)
@@ -96,6 +98,16 @@ def servers(step_file: Path, options: argparse.Namespace) -> Iterator[list[Serve
             process.wait(60)
 
 
+def certificate(folder: Path) -> Path:
+    """A file with a key and a certificate for it, as most servers have them: on the curve P-256."""
+    path = folder / "tls.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=127.0.0.1", "-keyout", str(path), "-out", str(folder / "certificate.pem")]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    path.write_text(path.read_text() + (folder / "certificate.pem").read_text())
+    return path
+
+
 def set_step(step_file: Path, seconds: float) -> None:
     """Replaced as a whole: it is read all the time."""
     beside = step_file.with_suffix(".new")
@@ -108,7 +120,7 @@ def until_ready(url: str) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/ready", timeout=5):
+            with urllib.request.urlopen(f"{url}/ready", timeout=5, context=trusting()):
                 return
         except urllib.error.HTTPError:
             time.sleep(0.05)
@@ -186,8 +198,9 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", type=Level.parse, default=LEVELS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
-    parser.add_argument("--kind", choices=get_args(Kind), default="completions", help="tools: a chat with one at hand")
+    parser.add_argument("--kind", choices=get_args(Kind), default="completions", help=KINDS)
     parser.add_argument("--limited", action="store_true", help="ours takes only a key, which has limits of every kind")
+    parser.add_argument("--tls", action="store_true", help="both speak TLS")
     parser.add_argument("--json")
     parser.add_argument("--profile", help="cProfile of our event loop's thread goes there: its figures mean nothing")
     options = parser.parse_args()

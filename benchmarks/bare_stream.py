@@ -1,6 +1,6 @@
 """A bare Starlette handler that streams, by the same uvicorn as ours: what `api_overhead.py` compares with.
 
-    python benchmarks/bare_stream.py
+    python benchmarks/bare_stream.py [--tls FILE]
 
 A route that reads the request's JSON, and a `StreamingResponse` that gives out an event for every token. One timer in
 the same process stands for the engine: every so many seconds (in the file that ECHO_STEP_SECONDS names) each open
@@ -8,6 +8,7 @@ stream gets its next event. Nothing is checked, tokenized, counted or made into 
 about the size of ours.
 """
 
+import argparse
 import asyncio
 import os
 import socket
@@ -82,7 +83,7 @@ def app_of(timer: Timer) -> Starlette:
     return Starlette(routes=[Route(path, handler, methods=["POST"]) for path, handler in routes.items()])
 
 
-async def serve() -> None:
+async def serve(tls: str | None) -> None:
     """Until a signal; the first line on stdout ends with the address."""
     timer = Timer(Path(os.environ[STEP_SECONDS]))
     config = uvicorn.Config(
@@ -95,9 +96,12 @@ async def serve() -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=60,
+        ssl_certfile=tls,
+        ssl_keyfile=tls,
     )
     listener = socket.create_server(("127.0.0.1", 0))
-    print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    scheme = "http" if tls is None else "https"
+    print(f"listening on {scheme}://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     parts = [asyncio.create_task(timer.run()), asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener]))]
     ended, running = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
     for part in running:
@@ -106,4 +110,6 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--tls", help="certificate and key, in one file")
+    uvloop.run(serve(parser.parse_args().tls))

@@ -1,6 +1,6 @@
 """An engine without a model that speaks the real protocol, and the API process before it: parts of `api_overhead.py`.
 
-    python benchmarks/echo_engine.py --as api [--model DIRECTORY] [--profile FILE] [--limited]
+    python benchmarks/echo_engine.py --as api [--model DIRECTORY] [--profile FILE] [--limited] [--thinks] [--tls FILE]
 
 The engine takes the requests that are there, and every so many seconds gives each of them a token: those of its prompt,
 over and over. The seconds stand in a file, which is read after each step.
@@ -109,20 +109,21 @@ def run_engine() -> None:
     context.term()
 
 
-def run_api(model: Path, profile: str | None, *, limited: bool) -> None:
-    """`octavo serve` with the engine above; `profile`: what the event loop's thread does goes to this file.
-
-    limited: only with API_KEY, which has limits of every kind, far above what is asked for.
-    """
+def run_api(options: argparse.Namespace) -> None:
+    """`octavo serve` with the engine above, by the options of `main`."""
     from octavo_server.config import ServerConfig
     from octavo_server.frontend.server import run
 
     command = (sys.executable, str(Path(__file__).resolve()), "--as", "engine")
-    limits: dict[str, Any] = {"api_key": (API_KEY,), **dict.fromkeys(LIMITS, 10**9)} if limited else {}
+    more: dict[str, Any] = {"api_key": (API_KEY,), **dict.fromkeys(LIMITS, 10**9)} if options.limited else {}
+    if options.thinks:
+        more["reasoning_parser"] = "deepseek_r1"  # answers begin within thoughts
+    if options.tls is not None:
+        more["ssl_certfile"] = more["ssl_keyfile"] = options.tls
     config = ServerConfig(
-        model=model, port=0, max_num_seqs=MAX_NUM_SEQS, device="cpu", served_model_name=("bare",), **limits
+        model=options.model, port=0, max_num_seqs=MAX_NUM_SEQS, device="cpu", served_model_name=("bare",), **more
     )
-    if profile is None:
+    if options.profile is None:
         sys.exit(run(config, command))
     import cProfile
 
@@ -130,7 +131,7 @@ def run_api(model: Path, profile: str | None, *, limited: bool) -> None:
     try:
         profiler.runcall(run, config, command)
     finally:
-        profiler.dump_stats(profile)
+        profiler.dump_stats(options.profile)
 
 
 def main() -> None:
@@ -139,12 +140,14 @@ def main() -> None:
     parser.add_argument("--as", dest="role", choices=("engine", "api"), required=True)
     parser.add_argument("--model", type=Path, default=DEMO, help="whose tokenizer is used")
     parser.add_argument("--profile", help="cProfile of the event loop's thread goes there")
-    parser.add_argument("--limited", action="store_true", help=f"only with the key {API_KEY}, which has limits")
+    parser.add_argument("--limited", action="store_true", help=f"only with the key {API_KEY}, which has high limits")
+    parser.add_argument("--thinks", action="store_true", help="answers begin with thoughts")
+    parser.add_argument("--tls", type=Path, help="certificate and key of the server, in one file")
     options = parser.parse_args()
     if options.role == "engine":
         run_engine()
     else:
-        run_api(options.model, options.profile, limited=options.limited)
+        run_api(options)
 
 
 if __name__ == "__main__":

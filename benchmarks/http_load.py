@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import random
 import resource
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,9 @@ TOOL: Final = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
-Kind = Literal["completions", "chat", "tools"]
+KINDS: Final = "tools: a chat with one at hand; thoughts: a chat whose answer begins with them"
+Kind = Literal["completions", "chat", "tools", "thoughts"]
+END_OF_THOUGHTS: Final = "</think>"
 
 
 @dataclass(slots=True)
@@ -124,6 +127,13 @@ class Connection(asyncio.Protocol):
         return (body[:at], body[at:]) if at > 1 else (b"", body)
 
 
+def trusting() -> ssl.SSLContext:
+    """TLS with whoever it is."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 @dataclass(frozen=True)
 class Load:
     """What is asked of whom."""
@@ -146,12 +156,25 @@ class Load:
         return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
 
     def _asked(self, chance: random.Random) -> dict[str, Any]:
-        """Random token ids, or a chat of as many random words, with a tool at hand or without."""
+        """Random token ids, or a chat of as many random words, with a tool at hand or without.
+
+        thoughts: for a server that echoes the prompt's end. In its middle (about) is where the thoughts end.
+        """
         if self.kind == "completions":
             return {"prompt": [chance.randrange(10, self.vocab) for _ in range(self.prompt)]}
-        text = " ".join(chance.choice(WORDS) for _ in range(self.prompt))
+        words = [chance.choice(WORDS) for _ in range(self.prompt)]
+        if self.kind == "thoughts":
+            words.insert(max(0, self.prompt - self.answer // 2), END_OF_THOUGHTS)
+        text = " ".join(words)
         tools = {"tools": [TOOL]} if self.kind == "tools" else {}
         return {"messages": [{"role": "user", "content": text}], **tools}
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """With https."""
+        if urlsplit(self.url).scheme != "https":
+            return None
+        return trusting()
 
     async def level(self, rate: float, count: int, seed: int) -> dict[str, Any]:
         """Run one level; connections are kept and used again within it."""
@@ -159,10 +182,10 @@ class Load:
         requests = [self.request(chance) for _ in range(count)]
         records = [Record() for _ in range(count)]
         free: list[Connection] = []
-        tasks = []
+        tasks, tls = [], self.tls
         due = started = time.perf_counter()
         for request, record in zip(requests, records, strict=True):
-            tasks.append(asyncio.create_task(self._ask(request, record, free)))
+            tasks.append(asyncio.create_task(self._ask(request, record, free, tls)))
             if rate > 0:
                 due += chance.expovariate(rate)
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -173,14 +196,14 @@ class Load:
                 connection.transport.close()
         return {"rate": rate, "n": count, **summary(records, self.answer, seconds)}
 
-    async def _ask(self, request: bytes, record: Record, free: list[Connection]) -> None:
+    async def _ask(self, request: bytes, record: Record, free: list[Connection], tls: ssl.SSLContext | None) -> None:
         record.sent = time.perf_counter()
         connection = next((free.pop() for _ in range(len(free)) if free[-1].transport is not None), None)
         if connection is None:
             place = urlsplit(self.url)
             try:
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    Connection, place.hostname, place.port
+                    Connection, place.hostname, place.port, ssl=tls
                 )
             except OSError as error:
                 record.error = str(error)
@@ -321,7 +344,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=2000, help="ids are drawn from 10 to this")
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--answer", type=int, default=128, help="tokens")
-    parser.add_argument("--kind", choices=get_args(Kind), default="completions", help="tools: a chat with one at hand")
+    parser.add_argument("--kind", choices=get_args(Kind), default="completions", help=KINDS)
     parser.add_argument("--key", default="", help="API key")
     parser.add_argument("--streams", type=int, default=512, help="of --ceiling")
     parser.add_argument("--ceiling", action="store_true")

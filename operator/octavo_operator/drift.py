@@ -16,6 +16,8 @@ Manifest = dict[str, Any]
 
 DIGEST_ANNOTATION: Final = f"{LABEL_PREFIX}applied-sha256"
 _MERGE_KEYS: Final = ("name", "mountPath", "containerPort", "uid", "topologyKey", "key")
+_ATOMIC: Final = frozenset({"selector", "podSelector", "namespaceSelector", "labelSelector"})
+"""Mappings that are ours whole: one label more would mean other pods."""
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(m|k|[MGTPE]|[KMGTPE]i)?")
 _SUFFIXES: Final = {"m": Decimal("0.001"), "k": Decimal(1000)} | {
     suffix: Decimal(base) ** (power + 1)
@@ -26,10 +28,16 @@ _SUFFIXES: Final = {"m": Decimal("0.001"), "k": Decimal(1000)} | {
 
 def stamped(rendered: Manifest) -> Manifest:
     """`rendered` with its own digest in an annotation."""
-    digest = hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
+    told = hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
     metadata = rendered["metadata"]
-    annotations = metadata.get("annotations", {}) | {DIGEST_ANNOTATION: digest}
+    annotations = metadata.get("annotations", {}) | {DIGEST_ANNOTATION: told}
     return rendered | {"metadata": metadata | {"annotations": annotations}}
+
+
+def digest(live: Manifest) -> str | None:
+    """What an object says of what was applied last."""
+    annotations: Manifest = live["metadata"].get("annotations", {})
+    return annotations.get(DIGEST_ANNOTATION)
 
 
 def in_sync(wanted: Manifest, live: Manifest) -> bool:
@@ -53,6 +61,8 @@ def is_orphan(live: Manifest, labels: dict[str, str]) -> bool:
 def _holds(wanted: Any, live: Any, path: tuple[str, ...]) -> bool:
     if live is None:
         return wanted in (None, "", 0, False, [], {})  # the API server leaves zero values out
+    if path and path[-1] in _ATOMIC:
+        return bool(wanted == live)
     if isinstance(wanted, dict) and isinstance(live, dict):
         return all(_holds(value, live.get(key), (*path, key)) for key, value in wanted.items())
     if isinstance(wanted, list) and isinstance(live, list):

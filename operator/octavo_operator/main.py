@@ -20,6 +20,7 @@ from octavo_operator.election import Election, LeadershipLostError, Timing
 from octavo_operator.kube import Kube, KubeError, connect
 from octavo_operator.probes import Metrics, probe_server
 from octavo_operator.reconcile import Key, Reconciler
+from octavo_operator.render import RenderSettings
 from octavo_operator.settings import OperatorSettings
 from octavo_operator.workqueue import Retry, WorkQueue
 
@@ -118,7 +119,7 @@ class Operator:
             holding.close()
 
     async def _act(self, kube: Kube, stop: asyncio.Event, holding: Coroutine[Any, Any, None] | None) -> None:
-        reconciler = Reconciler(kube, self._settings.default_image, _now)
+        reconciler = Reconciler(kube, _render_settings(self._settings), _now)
         watching = kopf.operator(
             registry=handlers.registry(self.queue, self.known, kube),
             settings=handlers.settings(),
@@ -192,6 +193,11 @@ async def _result(work: "asyncio.Task[None]") -> int:
     except asyncio.CancelledError:
         pass
     return 0
+
+
+def _render_settings(settings: OperatorSettings) -> RenderSettings:
+    namespace = settings.operator_namespace or _own_namespace()
+    return RenderSettings(settings.default_image, settings.pull_image, namespace)
 
 
 def _own_namespace() -> str:

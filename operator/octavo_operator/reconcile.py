@@ -5,22 +5,34 @@ again. Nothing is written where nothing changed.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
 from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.cache import CacheState, ModelCache, claims_of
+from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.events import Event, events_of
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.render import render
-from octavo_operator.status import TERMINATING, Observation, Problem, build_status, status_patch
+from octavo_operator.render import RenderSettings, cache_name, render_own, wants_prefetch
+from octavo_operator.status import (
+    DOWNLOAD_FAILED,
+    TERMINATING,
+    Observation,
+    Problem,
+    Verdict,
+    build_status,
+    status_patch,
+)
 from octavo_operator.workqueue import Retry
 
 Manifest = dict[str, Any]
 
-CHILD_KINDS: Final = ("Deployment", "Service")
+_FOR_PEOPLE: Final = frozenset({"InvalidSpec", TERMINATING, MISSING_API, DOWNLOAD_FAILED})
+"""Problems that trying again does not cure: an event tells of a change, else the next look at everything does."""
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +54,9 @@ class Reconciler:
     `now` gives the time as RFC 3339, for conditions that change.
     """
 
-    def __init__(self, kube: Kube, default_image: str | None, now: Callable[[], str]) -> None:
+    def __init__(self, kube: Kube, settings: RenderSettings, now: Callable[[], str]) -> None:
         self._kube = kube
-        self._default_image = default_image
+        self._settings = settings
         self._now = now
 
     async def __call__(self, key: Key) -> bool:
@@ -62,38 +74,61 @@ class Reconciler:
         live = await self._kube.get(KIND, key.namespace, key.name)
         if live is None:
             return False
-        children = {kind: await self._kube.find(kind, key.namespace, key.name) for kind in CHILD_KINDS}
+        children = await Children.find(self._kube, key.namespace, key.name)
         wanted, deployment, problem = self._wanted(live)
-        problem = _terminating(live) or problem or _conflict(live, children)
-        actions: list[Event] = []
-        if problem is None:
-            problem = await self._apply(live, wanted, children, actions)
+        problem = _terminating(live) or problem or children.conflict(live, wanted)
+        cache, actions = CacheState(), list[Event]()
+        if problem is None and deployment is not None:
+            cache = await self._cache(live, deployment)
+            now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
+            problem = await self._apply(live, now, children, actions) or cache.problem or children.lacking(wanted)
+            actions += await remove(self._kube, children.unwanted(live, wanted))
+        pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
+        if problem is None and deployment is not None:
+            in_use = _claims_in_use(pods, children.own(live, "Deployment"))
+            actions += await ModelCache(self._kube, self._settings, key.namespace).give_up(
+                live, cache_name(deployment), in_use
+            )
         observed = Observation(
-            deployment=_own(live, children["Deployment"]),
-            service=_own(live, children["Service"]),
-            pods=await self._kube.pods(key.namespace, {DEPLOYMENT_LABEL: key.name}),
+            deployment=children.own(live, "Deployment"),
+            service=children.own(live, "Service"),
+            pods=pods,
             problem=problem,
+            cached=cache.cached,
         )
-        await self._report(live, deployment, observed, actions)
-        if problem is not None and problem.reason not in {"InvalidSpec", TERMINATING}:
+        await self._report(live, deployment, observed, [*cache.actions, *actions])
+        if problem is not None and problem.reason not in _FOR_PEOPLE:
             raise Retry(f"{problem.reason}: {problem.message}")
         return True
+
+    async def _cache(self, live: Manifest, deployment: LLMDeployment) -> CacheState:
+        caches = ModelCache(self._kube, self._settings, deployment.namespace)
+        try:
+            return await caches.bring_about(deployment, partial(self._expect_alive, live))
+        except KubeError as error:
+            if not error.is_refusal:
+                raise
+            text = f"the API server refused the volume for the model, or its Job: {error.message}"
+            unknown = Verdict("False", "ApplyRefused", text) if wants_prefetch(deployment) else None
+            return CacheState(unknown, Problem("ApplyRefused", text))
 
     def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Problem | None]:
         try:
             deployment = parse(live)
-            return [drift.stamped(each) for each in render(deployment, self._default_image)], deployment, None
+            return [drift.stamped(each) for each in render_own(deployment, self._settings)], deployment, None
         except ManifestError as error:
             return [], None, Problem("InvalidSpec", str(error).replace("\n", "; "))
 
     async def _apply(
-        self, live: Manifest, wanted: list[Manifest], children: dict[str, Manifest | None], actions: list[Event]
+        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event]
     ) -> Problem | None:
         """Write what differs, and put what came back into `children`."""
         problem: Problem | None = None
         for manifest in wanted:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
-            child = children[kind]
+            if kind in children.missing:
+                continue
+            child = children.live[kind]
             if child is not None and "deletionTimestamp" in child["metadata"]:
                 message = f"the {kind} is being deleted; it is made again when it is gone"
                 problem = Problem("ChildTerminating", message)
@@ -103,11 +138,11 @@ class Reconciler:
             try:
                 if child is None:
                     await self._expect_alive(live)
-                    children[kind] = await self._kube.create_by_apply(manifest)
+                    children.live[kind] = await self._kube.create_by_apply(manifest)
                     actions.append(Event("Normal", "Created", f"created {kind} {name}"))
                 else:
                     applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
-                    children[kind] = applied
+                    children.live[kind] = applied
                     if applied["metadata"]["resourceVersion"] != child["metadata"]["resourceVersion"]:
                         actions.append(Event("Normal", "Updated", f"applied {kind} {name}"))
             except KubeError as error:
@@ -135,36 +170,22 @@ class Reconciler:
             await self._kube.record(live, event.type, event.reason, event.message)
 
 
-def _own(live: Manifest, child: Manifest | None) -> Manifest | None:
-    uid = live["metadata"]["uid"]
-    return child if child is not None and drift.controller_uid(child) == uid else None
+def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:
+    """Whether the Deployment stays as it is, there or not, until its model is: new pods would hold accelerators for
+    nothing, and a roll-out would end pods that serve. To have no pods, nothing need be waited for.
+    """
+    return cache.is_awaited and deployment.desired_replicas > 0
+
+
+def _claims_in_use(pods: Sequence[Manifest], deployment: Manifest | None) -> set[str]:
+    """Of pods that are there, and of those that the Deployment would make."""
+    specs = [pod["spec"] for pod in pods]
+    specs += [deployment["spec"]["template"]["spec"]] if deployment is not None else []
+    return {name for spec in specs for name in claims_of(spec)}
 
 
 def _terminating(live: Manifest) -> Problem | None:
     """Nothing is applied for what is being deleted: its children go with it, by their owner references."""
     if "deletionTimestamp" not in live["metadata"]:
         return None
-    return Problem(TERMINATING, "this LLMDeployment is being deleted, and its Deployment and Service with it")
-
-
-def _conflict(live: Manifest, children: Mapping[str, Manifest | None]) -> Problem | None:
-    """What has one of our names and is not ours is left alone, and nothing else is written either."""
-    for kind, child in children.items():
-        if child is None or _own(live, child) is not None:
-            continue
-        name = child["metadata"]["name"]
-        if drift.is_orphan(child, {DEPLOYMENT_LABEL: name}):
-            continue  # of an earlier installation: adopted by the apply
-        owner: Manifest = next(
-            (each for each in child["metadata"].get("ownerReferences", []) if each.get("controller")), {}
-        )
-        if owner.get("kind") == KIND and owner.get("name") == name:
-            return Problem(
-                "PredecessorTerminating", f"the {kind} of an earlier LLMDeployment {name} is still being deleted"
-            )
-        whose = f"controlled by {owner['kind']} {owner['name']}" if owner else "not made by Octavo"
-        return Problem(
-            "NameConflict",
-            f"there is a {kind} {name}, {whose}; it is left alone: delete it or rename this LLMDeployment",
-        )
-    return None
+    return Problem(TERMINATING, "this LLMDeployment is being deleted, and all that was made for it")

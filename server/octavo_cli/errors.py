@@ -4,7 +4,7 @@
 | --- | --- |
 | 0 | done |
 | 1 | it was tried and failed: a replica died, a request was refused, a cluster could not be reached |
-| 2 | the command line or the manifest is wrong, or a part is not installed; nothing was started |
+| 2 | it would fail again: a wrong command line or manifest, a part that is not installed, no such model to pull |
 | 130 | interrupted by Ctrl-C before it was done; what was started has been stopped |
 | 129, 143 | likewise by SIGHUP and SIGTERM |
 """

@@ -16,6 +16,7 @@ import click
 from octavo_cli.errors import FAILED, INTERRUPTED, CommandError
 from octavo_cli.extras import SERVER_MODULES, missing_server
 from octavo_cli.lazy import LazyGroup, SubCommand
+from octavo_cli.near import no_such_option
 from octavo_common.version import __version__
 from octavo_server.errors import OctavoError
 
@@ -23,6 +24,7 @@ COMMANDS: Final[dict[str, SubCommand]] = {
     "serve": SubCommand("octavo_cli.serve", "serve", "Serve a model through the OpenAI API."),
     "up": SubCommand("octavo_cli.up", "up", "Bring a manifest up on this machine, without a cluster."),
     "plan": SubCommand("octavo_cli.plan", "plan", "Show what a manifest becomes, and the memory it needs."),
+    "pull": SubCommand("octavo_cli.pull", "pull", "Fetch a model, verified and whole or not at all."),
     "bench": SubCommand("octavo_cli.bench", "bench", "Time a model, or a shape with random weights."),
     "crd": SubCommand("octavo_cli.crd", "crd", "Print the CustomResourceDefinition."),
     "operator": SubCommand("octavo_cli.operator", "operator", "Run the operator, in or beside a cluster."),
@@ -84,6 +86,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message())
             return "", error.exit_code
+        case click.NoSuchOption():
+            return explain(no_such_option(error))
         case click.UsageError():
             where = error.ctx.command_path.removeprefix("octavo").strip() if error.ctx else ""
             return f"{where + ': ' if where else ''}{error.format_message()}", error.exit_code

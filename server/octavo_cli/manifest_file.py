@@ -15,6 +15,7 @@ LONGEST_MANIFEST = 4 * 1024 * 1024
 _FIELDS: Final = {
     "--max-model-len": "spec.server.maxModelLength",
     "--dtype": "spec.server.dtype",
+    "--swap-space": "spec.server.hostMemoryForKVCache",
     "--drain-seconds": "spec.termination.drainSeconds",
     "--served-model-name": "spec.model.name",
 }

@@ -68,16 +68,20 @@ def plan_memory(
     return MemoryPlan(bill, (*bill.warnings, *_host_warnings(deployment, bill)))
 
 
-def server_config(filename: str, deployment: "LLMDeployment") -> ServerConfig:
+def server_config(filename: str, deployment: "LLMDeployment", *, local: bool = False) -> ServerConfig:
     """The configuration of a replica's server, as its own command makes it of the manifest's arguments.
+
+    `local`: of one that runs as a process of this machine, and not in a container.
 
     Raises:
         CommandError: it would refuse them; `filename` is the manifest's.
     """
-    from octavo_operator.render import server_arguments
+    from octavo_operator.render import container_arguments, server_arguments
 
+    in_container = container_arguments(deployment, SERVER_PORT)
+    arguments = server_arguments(deployment, "127.0.0.1", SERVER_PORT) if local else in_container
     try:
-        with serve.make_context("serve", server_arguments(deployment, "0.0.0.0", SERVER_PORT)[1:]) as context:
+        with serve.make_context("serve", arguments[1:]) as context:
             return validated(ServerConfig, context.params)
     except click.UsageError as error:
         told = f"octavo serve: {in_fields(error.format_message())}"
@@ -119,7 +123,7 @@ def _readable_directory(deployment: "LLMDeployment") -> Path | None:
 
 
 def _container_bytes(deployment: "LLMDeployment") -> int | None:
-    from octavo_operator.local.quantities import quantity_bytes
+    from octavo_operator.api.quantities import quantity_bytes
 
     memory = deployment.spec.resources.memory
     return None if memory is None else math.floor(quantity_bytes(memory))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo_common.memory import MemoryBill
 
 CHART_IMAGE = f"octavo-server:{__version__}"
+CHART_PULL_IMAGE = f"octavo-operator:{__version__}"
 
 
 @click.command()
@@ -34,8 +35,30 @@ CHART_IMAGE = f"octavo-server:{__version__}"
     show_default=True,
     help="Image where the manifest names none: the chart's serverImage.",
 )
+@click.option(
+    "--pull-image",
+    metavar="IMAGE",
+    default=CHART_PULL_IMAGE,
+    show_default=True,
+    help="Image that downloads models: the chart's image.",
+)
+@click.option(
+    "--operator-namespace",
+    metavar="NAME",
+    default="octavo-system",
+    show_default=True,
+    help="Namespace of the operator, which network policies let in.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print objects, memory bill and warnings as one JSON object.")
-def plan(filename: str, gpu_memory: str | None, model_config: Path | None, server_image: str, as_json: bool) -> int:
+def plan(
+    filename: str,
+    gpu_memory: str | None,
+    model_config: Path | None,
+    server_image: str,
+    pull_image: str,
+    operator_namespace: str,
+    as_json: bool,
+) -> int:
     """Show the objects that a manifest becomes as YAML, and on stderr its memory bill and every warning.
 
     Exits with 2 if the manifest is wrong, with 1 if the model cannot fit.
@@ -43,13 +66,13 @@ def plan(filename: str, gpu_memory: str | None, model_config: Path | None, serve
     from octavo_cli.memory_plan import plan_memory, server_config
     from octavo_common.memory import DoesNotFit
     from octavo_operator.api import ManifestError
-    from octavo_operator.render import render
+    from octavo_operator.render import RenderSettings, render
 
     if not server_image.strip():
         raise CommandError("plan: --server-image is empty: give an image", exit_code=WRONG_INPUT)
     deployment = read_manifest(filename)
     try:
-        objects = render(deployment, server_image)
+        objects = render(deployment, RenderSettings(server_image, pull_image, operator_namespace))
     except ManifestError as error:
         raise wrong_manifest(filename, error) from error
     config = server_config(filename, deployment)
@@ -68,7 +91,7 @@ def plan(filename: str, gpu_memory: str | None, model_config: Path | None, serve
 
 
 def _bytes(size: str) -> int:
-    from octavo_operator.local.quantities import quantity_bytes
+    from octavo_operator.api.quantities import quantity_bytes
 
     try:
         # GiB is how people write it; Kubernetes, whose quantities these are, writes Gi.

@@ -2,13 +2,17 @@
 
 import importlib.resources
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from click.core import ParameterSource
 
+from octavo_cli.near import no_such_option
 from octavo_cli.options import options_of, validated
+from octavo_cli.vllm_flags import instead
+from octavo_common.pulled_model import missing_part
 from octavo_server.access_config import KEY_VARIABLES
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError, ModelError
@@ -22,7 +26,29 @@ _VISIBLE: Final = (
 )
 
 
-@click.command(name="serve", short_help="Serve a model through the OpenAI API.")
+class _Serve(click.Command):
+    """Knows flags that people bring along from vLLM."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            # Of `-tp` click names the first letter.
+            word = next((word for word in given if word.startswith(error.option_name)), error.option_name)
+            told = instead(word)
+            raise (no_such_option(error) if told is None else click.UsageError(told, ctx)) from error
+        if rest:
+            raise click.UsageError(f"{rest[0]} is one word too many: a flag of several values is given for each", ctx)
+        return rest
+
+
+@click.command(
+    name="serve",
+    cls=_Serve,
+    short_help="Serve a model through the OpenAI API.",
+    context_settings={"allow_extra_args": True},  # refused above, with the remedy
+)
 @click.argument("model", metavar="MODEL")
 @click.pass_context
 @options_of(ServerConfig, without={"model"}, envvars={"api_key": KEY_VARIABLES})
@@ -88,7 +114,17 @@ def model_directory(model: str) -> Path:
         return directory
     directory = Path(model).expanduser()
     if not directory.is_dir():
+        if (missing := missing_part(directory)) is not None:
+            raise click.BadParameter(f"{directory} {missing}; run `octavo pull` to its end", param_hint="MODEL")
         raise click.BadParameter(
-            f"there is no directory {model!r}; give one in Hugging Face layout, or `{DEMO}`", param_hint="MODEL"
+            f"there is no directory {model!r}; {_how_to_get(model)}, or `{DEMO}`", param_hint="MODEL"
         )
     return directory.resolve()
+
+
+def _how_to_get(model: str) -> str:
+    """What to do where a name was given as a directory; names of Hugging Face's hub have at most one slash."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
+        return "give one in Hugging Face layout"
+    name = model.rpartition("/")[2]
+    return f"nothing is downloaded: give ./{name} after `octavo pull hf://{model} {name}`"

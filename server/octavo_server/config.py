@@ -4,6 +4,7 @@ A field's name is the flag (`max_model_len` → `--max-model-len`), its descript
 has the flag.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -16,7 +17,6 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 DISK_CACHE_GIB: Final = 16.0
 LogFormat = Literal["text", "json"]  # as in logs.py, which a base install cannot import
 LoggedRequests = Literal["all", "errors", "none"]
-OtlpEndpoint = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)]
 DTypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -43,6 +43,7 @@ class EngineConfig(BaseModel):
     num_gpu_blocks_override: int | None = Field(
         None, ge=1, le=2**31 - 1, description="pages of the KV cache, instead of as many as fit (CPU too)"
     )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that a model is spread over: 1, more are not possible")
     gpu_memory_utilization: float = Field(
         0.9, gt=0.0, le=1.0, description="share of the GPU's memory for weights, workspace and KV cache"
     )
@@ -99,6 +100,15 @@ class EngineConfig(BaseModel):
         "[default: TRITON_CACHE_DIR, else ~/.triton/cache]",
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of requests that bring none is drawn from this one")
+
+    @field_validator("tensor_parallel_size")
+    @classmethod
+    def _one_gpu(cls, value: int) -> int:
+        if value > 1:
+            raise PydanticCustomError(
+                "one_gpu", "A model is not spread over several GPUs yet: it must fit on one; start a server for each"
+            )
+        return value
 
     # What would be ignored is refused. Where that depends on the device that is found, `memory_bill` does it.
 
@@ -217,9 +227,18 @@ class ServerConfig(AccessConfig, EngineConfig):
     log_requests: LoggedRequests = Field(
         "all", description="which requests have a line in the logs once they have ended; never what they say"
     )
-    otlp_traces_endpoint: OtlpEndpoint | None = Field(
-        None, description="URL of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request"
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        max_length=2048,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request",
     )
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _speaks_http(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+            raise PydanticCustomError("otlp", "Give a URL like http://collector:4318; gRPC is not spoken")
+        return value
 
     @property
     def tool_parser(self) -> str | None:

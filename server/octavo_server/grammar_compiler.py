@@ -17,22 +17,30 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from octavo_common.generation_config import read_generation_defaults
 from octavo_common.model_config import read_model_config
 
-# Of one step of one request: 10 ms on average for the worst grammars found, 40 at most (benchmarks/grammar_cpu.py). A
-# state of a lexer takes 1 to 2 kB.
-LIMITS: Final = LLParserLimits(
-    max_items_in_row=3_000,  # four for each property of an object that may be left out
-    step_max_items=10_000,
-    step_lexer_fuel=100_000,
-    max_lexer_states=20_000,  # a string that may be long takes up to a dozen for each token
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
 _SHOWN: Final = 400  # characters of a reason
 _PATTERN: Final = re.compile(r"regex parse error:\n +(.*)\n[\s\S]*?\nerror: (.*)")
 _IN_OTHER_WORDS: Final = (
     (re.compile(r"oneOf constraints are not supported\..*"), "oneOf where one value may fit two of them: use anyOf"),
     (re.compile(r"Unimplemented keys: \[(.*?)\]"), r"what cannot be held: \1"),
 )
+
+
+def limits(max_lexer_states: int) -> LLParserLimits:
+    """Of a step of a request: 10 ms on average for the worst grammars found, 40 at most (benchmarks/grammar_cpu.py).
+
+    max_lexer_states: of a table, about 1 kB each.
+    """
+    return LLParserLimits(
+        max_items_in_row=3_000,  # four for each property of an object that may be left out
+        step_max_items=10_000,
+        step_lexer_fuel=100_000,
+        max_lexer_states=max_lexer_states,
+        max_grammar_size=100_000,
+        verbose_errors=False,
+    )
+
+
+LIMITS: Final = limits(max_lexer_states=80_000)  # of what counts characters: see `frontend/text/counted_lengths.py`
 
 
 class GrammarError(Exception):

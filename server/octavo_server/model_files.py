@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from octavo_common.pulled_model import missing_part
 from octavo_server.errors import ModelError
 
 SINGLE_FILE: Final = "model.safetensors"
@@ -26,7 +27,9 @@ def check_model_directory(directory: Path, *, weights: bool = True) -> None:
 
 
 def check_config_file(directory: Path) -> None:
-    """Raises ModelError if there is no such directory, or no config.json in it."""
+    """Raises ModelError if there is no such directory, no config.json in it, or only a part of what was pulled."""
+    if (missing := missing_part(directory)) is not None:
+        raise ModelError(f"{directory} {missing}; run `octavo pull` to its end")
     if not directory.is_dir():
         raise ModelError(f"no model directory at {directory}; give a directory in Hugging Face layout")
     if not (directory / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The chart, rendered and linted by Helm's own engine (the Go library, through helm-python-sdk)."""
+"""The chart, rendered and linted by Helm's own engine."""
 
 import json
 from collections.abc import Iterator
@@ -12,40 +12,26 @@ import yaml
 from click.testing import CliRunner
 
 from least_role import LEASE_RULES, RULES
+from octavo_chart import (
+    CHART,
+    COMBINATIONS,
+    DIGEST,
+    OLDER_VALUES,
+    PROMETHEUS,
+    Object,
+    Values,
+    identity,
+    of_kind,
+    render,
+    the_one,
+)
 from octavo_cli.operator import operator
 from octavo_common.names import OPERATOR_PORT
 from octavo_common.version import __version__
 
-CHART = Path(__file__).resolve().parents[2] / "charts" / "octavo"
 CRDS = CHART.parents[1] / "crds"
-DIGEST = "sha256:" + "0123456789abcdef" * 4
-
-Manifest = dict[str, Any]
-Values = dict[str, Any]
-
-COMBINATIONS: dict[str, Values] = {
-    "defaults": {},
-    "cluster": {"scope": "Cluster"},
-    "digests": {
-        "image": {"repository": "a/b", "digest": DIGEST},
-        "serverImage": {"repository": "c/d", "digest": DIGEST},
-    },
-    "own account": {"serviceAccount": {"create": False, "name": "given"}},
-    "everything": {
-        "scope": "Cluster",
-        "replicas": 2,
-        "imagePullSecrets": [{"name": "pull"}],
-        "serviceAccount": {"annotations": {"a/b": "c"}},
-        "podAnnotations": {"d/e": "f"},
-        "podLabels": {"team": "search"},
-        "nodeSelector": {"kubernetes.io/os": "linux"},
-        "tolerations": [{"key": "x", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "priorityClassName": "system-cluster-critical",
-        "logLevel": "debug",
-        "fullnameOverride": "llm-operator",
-    },
-}
+MONITORED: Values = {"podMonitor": {"enabled": True}, "networkPolicy": {"metricsFrom": [PROMETHEUS]}}
+EVERY = pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +40,17 @@ def chart() -> Iterator[helm.Chart]:
         yield loaded
 
 
-def render(chart: helm.Chart, values: Values) -> dict[tuple[str, str], Manifest]:
-    """The rendered objects by (kind, name); no two may be the same."""
-    files = chart.render(values, name="release", namespace="team")
-    objects = [
-        document
-        for path, text in files.items()
-        if not path.endswith("NOTES.txt")
-        for document in yaml.safe_load_all(text)
-        if document
-    ]
-    by_name = {(each["kind"], each["metadata"]["name"]): each for each in objects}
-    assert len(by_name) == len(objects)
-    return by_name
+@pytest.fixture(scope="module")
+def schema() -> Object:
+    return dict(json.loads((CHART / "values.schema.json").read_text()))
 
 
-def of_kind(objects: dict[tuple[str, str], Manifest], kind: str) -> list[Manifest]:
-    return [each for (found, _), each in objects.items() if found == kind]
-
-
-def the_container(objects: dict[tuple[str, str], Manifest]) -> Manifest:
-    (deployment,) = of_kind(objects, "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+def the_container(objects: list[Object]) -> Object:
+    (container,) = the_one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     return dict(container)
 
 
-@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
+@EVERY
 def test_helm_finds_nothing_to_object_to(values: Values) -> None:
     report = helm.lint(CHART, values, strict=True, namespace="team", kube_version="v1.34.0")
     assert report["errors"] == []
@@ -91,9 +62,24 @@ def test_helm_finds_nothing_to_object_to(values: Values) -> None:
     [
         ({"scope": "Namespaced"}, "scope"),
         ({"image": {"repository": "x", "digest": "sha256:123"}}, "digest"),
+        ({"image": {"repository": "x", "tagg": "1"}}, "tagg"),
         ({"replicaCount": 2}, "replicaCount"),
         ({"replicas": 0}, "replicas"),
+        ({"replicas": 1000}, "replicas"),
         ({"logLevel": "loud"}, "logLevel"),
+        ({"namespaces": ["Team_A"]}, "namespaces"),
+        ({"networkPolicy": {"apiserver": {}}}, "apiserver"),
+        ({"networkPolicy": {"apiServer": {"ports": []}}}, "ports"),
+        ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "cidrs"),
+        ({"networkPolicy": {"metricsFrom": [{}]}}, "metricsFrom"),
+        ({"podMonitor": {"interval": 30}}, "interval"),
+        ({"resources": {"limits": {"memory": "lots"}}}, "memory"),
+        ({"tolerations": [{"Key": "x"}]}, "Key"),
+        ({"affinity": {"nodeAfinity": {}}}, "nodeAfinity"),
+        ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "podLabels"),
+        ({"podAnnotations": {"a": 1}}, "podAnnotations"),
+        ({"crds": {"keep": True}}, "keep"),
+        ({"gateway": {"enabled": True}}, "gateway"),
     ],
 )
 def test_wrong_values_are_refused_by_name(chart: helm.Chart, values: Values, named: str) -> None:
@@ -101,46 +87,113 @@ def test_wrong_values_are_refused_by_name(chart: helm.Chart, values: Values, nam
         chart.validate_schema(values)
 
 
-def test_the_default_values_are_described_by_the_schema_one_by_one(chart: helm.Chart) -> None:
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"scope": "Cluster", "namespaces": ["a"]}, "namespaces: is for scope Namespace"),
+        ({"podMonitor": {"enabled": True}}, "name its pods in networkPolicy.metricsFrom"),
+    ],
+)
+def test_values_that_cannot_work_together_are_refused_with_what_to_change(
+    chart: helm.Chart, values: Values, named: str
+) -> None:
+    with pytest.raises(helm.HelmRenderError, match=named):
+        chart.render(values, name="release", namespace="team")
+
+
+def test_the_schema_describes_each_default_and_nothing_else(chart: helm.Chart, schema: Object) -> None:
     """A value that the schema does not know would be refused; one that only the schema knows would do nothing."""
-    schema = json.loads((CHART / "values.schema.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
-    assert set(chart.values) == set(schema["properties"]) - {"global"}
+    assert described(chart.values, schema) == []
 
 
-@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_rbac_is_what_the_architecture_grants_and_no_more(chart: helm.Chart, values: Values) -> None:
-    objects = render(chart, values)
-    (role,) = of_kind(objects, "Role")
-    cluster_roles = of_kind(objects, "ClusterRole")
+def described(values: Values, schema: Object, path: str = "") -> list[str]:
+    """Where defaults and schema part, from the top down to what has no named fields."""
+    properties = schema["properties"]
+    wrong = [f"{path}{name}" for name in set(values) ^ (set(properties) - {"global"})]
+    for name, value in values.items():
+        inner = properties.get(name, {})
+        if isinstance(value, dict) and "properties" in inner and name not in {"affinity", "resources"}:
+            wrong += described(value, inner, f"{path}{name}.")
+    return wrong
+
+
+def test_the_schema_says_of_every_key_what_it_is_and_bounds_it(schema: Object) -> None:
+    assert list(unbounded(schema, "values")) == []
+
+
+def unbounded(node: Object, path: str) -> Iterator[str]:
+    for name, inner in node.get("definitions", {}).items():
+        yield from unbounded(inner, f"#{name}")
+    for name, inner in node.get("properties", {}).items():
+        if "description" not in inner:
+            yield f"{path}.{name} has no description"
+        yield from unbounded(inner, f"{path}.{name}")
+    kind = node.get("type")
+    if kind == "object" and node.get("additionalProperties", True) is not False and "maxProperties" not in node:
+        yield f"{path} takes any number of keys"
+    if kind == "array":
+        if "maxItems" not in node:
+            yield f"{path} takes any number of items"
+        yield from unbounded(node["items"], f"{path}[]")
+    if kind == "string" and "maxLength" not in node and not node.get("pattern", "").endswith("{64})?$"):
+        yield f"{path} takes a string of any length"
+    if kind == "integer" and not {"minimum", "maximum"} <= set(node):
+        yield f"{path} takes any number"
+
+
+@EVERY
+def test_no_two_objects_are_the_same_and_all_carry_the_releases_labels(values: Values) -> None:
+    objects = render(values)
+    assert len({identity(each) for each in objects}) == len(objects)
+    for each in objects:
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "release"
+
+
+@EVERY
+def test_rbac_is_the_golden_list_and_no_more(values: Values) -> None:
+    objects = render(values)
+    roles = {
+        (each["metadata"]["namespace"], each["metadata"]["name"]): each["rules"] for each in of_kind(objects, "Role")
+    }
+    lease = [key for key in roles if key[1].endswith("-lease")]
+    assert [roles.pop(key) for key in lease] == [LEASE_RULES]
+    assert [namespace for namespace, _ in lease] == ["team"]
     if values.get("scope") == "Cluster":
-        assert role["rules"] == LEASE_RULES
-        assert [each["rules"] for each in cluster_roles] == [RULES]
+        assert roles == {}
+        assert [each["rules"] for each in of_kind(objects, "ClusterRole")] == [RULES]
     else:
-        assert role["rules"] == LEASE_RULES + RULES
-        assert cluster_roles == []
-        assert of_kind(objects, "ClusterRoleBinding") == []
+        assert [namespace for namespace, _ in roles] == values.get("namespaces", ["team"])
+        assert list(roles.values()) == [RULES] * len(roles)
+        assert of_kind(objects, "ClusterRole") + of_kind(objects, "ClusterRoleBinding") == []
 
 
-@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_every_binding_leads_to_the_account_that_the_pod_runs_as(chart: helm.Chart, values: Values) -> None:
-    objects = render(chart, values)
-    (deployment,) = of_kind(objects, "Deployment")
-    account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+def test_the_golden_list_reads_no_secret_runs_nothing_in_pods_and_has_no_wildcard() -> None:
+    for rule in RULES + LEASE_RULES:
+        assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
+        assert not {"secrets", "configmaps", "pods/exec", "pods/attach", "pods/portforward"} & set(rule["resources"])
+        assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
+
+
+@EVERY
+def test_every_binding_leads_to_the_account_that_the_pod_runs_as(values: Values) -> None:
+    objects = render(values)
+    account = the_one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"]
     made = [each["metadata"]["name"] for each in of_kind(objects, "ServiceAccount")]
     assert made == ([account] if values.get("serviceAccount", {}).get("create", True) else [])
     bindings = of_kind(objects, "RoleBinding") + of_kind(objects, "ClusterRoleBinding")
     assert bindings
+    there = {identity(each) for each in objects}
     for binding in bindings:
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "team"}]
-        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in objects
+        role = binding["roleRef"]
+        assert (role["kind"], binding["metadata"].get("namespace", ""), role["name"]) in there
 
 
-@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_the_pod_meets_pod_security_restricted(chart: helm.Chart, values: Values) -> None:
-    objects = render(chart, values)
-    (deployment,) = of_kind(objects, "Deployment")
-    pod = deployment["spec"]["template"]["spec"]
+@EVERY
+def test_the_pod_meets_pod_security_restricted(values: Values) -> None:
+    objects = render(values)
+    pod = the_one(objects, "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not any("hostPath" in volume for volume in pod["volumes"])
@@ -151,55 +204,120 @@ def test_the_pod_meets_pod_security_restricted(chart: helm.Chart, values: Values
     }
 
 
-@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_the_selector_finds_the_pods_and_survives_an_upgrade(chart: helm.Chart, values: Values) -> None:
-    (deployment,) = of_kind(render(chart, values), "Deployment")
-    selector = deployment["spec"]["selector"]["matchLabels"]
-    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+@EVERY
+def test_what_selects_the_pods_finds_them_and_survives_an_upgrade(values: Values) -> None:
+    objects = render(values)
+    spec = the_one(objects, "Deployment")["spec"]
+    selector = spec["selector"]["matchLabels"]
+    assert selector.items() <= spec["template"]["metadata"]["labels"].items()
     assert not any("version" in key or "chart" in key for key in selector)
+    others = [each["spec"]["selector"] for each in of_kind(objects, "PodDisruptionBudget")]
+    others += [each["spec"]["podSelector"] for each in of_kind(objects, "NetworkPolicy")]
+    others += [each["labelSelector"] for each in spec["template"]["spec"].get("topologySpreadConstraints", [])]
+    assert all(other == {"matchLabels": selector} for other in others)
 
 
-@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_the_operators_arguments_are_those_of_its_command(chart: helm.Chart, values: Values) -> None:
-    container = the_container(render(chart, values))
+@EVERY
+def test_the_operators_arguments_are_those_of_its_command(values: Values) -> None:
+    container = the_container(render(values))
     assert container["command"] == ["octavo", "operator"]
     with operator.make_context("operator", list(container["args"])) as context:
         given = context.params
     assert given["all_namespaces"] is (values.get("scope") == "Cluster")
-    assert given["namespaces"] == (() if given["all_namespaces"] else ("team",))
+    assert given["namespaces"] == (() if given["all_namespaces"] else tuple(values.get("namespaces", ["team"])))
     assert given["probe_port"] == OPERATOR_PORT
     assert [port["containerPort"] for port in container["ports"]] == [OPERATOR_PORT]
 
 
-def test_probes_ask_the_routes_that_the_operator_has(chart: helm.Chart) -> None:
-    container = the_container(render(chart, {}))
+def test_probes_ask_the_routes_that_the_operator_has() -> None:
+    container = the_container(render({}))
     probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert {probe["port"] for probe in probes.values()} == {container["ports"][0]["name"]}
     assert probes["livenessProbe"]["path"] == "/healthz"
     assert probes["readinessProbe"]["path"] == "/readyz"
 
 
-def test_images_are_by_digest_where_one_is_given_else_by_the_version(chart: helm.Chart) -> None:
-    container = the_container(render(chart, COMBINATIONS["digests"]))
+def test_images_are_by_digest_where_one_is_given_else_by_the_version() -> None:
+    container = the_container(render(COMBINATIONS["digests"]))
     assert container["image"] == f"a/b@{DIGEST}"
     assert f"--server-image=c/d@{DIGEST}" in container["args"]
-    container = the_container(render(chart, {}))
+    container = the_container(render({}))
     assert container["image"] == f"octavo-operator:{__version__}"
     assert f"--server-image=octavo-server:{__version__}" in container["args"]
+
+
+def test_only_what_is_one_of_several_has_a_disruption_budget() -> None:
+    assert of_kind(render({}), "PodDisruptionBudget") == []
+    spec = the_one(render({"replicas": 3}), "PodDisruptionBudget")["spec"]
+    assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+def test_the_network_lets_out_to_the_api_server_and_in_to_the_metrics_alone() -> None:
+    spec = the_one(render({}), "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert spec["ingress"] == []
+    assert [sorted(rule) for rule in spec["egress"]] == [["ports"]]
+    assert [port["port"] for port in spec["egress"][0]["ports"]] == [443, 6443, 8443, 16443]
+    objects = render(COMBINATIONS["everything"])
+    spec = the_one(objects, "NetworkPolicy")["spec"]
+    (opened,) = spec["ingress"]
+    assert opened["from"] == COMBINATIONS["everything"]["networkPolicy"]["metricsFrom"]
+    assert [port["port"] for port in opened["ports"]] == [the_container(objects)["ports"][0]["name"]]
+    assert spec["egress"][0]["to"] == [{"ipBlock": {"cidr": "10.0.0.1/32"}}, {"ipBlock": {"cidr": "fd00::/8"}}]
+
+
+def test_a_pod_monitor_reads_the_port_that_the_policy_opens() -> None:
+    objects = render(MONITORED | {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}})
+    monitor = the_one(objects, "PodMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
+    assert the_one(objects, "NetworkPolicy")["spec"]["ingress"][0]["from"] == [PROMETHEUS]
+    assert of_kind(render({}), "PodMonitor") == []
 
 
 def test_the_charts_version_is_that_of_the_distribution(chart: helm.Chart) -> None:
     assert (chart.version, chart.metadata["appVersion"]) == (__version__, __version__)
 
 
-def test_the_chart_carries_the_crd_of_the_repository() -> None:
-    carried = {file.name: file.read_text() for file in (CHART / "crds").iterdir()}
-    assert carried == {file.name: file.read_text() for file in CRDS.iterdir()}
+def test_the_chart_makes_the_crd_of_the_repository_and_keeps_it() -> None:
+    """In templates: what lies in a chart's crds/ is never upgraded."""
+    assert list((CHART / "crds").glob("*")) == []
+    (file,) = CRDS.iterdir()
+    assert (CHART / "files" / file.name).read_text() == file.read_text()
+    made = the_one(render({}), "CustomResourceDefinition")
+    assert made["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert made["spec"] == yaml.safe_load(file.read_text())["spec"]
+    assert of_kind(render({"crds": {"install": False}}), "CustomResourceDefinition") == []
 
 
-def test_the_notes_name_what_was_installed(chart: helm.Chart) -> None:
-    notes = chart.render({}, name="release", namespace="team")["octavo/templates/NOTES.txt"]
-    assert "kubectl --namespace team rollout status deployment/release-octavo" in notes
+def test_a_packaged_chart_renders_the_same(chart: helm.Chart, tmp_path: Path) -> None:
+    archive = Path(chart.save(tmp_path)).read_bytes()
+    with helm.Chart.load_archive(archive) as packaged:
+        rendered = [each.render({}, name="release", namespace="team") for each in (chart, packaged)]
+    assert rendered[0] == rendered[1]
+
+
+@pytest.mark.parametrize("file", sorted(OLDER_VALUES.iterdir()), ids=lambda file: file.stem)
+def test_values_of_an_older_release_are_still_taken(chart: helm.Chart, file: Any) -> None:
+    values = yaml.safe_load(file.read_text())
+    chart.validate_schema(values)
+    assert {each[0] for each in map(identity, render(values))} >= {"Deployment", "Role"}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, ["of team.", "--namespace team rollout status deployment/release-octavo", "image.digest"]),
+        ({"namespaces": ["a", "b"]}, ["of a, b.", "kubectl --namespace a apply"]),
+        ({"scope": "Cluster"}, ["of all namespaces.", "kubectl --namespace default apply"]),
+        ({"crds": {"install": False}}, ["octavo crd | kubectl apply --server-side"]),
+    ],
+    ids=["defaults", "namespaces", "cluster", "no crd"],
+)
+def test_the_notes_say_what_was_installed_and_what_to_do(chart: helm.Chart, values: Values, told: list[str]) -> None:
+    notes = chart.render(values, name="release", namespace="team")["octavo/templates/NOTES.txt"]
+    assert all(each in notes for each in told)
 
 
 def test_the_operator_refuses_to_guess_its_namespaces() -> None:

@@ -1,116 +1,174 @@
-"""The chart on a real API server: every object is taken, and what RBAC grants is enough for the operator's work."""
+"""The chart on a real API server: every object is taken, and what RBAC grants is what the operator's work needs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import helm_python as helm
 import pytest
 import yaml
 from kubernetes.aio.client import CoreV1Api
 
-from kube_fixture import ControlPlane, Kube, add_node, run_deployment
-from llm_deployments import RunningOperator, llm_deployment, until_condition
+from kube_fixture import ControlPlane, Faults, Kube, add_node, run_deployment
+from kube_fixture.faults import RequestRecord
+from least_role import LEASE_RULES, RULES
+from llm_deployments import IMAGE, RunningOperator, llm_deployment, operating, until_condition
+from octavo_chart import COMBINATIONS, Object, Values, render, the_one
 from octavo_operator.api.crd import custom_resource_definition
 from octavo_operator.settings import OperatorSettings
+from optional_kinds import OPTIONAL, definition
 
 pytestmark = pytest.mark.real
 
-CHART = Path(__file__).resolve().parents[2] / "charts" / "octavo"
-VALUES: list[dict[str, Any]] = [
-    {},
-    {
-        "scope": "Cluster",
-        "replicas": 2,
-        "imagePullSecrets": [{"name": "pull"}],
-        "podAnnotations": {"a/b": "c"},
-        "podLabels": {"team": "search"},
-        "nodeSelector": {"kubernetes.io/os": "linux"},
-        "tolerations": [{"key": "x", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-    },
-]
-
-Object = dict[str, Any]
+CACHED: Object = {
+    "model": {"source": {"huggingFace": {"repo": "org/model"}}},
+    "storage": {"cache": {"size": "1Gi"}},
+}
+# Asked for by admission, and by no request: to own what blocks a deletion, to adopt what exists.
+BY_ADMISSION = {("octavo.dev", "llmdeployments/finalizers", "update")}
 
 
-def render(namespace: str, values: dict[str, Any]) -> list[Object]:
-    with helm.Chart.load(CHART) as chart:
-        files = chart.render(values, name="octavo", namespace=namespace)
-    texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
-    return [document for text in texts for document in yaml.safe_load_all(text) if document]
-
-
-@pytest.mark.parametrize("values", VALUES, ids=["Namespace", "Cluster"])
-async def test_the_api_server_takes_every_object_with_no_field_unknown(kube: Kube, values: dict[str, Any]) -> None:
-    for item in render(kube.namespace, values):
-        await kube.create(item, dry_run=True)
+@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS)
+async def test_the_api_server_takes_every_object_with_no_field_unknown(kube: Kube, values: Values) -> None:
+    if "namespaces" in values:
+        values = values | {"namespaces": [kube.namespace, "default"]}
+    for item in render(values, kube.namespace, f"r-{kube.namespace}"):
+        await kube.apply(item, dry_run=True, manager="helm")
 
 
 async def test_the_operators_pod_is_admitted_where_pod_security_is_restricted(kube: Kube) -> None:
     level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     await kube.patch({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": kube.namespace}}, level)
-    objects = {item["kind"]: item for item in render(kube.namespace, {})}
-    await kube.create(objects["ServiceAccount"])
-    template = objects["Deployment"]["spec"]["template"]
+    objects = render({}, kube.namespace)
+    await kube.create(the_one(objects, "ServiceAccount"))
+    template = the_one(objects, "Deployment")["spec"]["template"]
     metadata = {"name": "operator", **template["metadata"]}
     await kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, dry_run=True)
 
 
 @pytest.mark.parametrize("scope", ["Namespace", "Cluster"])
-async def test_the_operator_does_its_work_with_the_rights_that_the_chart_grants(
+async def test_two_operators_do_their_work_one_after_the_other_with_the_rights_that_the_chart_grants(
     scope: str, control_plane: ControlPlane, kube: Kube, tmp_path: Path
 ) -> None:
     await kube.install_crd(custom_resource_definition())
-    granted = [item for item in render(kube.namespace, {"scope": scope}) if item["kind"] != "Deployment"]
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    granted = [item for item in render({"scope": scope}, kube.namespace, "octavo") if item["kind"] in kinds]
     for item in granted:
         await kube.apply(item)
     node = await add_node(kube, f"node-{kube.namespace}")
     settings = OperatorSettings(
         namespaces=(kube.namespace,) if scope == "Namespace" else (),
-        default_image="an/image",
+        default_image=IMAGE,
         lease_namespace=kube.namespace,
         probe_port=None,
         kubeconfig=await kubeconfig_of(kube, control_plane, "octavo", tmp_path),
+        lease_seconds=(3.0, 2.0, 0.2),
     )
-    operator = RunningOperator(settings)
+    operators = [RunningOperator(settings)]
     try:
+        await leading(kube, operators[0])
+        operators.append(RunningOperator(settings))
         await kube.create(llm_deployment())
-
-        async def made() -> bool:
-            return await kube.find("v1", "Service", "demo") is not None
-
-        await kube.until(made, 30, "the Service")
+        await until_condition(kube, "Progressing", "True")
         await run_deployment(kube, control_plane, "demo")
         await until_condition(kube, "Ready", "True")
-        deployment = await kube.get("apps/v1", "Deployment", "demo")
-        await kube.patch(deployment, {"spec": {"replicas": 3}})
-
-        async def corrected() -> bool:
-            return bool((await kube.get("apps/v1", "Deployment", "demo"))["spec"]["replicas"] == 1)
-
-        await kube.until(corrected, 30, "the drift to be corrected")
+        await drifts_and_is_corrected(kube)
         reasons = {
             event["reason"] for event in await kube.list("v1", "Event", fields="involvedObject.kind=LLMDeployment")
         }
         assert "Ready" in reasons
-        lease = await kube.get("coordination.k8s.io/v1", "Lease", "octavo-operator")
-        assert lease["spec"]["holderIdentity"]
+        assert not operators[1].is_leading
+        assert operators[0].counted("error") == 0
+        operators[0].stop()
+        await leading(kube, operators[1])
+        await drifts_and_is_corrected(kube)
+        assert operators[1].counted("error") == 0
     finally:
-        operator.stop()
-        assert operator.result.result(timeout=20) == 0
+        for operator in operators:
+            operator.stop()
+        for operator in operators:
+            assert operator.result.result(timeout=20) == 0
         await kube.delete(node)
         for item in granted:
             if item["kind"].startswith("Cluster"):
                 await kube.delete(item)
 
 
+async def test_every_right_that_the_chart_grants_is_used(
+    control_plane: ControlPlane, kube: Kube, faults: Faults
+) -> None:
+    """Its requests are recorded, and made into the verbs that RBAC would have asked for."""
+    await kube.install_crd(custom_resource_definition())
+    node = await add_node(kube, f"node-{kube.namespace}")
+    lease = {"leader_elect": True, "lease_namespace": kube.namespace, "lease_seconds": (3.0, 2.0, 0.2)}
+    optional = [definition(*each) for each in OPTIONAL]
+    for each in optional:
+        await kube.install_crd(each)
+    everything = {
+        "networking": {"inferencePool": {"endpointPickerRef": {"name": "epp"}}},
+        "observability": {"podMonitor": "Enabled"},
+    }
+    async with operating(control_plane, kube.namespace, **lease) as operator:
+        made = await kube.create(llm_deployment(**everything))
+        await kube.create(llm_deployment("cached", **CACHED))
+        await until_condition(kube, "ModelCached", "False", "cached")
+        await until_condition(kube, "Progressing", "True")
+        await run_deployment(kube, control_plane, "demo")
+        await until_condition(kube, "Ready", "True")
+        await drifts_and_is_corrected(kube)
+        assert operator.counted("error") == 0
+        await kube.delete(made)
+    for each in (*optional, node):
+        await kube.delete(each)
+    used = {verb for record in faults.requests for verb in rbac_verbs(record)}
+    adopting = {
+        (group, resource, "delete") for group, resource, verb in used if verb == "patch" and "/" not in resource
+    }
+    granted = {
+        (group, resource, verb)
+        for rule in RULES + LEASE_RULES
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert used | adopting | BY_ADMISSION == granted
+
+
+def rbac_verbs(record: RequestRecord) -> list[tuple[str, str, str]]:
+    """(group, resource, verb) of a request; none for discovery, which everybody may ask for."""
+    parts = record.path.strip("/").split("/")
+    if not record.plural:
+        return []
+    group = "" if parts[0] == "api" else parts[1]
+    resource = f"{record.plural}/{record.subresource}" if record.subresource else record.plural
+    if record.method == "GET":
+        return [(group, resource, "watch" if record.watch else "get" if record.name else "list")]
+    verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[record.method]
+    # An apply that makes an object has to be allowed to create, too.
+    return [(group, resource, each) for each in {verb, "create" if record.status == 201 else verb}]
+
+
+async def leading(kube: Kube, operator: RunningOperator) -> None:
+    async def leads() -> bool:
+        return operator.is_leading
+
+    await kube.until(leads, 30, "the operator to lead")
+
+
+async def drifts_and_is_corrected(kube: Kube) -> None:
+    await kube.patch(await kube.get("apps/v1", "Deployment", "demo"), {"spec": {"replicas": 3}})
+
+    async def corrected() -> bool:
+        return bool((await kube.get("apps/v1", "Deployment", "demo"))["spec"]["replicas"] == 1)
+
+    await kube.until(corrected, 30, "the drift to be corrected")
+
+
 async def kubeconfig_of(kube: Kube, plane: ControlPlane, account: str, folder: Path) -> Path:
     """A kubeconfig with a token of the ServiceAccount and nothing else."""
     request: Any = {"spec": {"expirationSeconds": 3600}}
     answer: Any = await CoreV1Api(kube.api).create_namespaced_service_account_token(account, kube.namespace, request)
-    document = yaml.safe_load(plane.direct_kubeconfig.read_text())
+    document: Object = yaml.safe_load(plane.direct_kubeconfig.read_text())
     document["users"][0]["user"] = {"token": answer.status.token}
     file = folder / "kubeconfig"
     file.write_text(yaml.safe_dump(document))

@@ -15,7 +15,10 @@ ROOTS = ("kernels", "server", "operator")
 
 # The name of a contract → a file and the import that breaks it.
 BREAKS = {
-    "Operator and server know nothing of each other": ("operator/octavo_operator/pods.py", "octavo_server.config"),
+    "Operator, server and pull know nothing of each other": (
+        "operator/octavo_operator/pods.py",
+        "octavo_server.config",
+    ),
     "Only the command line sees all; what is shared stands below": (
         "server/octavo_common/names.py",
         "octavo_operator.settings",

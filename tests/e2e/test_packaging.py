@@ -18,6 +18,7 @@ PACKAGES = {
     "octavo_kernels": "kernels",
     "octavo_server": "server",
     "octavo_common": "server",
+    "octavo_pull": "server",
     "octavo_cli": "server",
     "octavo_operator": "operator",
 }

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from octavo_cli.errors import CommandError
 from octavo_cli.manifest_file import in_fields
 from octavo_cli.memory_plan import server_config
-from octavo_cli.plan import plan
+from octavo_cli.plan import CHART_PULL_IMAGE, plan
 from octavo_operator.api import load_manifest
-from octavo_operator.render import render
+from octavo_operator.render import RenderSettings, render
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GIB = 2**30
@@ -68,7 +68,9 @@ def run(*arguments: str) -> tuple[dict[str, Any], str]:
 def test_the_yaml_is_what_the_operator_applies() -> None:
     for file in EXAMPLES.glob("*.yaml"):
         result = CliRunner().invoke(plan, ["-f", str(file), "--server-image", "an/image"], catch_exceptions=False)
-        assert list(yaml.safe_load_all(result.stdout)) == render(load_manifest(file.read_text()), "an/image")
+        assert list(yaml.safe_load_all(result.stdout)) == render(
+            load_manifest(file.read_text()), RenderSettings("an/image", CHART_PULL_IMAGE)
+        )
 
 
 def test_the_bill_of_llama_8b_on_an_h100(manifest: Callable[..., str]) -> None:
@@ -89,7 +91,7 @@ def test_the_flags_of_the_manifest_change_the_bill_as_they_change_the_server(man
 
 
 def test_flags_that_the_server_would_refuse_are_refused(manifest: Callable[..., str]) -> None:
-    for flags, message in ((["--nope"], "No such option"), (["--block-size", "17"], "'17' is not one of")):
+    for flags, message in ((["--nope"], "there is no option --nope"), (["--block-size", "17"], "'17' is not one of")):
         with pytest.raises(CommandError, match=message) as refused:
             run("-f", manifest(lambda spec, flags=flags: spec["server"].update(args=flags)))
         assert ": spec.server.args: octavo serve: " in str(refused.value)
@@ -155,7 +157,7 @@ def test_a_flag_that_only_tells_something_is_no_server(
 ) -> None:
     """The manifest's own rules refuse --help before; should they ever not, it is no success."""
     flags = lambda *_: ["serve", "demo", "--help"]  # noqa: E731
-    monkeypatch.setattr("octavo_operator.render.server_arguments", flags)
+    monkeypatch.setattr("octavo_operator.render.container_arguments", flags)
     with pytest.raises(CommandError, match="it would not serve"):
         server_config("a.yaml", load_manifest(Path(manifest()).read_text()))
 
@@ -175,6 +177,7 @@ def test_on_the_cpu_a_memory_limit_that_is_too_low_is_warned_of(tmp_path: Path) 
 
 def test_the_bill_and_the_warnings_are_told_on_stderr_and_the_objects_alone_on_stdout() -> None:
     result = CliRunner().invoke(plan, ["-f", str(EXAMPLES / "llmdeployment.yaml")], catch_exceptions=False)
-    assert len(list(yaml.safe_load_all(result.stdout))) == 2
+    kinds = [each["kind"] for each in yaml.safe_load_all(result.stdout)]
+    assert kinds == ["NetworkPolicy", "PodDisruptionBudget", "Service", "Deployment"]
     assert "Memory on the CPU, for each replica of demo:" in result.stderr
     assert "KV cache per token" in result.stderr

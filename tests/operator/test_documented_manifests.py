@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_deployments import SETTINGS, rendered
 from octavo_cli.memory_plan import server_config
 from octavo_operator.api import load_manifest
 from octavo_operator.render import render
@@ -31,12 +32,13 @@ def test_every_manifest_of_a_page_is_taken(page: Path) -> None:
 def test_a_deployment_takes_its_keys_from_a_secret(tmp_path: Path) -> None:
     secret, document = manifests(DOCS / "access.md")
     deployment = load_manifest(yaml.safe_dump(document))
-    pod = render(deployment, "image")[0]["spec"]["template"]["spec"]
+    pod = rendered(render(deployment, SETTINGS), "Deployment")["spec"]["template"]["spec"]
     (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
     (mount,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
-    assert volume["secret"] == {"secretName": secret["metadata"]["name"]}
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    arguments = pod["containers"][0]["args"]
+    assert arguments[arguments.index("--api-key-file") + 1] == mount["mountPath"]
     config = server_config("access.md", deployment)
-    assert [str(path) for path in config.api_key_file] == [mount["mountPath"]]
     # As the kubelet puts it there: files that are links into a directory, which is a link itself.
     (tmp_path / "..2026").mkdir()
     (tmp_path / "..data").symlink_to("..2026")

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_deployments import SETTINGS, rendered
 from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.api.quantities import cores, quantity_bytes
 from octavo_operator.local.observe import base_url, local_status
 from octavo_operator.local.plan import plan_locally
-from octavo_operator.local.quantities import available_bytes, cores, quantity_bytes
 from octavo_operator.local.replica import ReplicaState
 from octavo_operator.render import render
 
@@ -27,7 +28,7 @@ def deployment(change: Callable[[dict[str, Any]], None] = lambda _: None, file: 
 def test_the_command_line_is_the_containers_but_for_host_and_port() -> None:
     wanted = deployment(lambda spec: spec.update(server={"maxModelLength": 512, "args": ["--max-num-seqs", "4"]}))
     (launch,) = plan_locally(wanted, {}, []).launches(8000)
-    (container,) = render(wanted, "image")[0]["spec"]["template"]["spec"]["containers"]
+    (container,) = rendered(render(wanted, SETTINGS), "Deployment")["spec"]["template"]["spec"]["containers"]
     local = list(launch.command(1234))
     assert local[1:3] == ["-m", "octavo_cli.main"]
     remote = [*container["args"]]
@@ -72,6 +73,25 @@ def test_an_accelerator_without_a_gpu_is_a_warning_and_fields_of_the_cluster_are
         "spec.podTemplate.tolerations, spec.rollout: no effect without a cluster",
         "spec.resources.accelerator: this machine has no GPU that can be used; it runs on the CPU",
     )
+
+
+def test_keys_of_a_secret_are_not_asked_for_here_unless_one_is_exported() -> None:
+    wanted = deployment(lambda spec: spec.update(server={"apiKeySecretRef": {"name": "keys"}}))
+    (warning,) = plan_locally(wanted, {}, []).warnings
+    assert warning.startswith("spec.server.apiKeySecretRef: there are no Secrets on this machine")
+    assert "export OCTAVO_API_KEY" in warning
+    assert plan_locally(wanted, {"OCTAVO_API_KEY": "k"}, []).warnings == ()
+
+
+def test_fields_that_act_on_pods_and_their_surroundings_are_named() -> None:
+    given = {
+        "networking": {"allowFrom": [], "service": {"port": 9000}},
+        "observability": {"podMonitor": "Enabled"},
+        "disruption": {},
+    }
+    (warning,) = plan_locally(deployment(lambda spec: spec.update(given)), {}, []).warnings
+    fields = "spec.networking.allowFrom, spec.observability, spec.disruption"
+    assert warning == f"{fields}: no effect without a cluster"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +142,7 @@ def test_an_exported_variable_stands_for_a_secret() -> None:
 
 
 def test_as_many_replicas_are_started_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo_operator.local.plan.available_bytes", lambda: 5 * 2**30)
+    monkeypatch.setattr("octavo_operator.local.plan.free_host_bytes", lambda: 5 * 2**30)
     wanted = deployment(lambda spec: spec.update(replicas=4))
     plan = plan_locally(wanted, {}, [])
     assert plan.replicas == 2
@@ -183,9 +203,3 @@ def test_quantities_are_read_as_kubernetes_reads_them() -> None:
     assert [cores(each) for each in (2, "2", "500m", "0.5")] == [2, 2, 0.5, 0.5]
     with pytest.raises(ValueError, match="no quantity of memory"):
         quantity_bytes("2 GB")
-
-
-def test_the_free_memory_is_told_by_the_kernel() -> None:
-    free = available_bytes()
-    assert free is not None
-    assert 0 < free < 2**50

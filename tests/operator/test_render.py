@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import pytest
 
-from llm_deployments import IMAGE, llm_deployment
+from llm_deployments import IMAGE, SETTINGS, llm_deployment, rendered
 from octavo_operator.api import LLMDeployment, ManifestError, parse
-from octavo_operator.api.spec import Server
-from octavo_operator.render import model_argument, render, server_arguments
+from octavo_operator.api.server import Server
+from octavo_operator.render import RenderSettings, model_argument, render, server_arguments
 from octavo_server.config import DTypeName, ServerConfig
 
 Object = dict[str, Any]
@@ -21,7 +21,7 @@ def parsed(**spec: Any) -> LLMDeployment:
 
 
 def deployment(**spec: Any) -> Object:
-    return render(parsed(**spec), IMAGE)[0]
+    return rendered(render(parsed(**spec), SETTINGS), "Deployment")
 
 
 def pod(**spec: Any) -> Object:
@@ -40,14 +40,14 @@ def source(**given: Any) -> Object:
 
 
 def test_the_same_input_gives_the_same_objects() -> None:
-    assert render(parsed(replicas=3), IMAGE) == render(parsed(replicas=3), IMAGE)
+    assert render(parsed(replicas=3), SETTINGS) == render(parsed(replicas=3), SETTINGS)
 
 
 def test_a_file_has_no_owner_and_an_object_of_the_api_server_owns_its_children() -> None:
     assert "ownerReferences" not in deployment()["metadata"]
     body = llm_deployment()
     body["metadata"] |= {"uid": "u-1", "namespace": "team-a"}
-    for child in render(parse(body), IMAGE):
+    for child in render(parse(body), SETTINGS):
         assert child["metadata"]["namespace"] == "team-a"
         assert child["metadata"]["ownerReferences"] == [
             {
@@ -110,7 +110,7 @@ def test_the_image_is_the_spec_s_or_the_operator_s_or_refused() -> None:
     assert container()["image"] == IMAGE
     assert container(server={"image": "mine:1"})["image"] == "mine:1"
     with pytest.raises(ManifestError, match=r"spec\.server\.image: is required"):
-        render(parsed(), None)
+        render(parsed(), RenderSettings())
 
 
 def test_the_start_up_probe_covers_the_timeout_and_the_progress_deadline_exceeds_it() -> None:
@@ -120,7 +120,7 @@ def test_the_start_up_probe_covers_the_timeout_and_the_progress_deadline_exceeds
         assert seconds <= probe["periodSeconds"] * probe["failureThreshold"] < seconds + probe["periodSeconds"]
         assert made["spec"]["progressDeadlineSeconds"] > seconds + 600
     default = container()["startupProbe"]
-    assert default["failureThreshold"] == math.ceil(1800 / default["periodSeconds"])
+    assert default["failureThreshold"] == math.ceil(600 / default["periodSeconds"])
 
 
 def test_probes_ask_what_the_server_answers() -> None:
@@ -248,7 +248,7 @@ def test_replicas_are_always_applied() -> None:
 
 
 def test_the_service_leads_to_the_pods() -> None:
-    _, service = render(parsed(networking={"service": {"port": 80}}), IMAGE)
+    service = rendered(render(parsed(networking={"service": {"port": 80}}), SETTINGS), "Service")
     assert service["spec"]["selector"] == {"octavo.dev/deployment": "demo"}
     (port,) = service["spec"]["ports"]
     assert (port["port"], port["targetPort"]) == (80, "http")

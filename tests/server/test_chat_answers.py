@@ -205,11 +205,24 @@ def test_tools_that_make_no_sense_are_refused_by_name(http: httpx.Client) -> Non
         ({"tools": [{"type": "function", "function": function | {"parameters": {"type": "objekt"}}}]}, "tools[0].f"),
         ({"tools": [TOOL], "tool_choice": named}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
-        ({"tool_choice": "required"}, "tool_choice"),
+        *(({"tool_choice": choice}, "tool_choice") for choice in ("none", "auto", "required")),  # as OpenAI does
+        ({"tool_choice": "auto", "tools": []}, "tool_choice"),
         ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"tools": [TOOL] * 129}, "tools"),
     ):
         assert refused(http, **fields)["param"].startswith(param), fields
+
+
+def test_a_tool_choice_without_tools_is_the_clients_typed_refusal(client: openai.OpenAI) -> None:
+    for choice in ("none", "auto", "required"):  # as OpenAI does, which takes the first two in responses
+        with pytest.raises(openai.BadRequestError, match="only allowed together with tools") as caught:
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "a"}], tool_choice=choice
+            )
+        assert caught.value.param == "tool_choice"
+    assert (
+        client.responses.create(model="tiny", input="a", tool_choice="auto", max_output_tokens=1).tool_choice == "auto"
+    )
 
 
 # --- thoughts
@@ -407,7 +420,7 @@ def test_prompts_are_cut_to_what_is_wanted_or_fits(http: httpx.Client) -> None:
         {"prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
         {"prediction": {"type": "content", "content": "hello"}},
         {"service_tier": "default", "verbosity": "medium", "modalities": ["text"]},
-        {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []},
+        {"parallel_tool_calls": True, "tool_choice": None, "tools": []},
         {"response_format": {"type": "text"}, "top_logprobs": 0, "logprobs": False},
         {"spaces_between_special_tokens": False, "length_penalty": 1.0, "use_beam_search": False, "best_of": 1},
     ],

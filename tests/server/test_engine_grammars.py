@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import octavo_server
+from octavo_server import grammar_compiler
 from octavo_server.engine.core import EngineCore
 from octavo_server.grammar_compiler import GrammarError, compile_grammar, read_tokenizer
 from octavo_server.grammar_gate import GrammarGate
@@ -250,9 +251,16 @@ def test_a_grammar_that_comes_to_its_limits_ends_its_own_request(undisturbed: di
     core.close(10.0)
 
 
-WEARS: Final = r"(.|\n)*[aeiou](.|\n){399}X"  # each token takes some 200 of its lexer's 20,000 states
+WEARS: Final = r"(.|\n)*[aeiou](.|\n){399}X"  # each token takes some 200 of its lexer's states
 
 
+@pytest.fixture
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As there are fewer states, they come to their end sooner."""
+    monkeypatch.setattr(grammar_compiler, "LIMITS", grammar_compiler.limits(max_lexer_states=20_000))
+
+
+@pytest.mark.usefixtures("small_tables")
 def test_a_grammar_does_not_wear_out_whatever_answers_came_before(undisturbed: dict[str, Answer]) -> None:
     core, grammar, turns = start(DEMO), regex(WEARS), list[list[Answer]]()
     for turn in range(2):
@@ -284,6 +292,7 @@ def walk(grammar: RequestGrammar, most: int) -> list[int]:
     return answer
 
 
+@pytest.mark.usefixtures("small_tables")
 def test_what_is_spent_is_given_to_nobody_and_a_matcher_is_renewed_once(store: GrammarStore) -> None:
     grammar = regex(WEARS)
     store.keep(grammar, store.compile(grammar).result())
@@ -302,6 +311,7 @@ def test_what_is_spent_is_given_to_nobody_and_a_matcher_is_renewed_once(store: G
     assert store.has_room and not store.is_used
 
 
+@pytest.mark.usefixtures("small_tables")
 def test_a_long_answer_is_taken_in_with_the_fuel_of_several_masks(store: GrammarStore) -> None:
     for seed in range(4):
         rng, answer = random.Random(seed), list[int]()

@@ -341,6 +341,8 @@ NAME: dict[str, Any] = {"type": "function", "name": "f"}  # as /v1/responses has
         ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag", "formatted parts"),
         ({"detokenize": False}, "detokenize", "return_token_ids"),
         ({"watermarking": True}, "watermarking", "not marked"),
+        ({"logit_bias": {"hello": 1}}, "logit_bias.hello", 'its names must be token ids, as in {"42": -100}'),
+        ({"tool_choice": "auto"}, "tool_choice", "only allowed together with tools"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "together with stream"),
         ({"x" * 5000: 1}, "x" * 100, "not known"),
     ],
@@ -351,6 +353,14 @@ def test_a_slip_is_told_with_what_was_probably_meant(
     error = refusal(http.post("/v1/chat/completions", json={"model": "tiny", "messages": [HELLO]} | fields))
     assert error["param"] == param
     assert said in error["message"] and len(error["message"]) < 400
+
+
+def test_a_completion_asks_for_log_probabilities_by_a_number(http: httpx.Client) -> None:
+    error = refusal(http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": True}))
+    assert (error["param"], "a number of alternatives, 0 to 20; chats take true" in error["message"]) == (
+        "logprobs",
+        True,
+    )
 
 
 @pytest.mark.parametrize("field", ["suffix", "best_of"])
@@ -466,6 +476,9 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(http: httpx.Clie
     assert error["code"] == "context_length_exceeded"
     assert "256" in error["message"]
     assert "300" in error["message"]
+    assert error["message"].endswith("; shorten the prompt")  # nobody asked for so many tokens of answer
+    asking = {"model": "tiny", "prompt": [5] * 200, "max_tokens": 60}
+    assert refusal(http.post("/v1/completions", json=asking))["message"].endswith("shorten the prompt or ask for fewer")
 
 
 def test_a_prompt_may_fill_the_context_but_for_one_token(http: httpx.Client) -> None:
@@ -504,18 +517,20 @@ def test_a_body_that_is_no_json_object_is_refused(http: httpx.Client, content: b
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("content", "code", "reason"),
     [
-        (b"{", "Expecting property name"),
-        (b'{"model": "\xff"}', "not UTF-8 (byte 11)"),
-        (b'{"a":' * 50_000, "nested too deeply"),
-        (b'{"model": "tiny", "prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "more than 4300 digits"),
+        (b"{", "invalid_json", "Expecting property name"),
+        (b'{"model": "\xff"}', "invalid_json", "not UTF-8 (byte 11)"),
+        (b'{"a":' * 50_000, "invalid_json", "nested too deeply"),
+        (b'{"seed": 1' + b"0" * 5000 + b"}", "number_too_long", "a number of more than 128 digits"),
     ],
     ids=["incomplete", "not UTF-8", "nested", "a long number"],
 )
-def test_a_body_that_cannot_be_read_is_refused_with_the_reason(http: httpx.Client, content: bytes, reason: str) -> None:
+def test_a_body_that_cannot_be_read_is_refused_with_the_reason(
+    http: httpx.Client, content: bytes, code: str, reason: str
+) -> None:
     error = refusal(http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"}))
-    assert error["code"] == "invalid_json"
+    assert error["code"] == code
     assert reason in error["message"]
 
 

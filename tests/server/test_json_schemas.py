@@ -18,6 +18,7 @@ from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.structured import Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import StructuredOutputs
 from octavo_server.frontend.text.closed_schemas import closed
+from octavo_server.frontend.text.counted_lengths import MAX_COUNTED
 from octavo_server.frontend.text.json_schemas import served
 from octavo_server.frontend.text.output_parsers.lark import arguments_schema
 from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
@@ -184,6 +185,68 @@ def test_days_that_never_were_are_refused_and_bounds_are_kept(grammars: Grammars
         matcher = compiled(grammars, schema)
         assert [text for text in good if not accepts(matcher, text)] == [], schema
         assert [text for text in bad if accepts(matcher, text)] == [], schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"const": "a\x00b"}, "const: a control character"),
+        ({"enum": ["a", {"b": ["\x1f"]}]}, "enum: a control character"),
+        ({"enum": [{"\x7f": 1}]}, "enum: a control character"),
+        ({"const": 12345678901234567890123}, "const: an integer of more than 64 bits"),
+        *(({"type": "string", "pattern": f"^a{control}b$"}, "pattern: a control character")
+          for control in ("\x01", r"\x01", r"\u000b", r"\x{1f}", r"\x7F", r"\a", r"\u{0007}")),
+        ({"properties": {"a": {"items": {"const": "\x02"}}}}, "const: a control character"),
+    ],
+)  # fmt: skip
+def test_what_no_answer_can_spell_is_refused(schema: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=f"^x: {told}"):
+        served(schema, "x")
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"const": "a\b\t\n\f\r\\x01b€"}, [json.dumps("a\b\t\n\f\r\\x01b€", ensure_ascii=False)], ['"ab"']),
+        ({"type": "string", "pattern": r"^[^\x00-\x1f\x7f]{1,3}$"}, ['"ab€"'], ['""', '"a\\tb"']),
+        ({"type": "string", "pattern": r"^\\x01[\x01-\x1fa]$"}, [r'"\\x01a"'], [r'"\\x01"']),
+        ({"const": [2**62, -(2**62)]}, [f"[{2**62},{-(2**62)}]"], ["[0]"]),
+    ],
+)
+def test_other_characters_and_integers_come_out_as_they_are_given(
+    grammars: Grammars, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    matcher = compiled(grammars, schema)
+    assert [text for text in good if not accepts(matcher, text)] == []
+    assert [text for text in bad if accepts(matcher, text)] == []
+
+
+def test_bounds_of_numbers_may_be_of_any_size() -> None:
+    huge = 10**400
+    for bounds in ({"minimum": 0.5, "maximum": huge}, {"exclusiveMinimum": -huge, "maximum": 1.5}):
+        assert served({"type": "number", **bounds}, "x")["type"] == "number"
+
+
+def test_strings_have_as_many_characters_together_as_a_lexers_table_can_count(grammars: Grammars) -> None:
+    """Of any kind, in any answer: the copies of a matcher share the table."""
+    for schema in (
+        {"type": "string", "maxLength": MAX_COUNTED + 1},
+        {"type": "string", "minLength": 30_000},
+        {"type": "string", "pattern": f"^(a{{{MAX_COUNTED}}}|b{{2,}})$"},
+        {"anyOf": [{"type": "string", "maxLength": MAX_COUNTED // 8 + at} for at in range(8)]},
+    ):
+        with pytest.raises(RequestError, match=f"^x: .* {MAX_COUNTED} can be counted"):
+            served(schema, "x")
+    of_half = {"type": "string", "maxLength": MAX_COUNTED // 2}
+    matcher = compiled(grammars, {"properties": {"a": of_half, "b": of_half, "c": {**of_half, "minLength": 1}}})
+    for kind in ("plain text", 'a\n"b\\\t', "äß€漢😀Ж\u00ff\u07ff\ud7ff\ue000\U0010ffff"):
+        for name in "ac":
+            text = (kind * MAX_COUNTED)[: MAX_COUNTED // 2]
+            following = matcher.deep_copy()
+            answer = json.dumps({name: text}, ensure_ascii=False)[:-1]
+            for token in TOKENIZER.tokenize_str(answer):
+                following.compute_bitmask()
+                assert following.consume_token(token), following.get_error()
 
 
 def test_names_of_properties_are_no_keywords() -> None:

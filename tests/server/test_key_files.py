@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_line_and_no_key(
     with pytest.raises(ConfigError) as caught:
         ring(path)
     message = str(caught.value)
-    assert message.startswith(str(path))
+    assert message.startswith(f"--api-key-file {path}")
     assert told in message
     assert SECRET not in message
     assert "\n" not in message

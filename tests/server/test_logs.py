@@ -66,9 +66,11 @@ def test_a_line_of_json_holds_all_and_a_line_of_text_quotes_what_is_no_word(in_a
     assert {"level": "warning", "logger": "octavo.x", "message": "two\nlines of it"}.items() <= told.items()
     assert {"request_id": "r-1", "key": "a b", "n": 3, "reasons": ["stop", "length"]}.items() <= told.items()
     assert "\n" not in logs.JsonLines().format(made)
-    text = logs.TextLines().format(record("m", key="a b", n=3, reasons=["stop", "length"], path='x="y"\n'))
+    text = logs.TextLines().format(record("m", key="a b", n=3, was=True, reasons=["stop", "length"], path='x="y"\n'))
     assert text.splitlines() == [text]
-    assert text.endswith(r' WARNING octavo.x: m request_id=r-1 key="a b" n=3 reasons=stop,length path="x=\"y\"\n"')
+    assert text.endswith(
+        r' WARNING octavo.x: m request_id=r-1 key="a b" n=3 was=true reasons=stop,length path="x=\"y\"\n"'
+    )
 
 
 def test_no_text_looks_like_a_line_of_its_own_or_steers_a_terminal(in_a_request: None) -> None:

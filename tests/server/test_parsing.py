@@ -1,5 +1,6 @@
 """An answer read in pieces says what it says as a whole: its parts, the tokens of its content, and of its thoughts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from octavo_server.ipc import TokenLogprobs
 
 FORMAT = choose_format("<tool_call> <think></think>")
 TOOLS = (Tool("f"),)
+PARSING = Parsing(FORMAT, TOOLS, reasoning_open=False)
 WORDS = [
     "<think>",
     "</think>",
@@ -42,8 +44,8 @@ def deltas(text: str, tokens: list[int], steps: list[int]) -> list[Delta]:
     return [*made, delta]
 
 
-def read(pieces: list[Delta]) -> tuple[ChoiceParser, list[Piece]]:
-    parser = Parsing(FORMAT, TOOLS, reasoning_open=False).choice(with_logprobs=True)
+def read(pieces: list[Delta], parsing: Parsing = PARSING) -> tuple[ChoiceParser, list[Piece]]:
+    parser = parsing.choice(with_logprobs=True)
     return parser, [parser.add(piece) for piece in pieces]
 
 
@@ -67,6 +69,40 @@ def told(parser: ChoiceParser, pieces: list[Piece]) -> dict[str, Any]:
 def test_however_tokens_come_they_say_the_same(text: str, tokens: list[int], steps: list[int]) -> None:
     in_steps, whole = deltas(text, tokens, steps), deltas(text, tokens, [])
     assert told(*read(in_steps)) == told(*read(whole))
+
+
+CALL = f"<tool_call>{WORDS[4]}</tool_call>"
+TOKENS = ["<think>", "</think>", CALL, "</tool_call>", " ", "x", "x y", "<", ""]
+
+
+def one_each(tokens: list[str]) -> Iterator[Delta]:
+    """A delta for each token; one without a text is a part of a character."""
+    for number, text in enumerate(tokens):
+        delta = Delta()
+        delta.add_token(number, sum(map(len, tokens[:number])))
+        delta.logprobs.append(TokenLogprobs([number], [0.0], 1))
+        delta.add_text(text)
+        delta.finish_reason = "stop" if number == len(tokens) - 1 else None
+        yield delta
+
+
+def together(tokens: list[str]) -> Delta:
+    whole = Delta()
+    for delta in one_each(tokens):
+        whole.add_token(delta.token_ids[0], delta.offsets[0])
+        whole.logprobs += delta.logprobs
+        whole.add_text(delta.text)
+    whole.finish_reason = "stop"
+    return whole
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=9), st.sampled_from([TOOLS, ()]), *[st.booleans()] * 2)
+def test_a_token_read_by_itself_says_what_it_says_among_all(
+    tokens: list[str], tools: tuple[Tool, ...], opened: bool, hides: bool
+) -> None:
+    parsing = Parsing(FORMAT, tools, opened, FORMAT.kept_markers if hides else ())
+    assert told(*read(list(one_each(tokens)), parsing)) == told(*read([together(tokens)], parsing))
 
 
 @settings(max_examples=300, deadline=None)

@@ -22,10 +22,11 @@ from octavo_server.frontend import body as body_module
 from octavo_server.frontend import json_bounds
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
+from octavo_server.frontend.body_share import SMALL_BODY_BYTES
 from octavo_server.frontend.chat_prompt import call_arguments
 from octavo_server.frontend.generation_fields import MAX_BIASES
-from octavo_server.frontend.json_bounds import MAX_COMMAS, MAX_NESTED, check_bounds
-from octavo_server.frontend.limits import SMALL_BODY_BYTES, BodyLimit
+from octavo_server.frontend.json_bounds import MAX_COMMAS, MAX_DIGITS, MAX_NESTED, JSONBounds
+from octavo_server.frontend.limits import BodyLimit
 from octavo_server.frontend.message_fields import MAX_MESSAGES
 from octavo_server.frontend.openai import ChatCompletionRequest, CompletionRequest
 from octavo_server.frontend.state import ServerState
@@ -102,7 +103,7 @@ class Sender:
         return task
 
 
-async def test_bodies_have_a_bound_together_until_they_are_parsed_and_small_ones_always_pass() -> None:
+async def test_bodies_have_a_bound_together_until_there_is_a_prompt_and_small_ones_always_pass() -> None:
     size = 3 * SMALL_BODY_BYTES
     sender = Sender(most_held=2 * size)
     first = [await sender.send(size // 2, size // 2), await sender.send(0, size)]
@@ -166,11 +167,47 @@ def test_values_are_counted_outside_of_strings_wherever_pieces_end(
         patched.setattr(json_bounds, "MAX_COMMAS", most_commas)
         patched.setattr(json_bounds, "MAX_NESTED", most_nested)
         patched.setattr(json_bounds, "_PIECE", piece)
-        if len(raw) > most_nested and (commas > most_commas or nested > most_nested):
+        if commas > most_commas or nested > most_nested:
             with pytest.raises(RequestError):
-                check_bounds(raw)
+                JSONBounds().add(raw)
         else:
-            check_bounds(raw)
+            JSONBounds().add(raw)
+
+
+@pytest.mark.parametrize("digits", ["9" * (MAX_DIGITS + 1), "9" * 15 * 2**20, "0." + "9" * 2**17, "1e" + "9" * 200])
+def test_a_number_of_many_digits_is_refused_before_it_is_parsed(digits: str) -> None:
+    """What it takes grows with their square."""
+    for raw in (f'{{"n": {digits}}}', f'[{"1," * 100_000}"\\"",-{digits}]'):
+        with pytest.raises(RequestError, match=f"more than {MAX_DIGITS} digits") as caught:
+            parse_body(CompletionRequest, raw.encode(), "application/json")
+        assert (caught.value.status, caught.value.code) == (400, "number_too_long")
+    JSONBounds().add(f'{{"n": "{digits}", "1": 0.{"1" * MAX_DIGITS}}}'.encode())
+
+
+@pytest.mark.parametrize("one", ["1e400", "NaN", '"\\ud800"'])
+def test_only_small_bodies_may_hold_what_the_slow_parser_takes(one: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes ten times as long, and nothing else goes on meanwhile."""
+    raw = f'{{"model": "m", "prompt": "a", "seed": {one}}}'.encode()
+    with pytest.raises(RequestValidationError):
+        parse_body(CompletionRequest, raw, "application/json")
+    monkeypatch.delattr(json, "loads")
+    large = raw.replace(b'"a"', b'"' + b"a" * PARSE_HERE_BYTES + b'"')
+    with pytest.raises(RequestError, match="not valid JSON") as caught:
+        parse_body(CompletionRequest, large, "application/json")
+    assert caught.value.status == 400
+
+
+def test_the_calls_of_a_chat_are_bounded_together() -> None:
+    arguments = '{"a": [' + "1," * (MAX_COMMAS // 4) + "1]}"
+    bounds = JSONBounds("messages")
+    for _ in range(3):
+        call_arguments(arguments, bounds)
+    with pytest.raises(RequestError, match="it holds too many values"):
+        call_arguments('{"a": [' + "1," * (MAX_COMMAS // 4 + 1) + "1]}", bounds)
+    with pytest.raises(RequestError, match="messages: it holds a number of more than"):
+        call_arguments('{"a": ' + "9" * 5000 + "}")
+    for text in ('{"a": 1e400}', '{"a": NaN}', '{"a": "\\ud83d"}', "[1]", "{"):
+        assert call_arguments(text) == text
 
 
 def test_the_arguments_of_a_call_are_bounded_too() -> None:

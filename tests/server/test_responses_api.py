@@ -581,7 +581,7 @@ def test_a_response_that_does_not_run_in_the_background_cannot_be_cancelled(clie
 def test_the_input_is_counted_as_it_is_given_to_the_model(client: openai.OpenAI) -> None:
     first = ask(client, "My name is Zelda.")
     asked: Any = {"input": "What is my name?", "instructions": "Be brief.", "previous_response_id": first.id}
-    for more in ({}, {"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"}):
+    for more in ({}, {"tool_choice": "auto"}, {"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"}):
         counted = client.responses.input_tokens.count(model="tiny", **asked, **more)
         assert counted.object == "response.input_tokens"
         usage = client.responses.create(model="tiny", max_output_tokens=1, **asked, **more).usage

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from octavo_cli.options import flag, options_of, validated
 from octavo_cli.serve import serve
+from octavo_cli.vllm_flags import NOT_HERE
 from octavo_server.config import ServerConfig
 
 
@@ -104,6 +105,18 @@ def test_a_key_on_the_command_line_is_warned_of_and_one_of_the_environment_is_no
     assert [config.api_key for config in started] == [("sesame",)] * 3 + [("ours",)]
 
 
+def test_one_gpu_is_what_there_is(model: Path, started: list[ServerConfig]) -> None:
+    assert invoke(str(model), "--tensor-parallel-size", "1").exit_code == 0
+    assert len(started) == 1
+
+
+def test_a_flag_that_is_answered_as_vllms_is_none_of_ours() -> None:
+    ours = {name for option in serve.params for name in (*option.opts, *option.secondary_opts)}
+    answered = [flag for flags in NOT_HERE.values() for flag in flags.split()]
+    assert len(set(answered)) == len(answered)
+    assert not ours & set(answered)
+
+
 def test_lists_of_origins_are_vllms_json_or_a_flag_each(model: Path, started: list[ServerConfig]) -> None:
     invoke(str(model))
     invoke(str(model), "--allowed-origins", '["https://a", "https://b"]', "--allowed-methods", '["*"]')
@@ -118,12 +131,22 @@ def test_lists_of_origins_are_vllms_json_or_a_flag_each(model: Path, started: li
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--prot", "1"], "--port"),
+        (["--prot", "1"], "there is no option --prot; did you mean --port?"),
+        (["--max_model_len", "1"], "did you mean --max-model-len?"),
+        (["--tokens"], "there is no option --tokens\n"),  # nothing is near
+        (["--served-model-name", "a", "b"], "b is one word too many: a flag of several values is given for each"),
+        (["--tokenizer=x"], "--tokenizer is vLLM's and not here: the tokenizer is the one in the model's directory"),
+        (["--enable-force-include-usage"], "requests ask for it: stream_options.include_usage"),
+        (["--no-trust-remote-code"], "--trust-remote-code is vLLM's and not here: code that comes with a model"),
+        (["-tp", "2"], "-tp is vLLM's and not here: write --tensor-parallel-size"),
+        (["-O3"], "--enforce-eager makes none"),
+        (["--compilation-config.mode", "3"], "--compilation-config is vLLM's and not here"),
         (["--port", "70000"], "--port 70000: input should be less than or equal to 65535"),
         (["--port", "many"], "--port"),
         (["--dtype", "int4"], "bfloat16"),
         (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization nan"),
-        (["--tensor-parallel-size", "2"], "--tensor-parallel-size"),
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2: a model is not spread over several GPUs yet"),
+        (["--otlp-traces-endpoint", "collector:4317"], "give a URL like http://collector:4318; gRPC is not spoken"),
         (["--swap-space", "1", "--kv-offloading-size", "2"], "--swap-space 1 and --kv-offloading-size 2 are two names"),
         (["--swap-space", "1", "--kv-offloading-size", "x"], "'--kv-offloading-size': 'x' is not a valid float"),
         (["--kv-offloading-size", "-1"], "--swap-space -1.0: input should be greater"),
@@ -178,7 +201,9 @@ def test_a_model_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, start
     result = invoke("meta-llama/Llama-3.1-8B")
     assert result.exit_code == 2
     assert "there is no directory 'meta-llama/Llama-3.1-8B'" in result.output
-    assert "demo" in result.output
+    assert "`octavo pull hf://meta-llama/Llama-3.1-8B Llama-3.1-8B`" in result.output
+    assert "`demo`" in result.output
+    assert "octavo pull" not in invoke("./nowhere").output  # no name of the hub's
     assert "config.json is missing" in invoke(str(tmp_path)).output
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")

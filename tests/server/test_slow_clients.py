@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import math
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from octavo_server.frontend.http_protocol import (
     BODY_BYTES_PER_SECOND,
     BODY_MOST_SECONDS,
     BODY_SECONDS,
+    FAREWELL_SECONDS,
     HEAD_SECONDS,
     IDLE_SECONDS,
     MAX_HEAD_BYTES,
@@ -26,6 +29,7 @@ from octavo_server.frontend.http_protocol import (
     BoundedHttpProtocol,
 )
 from octavo_server.frontend.limits import MAX_BODY_BYTES
+from octavo_server.frontend.observed import ObservedRequests
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -374,26 +378,30 @@ async def test_a_closed_connection_whose_rest_is_not_read_is_given_up(connect: C
     assert client.transport.aborted
 
 
-async def test_past_the_most_busy_connections_probes_alone_are_answered_and_past_those_nobody(connect: Connect) -> None:
-    async def busy() -> Client:
+async def test_past_the_most_busy_connections_probes_alone_are_answered_and_past_those_nobody(
+    connect: Connect, app: App
+) -> None:
+    async def asking(sent: bytes) -> Client:
         client = connect(door)
-        await client.send(b"G")
+        await client.send(sent)
         return client
 
     door = Door(max_connections=2)
-    first, second = await busy(), await busy()
-    crowd = [await busy() for _ in range(SPARE_CONNECTIONS)]
+    app.may_answer.clear()
+    first, second = await asking(GET), await asking(GET)
+    probe = GET.replace(b"/v1/models", b"/ready")
+    crowd = [await asking(probe) for _ in range(SPARE_CONNECTIONS - 1)]
+    refused = await asking(GET)
+    assert (refused.statuses, refused.transport.closed) == ([503], True)
+    refused.protocol.connection_lost(None)
+    crowd.append(await asking(probe))
     last = connect(door)
     assert (last.statuses, last.transport.closed) == ([503], True)
     assert json.loads(last.transport.written.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
-    for client in (first, second):
-        await client.send(GET[1:])
-        assert client.statuses == [200]
-    for client, path in zip(crowd, (b"/health", b"/ready"), strict=False):
-        await client.send(GET.replace(b"/v1/models", path)[1:])
-        assert client.statuses == [200]
-    await crowd[2].send(GET[1:])
-    assert (crowd[2].statuses, crowd[2].transport.closed) == ([503], True)
+    app.may_answer.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert all(client.statuses == [200] for client in (first, second, *crowd))
     other_door = connect(Door("admin", max_connections=2))
     await other_door.send(GET)
     assert other_door.statuses == [200]
@@ -403,6 +411,55 @@ async def test_past_the_most_busy_connections_probes_alone_are_answered_and_past
     second.protocol.connection_lost(None)
     await crowd[0].send(GET)  # there is room again
     assert crowd[0].statuses == [200, 200]
+
+
+async def test_what_a_request_held_is_gone_with_it_and_waits_for_no_collector() -> None:
+    class Body:
+        pass
+
+    held: list[weakref.ref[Body]] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["body"] = body = Body()
+        held.append(weakref.ref(body))
+        await App()(scope, receive, send)
+
+    gc.disable()
+    try:
+        client = Client(ObservedRequests(answer, "all"), Loop(), Door())  # type: ignore[arg-type]
+        for number in range(1, 4):
+            await client.send(GET)
+            assert client.statuses == [200] * number
+        assert [body() for body in held[:-1]] == [None, None]  # the connection knows its last one
+        client.protocol.connection_lost(None)
+        del client
+        await asyncio.sleep(0)
+        assert held[-1]() is None
+    finally:
+        gc.enable()
+
+
+async def test_halves_of_requests_keep_no_probe_away_however_many_they_are(connect: Connect) -> None:
+    door = Door(max_connections=2)
+    halves = list[Client]()
+    for _ in range(2 + SPARE_CONNECTIONS):
+        halves.append(connect(door))
+        await halves[-1].send(b"GET /health HTTP/1.1\r\nX")
+    for _ in range(3):
+        probe = connect(door)
+        await probe.send(GET.replace(b"/v1/models", b"/ready"))
+        assert probe.statuses == [200]
+        assert sum(client.transport.aborted for client in halves) == 1  # the next one takes the place of this, idle now
+        assert halves[0].transport.aborted and not probe.transport.aborted
+
+
+async def test_a_farewell_does_not_wait_long_for_its_client(connect: Connect) -> None:
+    """As one of TLS would."""
+    client = connect()
+    await client.send(b"\0\0\r\n\r\n")
+    assert (client.statuses, client.transport.closed, client.transport.aborted) == ([400], True, False)
+    client.after(FAREWELL_SECONDS + 1)
+    assert client.transport.aborted
 
 
 async def test_past_the_most_connections_the_one_idle_for_longest_makes_room(connect: Connect, app: App) -> None:

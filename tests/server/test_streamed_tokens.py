@@ -84,7 +84,12 @@ def chunk(text: str) -> ChatChunk:
     return ChatChunk("chatcmpl-1", 2, "ü", [ChatChunkChoice(0, ChunkDelta(content=text))])
 
 
-@pytest.mark.parametrize("event_of", [completion, chunk])
+def thought(text: str) -> ChatChunk:
+    delta = ChunkDelta(reasoning=text, reasoning_content=text)
+    return ChatChunk("chatcmpl-1", 2, "m", [ChatChunkChoice(0, delta)])
+
+
+@pytest.mark.parametrize("event_of", [completion, chunk, thought])
 @settings(max_examples=200, deadline=None)
 @given(
     text=st.text(st.characters(codec="utf-8"))
@@ -94,10 +99,9 @@ def test_an_event_from_a_frame_is_the_encoded_event(event_of: Callable[[str], ms
     assert TextFrames(event_of)(text) == frame(event_of(text))
 
 
-def test_a_frame_whose_text_stands_twice_or_nowhere_is_refused() -> None:
-    for event_of in (lambda text: Completion(text, 1, text, []), lambda text: Completion("", 1, "", [])):
-        with pytest.raises(ValueError, match="once"):
-            TextFrames(event_of)
+def test_a_frame_in_which_its_text_does_not_stand_is_refused() -> None:
+    with pytest.raises(ValueError, match="hold its text"):
+        TextFrames(lambda text: Completion("", 1, "", []))
 
 
 @settings(max_examples=50, deadline=None)
@@ -113,6 +117,17 @@ def test_a_histogram_is_told_as_the_librarys_is(values: list[float]) -> None:
         histogram.observe(value)
         theirs.observe(value)
     assert prometheus_client.generate_latest(ours.registry) == prometheus_client.generate_latest(registry)
+
+
+@settings(max_examples=50, deadline=None)
+@given(amounts=st.lists(st.integers(0, 2**40)))
+def test_a_count_is_told_as_the_librarys_is(amounts: list[int]) -> None:
+    ours, theirs = Families("m"), Families("m")
+    count, counter = ours.count("test:tokens", "Of a test."), theirs.counter("test:tokens", "Of a test.")
+    for amount in amounts:
+        count.inc(amount)
+        counter.inc(amount)
+    assert prometheus_client.generate_latest(ours.registry) == prometheus_client.generate_latest(theirs.registry)
 
 
 # --- a client that leaves

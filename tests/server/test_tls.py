@@ -231,8 +231,8 @@ def test_files_that_cannot_be_used_are_named(files: Files, tmp_path: Path) -> No
     encrypted.write_bytes(issue("x").key_pem(b"password"))
     garbage.write_bytes(b"no PEM")
     for arguments, told in [
-        ((tmp_path / "nowhere", key), f"{tmp_path / 'nowhere'}: No such file"),
-        ((certificate, tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: No such file"),
+        ((tmp_path / "nowhere", key), f"--ssl-certfile {tmp_path / 'nowhere'}: No such file"),
+        ((certificate, tmp_path / "nowhere"), f"--ssl-keyfile {tmp_path / 'nowhere'}: No such file"),
         ((certificate, other_key), f"--ssl-keyfile {other_key}: the key does not belong to the certificate"),
         ((certificate, encrypted), f"--ssl-keyfile {encrypted}: the key is encrypted"),
         ((certificate, None), f"--ssl-certfile {certificate} (without --ssl-keyfile)"),

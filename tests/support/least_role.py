@@ -8,9 +8,37 @@ RULES: list[Rule] = [
     {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/status"], "verbs": ["patch"]},
     {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments/finalizers"], "verbs": ["update"]},
-    # delete: what OwnerReferencesPermissionEnforcement asks of who gives an object that exists an owner.
+    # delete: what a spec asks for no more; and OwnerReferencesPermissionEnforcement asks it of who gives an object that
+    # exists an owner.
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
     {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {
+        "apiGroups": [""],
+        "resources": ["persistentvolumeclaims"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    },
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {
+        "apiGroups": ["policy"],
+        "resources": ["poddisruptionbudgets"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    },
+    {
+        "apiGroups": ["networking.k8s.io"],
+        "resources": ["networkpolicies"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    },
+    # Kinds that not every cluster has are not watched.
+    {
+        "apiGroups": ["monitoring.coreos.com"],
+        "resources": ["podmonitors"],
+        "verbs": ["list", "create", "patch", "delete"],
+    },
+    {
+        "apiGroups": ["inference.networking.k8s.io"],
+        "resources": ["inferencepools"],
+        "verbs": ["list", "create", "patch", "delete"],
+    },
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
 ]

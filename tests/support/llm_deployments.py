@@ -14,12 +14,15 @@ from kube_fixture import ControlPlane, Kube
 from octavo_operator.kube import connect
 from octavo_operator.main import Operator
 from octavo_operator.reconcile import Key, Reconciler
+from octavo_operator.render import RenderSettings
 from octavo_operator.settings import OperatorSettings
 from octavo_operator.workqueue import Retry
 
 Object = dict[str, Any]
 
 IMAGE = "registry.example/octavo-server:1"
+PULL_IMAGE = "registry.example/octavo-operator:1"
+SETTINGS = RenderSettings(IMAGE, PULL_IMAGE, "octavo-system")
 NOW = "2026-01-01T00:00:00Z"
 API = "octavo.dev/v1alpha1"
 KIND = "LLMDeployment"
@@ -33,6 +36,12 @@ def llm_deployment(name: str = "demo", **spec: Any) -> Object:
         "metadata": {"name": name},
         "spec": {"model": {"source": {"builtin": {"name": "demo"}}}} | spec,
     }
+
+
+def rendered(objects: list[Object], kind: str) -> Object:
+    """The only object of this kind."""
+    (found,) = [each for each in objects if each["kind"] == kind]
+    return found
 
 
 @dataclass
@@ -58,7 +67,7 @@ class Passes:
 async def reconciling(plane: ControlPlane, namespace: str) -> AsyncIterator[Passes]:
     """A new reconciler with a connection of its own: it knows nothing of any earlier one."""
     async with connect(plane.kubeconfig) as api:
-        yield Passes(Reconciler(api, IMAGE, lambda: NOW), namespace)
+        yield Passes(Reconciler(api, SETTINGS, lambda: NOW), namespace)
 
 
 class RunningOperator:
@@ -107,7 +116,8 @@ async def _cut_connections() -> None:
 @contextlib.asynccontextmanager
 async def operating(plane: ControlPlane, *namespaces: str, **settings: Any) -> AsyncIterator[RunningOperator]:
     """A whole operator inside the block, kopf and all; it has to end in good order after it."""
-    chosen: dict[str, Any] = {"leader_elect": False, "probe_port": None, "default_image": IMAGE} | settings
+    images = {"default_image": IMAGE, "pull_image": PULL_IMAGE}
+    chosen: dict[str, Any] = {"leader_elect": False, "probe_port": None} | images | settings
     running = RunningOperator(OperatorSettings(namespaces=namespaces, kubeconfig=plane.kubeconfig, **chosen))
     try:
         yield running

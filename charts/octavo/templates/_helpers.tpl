@@ -12,6 +12,15 @@
 {{- end }}
 {{- end }}
 
+{{- /* `helm upgrade --reuse-values` brings an older chart's defaults in place of this one's. */}}
+{{- define "octavo.check" -}}
+{{- range list "crds" "networkPolicy" "podDisruptionBudget" "podMonitor" }}
+{{- if not (hasKey $.Values .) }}
+{{- fail (printf "%s: is missing, as the values are those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "octavo.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "octavo.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -31,6 +40,38 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- else }}
 {{- default "default" .Values.serviceAccount.name }}
 {{- end }}
+{{- end }}
+
+{{- /* Where LLMDeployments are looked after, as a YAML list; empty: everywhere. */}}
+{{- define "octavo.namespaces" -}}
+{{- if eq .Values.scope "Cluster" }}
+{{- if .Values.namespaces }}
+{{- fail "namespaces: is for scope Namespace; with scope Cluster all namespaces are looked after: leave it empty" }}
+{{- end }}
+{{- toYaml list }}
+{{- else }}
+{{- toYaml (.Values.namespaces | default (list .Release.Namespace)) }}
+{{- end }}
+{{- end }}
+
+{{- /* Who has made the CRD that the cluster holds, if not this release; empty where there is none, or none can be seen. */}}
+{{- define "octavo.crdOwner" -}}
+{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "llmdeployments.octavo.dev" }}
+{{- if $crd }}
+{{- $annotations := $crd.metadata.annotations | default dict }}
+{{- $owner := printf "%s/%s" (index $annotations "meta.helm.sh/release-namespace") (index $annotations "meta.helm.sh/release-name") }}
+{{- if not (hasKey $annotations "meta.helm.sh/release-name") }}
+{{- print "no release of Helm" }}
+{{- else if ne $owner (printf "%s/%s" .Release.Namespace .Release.Name) }}
+{{- printf "the release %s" $owner }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "octavo.subjects" -}}
+- kind: ServiceAccount
+  name: {{ include "octavo.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
 {{- end }}
 
 {{- /* The image of a dictionary (repository, tag, digest) and the chart's version: by digest where there is one. */}}
@@ -53,14 +94,32 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [octavo.dev]
   resources: [llmdeployments/finalizers] # for ownerReferences with blockOwnerDeletion
   verbs: [update]
-# Nothing is deleted by the operator. But where OwnerReferencesPermissionEnforcement is on, giving an object that exists
-# an owner, as in the adoption of orphans, takes the right to delete it.
+# delete: what a spec asks for no more. Where OwnerReferencesPermissionEnforcement is on, giving an object that exists an
+# owner, as in the adoption of orphans, takes it too.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com] # not every cluster has it: it is not watched
+  resources: [podmonitors]
+  verbs: [list, create, patch, delete]
+- apiGroups: [inference.networking.k8s.io] # nor that
+  resources: [inferencepools]
+  verbs: [list, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

@@ -166,10 +166,19 @@ def _description(schema: Schema) -> str:
 def _default(schema: Schema, result: Schema) -> Schema:
     """Values as they are, and an object of the defaults below it: rules are checked against it as it stands here."""
     default = schema.get("default")
+    if isinstance(default, list) and default:
+        return {"default": [_given(item) for item in default]}
     if isinstance(default, dict):
         below = {key: child["default"] for key, child in result.get("properties", {}).items() if "default" in child}
         return {"default": below} if below else {}
     return {"default": default} if default not in (None, [], "") else {}
+
+
+def _given(value: Any) -> Any:
+    """An item of a default without what is empty in it; an object that is given is kept, empty or not."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _given(child) for key, child in value.items() if child not in (None, [], {})}
 
 
 def _validations(schema: Schema) -> Schema:

@@ -40,7 +40,8 @@ class Volume(PreservedModel):
     """A volume as in a Pod, passed on as given; only its name is checked here."""
 
     name: DNSLabel = Field(
-        description="Name that volumeMounts refer to; tmp, model and compile-cache are the operator's."
+        description="Name that volumeMounts refer to; tmp, model, compile-cache, api-keys and credentials are the "
+        "operator's."
     )
 
 
@@ -63,7 +64,7 @@ class InitContainer(PreservedModel):
     Without a securityContext of its own it gets the server's (Pod Security `restricted`).
     """
 
-    name: DNSLabel = Field(description="Name of the container; server is the operator's.")
+    name: DNSLabel = Field(description="Name of the container; server and pull are the operator's.")
     image: Annotated[str, Field(min_length=1, max_length=1024)] = Field(description="Image of the container.")
 
 

@@ -6,15 +6,18 @@ A test holds both against one corpus of manifests, judged by pydantic and by a r
 from typing import Any, Final
 
 from octavo_operator.api.base import Rule, matches
+from octavo_operator.api.quantities import quantity
 from octavo_operator.api.types import QUALIFIED_NAME
 
 OBJECT_NAME: Final = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 
 FLAGS_OF_THE_OPERATOR: Final = (
-    r"^(--(served-model-name|host|port|admin-port|max-model-len|dtype|drain-seconds|api-key|help)(=|$)|-h)"
+    r"^(--(served-model-name|host|port|admin-port|admin-host|max-model-len|dtype|drain-seconds|tensor-parallel-size|"
+    r"swap-space|kv-offloading-size|api-key|help)(=|$)|-h)"
 )
 LABELS_OF_THE_OPERATOR: Final = r"^(octavo[.]dev/.*|app[.]kubernetes[.]io/(name|instance|component|managed-by))$"
-VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model", "compile-cache")
+VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model", "compile-cache", "api-keys", "credentials")
+CONTAINERS_OF_THE_OPERATOR: Final = ("server", "pull")
 MOUNTS_OF_THE_OPERATOR: Final = r"^/(tmp|octavo)(/|$)"
 
 LLM_DEPLOYMENT: Final = (
@@ -27,11 +30,12 @@ LLM_DEPLOYMENT: Final = (
     ),
 )
 
+SOURCES: Final = ("builtin", "path", "persistentVolumeClaim", "oci", "huggingFace", "s3", "http")
 SOURCE: Final = (
     Rule(
-        cel="[has(self.builtin), has(self.path), has(self.persistentVolumeClaim)].filter(given, given).size() == 1",
-        message="exactly one source must be given: builtin, path or persistentVolumeClaim",
-        holds=lambda s: sum(given is not None for given in (s.builtin, s.path, s.persistent_volume_claim)) == 1,
+        cel=f"[{', '.join(f'has(self.{name})' for name in SOURCES)}].filter(given, given).size() == 1",
+        message=f"exactly one source must be given: {', '.join(SOURCES[:-1])} or {SOURCES[-1]}",
+        holds=lambda s: len(s.model_dump(exclude_none=True)) == 1,
     ),
 )
 
@@ -47,11 +51,51 @@ PATH: Final = (
 SERVER: Final = (
     Rule(
         cel=f"!has(self.args) || !self.args.exists(arg, arg.matches('{FLAGS_OF_THE_OPERATOR}'))",
-        message="these flags are set by the operator, from spec.model.name, server.maxModelLength, server.dtype and "
-        "termination.drainSeconds, or would show a secret, or help instead of a server: --served-model-name, --host, "
-        "--port, --admin-port, --max-model-len, --dtype, --drain-seconds, --api-key, --help, -h",
+        message="these flags are set by the operator, from spec.model.name, server.maxModelLength, server.dtype, "
+        "server.hostMemoryForKVCache and termination.drainSeconds, or would show a secret, or help instead of a "
+        "server: --served-model-name, --host, --port, --admin-port, --admin-host, --max-model-len, --dtype, "
+        "--swap-space, --kv-offloading-size, --tensor-parallel-size, --drain-seconds, --api-key, --help, -h",
         holds=lambda s: not any(matches(FLAGS_OF_THE_OPERATOR, arg) for arg in s.args),
         field="args",
+    ),
+    Rule(
+        cel="self.tensorParallelSize == 1",
+        message="a model runs on one GPU so far: take a GPU with more memory, a shorter maxModelLength, or a smaller "
+        "dtype",
+        holds=lambda s: s.tensor_parallel_size == 1,
+        field="tensorParallelSize",
+    ),
+)
+
+CACHE: Final = (
+    Rule(
+        cel="quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+        message="a volume cannot shrink: give the old size or more, or take storage.cache out and add it again",
+        holds=lambda _: True,
+        field="size",
+    ),
+)
+
+SPEC: Final = (
+    Rule(
+        cel="!has(self.storage) || !has(self.storage.cache) || "
+        "has(self.model.source.huggingFace) || has(self.model.source.s3) || has(self.model.source.http)",
+        message="only a model from huggingFace, s3 or http is downloaded: the others need no cache",
+        holds=lambda s: s.storage.cache is None or s.model.source.is_downloaded,
+        field="storage.cache",
+    ),
+    Rule(
+        cel="!has(self.server.hostMemoryForKVCache) || (has(self.resources) && has(self.resources.memory) && "
+        "quantity(string(self.server.hostMemoryForKVCache)).compareTo(quantity(string(self.resources.memory))) < 0)",
+        message="is a part of resources.memory: give that too, and more of it",
+        holds=lambda s: (
+            s.server.host_memory_for_kv_cache is None
+            or (
+                s.resources.memory is not None
+                and quantity(s.server.host_memory_for_kv_cache) < quantity(s.resources.memory)
+            )
+        ),
+        field="server.hostMemoryForKVCache",
     ),
 )
 
@@ -88,6 +132,23 @@ ROLLOUT: Final = (
     ),
 )
 
+SELECTOR_REQUIREMENT: Final = (
+    Rule(
+        cel="(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+        message="In and NotIn need values, Exists and DoesNotExist have none",
+        holds=lambda r: (r.operator in {"In", "NotIn"}) == bool(r.values),
+        field="values",
+    ),
+)
+
+NETWORK_PEER: Final = (
+    Rule(
+        cel="has(self.namespaceSelector) || has(self.podSelector)",
+        message="at least one of namespaceSelector and podSelector must be given; {} means all",
+        holds=lambda p: p.namespace_selector is not None or p.pod_selector is not None,
+    ),
+)
+
 
 def _map_keys(field: str, what: str) -> Rule:
     """Keys of labels, annotations and node selectors: the API server would refuse the Deployment for a bad one."""
@@ -100,10 +161,12 @@ def _map_keys(field: str, what: str) -> Rule:
 
 
 def _mapping(template: Any, field: str) -> dict[str, str]:
-    python_name = {"nodeSelector": "node_selector"}.get(field, field)
+    python_name = {"nodeSelector": "node_selector", "matchLabels": "match_labels"}.get(field, field)
     mapping: dict[str, str] = getattr(template, python_name)
     return mapping
 
+
+SELECTOR: Final = (_map_keys("matchLabels", "matchLabels"),)
 
 POD_TEMPLATE: Final = (
     _map_keys("labels", "labels"),
@@ -116,8 +179,8 @@ POD_TEMPLATE: Final = (
         field="labels",
     ),
     Rule(
-        cel="!has(self.volumes) || !self.volumes.exists(volume, volume.name in ['tmp', 'model', 'compile-cache'])",
-        message="the volume names tmp, model and compile-cache are the operator's",
+        cel=f"!has(self.volumes) || !self.volumes.exists(volume, volume.name in {list(VOLUMES_OF_THE_OPERATOR)})",
+        message=f"the volume names {', '.join(VOLUMES_OF_THE_OPERATOR)} are the operator's",
         holds=lambda t: not any(volume.name in VOLUMES_OF_THE_OPERATOR for volume in t.volumes),
         field="volumes",
     ),
@@ -136,9 +199,10 @@ POD_TEMPLATE: Final = (
         field="volumeMounts",
     ),
     Rule(
-        cel="!has(self.initContainers) || !self.initContainers.exists(container, container.name == 'server')",
-        message="the container name server is the operator's",
-        holds=lambda t: not any(container.name == "server" for container in t.init_containers),
+        cel="!has(self.initContainers) || "
+        f"!self.initContainers.exists(container, container.name in {list(CONTAINERS_OF_THE_OPERATOR)})",
+        message=f"the container names {' and '.join(CONTAINERS_OF_THE_OPERATOR)} are the operator's",
+        holds=lambda t: not any(each.name in CONTAINERS_OF_THE_OPERATOR for each in t.init_containers),
         field="initContainers",
     ),
 )

@@ -9,25 +9,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from octavo_common.free_memory import free_host_bytes
 from octavo_operator.api import FieldError, LLMDeployment, ManifestError
 from octavo_operator.api.base import ApiModel
-from octavo_operator.api.spec import EnvVar
-from octavo_operator.local.quantities import available_bytes, cores, quantity_bytes
+from octavo_operator.api.quantities import cores, quantity_bytes
+from octavo_operator.api.server import EnvVar
 from octavo_operator.local.replica import Launch
 from octavo_operator.render import grace_seconds, server_arguments, startup_seconds
 
 HOST: Final = "127.0.0.1"
 DEVICES: Final = "CUDA_VISIBLE_DEVICES"
+KEY_VARIABLES: Final = {"OCTAVO_API_KEY", "VLLM_API_KEY"}
 THREADS: Final = "OMP_NUM_THREADS"  # of torch on the CPU: more of them than cores that are free slow each other down
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
-    """How many replicas to start and in what environments, one each; `warnings` are sentences for people."""
+    """How many replicas to start and in what environments, one each; `warnings` are sentences for people.
+
+    model: the directory to which the model was downloaded, where the manifest's source is elsewhere.
+    """
 
     deployment: LLMDeployment
     environments: tuple[Mapping[str, str], ...]
     warnings: tuple[str, ...]
+    model: Path | None = None
 
     @property
     def replicas(self) -> int:
@@ -50,7 +56,8 @@ class LocalPlan:
         ]
 
     def _command(self, port: int) -> Sequence[str]:
-        return [sys.executable, "-m", "octavo_cli.main", *server_arguments(self.deployment, HOST, port)]
+        model = None if self.model is None else str(self.model)
+        return [sys.executable, "-m", "octavo_cli.main", *server_arguments(self.deployment, HOST, port, model)]
 
 
 def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus: Sequence[str]) -> LocalPlan:
@@ -75,7 +82,7 @@ def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus
     if not wants_gpu and deployment.spec.resources.cpu is not None:
         base.setdefault(THREADS, str(max(1, int(cores(deployment.spec.resources.cpu)))))
     devices = list(gpus[:count]) if wants_gpu and gpus else [""] * count
-    warnings += list(_idle_fields(deployment))
+    warnings += [*_key_warnings(deployment, environment), *_idle_fields(deployment)]
     if wants_gpu and not gpus:
         warnings.append("spec.resources.accelerator: this machine has no GPU that can be used; it runs on the CPU")
     return LocalPlan(deployment, tuple(base | {DEVICES: device} for device in devices), tuple(warnings))
@@ -101,6 +108,13 @@ def _environment_errors(variables: Sequence[EnvVar], environment: Mapping[str, s
             yield FieldError(f"spec.server.env[{index}].valueFrom", text)
 
 
+def _key_warnings(deployment: LLMDeployment, environment: Mapping[str, str]) -> Iterator[str]:
+    """The replicas listen on loopback alone: without the Secret they ask nobody for a key, unless one is exported."""
+    if deployment.spec.server.api_key_secret_ref is not None and not KEY_VARIABLES & set(environment):
+        text = "there are no Secrets on this machine, so nobody is asked for a key; export OCTAVO_API_KEY for one"
+        yield f"spec.server.apiKeySecretRef: {text}"
+
+
 def _plain(variables: Sequence[EnvVar]) -> list[EnvVar]:
     return [variable for variable in variables if variable.value_from is None]
 
@@ -108,7 +122,7 @@ def _plain(variables: Sequence[EnvVar]) -> list[EnvVar]:
 def _affordable(deployment: LLMDeployment) -> tuple[int, list[str]]:
     """How many of the replicas wanted fit into the free memory, at least one, and what to say if not all do."""
     wanted, memory = deployment.desired_replicas, deployment.spec.resources.memory
-    free = available_bytes()
+    free = free_host_bytes()
     if memory is None or free is None:
         return wanted, []
     count = max(1, min(wanted, free // quantity_bytes(memory)))
@@ -124,11 +138,23 @@ def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
     given = [
         f"spec.podTemplate.{_alias(spec.pod_template, name)}" for name in sorted(spec.pod_template.model_fields_set)
     ]
-    given += ["spec.server.image"] if spec.server.image is not None else []
-    given += ["spec.server.compileCache"] if spec.server.compile_cache is not None else []
-    given += ["spec.rollout"] if "rollout" in spec.model_fields_set else []
+    fields = {
+        "spec.server.image": spec.server.image,
+        "spec.server.compileCache": spec.server.compile_cache,
+        "spec.resources.ephemeralStorage": spec.resources.ephemeral_storage,
+        "spec.networking.inferencePool": spec.networking.inference_pool,
+    }
+    given += [name for name, value in fields.items() if value is not None]
+    given += [f"spec.networking.{each}" for each in _set(spec.networking, "networkPolicy", "allowFrom")]
+    given += [f"spec.{each}" for each in _set(spec, "rollout", "observability", "disruption")]
     if given:
         yield f"{', '.join(given)}: no effect without a cluster"
+
+
+def _set(model: ApiModel, *names: str) -> list[str]:
+    """Which of these fields, by their names in YAML, the manifest gives."""
+    given = {_alias(model, name) for name in model.model_fields_set}
+    return [name for name in names if name in given]
 
 
 def _alias(model: ApiModel, name: str) -> str:

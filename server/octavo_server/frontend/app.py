@@ -103,7 +103,7 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
     @app.post("/tokenize", responses=answers(Tokenized))
     async def tokens_of(body: TokenizeRequest, request: Request) -> Response:
         """Count and list the tokens of a text or a chat."""
-        return _encoded(await tokenize(state, body))
+        return _encoded(await tokenize(state, body, request.scope["state"].get("salt", b"")))
 
     @app.post("/detokenize", responses=answers(Detokenized))
     async def text_of(body: DetokenizeRequest, request: Request) -> Response:
@@ -172,6 +172,7 @@ def _caller(request: Request) -> Caller:
         outlet=found.get("outlet"),
         is_gateway=found.get("is_gateway", False),
         record=found.get("record"),
+        body=found.get("body_share"),
     )
 
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.json_bounds import check_bounds
+from octavo_server.frontend.json_bounds import JSONBounds
 from octavo_server.frontend.refusal import why_unreadable
 from octavo_server.frontend.sse import ClientGone
 from octavo_server.frontend.state import ServerState
@@ -46,7 +46,6 @@ def body_route(state: ServerState) -> type[APIRoute]:
                 if state.readiness().ready and _may_be_large(request):  # not ready: that is what is to be said
                     state.admission.check()
                 body = await _received(request, model, state)
-                request.scope["state"]["body_share"].release()
                 response: Response = await endpoint(body=body, request=request)
                 return response
 
@@ -99,11 +98,14 @@ def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
 
 
 def _parse(raw: bytes) -> Any:
-    check_bounds(raw)
+    JSONBounds().add(raw)
     try:
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # Python's parser takes a little more (NaN, halves of surrogate pairs), and says better what is wrong
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if len(raw) > PARSE_HERE_BYTES:  # it would take the other one many times as long
+            why = str(error) if isinstance(error, msgspec.DecodeError) else why_unreadable(error)
+            raise RequestError(f"the body is not valid JSON: {why}", code="invalid_json") from error
+    # Python's parser takes a little more (NaN, halves of surrogate pairs), and says better what is wrong.
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

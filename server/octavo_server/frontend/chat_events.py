@@ -20,6 +20,7 @@ class ChatEvents:
         self._form = form
         self._with_ids = bool(form.request.return_token_ids)
         self._text_frames: dict[int, TextFrames] = {}
+        self._thought_frames: dict[int, TextFrames] = {}
 
     def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
@@ -52,8 +53,10 @@ class ChatEvents:
         if parser is None:
             return self._text_frame(index, delta.text)
         piece = parser.add(delta)
-        if piece.reasoning or piece.calls:
+        if piece.calls or (piece.reasoning and piece.content):
             return b"".join(frame(self._chunk([ChatChunkChoice(index, part)])) for part in self._parts(piece))
+        if piece.reasoning:
+            return self._thought_frame(index, piece.reasoning) if self._form.shows_reasoning else b""
         return self._text_frame(index, piece.content)
 
     def _text_frame(self, index: int, text: str) -> bytes:
@@ -63,6 +66,13 @@ class ChatEvents:
         if (frames := self._text_frames.get(index)) is None:
             frames = TextFrames(lambda text: self._chunk([ChatChunkChoice(index, ChunkDelta(content=text))]))
             self._text_frames[index] = frames
+        return frames(text)
+
+    def _thought_frame(self, index: int, text: str) -> bytes:
+        """As `_text_frame`, of a choice that thinks."""
+        if (frames := self._thought_frames.get(index)) is None:
+            frames = TextFrames(lambda text: self._chunk([ChatChunkChoice(index, _thought(text))]))
+            self._thought_frames[index] = frames
         return frames(text)
 
     def _opening(self, answer: Answer, *, first: bool) -> Iterator[ChatChunk]:
@@ -76,8 +86,7 @@ class ChatEvents:
             yield self._chunk([ChatChunkChoice(answer.index, ChunkDelta(content=self._form.echo))])
 
     def _chunks(self, answer: Answer, delta: Delta) -> Iterator[ChatChunk]:
-        parser = self._form.parser(answer.index)
-        piece = Piece(delta.text, logprobs=delta.logprobs) if parser is None else parser.add(delta)
+        piece = self._form.piece(answer.index, delta)
         parts = list(self._parts(piece))
         # Tokens that say nothing yet (a part of a character, of a marker) matter to whoever asked for them.
         if not parts and delta.token_ids and (self._with_ids or piece.logprobs):
@@ -105,7 +114,7 @@ class ChatEvents:
                 yield self._all_of(piece)
             return
         if piece.reasoning and self._form.shows_reasoning:
-            yield ChunkDelta(reasoning=piece.reasoning, reasoning_content=piece.reasoning)
+            yield _thought(piece.reasoning)
         if piece.content:
             yield ChunkDelta(content=piece.content)
         for call in piece.calls:
@@ -133,3 +142,8 @@ class ChatEvents:
         elif form.request.include_usage:
             usage = None
         return ChatChunk(form.id, form.created, form.name, choices, usage=usage, service_tier=form.service_tier)
+
+
+def _thought(text: str) -> ChunkDelta:
+    """Under both of its names."""
+    return ChunkDelta(reasoning=text, reasoning_content=text)

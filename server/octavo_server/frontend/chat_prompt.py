@@ -1,14 +1,16 @@
 """From a chat's messages to what is asked of the engine: a prompt, and a grammar where one is needed."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
+
+import msgspec
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer_grammar import chat_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
-from octavo_server.frontend.json_bounds import check_bounds
+from octavo_server.frontend.json_bounds import JSONBounds
 from octavo_server.frontend.message_fields import AssistantMessage, Message, RefusalPart
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest
@@ -18,7 +20,11 @@ from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
-_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed"}  # they say nothing to a model
+ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
+# They say nothing to a model.
+_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed", "images", "thinking_blocks"} | {
+    "provider_specific_fields"
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +47,15 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     model, _ = state.serving(request.model)
     caller.place.take(request.num_choices)
     tools = tool_use(request, model)
-    text = await chat_text(request, model, tools.shown)
+    if request.truncate_prompt_tokens is None:  # else what is too long is cut
+        await state.check_texts(model, shown_texts(request.messages), "messages")
+    ids: list[list[int]] = []
+    text = await _in_turn(request, model, caller.salt, _encoding(request, model, tools.shown, ids))
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools, caller)
-    ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
+    ids = ids or await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
     wanted = Wanted(
         request.token_limit,
         default=None,
@@ -59,16 +68,46 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
 
 
 async def chat_text(
-    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None = None
+    request: ChatCompletionRequest,
+    model: ServedModel,
+    caller: bytes,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
-    """The prompt, beside the event loop; with these tools, as templates take them.
+    """The prompt, beside the event loop; with these tools, as templates take them. caller: who takes turns with others.
 
     Raises:
         RequestError: the model has no template, or its template refuses the messages.
     """
+    return await _in_turn(request, model, caller, _rendering(request, model, tools))
+
+
+def _encoding(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None, ids: list[list[int]]
+) -> Callable[[], str]:
+    """What renders the prompt and, where it is short, puts its tokens into `ids`: another turn costs as much."""
+    render, alone = _rendering(request, model, tools), bool(request.add_special_tokens)
+
+    def encode() -> str:
+        text = render()
+        if len(text) <= ENCODE_HERE and request.truncate_prompt_tokens is None:
+            ids.append(model.tokenizer.encode(text, add_special_tokens=alone))
+        return text
+
+    return encode
+
+
+def _rendering(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None
+) -> Callable[[], str]:
+    """What renders the prompt."""
     template = _template(model)
     variables = template_variables(request, template, thinks=model.format.supports_reasoning)
-    return await template.in_thread(_render, template, request, tools, variables)
+    return partial(_render, template, request, tools, variables)
+
+
+async def _in_turn(request: ChatCompletionRequest, model: ServedModel, caller: bytes, render: Callable[[], str]) -> str:
+    """The prompt, beside the event loop."""
+    return await _template(model).in_turn(caller, sum(map(len, shown_texts(request.messages))), render)
 
 
 def template_variables(request: ChatCompletionRequest, template: ChatTemplate, *, thinks: bool) -> dict[str, Any]:
@@ -130,12 +169,28 @@ def _render(
     )
 
 
+def shown_texts(messages: Sequence[Message]) -> list[str]:
+    """What a template shows of messages in any case: of earlier answers it may leave out the thoughts."""
+    found: list[str] = []
+    for message in messages:
+        if isinstance(message.content, str):
+            found.append(message.content)
+        elif not isinstance(message, AssistantMessage):
+            found += (part.text for part in message.content)
+    return found
+
+
 def messages_for(template: ChatTemplate, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as templates expect them."""
-    return [_for_template(message, template.knows_developer_role) for message in messages]
+    """Messages as templates expect them.
+
+    Raises:
+        RequestError: the arguments of their calls hold too many values.
+    """
+    bounds = JSONBounds("messages")
+    return [_for_template(message, template.knows_developer_role, bounds) for message in messages]
 
 
-def _for_template(message: Message, knows_developer_role: bool) -> dict[str, Any]:
+def _for_template(message: Message, knows_developer_role: bool, bounds: JSONBounds) -> dict[str, Any]:
     """Tool arguments as objects, an earlier refusal as what was said, no fields that answers alone have."""
     plain = {name: value for name, value in message.model_dump(exclude_unset=True).items() if name not in _OF_ANSWERS}
     if message.role == "developer" and not knows_developer_role:
@@ -145,10 +200,10 @@ def _for_template(message: Message, knows_developer_role: bool) -> dict[str, Any
             {"type": "text", "text": part.refusal if isinstance(part, RefusalPart) else part.text}
             for part in message.content
         ]
-    return _answer_for_template(message, plain) if isinstance(message, AssistantMessage) else plain
+    return _answer_for_template(message, plain, bounds) if isinstance(message, AssistantMessage) else plain
 
 
-def _answer_for_template(message: AssistantMessage, plain: dict[str, Any]) -> dict[str, Any]:
+def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], bounds: JSONBounds) -> dict[str, Any]:
     if message.content is None:
         plain["content"] = message.refusal or (None if message.tool_calls else "")
     thoughts = message.reasoning_content or message.reasoning
@@ -161,29 +216,28 @@ def _answer_for_template(message: AssistantMessage, plain: dict[str, Any]) -> di
         {
             "id": call.id,
             "type": "function",
-            "function": {"name": call.function.name, "arguments": call_arguments(call.function.arguments)},
+            "function": {"name": call.function.name, "arguments": call_arguments(call.function.arguments, bounds)},
         }
         for call in message.tool_calls
     ]
     return plain
 
 
-def call_arguments(text: str) -> dict[str, Any] | str:
+def call_arguments(text: str, bounds: JSONBounds | None = None) -> dict[str, Any] | str:
     """The arguments of a call, as templates take them; the text itself where it is no JSON object.
 
-    A model may write what is none, and its call must not end the conversation. Python's parser takes numbers that JSON
-    does not have, and halves of surrogate pairs, which no prompt can hold: strictly, there are none.
+    A model may write what is none, and its call must not end the conversation. Numbers that JSON does not have, and
+    halves of surrogate pairs, which no prompt can hold, are none. bounds: for all calls of a request together.
 
     Raises:
-        RequestError: they hold too many values.
+        RequestError: they hold too many values, or a number that is too long.
     """
     if not text.strip():
         return {}
-    check_bounds(text.encode("utf-8", "surrogatepass"), "messages")
+    (bounds or JSONBounds("messages")).add(text.encode("utf-8", "surrogatepass"))
     try:
-        arguments = json.loads(text)
-        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
+        arguments = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return text
     return arguments if isinstance(arguments, dict) else text
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.chat_prompt import chat_text
+from octavo_server.frontend.chat_prompt import chat_text, shown_texts
 from octavo_server.frontend.embedding_fields import EmbeddingRequest
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.sampling import check_token_ids
@@ -27,8 +27,10 @@ class _Bounds:
     param: str
 
 
-async def tokenized(state: ServerState, request: EmbeddingRequest, model: ServedModel, ready: Ready) -> list[list[int]]:
-    """Token ids of each input. A prompt may fill the context: no answer follows.
+async def tokenized(
+    state: ServerState, request: EmbeddingRequest, model: ServedModel, ready: Ready, caller: bytes
+) -> list[list[int]]:
+    """Token ids of each input. A prompt may fill the context: no answer follows. caller: who takes turns with others.
 
     Raises:
         RequestError: an input has no tokens, too many, or one that does not exist; messages cannot be rendered.
@@ -37,7 +39,9 @@ async def tokenized(state: ServerState, request: EmbeddingRequest, model: Served
     bounds = _bounds(request, ready.max_model_len)
     texts: Sequence[str] = [given for given in request.inputs if isinstance(given, str)]
     if chat is not None:
-        texts = [await chat_text(chat, model)]
+        if bounds.keep is None:
+            await state.check_texts(model, shown_texts(chat.messages), "messages")
+        texts = [await chat_text(chat, model, caller)]
     if texts:
         length = sum(map(len, texts))
         return await state.text_threads.run_on_text(

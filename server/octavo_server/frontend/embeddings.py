@@ -100,7 +100,7 @@ class Embeddings:
         served = state.serving(request.model, text=False)
         form_of(state, request, served[0])
         caller.place.take(1)
-        inputs = await tokenized(state, request, *served)
+        inputs = await tokenized(state, request, *served, caller.salt)
         caller.ticket.reserve(sum(map(len, inputs)), 0, len(inputs))
         return cls(state, request, served, inputs, caller)
 

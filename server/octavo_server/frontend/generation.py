@@ -1,7 +1,6 @@
 """The choices of one HTTP request, from its prompts to the last token."""
 
 import contextlib
-import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,9 @@ from octavo_server.errors import EngineError, RequestError
 from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
+from octavo_server.frontend.body_share import BodyShare
 from octavo_server.frontend.generation_fields import GenerationRequest
+from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.output_stream import Choice
@@ -58,7 +59,8 @@ class Caller:
     """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none.
 
     `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow; `outlet` writes what a
-    stream gets to its connection at once. `is_gateway`: by its key.
+    stream gets to its connection at once. `is_gateway`: by its key. `body`: what the request holds of the memory that
+    all bodies have together, until there is a prompt.
     """
 
     arrival: float
@@ -69,6 +71,7 @@ class Caller:
     outlet: Outlet | None = None
     is_gateway: bool = False
     record: RequestRecord | None = None
+    body: BodyShare | None = None
 
     def cache_salt(self, own: str | None) -> bytes:
         """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
@@ -120,6 +123,11 @@ class Generation:
         else:
             made = await state.in_thread(cls, state, request, prompts, wanted, caller)
         caller.ticket.reserve(tokens, wanted.asked if wanted.asked is not None else wanted.default, choices)
+        if (record := caller.record) is not None:  # from here on it is the engine's
+            record.model, record.request, record.engine_id = request.model, request, made.id
+            record.prompt_tokens = tokens
+        if caller.body is not None:
+            caller.body.release()
         return made
 
     def __init__(
@@ -143,7 +151,7 @@ class Generation:
         self._prompts = prompts
         self._caller = caller
         self._text = text_options(request, wanted.kept)
-        self.id = secrets.token_hex(16)
+        self.id = new_id()
         self.created = state.now() if request.octavo_resume is None else request.octavo_resume.created
         check_parameters(request, self.model, prompts)
         check_resume(request, prompts, self.model.vocab_size, by_gateway=caller.is_gateway)
@@ -154,8 +162,6 @@ class Generation:
             sampling = self._sampling(ids, wanted, bad_words)
             self._choices += self._choices_of(at, ids, sampling)
         self.answers = [choice.answer for choice in self._choices]
-        if caller.record is not None:
-            caller.record.model, caller.record.request, caller.record.engine_id = request.model, request, self.id
         self._replayed = replay(request, self.answers[0], sampling, self._ready.eos_token_ids)
 
     def response_id(self, kind: str) -> str:

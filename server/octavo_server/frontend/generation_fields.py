@@ -3,11 +3,13 @@
 Longer than usual because it is one list: each line is a field and its bounds.
 """
 
+import re
 from abc import abstractmethod
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from octavo_server.frontend.fields import Body, Entries, Only, ShortText, field_error, kind
 from octavo_server.frontend.structured_fields import ResponseFormat, StructuredOutputs
@@ -32,7 +34,16 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 BadWord = Annotated[str, Field(min_length=1, max_length=256)]
-TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]  # an object's keys are strings
+
+
+def _token_id(key: Any) -> Any:
+    if isinstance(key, str) and not re.fullmatch("0|[1-9][0-9]{0,9}", key):
+        raise PydanticCustomError("token_id", 'its names must be token ids, as in {"42": -100}')
+    return key
+
+
+# An object's names are strings.
+TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$"), BeforeValidator(_token_id)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 RepetitionPenalty = Annotated[

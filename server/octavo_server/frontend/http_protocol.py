@@ -17,10 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo_server import logs
 from octavo_server.frontend.access.doors import Door
+from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.limits import MAX_BODY_BYTES
 from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
-from octavo_server.frontend.request_record import REQUEST_ID, new_id
+from octavo_server.frontend.request_record import REQUEST_ID
 
 log = logging.getLogger("octavo.access")
 
@@ -32,6 +33,7 @@ BODY_BYTES_PER_SECOND: Final = 16 * 1024  # at which a body may go on for longer
 BODY_MOST_SECONDS: Final = 120.0  # however much comes: the largest takes that long at 1.1 Mbit/s
 IDLE_SECONDS: Final = 60.0  # between two requests
 UNREAD_SECONDS: Final = 600.0  # that a client may not read what it asked for
+FAREWELL_SECONDS: Final = 2.0  # for a client to read why it was refused
 SPARE_CONNECTIONS: Final = 64  # beyond the most, which only probes use where no connection is idle
 
 
@@ -95,7 +97,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._door.connections.add(self)
         self._surplus = excess >= 0
         made_room = self._surplus and self._close_an_idle_one()
-        if excess >= SPARE_CONNECTIONS and not made_room:
+        if excess >= SPARE_CONNECTIONS and not made_room and not self._close_the_oldest_head():
             self._refuse(_CROWDED)
         else:
             self._door.idle[self] = None
@@ -104,6 +106,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """It has gone."""
         self._door.connections.discard(self)
         self._door.idle.pop(self, None)
+        self._door.heads.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -128,6 +131,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._door.idle.pop(self, None)
         self._in_head = self._begun_here = True
+        self._door.heads[self] = None
         self._head = self._unfinished = self._unwanted = 0
         super().on_message_begin()
 
@@ -154,6 +158,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The head is complete: the request is started if it is within the bounds."""
         if self._resuming:
             return
+        self._door.heads.pop(self, None)
         if self._head > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(_TOO_LARGE)
         elif self._surplus and len(self._door.connections) > self._door.max_connections and self.url not in _PROBES:
@@ -214,6 +219,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._door.idle.move_to_end(other)  # it still reads its answer
         return False
 
+    def _close_the_oldest_head(self) -> bool:
+        """Whether there was one: whoever sends half of a request must not keep probes from getting through."""
+        for other in self._door.heads:
+            if not other.pipeline and (other.cycle is None or other.cycle.response_complete):  # none is being answered
+                del self._door.heads[other]
+                self._door.connections.discard(other)
+                other.transport.abort()
+                return True
+        return False
+
     def _expect_body(self) -> None:
         now = self.loop.time()
         self._deadline, self._body_latest = now + BODY_SECONDS, now + BODY_MOST_SECONDS
@@ -228,7 +243,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._unread_since = math.inf
-        if now < self._deadline or self._refused:
+        if now < self._deadline:
+            return
+        if self._refused:  # a farewell of TLS waits for its client
+            if self.transport.get_write_buffer_size() == 0:
+                self.transport.abort()
             return
         if self.pipeline or self.flow.read_paused:  # its turn has not come, or it is we who do not take more of it
             self._deadline = now + BODY_SECONDS
@@ -253,8 +272,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Close the connection, after an answer if there is one to give and none has begun that it would break into."""
         if self._refused or self.transport is None:
             return
-        self._refused = True
+        self._refused, self._deadline = True, self.loop.time() + FAREWELL_SECONDS
         self._door.idle.pop(self, None)
+        self._door.heads.pop(self, None)
         cycle = self.cycle
         unanswered = self._in_body and cycle is not None and not cycle.response_started
         free = not self.pipeline and (cycle is None or cycle.response_complete or unanswered)

@@ -1,8 +1,10 @@
 """How much JSON may hold, counted before it is parsed: a parser holds the interpreter from end to end.
 
-A million numbers take it some 50 ms, and a hundred thousand keys as long; meanwhile no stream goes on.
+A million numbers take it some 50 ms, and a hundred thousand keys as long; meanwhile no stream goes on. So does one
+number of many digits, whose cost grows with their square.
 """
 
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -10,34 +12,47 @@ from octavo_server.errors import RequestError
 
 MAX_COMMAS: Final = 2**20  # a list of a million token ids
 MAX_NESTED: Final = 2**17  # objects, arrays and keys
+MAX_DIGITS: Final = 128  # in a row; what a double holds takes 17
 _PIECE: Final = 128 * 1024  # bytes that are counted in a row; between them others have their turn
+_DIGITS: Final = re.compile(b"[0-9]{%d}" % (MAX_DIGITS + 1))
 
 
-def check_bounds(raw: bytes, param: str | None = None) -> None:
-    """Refuse JSON of too many values; what stands in strings does not count. `param`: the field that holds it.
+class JSONBounds:
+    """Counts over one or several texts, what stands in their strings aside. `param`: the field that holds them."""
 
-    Raises:
-        RequestError: it holds too many (413).
-    """
-    if len(raw) <= MAX_NESTED:
-        return
-    commas = nested = begin = 0
-    in_string = False
-    while begin < len(raw):
-        piece = raw[begin : begin + _PIECE]
-        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape goes on behind it
-            piece = raw[begin : begin + _PIECE + 1]
-        begin += len(piece)
-        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        outside = b"".join(parts[in_string::2])
-        in_string ^= len(parts) % 2 == 0
-        commas += outside.count(b",")
-        nested += outside.count(b"{") + outside.count(b"[") + outside.count(b":")
-        if commas > MAX_COMMAS or nested > MAX_NESTED:
-            raise RequestError(
-                f"{param or 'the body'}: it holds too many values: JSON may have {MAX_COMMAS} commas and {MAX_NESTED} "
-                "keys, objects and arrays here",
-                param=param,
+    def __init__(self, param: str | None = None) -> None:
+        self._param = param
+        self._commas = self._nested = 0
+
+    def add(self, raw: bytes) -> None:
+        """Count a text too.
+
+        Raises:
+            RequestError: all together hold too many values (413), or this one a number that is too long (400).
+        """
+        begin, in_string = 0, False
+        while begin < len(raw):
+            piece = raw[begin : begin + _PIECE]
+            if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape goes on behind it
+                piece = raw[begin : begin + _PIECE + 1]
+            begin += len(piece)
+            parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+            outside = b'"'.join(parts[in_string::2])
+            in_string ^= len(parts) % 2 == 0
+            self._count(outside)
+
+    def _count(self, outside: bytes) -> None:
+        self._commas += outside.count(b",")
+        self._nested += outside.count(b"{") + outside.count(b"[") + outside.count(b":")
+        if self._commas > MAX_COMMAS or self._nested > MAX_NESTED:
+            raise self._refused(
+                f"it holds too many values: JSON may have {MAX_COMMAS} commas and {MAX_NESTED} keys, objects and "
+                "arrays here",
                 code="too_many_values",
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
+        if _DIGITS.search(outside):  # one that goes on in the next piece may be twice as long, which is no matter
+            raise self._refused(f"it holds a number of more than {MAX_DIGITS} digits", code="number_too_long")
+
+    def _refused(self, why: str, code: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> RequestError:
+        return RequestError(f"{self._param or 'the body'}: {why}", param=self._param, code=code, status=status)

@@ -4,20 +4,18 @@ Routes find in the request's `state`: `arrival` (seconds of CLOCK_MONOTONIC), an
 """
 
 import time
-from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo_server.errors import RequestError
+from octavo_server.frontend.body_share import Room
 from octavo_server.frontend.refusal import ErrorObject, refuse
 from octavo_server.frontend.state import ServerState
 
 MAX_BODY_BYTES: Final = 16 * 2**20
-MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES  # of all bodies that have not been parsed yet; the rest of us has less
-SMALL_BODY_BYTES: Final = 64 * 1024  # as much as a connection may buffer anyway: such bodies are always taken
+MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES  # of all bodies of which no prompt has been made yet
 
 
 class BodyLimit:
@@ -58,51 +56,6 @@ class BodyLimit:
     @property
     def _message(self) -> str:
         return f"the body is larger than {self._limit} bytes"
-
-
-class Room:
-    """What all bodies may hold together. Not by what they declare: who sends nothing takes no room."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.held = 0
-
-    def share(self) -> "BodyShare":
-        """Of one request; holds nothing yet."""
-        return BodyShare(self)
-
-
-class BodyShare:
-    """What one request's body holds, until it is parsed."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._held = 0
-        self._released = False
-
-    def hold(self, received: int) -> None:
-        """So many bytes have come.
-
-        Raises:
-            RequestError: there is no room for them now (503).
-        """
-        if received <= SMALL_BODY_BYTES or self._released:
-            return
-        if self._room.held - self._held + received > self._room.most:
-            raise RequestError(
-                f"the server holds {self._room.held} bytes of requests that are still coming in, and "
-                f"{self._room.most} are allowed: try again, or send a body of {SMALL_BODY_BYTES} bytes at most",
-                code="too_many_bodies",
-                status=HTTPStatus.SERVICE_UNAVAILABLE,
-                type="server_error",
-            )
-        self._room.held += received - self._held
-        self._held = received
-
-    def release(self) -> None:
-        """The bytes are gone."""
-        self._room.held -= self._held
-        self._held, self._released = 0, True
 
 
 class OpenRequests:

@@ -1,7 +1,9 @@
 """The sockets that the server listens on, and how many connections they may bring."""
 
 import contextlib
+import ipaddress
 import socket
+import ssl
 from typing import Final
 
 from octavo_server.config import ServerConfig
@@ -30,6 +32,14 @@ def listen(config: ServerConfig, tls: Tls | None, sockets: contextlib.ExitStack)
         listener = sockets.enter_context(_bind("admin-port", host, config.admin_port))
         found.append(Listener(listener, Door("admin", most), None if tls is None else tls.admin))
     return found
+
+
+def is_exposed(config: ServerConfig, listener: socket.socket) -> bool:
+    """Whether others than this machine reach the API and are asked for nothing."""
+    address = ipaddress.ip_address(str(listener.getsockname()[0]).partition("%")[0])
+    local = (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    shown = config.ssl_ca_certs is not None and config.ssl_cert_reqs in (None, ssl.CERT_REQUIRED)
+    return not (local or config.api_key or config.api_key_file or shown)
 
 
 def _bind(flag: str, host: str, port: int) -> socket.socket:

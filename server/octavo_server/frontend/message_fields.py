@@ -1,7 +1,7 @@
 """The messages of a chat as clients may send them, every field bounded.
 
 Clients send back what they got, from here or elsewhere: fields that answers carry are accepted, and those that say
-nothing to the model (`annotations`, `parsed`, the `index` of a call) are of no effect.
+nothing to the model (`annotations`, `parsed`, the `index` of a call, what litellm adds) are of no effect.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -11,11 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from octavo_server.frontend.fields import Body, Only, ShortText, kind
 from octavo_server.frontend.generation_fields import Text
+from octavo_server.frontend.tool_fields import functions_alone
 
 MAX_MESSAGES: Final = 16_384
 MAX_PARTS: Final = 1024
 MAX_CALLS: Final = 256
-Ignored = Annotated[Any, Field(description="of no effect")]
+Ignored = Annotated[Any, BeforeValidator(lambda _: None), Field(description="of no effect")]
 
 
 def _text_only(value: Any) -> Any:
@@ -86,15 +87,17 @@ class FunctionCall(Body):
     name: ShortText
     arguments: Text
     parsed_arguments: Ignored = None
+    provider_specific_fields: Ignored = None
 
 
 class ToolCall(Body):
     """A tool call in an earlier answer."""
 
     id: ShortText
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"], BeforeValidator(functions_alone)] = "function"
     function: FunctionCall
     index: Ignored = None
+    provider_specific_fields: Ignored = None
 
 
 class SystemMessage(Body):
@@ -125,6 +128,9 @@ class AssistantMessage(Body):
     refusal: Text | None = None
     annotations: Ignored = None
     parsed: Ignored = None
+    provider_specific_fields: Ignored = None
+    thinking_blocks: Ignored = None
+    images: Ignored = None
     audio: Annotated[Any, Only(why="this model takes text only")] = None
     function_call: Annotated[Any, Only(why="it is the older name of tool_calls")] = None
 

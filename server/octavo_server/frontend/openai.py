@@ -6,7 +6,8 @@ for nothing (`best_of: 1`, `suffix: ""`), because clients send those, and refuse
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from octavo_server.frontend.fields import Body, BoundedObject, Entries, Only, ShortText, field_error, kind
 from octavo_server.frontend.generation_fields import MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, Text, TokenIds
@@ -98,8 +99,7 @@ class ChatCompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _tools_are_known_by_their_names(self) -> "ChatCompletionRequest":
         names = [tool.function.name for tool in self.tools or ()]
-        needed = self.tool_choice not in (None, "none", "auto")
-        check_tool_names(names, self.chosen_names, needed=needed)
+        check_tool_names(names, self.chosen_names, needed=self.tool_choice is not None)
         return self
 
     @property
@@ -121,6 +121,17 @@ class ChatCompletionRequest(GenerationRequest):
     def token_limit(self) -> int | None:
         """The newer name counts where both are given."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+def _number(value: Any) -> Any:
+    """Of alternatives; chats have a boolean under the same name."""
+    if isinstance(value, bool):
+        raise PydanticCustomError(
+            "number",
+            "must be a number of alternatives, 0 to {most}; chats take true",
+            {"most": MAX_LOGPROBS},
+        )
+    return value
 
 
 def prompt_kind(value: list[Any]) -> str | None:
@@ -145,7 +156,7 @@ class CompletionRequest(GenerationRequest):
             ),
         ),
     ]
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_number)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     # Not supported: only the value that asks for nothing.

@@ -53,6 +53,7 @@ class ChoiceParser:
         self._parser = parsing.format.parser(parsing.tools, reasoning_open=parsing.reasoning_open)
         self._by_token = by_token
         self._parsing = parsing
+        self._only_calls, self._hidden = parsing.only_calls, parsing.hidden
         self._arguments: list[str] = []  # of the last call
         self._given = 0  # characters that the parser has been given
         self._unsettled: list[str] = []  # the last of them, of which nothing has been given out
@@ -63,7 +64,10 @@ class ChoiceParser:
 
     def add(self, delta: Delta) -> Piece:
         """What a delta of the answer says."""
-        text, found = delta.text, _Found(self._parsing)
+        text = delta.text
+        if text and delta.finish_reason is None and (plain := self._plain(delta, text)) is not None:
+            return plain
+        found = _Found(self._parsing)
         if self._by_token:
             offsets = delta.offsets
             entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
@@ -80,6 +84,25 @@ class ChoiceParser:
                 self._arguments = []
             self._arguments += arguments
         return found.piece()
+
+    def _plain(self, delta: Delta, text: str) -> Piece | None:
+        """The same as by the long way, for text in which nothing is to be told apart: as nearly all that comes is."""
+        begins: list[int] = []
+        if self._by_token:
+            begins = delta.offsets
+            if self._tokens or not begins or begins[0] != self._given or begins[-1] >= self._given + len(text):
+                return None  # not all of these tokens are told by this text, or others are
+        if self._only_calls or (self._hidden and any(marker in text for marker in self._hidden)):
+            return None
+        kind = self._parser.plain(text)
+        if kind is None:
+            return None
+        self._given += len(text)
+        self._settled = self._given
+        if kind == "content":
+            return Piece(text, logprobs=delta.logprobs)
+        self.reasoning_tokens += len(begins)
+        return Piece(reasoning=text)
 
     def call_is_whole(self) -> bool:
         """Whether the arguments of the last call are JSON, to their end."""
@@ -104,7 +127,7 @@ class ChoiceParser:
         self._unsettled.append(part)
         if parsed.reasoning:
             self.reasoning_tokens += len(self._settle(parsed.reasoning))
-        if parsed.content and not self._parsing.only_calls:
+        if parsed.content and not self._only_calls:
             found.logprobs += [entry for entry in self._settle(parsed.content) if entry is not None]
         elif parsed.calls:
             self._settle("")

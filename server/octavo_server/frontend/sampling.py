@@ -143,25 +143,27 @@ def answer_length(asked: int | None, *, prompt_tokens: int, max_model_len: int, 
     room = max_model_len - prompt_tokens
     if room >= (1 if asked is None else asked):
         return room if asked is None else asked
-    wanted = f" and {asked} tokens of answer are asked for" if asked is not None and room >= 1 else ""
-    raise _too_long(max_model_len, f"{prompt_tokens} tokens{wanted}", param)
+    if asked is None or room < 1:
+        raise _too_long(max_model_len, f"{prompt_tokens} tokens", param)
+    wanted = f"{prompt_tokens} tokens and {asked} tokens of answer are asked for"
+    raise _too_long(max_model_len, wanted, param, remedy="shorten the prompt or ask for fewer")
 
 
-def check_text(text: str, tokenizer: TextTokenizer, *, max_model_len: int, param: str) -> None:
-    """Refuse a text that cannot fit whatever its tokens are, before it costs memory and seconds to find them.
+def check_texts(texts: Sequence[str], tokenizer: TextTokenizer, *, max_model_len: int, param: str) -> None:
+    """Refuse texts of one prompt that cannot fit whatever its tokens are, before these cost memory and seconds.
 
     Raises:
-        RequestError: it has more tokens than the model's context, at least so many are told.
+        RequestError: they have more tokens than the model's context, at least so many are told.
     """
     length = tokenizer.token_length
-    if length is not None and (least := length.least_tokens(text)) > max_model_len:
+    if length is not None and (least := length.least_tokens(*texts)) > max_model_len:
         raise _too_long(max_model_len, f"{least} tokens or more", param)
 
 
-def _too_long(max_model_len: int, told: str, param: str) -> RequestError:
+def _too_long(max_model_len: int, told: str, param: str, remedy: str = "shorten the prompt") -> RequestError:
     return RequestError(
         f"the model's context is {max_model_len} tokens, prompt and answer together, but the prompt has "
-        f"{told}; shorten the prompt or lower max_tokens",
+        f"{told}; {remedy}",
         param=param,
         code="context_length_exceeded",
     )

@@ -24,7 +24,7 @@ from octavo_server.frontend.app import create_app
 from octavo_server.frontend.descriptors import check_limit
 from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild
 from octavo_server.frontend.http import HttpServer, Listener, http_server
-from octavo_server.frontend.listening import listen
+from octavo_server.frontend.listening import is_exposed, listen
 from octavo_server.frontend.model import load_model
 from octavo_server.frontend.observed import ObservedRequests
 from octavo_server.frontend.state import ServerState
@@ -52,6 +52,9 @@ def run(config: ServerConfig, engine_command: Sequence[str] = ENGINE_COMMAND, en
     with contextlib.ExitStack() as sockets:
         tls = None if config.ssl_certfile is None else Tls(config, config.ssl_certfile)
         listeners = listen(config, tls, sockets)
+        if is_exposed(config, listeners[0].socket):
+            told = "whoever reaches %s may use it: give --api-key-file, or put something before it that asks for keys"
+            log.warning(told, listeners[0].url)
         return uvloop.run(_Server(config, listeners, tls, (engine_command, engine)).run())
 
 

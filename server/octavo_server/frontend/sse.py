@@ -35,16 +35,14 @@ class TextFrames:
     """Events that differ in nothing but a text, as nearly all of a stream do: what stays the same is encoded once."""
 
     def __init__(self, event_of: Callable[[str], msgspec.Struct]) -> None:
-        """`event_of` makes such an event, in which the text stands once."""
-        mark = encode(_MARK)
-        before, found, after = frame(event_of(_MARK)).partition(mark)
-        if not found or mark in after:
-            raise ValueError("the event has to hold its text once")
-        self._before, self._after = before, after
+        """`event_of` makes such an event, in which the text stands, maybe several times."""
+        self._around = frame(event_of(_MARK)).split(encode(_MARK))
+        if len(self._around) == 1:
+            raise ValueError("the event has to hold its text")
 
     def __call__(self, text: str) -> bytes:
         """The event with this text."""
-        return self._before + encode(text) + self._after
+        return encode(text).join(self._around)
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:

@@ -15,7 +15,7 @@ from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.grammars import Grammars
 from octavo_server.frontend.model import ServedModel
-from octavo_server.frontend.sampling import check_text
+from octavo_server.frontend.sampling import check_texts
 from octavo_server.frontend.text_threads import SHORT_TEXT, TextThreads
 from octavo_server.ipc import Ready
 from octavo_server.metrics import ServerMetrics
@@ -129,15 +129,25 @@ class ServerState:
         Raises:
             RequestError: one is too long, however few tokens it may have; `param` is the field that it is of.
         """
-        ready, threads, length = self.client.ready, self.text_threads, sum(map(len, texts))
-        if ready is not None and length > SHORT_TEXT and not may_be_cut:
+        if not may_be_cut:
             for text in texts:
-                await threads.run(check_text, text, model.tokenizer, max_model_len=ready.max_model_len, param=param)
+                await self.check_texts(model, [text], param)
 
         def encode() -> list[list[int]]:
             return [model.tokenizer.encode(text, add_special_tokens=alone) for text in texts]
 
-        return await threads.run_on_text(length, encode)
+        return await self.text_threads.run_on_text(sum(map(len, texts)), encode)
+
+    async def check_texts(self, model: ServedModel, texts: Sequence[str], param: str) -> None:
+        """Of one prompt, beside the event loop if they are long.
+
+        Raises:
+            RequestError: they do not fit, however few tokens they may have; `param` is the field that they are of.
+        """
+        ready = self.client.ready
+        if ready is not None and sum(map(len, texts)) > SHORT_TEXT:
+            limit = ready.max_model_len
+            await self.in_thread(check_texts, texts, model.tokenizer, max_model_len=limit, param=param)
 
     async def render(self, weight: int, function: Callable[[], R]) -> R:
         """Make an answer's bytes: beside the event loop if it is much work. `weight`: log-probabilities in it."""

@@ -6,7 +6,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.chat_prompt import chat_text
+from octavo_server.frontend.chat_prompt import chat_text, shown_texts
 from octavo_server.frontend.fields import Body, Only, field_error
 from octavo_server.frontend.generation_fields import TokenId
 from octavo_server.frontend.message_fields import MAX_MESSAGES, Message
@@ -78,8 +78,8 @@ class Detokenized(msgspec.Struct):
     prompt: str
 
 
-async def tokenize(state: ServerState, request: TokenizeRequest) -> bytes:
-    """The answer's JSON, made beside the event loop.
+async def tokenize(state: ServerState, request: TokenizeRequest, caller: bytes) -> bytes:
+    """The answer's JSON, made beside the event loop. caller: who takes turns with others.
 
     Raises:
         RequestError: the messages cannot be rendered, or make too long a text; no such model; the server is not ready.
@@ -87,7 +87,7 @@ async def tokenize(state: ServerState, request: TokenizeRequest) -> bytes:
     model, ready = state.serving(request.model or state.names[0], text=False)
     text, is_chat = request.prompt or "", request.messages is not None
     if is_chat:
-        text = await _rendered(request, model)
+        text = await _rendered(request, model, caller)
     special = not is_chat if request.add_special_tokens is None else request.add_special_tokens
 
     def answer() -> bytes:
@@ -112,7 +112,7 @@ async def detokenize(state: ServerState, request: DetokenizeRequest) -> bytes:
     )
 
 
-async def _rendered(request: TokenizeRequest, model: ServedModel) -> str:
+async def _rendered(request: TokenizeRequest, model: ServedModel, caller: bytes) -> str:
     chat = ChatCompletionRequest.model_construct(
         model=request.model or "",
         messages=request.messages or [],
@@ -120,7 +120,17 @@ async def _rendered(request: TokenizeRequest, model: ServedModel) -> str:
         continue_final_message=request.continue_final_message,
         chat_template_kwargs=request.chat_template_kwargs,
     )
-    text = await chat_text(chat, model, shown_tools(request.tools or [], model))
-    if len(text) > MAX_CHARACTERS:
-        raise RequestError(f"messages: they make {len(text)} characters, more than {MAX_CHARACTERS}", param="messages")
+    check_characters(sum(map(len, shown_texts(chat.messages))), "messages")
+    text = await chat_text(chat, model, caller, shown_tools(request.tools or [], model))
+    check_characters(len(text), "messages")
     return text
+
+
+def check_characters(found: int, param: str) -> None:
+    """Refuse a chat whose tokens are to be counted, and are too many to.
+
+    Raises:
+        RequestError: it has too many characters; `param` is the field that holds it.
+    """
+    if found > MAX_CHARACTERS:
+        raise RequestError(f"{param}: it makes {found} characters or more, of {MAX_CHARACTERS} at most", param=param)

@@ -51,8 +51,9 @@ class KeyRing:
         self.closed = bool(config.api_key or config.api_key_file)  # and stays so, whatever becomes of the files
         self.keys: tuple[ApiKey, ...] = ()
         self._before: dict[Path, dict[Path, list[Entry]]] = {}  # what the files of each path held when last read
-        if failures := self._read():
-            raise failures[0]
+        for path, failure in self._read():
+            flag = "--gateway-api-key-file" if path == config.gateway_api_key_file else "--api-key-file"
+            raise ConfigError(f"{flag} {failure}") from None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -73,7 +74,7 @@ class KeyRing:
             ConfigError: there are such files; what the others have counts nevertheless.
         """
         before = {key.digest: key for key in self.keys}
-        failures = self._read()
+        failures = [failure for _, failure in self._read()]
         after = {key.digest: key for key in self.keys}
         added, gone = after.keys() - before.keys(), before.keys() - after.keys()
         changed = sum(before[digest] != after[digest] for digest in before.keys() & after.keys())
@@ -86,12 +87,12 @@ class KeyRing:
             raise ConfigError("; ".join(list(told)[:_TOLD]) + (" and others" if len(told) > _TOLD else ""))
         return news if is_new else None
 
-    def _read(self) -> list[ConfigError]:
+    def _read(self) -> list[tuple[Path, ConfigError]]:
         """Read all files; those that cannot be used, of which this tells, keep what was in them before.
 
         What a file has from before gives way to what others have now: a key that was taken back or renamed is.
         """
-        config, failures = self._config, list[ConfigError]()
+        config, failures = self._config, list[tuple[Path, ConfigError]]()
         now = {path: self._each(path) for path in dict.fromkeys(self.files)}
         ours = () if config.gateway_api_key_file is None else now[config.gateway_api_key_file].values()
         gateway = {entry.key for entries, _ in ours for entry in entries}
@@ -111,7 +112,7 @@ class KeyRing:
                     raise failure
                 known = known.having(entries)
             except ConfigError as error:
-                failures.append(error)
+                failures.append((path, error))
                 now[path][file] = self._held(path, file), error
                 kept += self._held(path, file)
         for entry in kept:

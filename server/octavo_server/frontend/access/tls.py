@@ -22,6 +22,8 @@ class Tls:
             ConfigError: a file is missing or no PEM, or the key is another certificate's.
         """
         self._certificate, self._key, self._authorities = certificate, config.ssl_keyfile, config.ssl_ca_certs
+        flags = {"--ssl-certfile": certificate, "--ssl-keyfile": self._key, "--ssl-ca-certs": self._authorities}
+        self._given = [(flag, path) for flag, path in flags.items() if path is not None]
         required = ssl.CERT_REQUIRED if config.ssl_cert_reqs is None else ssl.VerifyMode(config.ssl_cert_reqs)
         self._verify = required if config.ssl_ca_certs is not None else ssl.CERT_NONE
         self._digest = self._read()
@@ -31,7 +33,7 @@ class Tls:
     @property
     def files(self) -> Sequence[Path]:
         """What may change."""
-        return [path for path in (self._certificate, self._key, self._authorities) if path is not None]
+        return [path for _, path in self._given]
 
     def reload(self) -> str | None:
         """Read the files again, and say so if they are others. Where that fails, all stays as it is.
@@ -50,14 +52,14 @@ class Tls:
     def _read(self) -> bytes:
         """A digest of what the files hold."""
         digest = hashlib.blake2b(digest_size=32)
-        for path in self.files:
+        for flag, path in self._given:
             try:
                 with path.open("rb") as file:
                     data = file.read(_MAX_FILE_BYTES + 1)
             except OSError as error:
-                raise ConfigError(f"{path}: {error.strerror or error}") from error
+                raise ConfigError(f"{flag} {path}: {error.strerror or error}") from error
             if len(data) > _MAX_FILE_BYTES:
-                raise ConfigError(f"{path}: it is larger than {_MAX_FILE_BYTES} bytes")
+                raise ConfigError(f"{flag} {path}: it is larger than {_MAX_FILE_BYTES} bytes")
             digest.update(hashlib.blake2b(data).digest())
         return digest.digest()
 

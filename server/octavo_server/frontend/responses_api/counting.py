@@ -6,7 +6,7 @@ from msgspec import Struct
 from pydantic import Field
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.chat_prompt import chat_text
+from octavo_server.frontend.chat_prompt import chat_text, shown_texts
 from octavo_server.frontend.fields import Body, Only
 from octavo_server.frontend.generation_fields import Text
 from octavo_server.frontend.responses import encode
@@ -23,7 +23,7 @@ from octavo_server.frontend.responses_api.store import ResponseStore
 from octavo_server.frontend.responses_api.to_chat import renamed
 from octavo_server.frontend.responses_api.tool_fields import ToolChoice, Tools
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.tokenization import MAX_CHARACTERS, ModelName
+from octavo_server.frontend.tokenization import ModelName, check_characters
 from octavo_server.frontend.tool_use import tool_use
 
 
@@ -66,11 +66,11 @@ async def count_input(state: ServerState, store: ResponseStore, request: InputTo
     model, _ = state.serving(asked.model)
     _, chat = await asked_chat(state, store, asked, key)
     try:
-        text = await chat_text(chat, model, tool_use(chat, model).shown)
+        check_characters(sum(map(len, shown_texts(chat.messages))), "messages")
+        text = await chat_text(chat, model, key, tool_use(chat, model).shown)
+        check_characters(len(text), "messages")
     except RequestError as error:
         raise renamed(error) from error
-    if len(text) > MAX_CHARACTERS:
-        raise RequestError(f"input: it makes {len(text)} characters, more than {MAX_CHARACTERS}", param="input")
 
     def answer() -> bytes:
         return encode(InputTokens(len(model.tokenizer.encode(text, add_special_tokens=False))))

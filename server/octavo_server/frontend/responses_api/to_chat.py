@@ -124,6 +124,8 @@ def tools(request: ResponsesRequest) -> list[FunctionTool] | None:
 
 def _tool_choice(request: ResponsesRequest) -> Any:
     match request.tool_choice:
+        case "none" | "auto" if not request.tools:  # which OpenAI's chats refuse, and responses do not
+            return None
         case NamedFunction() as named:
             return {"type": "function", "function": {"name": named.name}}
         case AllowedTools() as some:

@@ -7,19 +7,20 @@ back one other chat at a time.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal
 
 from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.text.line_process import LinePool, Stopped
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from octavo_server.frontend.text_threads import SHORT_TEXT
+from octavo_server.frontend.turns import Turns
 
 ContentFormat = Literal["auto", "string", "openai"]
 RENDER_SECONDS: Final = 5.0
 RENDERERS: Final = 2
+_MOST_WAITING: Final = 2**20  # chats: the bound is on open requests
 # What the server gives to every template, and no request may set.
 RESERVED: Final = frozenset(
     {"messages", "tools", "add_generation_prompt", "chat_template", "raise_exception", "strftime_now"}
@@ -28,6 +29,14 @@ RESERVED: Final = frozenset(
 _NO_VARIABLES: Final[Mapping[str, Any]] = MappingProxyType({})
 _WORKER: Final = "octavo_server.frontend.text.template_worker"
 _GRACE_SECONDS: Final = 15.0  # beyond the CPU time after which the process ends itself: where the machine is busy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chat:
+    """One that waits to be rendered; no two are the same."""
+
+    caller: bytes
+    render: Callable[[], str]
 
 
 class ChatTemplate:
@@ -61,15 +70,27 @@ class ChatTemplate:
         }
         self._processes = LinePool(_WORKER, start, seconds + _GRACE_SECONDS)
         self._threads = ThreadPoolExecutor(RENDERERS, thread_name_prefix="chat template")
+        self._turns = Turns(self._run, RENDERERS, _MOST_WAITING, _MOST_WAITING)
+        self._turns_of_long = Turns(self._run_long, 1, _MOST_WAITING, _MOST_WAITING)
         self.source = "\n".join(sources.values())
         self.knows_developer_role = "developer" in self.source
         reads = _names_read(self._processes)
         self.knows_tools = "tools" in reads
         self.variables = frozenset(reads) - RESERVED - set(special_tokens)
 
-    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run what renders with this template beside the event loop, in threads that nothing else waits for."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+    async def in_turn(self, caller: bytes, length: int, render: Callable[[], str]) -> str:
+        """Run what renders with this template beside the event loop, in threads that nothing else waits for.
+
+        Callers take turns; chats of long texts, of `length` characters together, take one of the threads at most.
+        """
+        chat = _Chat(caller, render)
+        return await (self._turns_of_long if length > SHORT_TEXT else self._turns).result(chat, caller)
+
+    async def _run(self, chat: "_Chat") -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, chat.render)
+
+    async def _run_long(self, chat: "_Chat") -> str:
+        return await self._turns.result(chat, chat.caller)
 
     def render(
         self,

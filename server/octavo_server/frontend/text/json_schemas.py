@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from octavo_server.errors import RequestError
+from octavo_server.frontend.text.counted_lengths import MAX_COUNTED, CountedLengths
 from octavo_server.frontend.text.finite_schemas import finite
+from octavo_server.frontend.text.json_characters import unspellable
 
 # Characters that may stand behind a backslash. With `u` a key could be spelt so that it is not known for the one that
 # the schema names, and a string could hold half of a surrogate pair, which many readers of JSON refuse.
@@ -52,10 +54,24 @@ def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
                 "one of them could come twice",
                 param=param,
             )
+        if why := unspellable(found):
+            raise RequestError(f"{param}: {why}", param=param)
         finite(found, has_multiples=bool(multiples))
 
     multiples: list[Any] = []
-    mapped(schema, lambda found: multiples.extend([found["multipleOf"]] if "multipleOf" in found else []))
+    lengths = CountedLengths()
+
+    def looked_at(found: dict[str, Any]) -> None:
+        multiples.extend([found["multipleOf"]] if "multipleOf" in found else [])
+        lengths.add(found)
+
+    mapped(schema, looked_at)
+    if lengths.total > MAX_COUNTED:
+        raise RequestError(
+            f"{param}: its strings have {lengths.total} characters by minLength, maxLength and what patterns repeat, "
+            f"and {MAX_COUNTED} can be counted: leave maxLength out of the longest, max_tokens bounds them too",
+            param=param,
+        )
     return mapped(schema, checked)
 
 

@@ -14,6 +14,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
         """Stop strings, none of them empty."""
         self._stops = tuple(stops)
+        self._firsts = "".join({stop[0] for stop in stops})
         self._included = included
         self._held = ""
         self.found: str | None = None
@@ -27,6 +28,8 @@ class StopStrings:
             return text
         if self.found is not None:
             return ""
+        if not self._held and not self._may_begin(text):
+            return text
         held = self._held + text
         if may_end and (hits := self._completed(held, len(self._held))):
             end, _, self.found = min(hits)
@@ -35,6 +38,12 @@ class StopStrings:
         keep = max(_overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
+
+    def _may_begin(self, text: str) -> bool:
+        for first in self._firsts:  # noqa: SIM110 (for every token: `any` would take four times as long)
+            if first in text:
+                return True
+        return False
 
     def _completed(self, text: str, begin: int) -> list[tuple[int, int, str]]:
         """(end, minus the length, stop string) of those that `text` completes behind its first `begin` characters."""

@@ -24,6 +24,7 @@ _NORMALIZERS: Final = {  # by how much each can shorten the UTF-8 of a text
 }
 _SPLITTERS: Final = frozenset({"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"})
 _SPACE: Final = re.compile(r"\s+")
+_PIECE: Final = 256 * 1024  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,19 @@ class TokenLength:
     bytes: int
     swallows_space: bool
 
-    def least_tokens(self, text: str) -> int:
-        """So many tokens the text has at least; takes milliseconds a megabyte."""
-        counted = _SPACE.sub("", text) if self.swallows_space else text
-        most = self.ascii_bytes if text.isascii() else self.bytes
-        return math.ceil(len(counted.encode("utf-8", "surrogatepass")) / most)
+    def least_tokens(self, *texts: str) -> int:
+        """So many tokens they have at least, in whatever order they are joined; takes milliseconds a megabyte."""
+        most = self.ascii_bytes if all(text.isascii() for text in texts) else self.bytes
+        return math.ceil(sum(map(self._length, texts)) / most)
+
+    def _length(self, text: str) -> int:
+        """Bytes of UTF-8 that count; in pieces, between which others have their turn."""
+        length = 0
+        for begin in range(0, len(text), _PIECE):
+            piece = text[begin : begin + _PIECE]
+            counted = _SPACE.sub("", piece) if self.swallows_space else piece
+            length += len(counted.encode("utf-8", "surrogatepass"))
+        return length
 
 
 def token_length(tokenizer: Tokenizer, spec: dict[str, Any]) -> TokenLength | None:
@@ -61,6 +70,16 @@ def token_length(tokenizer: Tokenizer, spec: dict[str, Any]) -> TokenLength | No
     longest = max([longest, *(len(content.encode()) for content in added)])
     swallows_space = any(entry["lstrip"] or entry["rstrip"] for entry in spec["added_tokens"])
     return TokenLength(longest, longest * factor, swallows_space)
+
+
+def growth(spec: dict[str, Any]) -> int:
+    """By how much what normalizes a text can lengthen it at most, where rules of its own replace parts of it."""
+    factor = 1
+    for part in _parts(spec["normalizer"], "normalizers"):
+        if part["type"] == "Replace":
+            replaced = len(part["pattern"].get("String", "")) or 1  # a regex may match a single character, or none
+            factor *= max(1, math.ceil(len(part["content"]) / replaced))
+    return factor
 
 
 def _parts(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:

@@ -1,13 +1,15 @@
 """The parser of an answer: readers of its parts, one after the other, driven by the text as it comes."""
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from octavo_server.frontend.text.output_parsers.message import Message
-from octavo_server.frontend.text.output_parsers.parsed import Parsed, Tool
-from octavo_server.frontend.text.output_parsers.source import Read, Source
+from octavo_server.frontend.text.output_parsers.parsed import Kind, Parsed, Tool
+from octavo_server.frontend.text.output_parsers.source import Markers, Read, Source
 from octavo_server.frontend.text.output_parsers.thoughts import read_thoughts
 
 Reader = Callable[[Source, Message, dict[str, Tool]], Read[None]]
+_NOTHING: Final = Markers()
 
 
 class PlainText:
@@ -16,6 +18,10 @@ class PlainText:
     def add(self, text: str) -> Parsed:
         """The text."""
         return Parsed(text)
+
+    def plain(self, text: str) -> Kind | None:
+        """All of it is content."""
+        return "content"
 
     def end(self) -> Parsed:
         """Nothing."""
@@ -40,6 +46,11 @@ class Machine:
         next(self._steps)
         return self._message.take()
 
+    def plain(self, text: str) -> Kind | None:
+        """See `OutputParser`."""
+        emit = self._source.passing(text)
+        return None if emit is None else self._message.plain(text, emit)
+
     def end(self) -> Parsed:
         """See `OutputParser`."""
         self._source.ended = True
@@ -60,5 +71,4 @@ def _steps(
         yield from read_thoughts(source, message, thoughts, is_open=reasoning_open)
     if reader is not None:
         yield from reader(source, message, tools)
-    while source.at < len(source.text) or (yield from source.more()):
-        message.content(source.take(len(source.text)))
+    yield from source.until(_NOTHING, message.content)

@@ -2,9 +2,11 @@
 
 from typing import Final
 
-from octavo_server.frontend.text.output_parsers.parsed import CallDelta, Parsed
+from octavo_server.frontend.text.output_parsers.parsed import CallDelta, Kind, Parsed
+from octavo_server.frontend.text.output_parsers.source import Emit
 
 _SPACE: Final = " \t\r\n"
+_SPACES: Final = tuple(_SPACE)
 
 
 class TrimmedText:
@@ -35,6 +37,12 @@ class TrimmedText:
         if len(words) < len(text):
             self._held.append(text[len(words) :])
 
+    def passes(self, text: str) -> bool:
+        """Whether this text, which is not empty, would be given out at once and as it is."""
+        if self._held or self._given or self._empty or self._at_border:
+            return False
+        return not (self._waits and text.endswith(_SPACES))
+
     def border(self) -> None:
         """Something else stands here."""
         self._held = []
@@ -64,6 +72,14 @@ class Message:
         self._num_calls = 0
         self.content = self._content.add
         self.thoughts = self._thoughts.add
+
+    def plain(self, text: str, emit: Emit) -> Kind | None:
+        """See `OutputParser`; `emit`: by which it would come."""
+        if emit is self.content:
+            return "content" if self._content.passes(text) else None
+        if emit is self.thoughts:
+            return "reasoning" if self._thoughts.passes(text) else None
+        return None
 
     def thoughts_begin(self) -> None:
         """What comes next is thought."""

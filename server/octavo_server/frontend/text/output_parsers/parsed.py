@@ -1,7 +1,9 @@
 """What a parser makes of an answer's text, and what every parser can do."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Kind = Literal["content", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,13 @@ class OutputParser(Protocol):
 
     def add(self, text: str) -> Parsed:
         """What is certain now."""
+        ...
+
+    def plain(self, text: str) -> Kind | None:
+        """What this is, if it comes next and all of it is given out as it is; it counts as added then.
+
+        So it mostly is, token by token. None: it has to be added.
+        """
         ...
 
     def end(self) -> Parsed:

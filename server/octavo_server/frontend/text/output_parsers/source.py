@@ -24,11 +24,22 @@ class Source:
         self.at = 0
         self.ended = False
         self._kept: list[str] | None = None
+        self._passing: tuple[Markers, Emit] | None = None  # where `until` waits, with nothing held back or kept
 
     def add(self, piece: str) -> None:
         """More text."""
         self.text = self.text[self.at :] + piece
         self.at = 0
+
+    def passing(self, text: str) -> Emit | None:
+        """Where this would go if it came next and were only passed on, as most text is; None: it has to be read."""
+        if self._passing is None:
+            return None
+        markers, emit = self._passing
+        for first in markers.firsts:
+            if first in text:
+                return None
+        return emit
 
     def keep(self) -> None:
         """From here on, keep what is read."""
@@ -95,18 +106,22 @@ class Source:
                 return hit[0]
             held = 0 if self.ended else markers.begun(self.text, self.at)
             emit(self.take(len(self.text) - held))
-            if not (yield from self.more()) and not held:
+            self._passing = (markers, emit) if not held and self._kept is None else None
+            more = yield from self.more()
+            self._passing = None
+            if not more and not held:
                 return ""
 
 
 class Markers:
-    """Strings to look for; none is the beginning of another."""
+    """Strings to look for; none is the beginning of another. Without any, none is found."""
 
     def __init__(self, *markers: str) -> None:
-        self.pattern = re.compile("|".join(map(re.escape, markers)))
+        self.pattern = re.compile("|".join(map(re.escape, markers)) or "(?!)")
+        self.firsts = "".join({marker[0] for marker in markers})  # without them, none begins in a text
         beginnings = {re.escape(marker[:length]) for marker in markers for length in range(1, len(marker))}
         self._beginning = re.compile(f"(?:{'|'.join(beginnings)})\\Z")
-        self._longest = max(map(len, markers)) - 1
+        self._longest = max(map(len, markers), default=1) - 1
 
     def begun(self, text: str, at: int) -> int:
         """Length of the longest end of `text`, from `at` on, that may be the beginning of a marker."""
