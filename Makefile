@@ -32,6 +32,9 @@ $(STAMP): pyproject.toml Makefile
 	@echo "installing into $(VENV) (once; a few minutes on a slow network)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,pull,dev]'
+	@# An emulator of S3 for the tests, beside: its boto3 and our kubernetes want different versions of one library.
+	@$(BIN)/python -m venv --without-pip $(VENV)/s3
+	@$(BIN)/python -m pip --python $(VENV)/s3 install --quiet --disable-pip-version-check 'moto[s3]>=5,<6' flask flask-cors
 	@touch $@
 
 demo: $(STAMP)

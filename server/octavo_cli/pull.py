@@ -1,7 +1,9 @@
 """`octavo pull`: fetch a model into a directory."""
 
 import json
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,7 +49,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
       s3://BUCKET/PREFIX                  the objects below a prefix (AWS_* variables)
       https://HOST/NAME.tar --sha256 HEX  an archive; .tar.gz, too
       https://HOST/DIR/ --sha256 HEX      what SHA256SUMS in it lists, whose digest HEX is
-      oci://REGISTRY/REPO:TAG[@sha256:…]  an image whose root is the model, or an artifact of files
+      oci://REGISTRY/REPO:TAG[@sha256:…]  an image with the model in it, or an artifact of files
 
     Run again, it goes on where it was; if DIR is complete, it does nothing. Exits with 1 if trying again may help, with
     2 if not.
@@ -59,6 +61,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
     from octavo_pull.source import parse_source
     from octavo_pull.tally import Tally
 
+    signal.signal(signal.SIGTERM, _end)
     tally = Tally()
     try:
         try:
@@ -73,6 +76,11 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
         raise CommandError(f"pull: {error}", exit_code=FAILED if error.retryable else WRONG_INPUT) from error
     _tell(pulled, directory, result_file, as_json=as_json)
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """In order, so that the lock is given back. A container's first process is not ended by the signal itself."""
+    raise SystemExit(128 + number)
 
 
 def _tell_error(error: "PullError", result_file: Path | None, *, as_json: bool) -> None:

@@ -32,15 +32,23 @@ class _Serve(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             # Of `-tp` click names the first letter.
             word = next((word for word in given if word.startswith(error.option_name)), error.option_name)
             told = instead(word)
             raise (no_such_option(error) if told is None else click.UsageError(told, ctx)) from error
+        if rest:
+            raise click.UsageError(f"{rest[0]} is one word too many: a flag of several values is given for each", ctx)
+        return rest
 
 
-@click.command(name="serve", cls=_Serve, short_help="Serve a model through the OpenAI API.")
+@click.command(
+    name="serve",
+    cls=_Serve,
+    short_help="Serve a model through the OpenAI API.",
+    context_settings={"allow_extra_args": True},  # refused above, with the remedy
+)
 @click.argument("model", metavar="MODEL")
 @click.pass_context
 @options_of(ServerConfig, without={"model"}, envvars={"api_key": KEY_VARIABLES})

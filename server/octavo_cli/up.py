@@ -1,6 +1,7 @@
 """`octavo up`: a manifest brought up on this machine as processes, the operator's own code deciding."""
 
 import asyncio
+import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 def up(filename: str, once: str | None, port: int | None, as_json: bool, logs: bool) -> int:
     """Bring an LLMDeployment up on this machine, without a cluster.
 
+    A model from a hub, S3, a web server or a registry is downloaded first, once, into ~/.cache/octavo (OCTAVO_CACHE).
     Replicas run as processes that listen on 127.0.0.1. Progress is on stderr; the answer, the status and the URL are on
     stdout. Ctrl-C lets running requests end and stops everything; a second Ctrl-C does not wait for them.
     """
     from octavo_cli.local_run import LocalRun, RunOptions
     from octavo_cli.memory_plan import server_config
+    from octavo_cli.pulled_models import pull_for, source_of
     from octavo_operator.api import ManifestError
     from octavo_operator.local.gpus import gpu_ids
     from octavo_operator.local.plan import plan_locally
@@ -45,6 +48,9 @@ def up(filename: str, once: str | None, port: int | None, as_json: bool, logs: b
         plan = plan_locally(deployment, os.environ, gpu_ids())
     except ManifestError as error:
         raise wrong_manifest(filename, error) from error
+    source = source_of(deployment.spec.model.source)
+    if source is not None:
+        plan = dataclasses.replace(plan, model=pull_for(source))
     return asyncio.run(_run(LocalRun(plan, RunOptions(once, port, as_json, logs))))
 
 

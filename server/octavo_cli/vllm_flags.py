@@ -1,6 +1,7 @@
 """Flags of `vllm serve` that `octavo serve` has not, each with what there is instead, or why there is nothing.
 
-Their names are those of vLLM 0.30, and some of earlier versions. docs/vllm.md has the same list; a test compares them.
+Their names are from vLLM's sources of 2026, and some from earlier ones. docs/from-vllm.md has the same list; a test
+compares the two.
 """
 
 from typing import Final

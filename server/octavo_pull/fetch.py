@@ -1,29 +1,23 @@
 """Fetches the files of a plan: ranges of them in parallel, each tried again where it broke off, each file verified."""
 
-import os
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import httpx
 
 from octavo_pull.digests import matches
-from octavo_pull.errors import ChangedError, RefusedError, UnfinishedError
-from octavo_pull.http_get import get
+from octavo_pull.errors import RefusedError, UnfinishedError
 from octavo_pull.partial import Partial, disk_error
-from octavo_pull.plan import Address, Origin, batches
+from octavo_pull.plan import Origin, batches
 from octavo_pull.tally import Tally
+from octavo_pull.transfer import NoRangesError, StoppedError, Transfer
 from octavo_pull.web import Patience, TransientError
 
 PART_BYTES: Final = 32 * 1024 * 1024
-RECORD_BYTES: Final = 4 * 1024 * 1024  # so much of each connection is fetched again after a kill, at most
 LEAVE_SECONDS: Final = 2.0
-MOVED_SECONDS: Final = 300.0  # signed addresses to which hubs redirect live a few times as long
-_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +30,6 @@ class Part:
     turn: int
 
 
-class _StoppedError(Exception):
-    """Another thread has failed, or the lock is lost."""
-
-
-class _NoRangesError(Exception):
-    """The server sends whole files only."""
-
-
 class _FileState:
     """What the threads must know of a file in common."""
 
@@ -51,7 +37,6 @@ class _FileState:
         self.turn = 0
         self.parts_left = 0
         self.whole_only = False
-        self.descriptor: int | None = None
         self.mismatches = 0
 
 
@@ -69,15 +54,15 @@ class Downloader:
         patience: Patience,
         part_bytes: int = PART_BYTES,
     ) -> None:
-        self._client, self._origin, self._partial, self._tally = client, origin, partial, tally
+        self._origin, self._partial, self._tally = origin, partial, tally
         self._lost, self._patience, self._part_bytes = lost, patience, part_bytes
         self._stop = threading.Event()
+        self._transfer = Transfer(client, origin, partial, tally, self._stop)
         self._files = [_FileState() for _ in partial.plan.files]
         self._queue: deque[Part] = deque()
         self._lock = threading.Condition()
         self._open_files = 0
         self._error: BaseException | None = None
-        self._moved: dict[int, tuple[str, float]] = {}
 
     def run(self, connections: int) -> None:
         """Fetch all; returns when every file is verified.
@@ -110,7 +95,7 @@ class Downloader:
         while (part := self._next()) is not None:
             try:
                 self._fetch(part)
-            except _StoppedError:
+            except StoppedError:
                 return
             except OSError as error:
                 self._fail(disk_error(error, self._partial))
@@ -159,7 +144,7 @@ class Downloader:
             return
         try:
             self._fetch_patiently(part)
-        except _NoRangesError:
+        except NoRangesError:
             self._begin_whole(part)
             return
         with self._lock:
@@ -186,7 +171,7 @@ class Downloader:
         what, state = self._partial.plan.files[part.index].name, self._files[part.index]
         while position < part.end:
             try:
-                for reached in self._read(part, position):
+                for reached in self._transfer.fetch(part.index, position, part.end, whole=state.whole_only):
                     position, renewed = reached, False
                     failures = failures if state.whole_only else 0
                 if position < part.end:
@@ -204,80 +189,10 @@ class Downloader:
                     raise UnfinishedError(f"{what}: {error}; tried {failures} times") from error
                 self._wait(self._patience.pause(failures, error.retry_after))
 
-    def _read(self, part: Part, position: int) -> Iterator[int]:
-        """Write what comes from `position` on; yields how far it is."""
-        file, state = self._partial.plan.files[part.index], self._files[part.index]
-        headers = {"If-Match": file.etag} if file.etag else {}
-        if not state.whole_only:
-            headers["Range"] = f"bytes={position}-{part.end - 1}"
-        moved = self._remembered(part.index)
-        address = Address(moved) if moved else self._origin.address(file)
-        try:
-            with get(self._client, address, headers, file.name) as response:
-                if response.url != httpx.URL(address.url):
-                    self._moved[part.index] = (str(response.url), time.monotonic())
-                self._check_answer(response, part, position)
-                yield from self._write(response, part, position)
-        except RefusedError as error:
-            if not moved:
-                raise
-            self._moved.pop(part.index, None)
-            raise TransientError("the address it was redirected to has expired") from error
-
-    def _remembered(self, index: int) -> str:
-        """Where the source redirected a moment ago; empty if it is to be asked again."""
-        url, since = self._moved.get(index, ("", 0.0))
-        return url if time.monotonic() - since < MOVED_SECONDS else ""
-
-    def _check_answer(self, response: httpx.Response, part: Part, position: int) -> None:
-        file, state = self._partial.plan.files[part.index], self._files[part.index]
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise RefusedError(f"{file.name}: {response.url.host} sends it compressed, though it was asked not to")
-        if response.status_code == 206:
-            told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if told is None or int(told[1]) != position:
-                raise TransientError(f"{response.url.host} sends another range than was asked for")
-            length = told[3]
-        elif state.whole_only or (position == 0 and part.end == file.size):
-            length = response.headers.get("Content-Length", "*")
-        else:
-            raise _NoRangesError
-        if length not in ("*", str(file.size)):
-            raise ChangedError(f"{file.name} has {length} bytes and had {file.size}: it has changed; run it again")
-
-    def _write(self, response: httpx.Response, part: Part, position: int) -> Iterator[int]:
-        recorded = position
-        descriptor = self._descriptor(part.index)
-        try:
-            for piece in response.iter_raw():
-                if self._stop.is_set():
-                    raise _StoppedError
-                piece = piece[: part.end - position]
-                write_all(descriptor, piece, position)
-                position += len(piece)
-                self._tally.add(len(piece))
-                if position - recorded >= RECORD_BYTES:
-                    self._partial.record(part.index, recorded, position)
-                    recorded = position
-                yield position
-                if position == part.end:
-                    break
-        finally:
-            if position > recorded:
-                self._partial.record(part.index, recorded, position)
-
-    def _descriptor(self, index: int) -> int:
-        state = self._files[index]
-        with self._lock:
-            if state.descriptor is None:
-                state.descriptor = self._partial.open(index)
-            return state.descriptor
-
     def _finish(self, index: int) -> None:
         """All bytes have come: put them on the disk and compare their digest."""
         file, state = self._partial.plan.files[index], self._files[index]
-        descriptor = self._descriptor(index)
-        os.fsync(descriptor)
+        self._transfer.settle(index)
         same = None if file.digest is None else matches(self._partial.path(index), file.digest, self._tick)
         if same is False:
             state.mismatches += 1
@@ -291,8 +206,7 @@ class Downloader:
         if same is None:
             self._tally.note(f"{file.name}: the source has no digest that can be compared; its length alone is right")
         self._partial.verify(index, checked=same is True)
-        os.close(descriptor)
-        state.descriptor = None
+        self._transfer.close(index)
         self._tally.file_done()
         with self._lock:
             self._open_files -= 1
@@ -304,15 +218,8 @@ class Downloader:
 
     def _tick(self) -> None:
         if self._stop.is_set():
-            raise _StoppedError
+            raise StoppedError
 
     def _wait(self, seconds: float) -> None:
         if self._stop.wait(seconds):
-            raise _StoppedError
-
-
-def write_all(descriptor: int, data: bytes, position: int) -> None:
-    """All of it: a write may be cut short by a disk that is nearly full."""
-    while data:
-        count = os.pwrite(descriptor, data, position)
-        data, position = data[count:], position + count
+            raise StoppedError

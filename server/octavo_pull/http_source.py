@@ -26,9 +26,9 @@ class HTTPOrigin:
             files = self._listed()
         else:
             name = source.url.rpartition("/")[2]
-            size, etag = self._size(source.url, name)
+            size = self._size(source.url, name)
             kind: Unpack = "tar" if name.endswith(".tar") else "tar+gzip"
-            files = (File(name, size, f"sha256:{source.sha256}", source.url, etag, kind),)
+            files = (File(name, size, f"sha256:{source.sha256}", source.url, unpack=kind),)
         return Plan(str(source), f"sha256:{source.sha256}", files)
 
     def address(self, file: File) -> Address:
@@ -49,16 +49,14 @@ class HTTPOrigin:
         files = []
         for name in choose(sums, base):
             url = f"{base}{quote(name)}"
-            size, etag = self._size(url, name)
-            files.append(File(name, size, f"sha256:{sums[name]}", url, etag))
+            files.append(File(name, self._size(url, name), f"sha256:{sums[name]}", url))
         return tuple(files)
 
-    def _size(self, url: str, what: str) -> tuple[int, str | None]:
-        """(bytes, strong ETag or None). Of a GET of one byte: many servers answer HEAD otherwise."""
+    def _size(self, url: str, what: str) -> int:
+        """Bytes of a file. By a GET of one of them: many servers answer HEAD otherwise."""
         with get(self._client, Address(url), {"Range": "bytes=0-0"}, what) as response:
             told = response.headers.get("Content-Range", "").rpartition("/")[2]
             size = told if response.status_code == 206 else response.headers.get("Content-Length", "")
             if not size.isdigit() or len(size) > 18:
                 raise RefusedError(f"{url}: the server does not tell how long it is")
-            etag = response.headers.get("ETag", "")
-            return int(size), etag if etag.startswith('"') else None
+            return int(size)

@@ -36,7 +36,9 @@ class Partial:
         self.verified: set[int] = set()
         self.unpacked: set[int] = set()
         self.unchecked: set[int] = set()
+        self.digests: dict[str, str] = {}  # of unpacked files, by their paths in `model`
         self._plan: Plan | None = None
+        self._same_boot = False
         self._writing = threading.Lock()
 
     @property
@@ -57,6 +59,7 @@ class Partial:
             return False
         self._take(plan)
         self._read_journal()
+        self._append(f"\nb 0 {boot_id()}\n")  # the line before it may have been cut off
         return True
 
     def begin(self, plan: Plan) -> None:
@@ -65,6 +68,7 @@ class Partial:
         self._take(plan)
         self.model.mkdir(parents=True, exist_ok=True)
         (self.directory / "archives").mkdir(exist_ok=True)
+        self._append(f"b 0 {boot_id()}\n")
         new = self.directory / "plan.json.new"
         new.write_text(plan.to_json())
         new.replace(self.directory / "plan.json")
@@ -109,6 +113,11 @@ class Partial:
             if not checked:
                 self.unchecked.add(index)
 
+    def took(self, name: str, sha256: str) -> None:
+        """A file was unpacked."""
+        self._append(f"d 0 {sha256} {name}\n")
+        self.digests[name] = f"sha256:{sha256}"
+
     def unpack(self, index: int) -> None:
         """The archive's files are in the model's directory, and the archive is needed no more."""
         self._append(f"u {index}\n")
@@ -145,14 +154,19 @@ class Partial:
     def _take(self, plan: Plan) -> None:
         self._plan = plan
         self.ranges = [Ranges() for _ in plan.files]
-        self.verified, self.unpacked, self.unchecked = set(), set(), set()
+        self.verified, self.unpacked, self.unchecked, self.digests = set(), set(), set(), {}
 
     def _append(self, line: str) -> None:
         with self._writing, (self.directory / "journal").open("a") as journal:
             journal.write(line)
 
     def _read_journal(self) -> None:
-        """A line that a kill cut off, and all that cannot be, is left out: its bytes are fetched again."""
+        """A line that a kill cut off, and all that cannot be, is left out: its bytes are fetched again.
+
+        Bytes that a machine lost when it crashed show by the digest. Of a file without one that can be relied on, only
+        what this machine has written since it started counts.
+        """
+        self._same_boot = False
         with contextlib.suppress(OSError):
             for line in (self.directory / "journal").read_text(errors="replace").splitlines(keepends=True):
                 with contextlib.suppress(ValueError, IndexError):
@@ -163,15 +177,19 @@ class Partial:
                 self.verified.discard(index)
 
     def _replay(self, line: str) -> None:
-        kind, index, *numbers = line.removesuffix("\n").split()
+        kind, index, *rest = line.removesuffix("\n").split(" ", 3)
         number = int(index)
         if not line.endswith("\n") or not 0 <= number < len(self.plan.files):
             return
         match kind:
             case "r":
-                start, end = map(int, numbers)
-                if 0 <= start <= end <= self.plan.files[number].size:
+                start, end = map(int, rest)
+                file = self.plan.files[number]
+                sure = self._same_boot or (file.digest is not None and not file.digest.startswith("md5-parts"))
+                if sure and 0 <= start <= end <= file.size:
                     self.ranges[number].add(start, end)
+            case "b":
+                self._same_boot = rest == [boot_id()] != [""]
             case "x":
                 self.ranges[number] = Ranges()
             case "v" | "s":
@@ -180,12 +198,22 @@ class Partial:
                     self.unchecked.add(number)
             case "u":
                 self.unpacked.add(number)
+            case "d":
+                self.digests[rest[1]] = f"sha256:{rest[0]}"
 
     def _has_length(self, index: int) -> bool:
         try:
             return self.path(index).stat().st_size == self.plan.files[index].size
         except OSError:
             return False
+
+
+def boot_id() -> str:
+    """What tells this machine's start from others, and from those of other machines; empty where none is told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def sync_directory(path: Path) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import httpx
 
@@ -20,6 +20,7 @@ from octavo_pull.unpack import settle, unpack
 from octavo_pull.web import Patience, client, patiently
 
 T = TypeVar("T")
+_GONE: Final = (404, 410)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +90,27 @@ class _Pull:
 
     def run(self) -> Pulled:
         origin = self._patiently(lambda: open_origin(self._source, self._http, self._options))
-        if not self._partial.resume(str(self._source)):
-            self._tally.phase(f"asking for {self._source}")
-            plan = self._patiently(origin.plan)
-            self._partial.begin(plan)
+        resumed = self._partial.resume(str(self._source))
+        if not resumed:
+            self._begin(origin)
         try:
             self._fetch(origin)
         except ChangedError:
             self._lock.check()
             self._partial.discard()
             raise
+        except RefusedError as error:
+            if not resumed or error.status not in _GONE:
+                raise
+            self._tally.note(f"what was begun with is gone ({error}); it is begun anew")
+            self._lock.check()
+            self._begin(origin)
+            self._fetch(origin)
         return self._commit()
+
+    def _begin(self, origin: Origin) -> None:
+        self._tally.phase(f"asking for {self._source}")
+        self._partial.begin(self._patiently(origin.plan))
 
     def _fetch(self, origin: Origin) -> None:
         partial, plan = self._partial, self._partial.plan
@@ -127,13 +138,20 @@ class _Pull:
             if index not in partial.unpacked:
                 name = plan.files[index].name
                 self._tally.phase(f"unpacking {name}")
-                unpack(partial.path(index), plan.files[index].unpack, partial.model, name, self._lock.raise_if_lost)
+                kind, tick = plan.files[index].unpack, self._lock.raise_if_lost
+                unpack(partial.path(index), kind, partial.model, name, tick=tick, took=partial.took)
                 partial.unpack(index)
-        root = settle(partial.model, plan.source) if archives else partial.model
-        digests = {file.name: file.digest for index, file in enumerate(plan.files) if index not in partial.unchecked}
-        paths = (path for path in root.rglob("*") if path.is_file() and path.name != MARKER)
-        sizes = {str(path.relative_to(root)): path.stat().st_size for path in paths}
-        files = tuple(PulledFile(name, size, digests.get(name)) for name, size in sorted(sizes.items()))
+        path = self._source.path if isinstance(self._source, OCISource) else ""
+        root = settle(partial.model, plan.source, path) if archives or path else partial.model
+        checked = {file.name: file.digest for index, file in enumerate(plan.files) if index not in partial.unchecked}
+        digests = checked | partial.digests
+        paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MARKER)
+        files = tuple(
+            PulledFile(
+                str(path.relative_to(root)), path.stat().st_size, digests.get(str(path.relative_to(partial.model)))
+            )
+            for path in paths
+        )
         self._tally.phase("putting it in place")
         model = partial.commit(root, files, self._lock.check)
         return Pulled(model, was_there=False, unverified=tuple(plan.files[i].name for i in sorted(partial.unchecked)))
@@ -217,6 +235,7 @@ def _is_same(source: Source, model: PulledModel) -> bool:
             return str(source) in (model.source, pinned) and model.source.startswith(f"hf://{source.repo}@")
         case OCISource(digest=str(digest)):
             repository = str(OCISource(source.registry, source.repository, None, None))
-            return model.revision == digest and model.source.startswith((f"{repository}:", f"{repository}@"))
+            same = model.source.startswith((f"{repository}:", f"{repository}@"))
+            return model.revision == digest and same and model.source.partition("#")[2] == source.path
         case _:
             return str(source) == model.source

@@ -131,6 +131,13 @@ def _of_store(error: Exception, what: str) -> PullError | TransientError:
     text = str(error)
     said = _SAID.search(text)
     words = f"{said[1]}: {said[2] or ''}".rstrip(": ") if said else " ".join(text.split())[:300]
+    if "169.254." in text or "credential" in text.lower():
+        return RefusedError(
+            f"{what}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give the "
+            f"pod an identity, or --anonymous for a public bucket ({words})"[:600]
+        )
+    if "redirect" in text and "region" in text:
+        return RefusedError(f"{what}: the bucket is in another region: set AWS_REGION")
     kind = type(error).__name__
     refused = kind in ("PermissionDeniedError", "UnauthenticatedError", "NotFoundError") or isinstance(
         error, FileNotFoundError | ValueError

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from octavo_pull.errors import RefusedError
+from octavo_pull.names import safe_name
 
 LONGEST_SOURCE: Final = 2048
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -19,7 +20,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9
 ARCHIVES: Final = (".tar", ".tar.gz", ".tgz")
 FORMS: Final = (
     "hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX, https://HOST/NAME.tar, https://HOST/DIR/ or "
-    "oci://REGISTRY/REPOSITORY:TAG[@sha256:HEX]"
+    "oci://REGISTRY/REPOSITORY:TAG[@sha256:HEX][#PATH]"
 )
 
 
@@ -59,16 +60,20 @@ class HTTPSource:
 
 @dataclass(frozen=True, slots=True)
 class OCISource:
-    """An image or artifact in a registry, by tag or digest or both, of which the digest decides."""
+    """An image or artifact in a registry, by tag or digest or both, of which the digest decides.
+
+    path: of the model in the image; empty: wherever in it the only model lies.
+    """
 
     registry: str
     repository: str
     tag: str | None
     digest: str | None
+    path: str = ""
 
     def __str__(self) -> str:
-        tag = f":{self.tag}" if self.tag else ""
-        return f"oci://{self.registry}/{self.repository}{tag}{f'@{self.digest}' if self.digest else ''}"
+        tag, digest = f":{self.tag}" if self.tag else "", f"@{self.digest}" if self.digest else ""
+        return f"oci://{self.registry}/{self.repository}{tag}{digest}{f'#{self.path}' if self.path else ''}"
 
 
 Source = HuggingFaceSource | S3Source | HTTPSource | OCISource
@@ -84,7 +89,7 @@ def parse_source(text: str, *, sha256: str | None = None, endpoint: str | None =
     """
     scheme, separator, rest = text.partition("://")
     parsers: dict[str, Callable[[str], Source]] = {"hf": _hugging_face, "oci": _oci}
-    if not separator or len(text) > LONGEST_SOURCE or not text.isprintable() or " " in text:
+    if not separator or len(text) > LONGEST_SOURCE or not text.isprintable():
         raise RefusedError(f"SOURCE {text[:100]!r} is none of {FORMS}")
     if endpoint is not None and scheme != "s3":
         raise RefusedError("--endpoint is for s3:// alone")
@@ -143,7 +148,7 @@ def _http(text: str, sha256: str | None) -> HTTPSource:
 def _url(text: str, what: str) -> SplitResult:
     try:
         parts = urlsplit(text)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in text
     except ValueError:
         valid = False
     if not valid:
@@ -155,7 +160,19 @@ def _url(text: str, what: str) -> SplitResult:
     return parts
 
 
+def image_source(image: str, path: str = "") -> OCISource:
+    """The source for an image as container runtimes name it: without a host it is Docker Hub's.
+
+    Raises:
+        RefusedError: it is no such name.
+    """
+    first, slash, _ = image.partition("/")
+    has_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
+    return _oci(f"{image if has_host else f'docker.io/{image}'}{f'#{path}' if path else ''}")
+
+
 def _oci(rest: str) -> OCISource:
+    rest, _, folder = rest.partition("#")
     reference, at, digest = rest.partition("@")
     registry, _, path = reference.partition("/")
     name, colon, tag = path.partition(":")
@@ -165,4 +182,4 @@ def _oci(rest: str) -> OCISource:
         raise RefusedError(f"oci://{rest[:100]}: a digest is sha256: and 64 hexadecimal digits")
     if not at and not colon:
         tag = "latest"
-    return OCISource(registry, name, tag or None, digest or None)
+    return OCISource(registry, name, tag or None, digest or None, safe_name(folder.strip("/")) if folder else "")

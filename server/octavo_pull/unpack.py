@@ -1,6 +1,7 @@
 """Files out of tar archives: only regular ones with wanted names, nothing outside the directory, sizes bounded."""
 
 import gzip
+import hashlib
 import os
 import shutil
 import tarfile
@@ -37,8 +38,12 @@ class _Bounded:
         return data
 
 
-def unpack(archive: Path, kind: Unpack, target: Path, what: str, tick: Callable[[], None]) -> None:
+def unpack(
+    archive: Path, kind: Unpack, target: Path, what: str, *, tick: Callable[[], None], took: Callable[[str, str], None]
+) -> None:
     """Put an archive's files into `target`, over those of earlier layers, whose deletion marks are obeyed.
+
+    took: called with each file's name and SHA-256.
 
     Raises:
         RefusedError: it is broken, leads elsewhere, or unpacks to too much.
@@ -53,13 +58,15 @@ def unpack(archive: Path, kind: Unpack, target: Path, what: str, tick: Callable[
                 for count, member in enumerate(tar):
                     if count >= MOST_MEMBERS:
                         raise RefusedError(f"{what} has more than {MOST_MEMBERS} members")
-                    _take(tar, member, target, what)
+                    _take(tar, member, target, what, took)
                     tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeError) as error:
         raise RefusedError(f"{what} is no whole archive: {error}") from error
 
 
-def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, what: str) -> None:
+def _take(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, what: str, took: Callable[[str, str], None]
+) -> None:
     if member.name.rstrip("/") in ("", "."):
         return
     name = safe_name(member.name.rstrip("/"))
@@ -78,12 +85,16 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, what: str
         raise RefusedError(f"{what} has no content for {name}")
     path = target / name
     _clear_way(target, path)
+    hashed = hashlib.sha256()
     with path.open("wb") as file:
-        shutil.copyfileobj(source, file, COPY_BYTES)
+        while piece := source.read(COPY_BYTES):
+            hashed.update(piece)
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     if path.stat().st_size != member.size:
         raise RefusedError(f"{what} is cut off in {name}")
+    took(name, hashed.hexdigest())
 
 
 def _may_be_wanted(name: str) -> bool:
@@ -115,13 +126,16 @@ def _delete(folder: Path, mark: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def settle(target: Path, what: str) -> Path:
-    """The model's own directory, `target` or a folder in it, with nothing left that serving does not read.
+def settle(target: Path, what: str, path: str) -> Path:
+    """The model's own directory, with nothing left in it that serving does not read.
+
+    path: where in `target` it must be; empty: wherever the only one is.
 
     Raises:
-        RefusedError: there is no model in it, or more than one.
+        RefusedError: there is no model, or more than one.
     """
-    root = target if (target / "config.json").is_file() else _folder(target, what)
+    at_root = bool(path) or (target / "config.json").is_file()
+    root = target / path if at_root else _folder(target, what)
     names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
     wanted = {name for name in names if is_wanted(name)}
     if len(wanted) > MOST_FILES:

@@ -80,11 +80,14 @@ def test_what_cannot_succeed_exits_with_2_and_a_short_last_line(hub: Hub, tmp_pa
 
 def test_a_pull_that_waits_for_a_busy_hub_can_be_interrupted(hub: Hub, tmp_path: Path) -> None:
     hub.faults = [Fault("/api/", times=1000, status=503, headers={"Retry-After": "0"})]
-    process = command(SOURCE, tmp_path / "m")
-    until(lambda: hub.count("/api/") >= 2, process)  # it goes on trying
-    process.send_signal(signal.SIGINT)
-    assert ended(process)[0] == 130
-    assert nothing_shows(tmp_path / "m")
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        hub.asked.clear()
+        process = command(SOURCE, tmp_path / "m")
+        until(lambda: hub.count("/api/") >= 2, process)  # it goes on trying
+        process.send_signal(number)
+        assert ended(process)[0] == code
+        assert nothing_shows(tmp_path / "m")
+        assert not list((tmp_path / PARTIAL / "m").glob("lock.*"))  # the next one need not wait
 
 
 @pytest.mark.parametrize(

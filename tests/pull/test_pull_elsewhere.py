@@ -13,6 +13,7 @@ from model_hosts import OCI_INDEX, OCI_TAR, Bucket, Fault, Files, Registry, host
 from octavo_common.pulled_model import read_marker
 from octavo_pull.digests import matches, part_sizes
 from octavo_pull.errors import RefusedError, UnfinishedError
+from octavo_pull.source import image_source
 from pulled import PART, contents, fetch, model_files, noise, nothing_shows
 
 MODEL = model_files(size=1_500_001)
@@ -100,6 +101,11 @@ def test_an_archive_is_unpacked_wherever_in_it_the_model_lies(
     archived(web, tar(files, gzipped=name != "tiny.tar"), tmp_path / "m", name)
     assert contents(tmp_path / "m") == MODEL
     assert {path.name for path in tmp_path.iterdir()} == {"m"}
+    marker = read_marker(tmp_path / "m")
+    assert marker is not None
+    assert {file.name: file.digest for file in marker.files} == {
+        name: f"sha256:{digest(body)}" for name, body in MODEL.items()
+    }
 
 
 def test_an_archive_with_another_digest_is_not_unpacked(web: Files, tmp_path: Path) -> None:
@@ -146,15 +152,20 @@ def test_a_link_to_a_folder_is_not_followed(web: Files, tmp_path: Path) -> None:
     assert contents(tmp_path / "m") == MODEL | {"way/evil.json": b"{}"}
 
 
-def test_a_file_that_changes_on_the_server_is_not_mixed_with_the_old_one(web: Files, tmp_path: Path) -> None:
-    first, second = tar(MODEL), tar(model_files(size=1_500_001, seed=1))
+def test_an_archive_that_is_replaced_between_two_runs_is_not_mixed(web: Files, tmp_path: Path) -> None:
+    first, second, longer = tar(MODEL), tar(model_files(1_500_001, seed=1)), tar(model_files(1_700_001))
     web.files["tiny.tar"] = first
     web.faults = [Fault("tar", times=2), Fault("tar", times=1000, status=503)]
     with pytest.raises(UnfinishedError):
         fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
     web.reset()
     web.files["tiny.tar"] = second
-    with pytest.raises(UnfinishedError, match="has changed while it was fetched"):
+    with pytest.raises(RefusedError, match=r"tiny\.tar has another digest than .*, twice"):
+        fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
+    web.files["tiny.tar"] = longer
+    with pytest.raises(
+        UnfinishedError, match=rf"tiny\.tar has {len(longer)} bytes and had {len(first)}: it has changed"
+    ):
         fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
     web.files["tiny.tar"] = first
     fetch(f"{web.url}/tiny.tar", tmp_path / "m", sha256=digest(first))
@@ -199,6 +210,19 @@ def test_objects_of_several_parts_are_verified_by_their_parts(bucket: Bucket, tm
     pulled = fetch("s3://models/team/large/", tmp_path / "n", endpoint=bucket.url)
     assert contents(tmp_path / "n") == large
     assert pulled.unverified == ("model.safetensors",)
+
+
+def test_an_object_that_changes_meanwhile_is_begun_anew(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.faults = [Fault("safetensors", times=2), Fault("safetensors", times=1000, status=503)]
+    with pytest.raises(UnfinishedError):
+        fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    bucket.reset()
+    other = model_files(size=1_500_001, seed=1)
+    bucket.objects["team/tiny/model.safetensors"] = other["model.safetensors"]
+    with pytest.raises(UnfinishedError, match=r"model\.safetensors has changed while it was fetched; run it again"):
+        fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    assert contents(tmp_path / "m") == other
 
 
 def test_a_list_of_digests_beside_objects_is_taken(bucket: Bucket, tmp_path: Path) -> None:
@@ -340,13 +364,13 @@ def test_a_registry_that_wants_a_login_gets_a_token_and_another_when_it_ends(
     registry: Registry, tmp_path: Path
 ) -> None:
     registry.push("v1", titled(registry))
-    registry.login, registry.token_uses, registry.redirects = ("robot", "s3cret"), 4, True
+    registry.login, registry.token_uses, registry.redirects = ("robot", "s3cret"), 2, True
     source = f"oci://{registry.netloc}/team/tiny:v1"
     with pytest.raises(RefusedError, match="UNAUTHORIZED: incorrect username or password"):
         fetch(source, tmp_path / "m")
     config = {"auths": {registry.netloc: {"username": "robot", "password": "s3cret"}}}
     (tmp_path / "docker.json").write_text(json.dumps(config))
-    fetch(source, tmp_path / "m", docker_config=tmp_path / "docker.json", connections=2)
+    fetch(source, tmp_path / "m", docker_config=tmp_path / "docker.json", connections=1)
     assert contents(tmp_path / "m") == MODEL
     assert registry.count("/token") > 2
     assert "s3cret" not in "".join(path.read_text() for path in (tmp_path / "m").glob(".octavo*"))
@@ -379,6 +403,34 @@ def test_the_same_image_by_tag_and_by_digest_is_the_same(registry: Registry, tmp
         fetch(f"oci://{registry.netloc}/team/tiny@sha256:{'0' * 64}", tmp_path / "m")
 
 
+def test_of_several_models_in_an_image_the_one_at_the_path_is_taken(registry: Registry, tmp_path: Path) -> None:
+    other = model_files(size=50_000, seed=1)
+    both = {f"models/{x}/{name}": body for x, files in (("a", MODEL), ("b", other)) for name, body in files.items()}
+    registry.push("v1", [registry.layer(tar(both), OCI_TAR)])
+    source = f"oci://{registry.netloc}/team/tiny:v1"
+    fetch(f"{source}#models/b", tmp_path / "m")
+    assert contents(tmp_path / "m") == other
+    with pytest.raises(RefusedError, match=r"has 2 folders with config\.json and"):
+        fetch(source, tmp_path / "n")
+    with pytest.raises(RefusedError, match=r"#models/c has no \*\.safetensors"):
+        fetch(f"{source}#models/c", tmp_path / "o")
+    with pytest.raises(RefusedError, match="which is no name inside a directory"):
+        fetch(f"{source}#models/../..", tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("image", "source"),
+    [
+        ("team/tiny", "oci://docker.io/team/tiny:latest"),
+        ("tiny:v1", "oci://docker.io/tiny:v1"),
+        ("registry.test/tiny:v1", "oci://registry.test/tiny:v1"),
+        ("localhost:5000/a/b@sha256:" + "0" * 64, "oci://localhost:5000/a/b@sha256:" + "0" * 64),
+    ],
+)
+def test_images_are_named_as_container_runtimes_name_them(image: str, source: str) -> None:
+    assert str(image_source(image)) == source
+
+
 def test_a_title_that_leads_elsewhere_and_a_layer_by_zstd_are_refused(registry: Registry, tmp_path: Path) -> None:
     evil = registry.layer(b"{}", "application/octet-stream", **{TITLE: "../evil.json"})
     registry.push("v1", [*titled(registry), evil])
@@ -387,3 +439,21 @@ def test_a_title_that_leads_elsewhere_and_a_layer_by_zstd_are_refused(registry: 
     registry.push("v2", [registry.layer(gzip.compress(b""), f"{OCI_TAR}+zstd")])
     with pytest.raises(RefusedError, match="compressed by zstd, which is not understood"):
         fetch(f"oci://{registry.netloc}/team/tiny:v2", tmp_path / "m")
+
+
+def test_what_another_machine_wrote_without_a_digest_is_fetched_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have crashed before all of it was on the disk, and nothing would tell."""
+    large = {**MODEL, "model.safetensors": noise(13 * 2**20)}
+    bucket.objects = {f"team/large/{name}": body for name, body in large.items()}
+
+    monkeypatch.setattr("octavo_pull.partial.boot_id", lambda: "another")
+    bucket.faults = [Fault("safetensors", times=20), Fault("safetensors", times=1000, status=503)]
+    with pytest.raises(UnfinishedError):
+        fetch("s3://models/team/large", tmp_path / "m", endpoint=bucket.url)
+    monkeypatch.setattr("octavo_pull.partial.boot_id", lambda: "this one")
+    bucket.reset()
+    fetch("s3://models/team/large", tmp_path / "m", endpoint=bucket.url)
+    assert contents(tmp_path / "m") == large
+    assert bucket.bodies("safetensors") == 13 * 2**20

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from model_hosts import Fault, Hub
@@ -155,6 +156,26 @@ def test_the_commit_stays_the_same_when_the_branch_moves_between_two_runs(hub: H
     hub.faults = []
     hub.commit("main", model_files(seed=1))
     assert fetch(SOURCE, tmp_path / "m").model.revision == first
+    assert contents(tmp_path / "m") == model_files()
+
+
+def test_a_commit_that_is_gone_between_two_runs_is_given_up_for_the_branch(hub: Hub, tmp_path: Path) -> None:
+    hub.faults = [Fault("/cdn/", times=1000, status=503)]
+    with pytest.raises(UnfinishedError):
+        fetch(SOURCE, tmp_path / "m")
+    hub.faults = []
+    hub.commits.clear()
+    new = hub.commit("main", model_files(seed=1))
+    assert fetch(SOURCE, tmp_path / "m").model.revision == new
+    assert contents(tmp_path / "m") == model_files(seed=1)
+
+
+def test_a_server_that_falls_silent_is_left_and_asked_again(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_pull.web.TIMEOUT", httpx.Timeout(0.5))
+    hub.faults = [Fault("/cdn/", times=2, cut=1000, hold=True)]
+    fetch(SOURCE, tmp_path / "m")
     assert contents(tmp_path / "m") == model_files()
 
 

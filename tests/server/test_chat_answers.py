@@ -213,6 +213,18 @@ def test_tools_that_make_no_sense_are_refused_by_name(http: httpx.Client) -> Non
         assert refused(http, **fields)["param"].startswith(param), fields
 
 
+def test_a_tool_choice_without_tools_is_the_clients_typed_refusal(client: openai.OpenAI) -> None:
+    for choice in ("none", "auto", "required"):  # as OpenAI does, which takes the first two in responses
+        with pytest.raises(openai.BadRequestError, match="only allowed together with tools") as caught:
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "a"}], tool_choice=choice
+            )
+        assert caught.value.param == "tool_choice"
+    assert (
+        client.responses.create(model="tiny", input="a", tool_choice="auto", max_output_tokens=1).tool_choice == "auto"
+    )
+
+
 # --- thoughts
 
 

@@ -132,7 +132,7 @@ CHATS: Final[list[tuple[dict[str, Any], Says]]] = [
     ({"repetition_penalty": 5, "max_tokens": 12}, lambda a, plain: text(a) != text(plain)),
     ({"logit_bias": {str(ids("Hello")[0]): -100}}, lambda a, _: not text(a).startswith("Hello")),
     ({"bad_words": ["Hello"]}, lambda a, _: "Hello" not in text(a)),
-    ({"logprobs": True}, lambda a, _: spelt(a) == text(a) + "<|im_end|>"),
+    ({"logprobs": True}, lambda a, _: spelt(a) == text(a) != ""),
     (
         {"logprobs": True, "top_logprobs": 2},
         lambda a, _: all(
@@ -256,15 +256,18 @@ def test_a_prompt_that_fills_the_context_can_be_scored(client: openai.OpenAI) ->
     assert cut.choices[0].text == full.choices[0].text
 
 
-def test_the_token_that_ends_an_answer_has_a_log_probability_where_nothing_is_parsed(client: openai.OpenAI) -> None:
+def test_a_chats_log_probabilities_are_of_its_content_and_a_completions_of_its_end_too(client: openai.OpenAI) -> None:
     (choice,) = complete(client, logprobs=0, max_tokens=100).choices
     assert choice.finish_reason == "stop"
     assert "".join(choice.logprobs.tokens) == choice.text + "<|im_end|>"
     tools = [{"type": "function", "function": {"name": "get_time"}}]
-    for fields, behind in (({}, "<|im_end|>"), ({"tools": tools}, "")):
+    content = whole(client, max_tokens=100).choices[0].message.content
+    spelt_out = {"skip_special_tokens": False, "include_stop_str_in_output": True}
+    for fields in ({}, {"tools": tools}, {"stop": content[4:8]}, {"extra_body": spelt_out}):
         chat = whole(client, logprobs=True, max_tokens=100, **fields).choices[0]
-        assert chat.finish_reason == "stop"
-        assert "".join(entry.token for entry in chat.logprobs.content) == chat.message.content + behind
+        assert chat.finish_reason == "stop" and chat.message.content
+        assert "".join(entry.token for entry in chat.logprobs.content).startswith(chat.message.content)
+        assert len("".join(entry.token for entry in chat.logprobs.content[:-1])) < len(chat.message.content)
 
 
 def put(choice: Any) -> dict[str, Any]:

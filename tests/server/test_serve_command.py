@@ -134,6 +134,7 @@ def test_lists_of_origins_are_vllms_json_or_a_flag_each(model: Path, started: li
         (["--prot", "1"], "there is no option --prot; did you mean --port?"),
         (["--max_model_len", "1"], "did you mean --max-model-len?"),
         (["--tokens"], "there is no option --tokens\n"),  # nothing is near
+        (["--served-model-name", "a", "b"], "b is one word too many: a flag of several values is given for each"),
         (["--tokenizer=x"], "--tokenizer is vLLM's and not here: the tokenizer is the one in the model's directory"),
         (["--enable-force-include-usage"], "requests ask for it: stream_options.include_usage"),
         (["--no-trust-remote-code"], "--trust-remote-code is vLLM's and not here: code that comes with a model"),

@@ -25,11 +25,15 @@ THREADS: Final = "OMP_NUM_THREADS"  # of torch on the CPU: more of them than cor
 
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
-    """How many replicas to start and in what environments, one each; `warnings` are sentences for people."""
+    """How many replicas to start and in what environments, one each; `warnings` are sentences for people.
+
+    model: the directory to which the model was downloaded, where the manifest's source is elsewhere.
+    """
 
     deployment: LLMDeployment
     environments: tuple[Mapping[str, str], ...]
     warnings: tuple[str, ...]
+    model: Path | None = None
 
     @property
     def replicas(self) -> int:
@@ -52,7 +56,8 @@ class LocalPlan:
         ]
 
     def _command(self, port: int) -> Sequence[str]:
-        return [sys.executable, "-m", "octavo_cli.main", *server_arguments(self.deployment, HOST, port)]
+        model = None if self.model is None else str(self.model)
+        return [sys.executable, "-m", "octavo_cli.main", *server_arguments(self.deployment, HOST, port, model)]
 
 
 def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus: Sequence[str]) -> LocalPlan:

@@ -103,7 +103,8 @@ def _parse(raw: bytes) -> Any:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if len(raw) > PARSE_HERE_BYTES:  # it would take the other one many times as long
-            raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
+            why = str(error) if isinstance(error, msgspec.DecodeError) else why_unreadable(error)
+            raise RequestError(f"the body is not valid JSON: {why}", code="invalid_json") from error
     # Python's parser takes a little more (NaN, halves of surrogate pairs), and says better what is wrong.
     try:
         return json.loads(raw)

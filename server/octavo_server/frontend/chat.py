@@ -74,7 +74,7 @@ class Chat:
     def _choice(self, index: int, whole: Delta) -> ChatChoice:
         form = self._form
         parser = form.parser(index)
-        piece = Piece(whole.text, logprobs=whole.logprobs) if parser is None else parser.add(whole)
+        piece = form.piece(index, whole)
         return ChatChoice(
             index=index,
             message=self._message(piece, parser),

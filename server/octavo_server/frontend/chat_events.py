@@ -86,8 +86,7 @@ class ChatEvents:
             yield self._chunk([ChatChunkChoice(answer.index, ChunkDelta(content=self._form.echo))])
 
     def _chunks(self, answer: Answer, delta: Delta) -> Iterator[ChatChunk]:
-        parser = self._form.parser(answer.index)
-        piece = Piece(delta.text, logprobs=delta.logprobs) if parser is None else parser.add(delta)
+        piece = self._form.piece(answer.index, delta)
         parts = list(self._parts(piece))
         # Tokens that say nothing yet (a part of a character, of a marker) matter to whoever asked for them.
         if not parts and delta.token_ids and (self._with_ids or piece.logprobs):

@@ -8,7 +8,8 @@ from octavo_server.frontend.answer import Delta
 from octavo_server.frontend.chat_prompt import PreparedChat
 from octavo_server.frontend.logprobs import chat_logprobs
 from octavo_server.frontend.openai import ChatCompletionRequest
-from octavo_server.frontend.parsing import ChoiceParser
+from octavo_server.frontend.parsing import ChoiceParser, Piece
+from octavo_server.frontend.plain_answer import PlainAnswer
 from octavo_server.frontend.responses import ChatLogprobs, CompletionTokensDetails, Usage
 from octavo_server.frontend.state import ServerState
 from octavo_server.ipc import TokenLogprobs
@@ -28,6 +29,7 @@ class ChatForm:
         self.shows_reasoning = request.include_reasoning is not False
         self._prepared = prepared
         self._parsers: dict[int, ChoiceParser] = {}
+        self._plain: dict[int, PlainAnswer] = {}
         self.is_light = not (request.logprobs or request.return_token_ids or request.continuous_usage)
 
     @property
@@ -43,6 +45,15 @@ class ChatForm:
         if index not in self._parsers:
             self._parsers[index] = parsing.choice(with_logprobs=bool(self.request.logprobs))
         return self._parsers[index]
+
+    def piece(self, index: int, delta: Delta) -> Piece:
+        """What a delta adds to a choice's message."""
+        parser = self.parser(index)
+        if parser is not None:
+            return parser.add(delta)
+        if not self.request.logprobs:
+            return Piece(delta.text)
+        return self._plain.setdefault(index, PlainAnswer()).add(delta)
 
     def finish_reason(self, delta: Delta, parser: ChoiceParser | None) -> str | None:
         """OpenAI's: "tool_calls" where the answer called one, unless that one was demanded by its name.

@@ -20,7 +20,10 @@ from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
-_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed"}  # they say nothing to a model
+# They say nothing to a model.
+_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed", "images", "thinking_blocks"} | {
+    "provider_specific_fields"
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The messages of a chat as clients may send them, every field bounded.
 
 Clients send back what they got, from here or elsewhere: fields that answers carry are accepted, and those that say
-nothing to the model (`annotations`, `parsed`, the `index` of a call) are of no effect.
+nothing to the model (`annotations`, `parsed`, the `index` of a call, what litellm adds) are of no effect.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -86,6 +86,7 @@ class FunctionCall(Body):
     name: ShortText
     arguments: Text
     parsed_arguments: Ignored = None
+    provider_specific_fields: Ignored = None
 
 
 class ToolCall(Body):
@@ -95,6 +96,7 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
     function: FunctionCall
     index: Ignored = None
+    provider_specific_fields: Ignored = None
 
 
 class SystemMessage(Body):
@@ -125,6 +127,9 @@ class AssistantMessage(Body):
     refusal: Text | None = None
     annotations: Ignored = None
     parsed: Ignored = None
+    provider_specific_fields: Ignored = None
+    thinking_blocks: Ignored = None
+    images: Ignored = None
     audio: Annotated[Any, Only(why="this model takes text only")] = None
     function_call: Annotated[Any, Only(why="it is the older name of tool_calls")] = None
 

@@ -120,6 +120,7 @@ class FunctionCallItem(Body):
     namespace: Annotated[Any, Only(why="functions have one name")] = None
     caller: Annotated[Any, Only({"type": "direct"}, why=_DIRECT)] = None
     async_: Annotated[Any, Only(False, why="an answer waits for its calls"), Field(alias="async")] = None
+    spelt_async: Annotated[Any, Only(False, why="it is spelt async"), Field(alias="async_")] = None  # as dumped
 
 
 class FunctionResultItem(Body):

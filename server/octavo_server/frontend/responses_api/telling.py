@@ -1,6 +1,5 @@
 """A response while its answer comes, and the events of its stream."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from octavo_server.errors import EngineError
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.chat_prompt import PreparedChat
 from octavo_server.frontend.logprobs import chat_logprobs
-from octavo_server.frontend.parsing import Piece
+from octavo_server.frontend.plain_answer import PlainAnswer
 from octavo_server.frontend.refusal import engine_error
 from octavo_server.frontend.responses import TokenLogprob, encode
 from octavo_server.frontend.responses_api import events
@@ -71,27 +70,6 @@ class Telling:
 
     def _spell(self, entries: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
         return chat_logprobs(self._generation.model.tokenizer, entries).content if self._with_logprobs else []
-
-
-class PlainAnswer:
-    """An answer that is all text. Log-probabilities come with the text in which their tokens begin: those of a token
-    that only begins a character wait for its end, and those of tokens behind the text (its end, a stop string) say
-    nothing of it. So a stream adds up to the whole.
-    """
-
-    def __init__(self) -> None:
-        self._length = 0
-        self._waiting: deque[tuple[int, TokenLogprobs]] = deque()  # with their offsets
-
-    def add(self, delta: Delta) -> Piece:
-        """What a delta says."""
-        self._length += len(delta.text)
-        if delta.logprobs:
-            self._waiting.extend(zip(delta.offsets, delta.logprobs, strict=False))
-        found = []
-        while self._waiting and self._waiting[0][0] < self._length:
-            found.append(self._waiting.popleft()[1])
-        return Piece(delta.text, logprobs=found)
 
 
 class ResponseEvents:

@@ -1,0 +1,71 @@
+"""Models of manifests that are elsewhere: downloaded once, into a cache of this machine."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
+
+if TYPE_CHECKING:
+    from octavo_operator.api.model_source import ModelSource
+    from octavo_pull.source import Source
+
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9.]+")
+_LONGEST_NAME: Final = 80
+
+
+def source_of(source: "ModelSource") -> "Source | None":
+    """What is to be downloaded for a manifest's `spec.model.source`; None if it is here, or only in a cluster.
+
+    Raises:
+        CommandError: it is none that can be.
+    """
+    given: dict[str, Any] = source.model_dump(by_alias=True, exclude_none=True)
+    if not {"huggingFace", "s3", "http", "oci"} & set(given):
+        return None
+    from octavo_pull.errors import RefusedError
+    from octavo_pull.source import image_source, parse_source
+
+    try:
+        if (hub := given.get("huggingFace")) is not None:
+            return parse_source(f"hf://{hub['repo']}@{hub.get('revision', 'main')}")
+        if (s3 := given.get("s3")) is not None:
+            return parse_source(s3["uri"], endpoint=s3.get("endpoint"))
+        if (http := given.get("http")) is not None:
+            return parse_source(http["url"], sha256=http["sha256"])
+        return image_source(given["oci"]["image"], given["oci"].get("path", ""))
+    except RefusedError as error:
+        raise CommandError(f"spec.model.source: {error}", exit_code=WRONG_INPUT) from error
+
+
+def pull_for(source: "Source") -> Path:
+    """The directory with the model, which is downloaded if it is not there, with progress on stderr.
+
+    Raises:
+        CommandError: it cannot be had.
+    """
+    from octavo_cli.pull_progress import PullProgress
+    from octavo_pull.errors import PullError
+    from octavo_pull.pull import Options, pull
+    from octavo_pull.tally import Tally
+
+    directory, tally = cache_directory(source), Tally()
+    try:
+        with PullProgress(tally, as_json=False):
+            pull(source, directory, Options(), tally)
+    except PullError as error:
+        code = FAILED if error.retryable else WRONG_INPUT
+        raise CommandError(f"the model cannot be had: {error}", exit_code=code) from error
+    return directory
+
+
+def cache_directory(source: "Source") -> Path:
+    """Where a source's model is kept: a name that people recognise, and a digest of the source."""
+    given = os.environ.get("OCTAVO_CACHE")
+    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "octavo"
+    text = str(source)
+    name = _NOT_IN_NAMES.sub("-", text.partition("://")[2]).strip("-.")[:_LONGEST_NAME]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return base.expanduser().absolute() / "models" / f"{name}-{digest}"
