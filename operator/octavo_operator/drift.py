@@ -28,10 +28,16 @@ _SUFFIXES: Final = {"m": Decimal("0.001"), "k": Decimal(1000)} | {
 
 def stamped(rendered: Manifest) -> Manifest:
     """`rendered` with its own digest in an annotation."""
-    digest = hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
+    told = hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
     metadata = rendered["metadata"]
-    annotations = metadata.get("annotations", {}) | {DIGEST_ANNOTATION: digest}
+    annotations = metadata.get("annotations", {}) | {DIGEST_ANNOTATION: told}
     return rendered | {"metadata": metadata | {"annotations": annotations}}
+
+
+def digest(live: Manifest) -> str | None:
+    """What an object says of what was applied last."""
+    annotations: Manifest = live["metadata"].get("annotations", {})
+    return annotations.get(DIGEST_ANNOTATION)
 
 
 def in_sync(wanted: Manifest, live: Manifest) -> bool:

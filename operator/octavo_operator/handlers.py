@@ -1,14 +1,25 @@
 """Thin kopf handlers: every event only says which key to look at. kopf watches, and writes nothing anywhere."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Final
 
 import kopf
 
-from octavo_common.names import API_GROUP, API_VERSION, DEPLOYMENT_LABEL, PLURAL
+from octavo_common.names import (
+    API_GROUP,
+    API_VERSION,
+    CACHE_LABEL,
+    DEPLOYMENT_LABEL,
+    FIELD_MANAGER,
+    MANAGED_BY_LABEL,
+    PLURAL,
+)
+from octavo_operator.api import ManifestError, parse
 from octavo_operator.kube import Kube
 from octavo_operator.reconcile import Key
+from octavo_operator.render import cache_name
 from octavo_operator.workqueue import WorkQueue
 
 CHILDREN: Final = (
@@ -16,6 +27,8 @@ CHILDREN: Final = (
     ("", "v1", "services"),
     ("policy", "v1", "poddisruptionbudgets"),
     ("networking.k8s.io", "v1", "networkpolicies"),
+    ("", "v1", "persistentvolumeclaims"),
+    ("batch", "v1", "jobs"),
     ("", "v1", "pods"),
 )
 """What every cluster has. Of other kinds kopf would wait for the definition; the resync looks after those."""
@@ -27,7 +40,7 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
 
     async def on_deployment(event: Mapping[str, Any], **_: Any) -> None:
         metadata = event["object"]["metadata"]
-        key, version = Key(metadata["namespace"], metadata["name"]), (metadata["uid"], metadata.get("generation"))
+        key, version = Key(metadata["namespace"], metadata["name"]), _version(event["object"])
         changed = known.get(key) != version
         if event["type"] == "DELETED":
             known.pop(key, None)
@@ -37,9 +50,14 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
 
     async def on_child(event: Mapping[str, Any], **_: Any) -> None:
         metadata = event["object"]["metadata"]
-        name = metadata.get("labels", {}).get(DEPLOYMENT_LABEL)
-        if name:
-            queue.add(Key(metadata["namespace"], name), urgent=event["type"] == "DELETED")
+        labels, namespace = metadata.get("labels", {}), metadata["namespace"]
+        urgent = event["type"] == "DELETED"
+        if DEPLOYMENT_LABEL in labels:
+            queue.add(Key(namespace, labels[DEPLOYMENT_LABEL]), urgent=urgent)
+        elif CACHE_LABEL in labels:
+            for key, (_, _, cache) in known.items():
+                if (key.namespace, cache) == (namespace, labels[CACHE_LABEL]):
+                    queue.add(key, urgent=urgent)
 
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await _connection_info(kube)
@@ -47,8 +65,17 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
     kopf.on.login(registry=handlers)(login)
     kopf.on.event(API_GROUP, API_VERSION, PLURAL, registry=handlers)(on_deployment)
     for group, version, plural in CHILDREN:
-        kopf.on.event(group, version, plural, registry=handlers, labels={DEPLOYMENT_LABEL: kopf.PRESENT})(on_child)
+        kopf.on.event(group, version, plural, registry=handlers, labels={MANAGED_BY_LABEL: FIELD_MANAGER})(on_child)
     return handlers
+
+
+def _version(body: Mapping[str, Any]) -> tuple[str, int | None, str | None]:
+    """What tells one state of an LLMDeployment from another, and the cache that it has a share in."""
+    metadata, cache = body["metadata"], None
+    if (body.get("spec") or {}).get("storage"):
+        with suppress(ManifestError):
+            cache = cache_name(parse(body))
+    return metadata["uid"], metadata.get("generation"), cache
 
 
 class _Backoffs:
@@ -65,7 +92,7 @@ def settings() -> kopf.OperatorSettings:
     result.scanning.disabled = True
     result.networking.error_backoffs = _Backoffs()
     for group, version, plural in CHILDREN:
-        result.watching.label_selectors[(group or version, plural)] = DEPLOYMENT_LABEL
+        result.watching.label_selectors[(group or version, plural)] = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
     return result
 
 

@@ -17,7 +17,8 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 
-from octavo_common.names import API_GROUP, API_VERSION, FIELD_MANAGER, KIND, PLURAL
+from octavo_common.names import API_GROUP, API_VERSION, FIELD_MANAGER, KIND
+from octavo_operator.kinds import collection
 
 Manifest = dict[str, Any]
 
@@ -25,18 +26,6 @@ REQUEST_SECONDS: Final = 15.0
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
-_COLLECTIONS: Final = {
-    KIND: f"/apis/{API_GROUP}/{API_VERSION}/namespaces/{{}}/{PLURAL}",
-    "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
-    "Service": "/api/v1/namespaces/{}/services",
-    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
-    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
-    "PodMonitor": "/apis/monitoring.coreos.com/v1/namespaces/{}/podmonitors",
-    "InferencePool": "/apis/inference.networking.k8s.io/v1/namespaces/{}/inferencepools",
-    "Pod": "/api/v1/namespaces/{}/pods",
-    "Event": "/api/v1/namespaces/{}/events",
-    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
-}
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +85,7 @@ class Kube:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """One object, None where there is none."""
         try:
-            return await self._request("GET", f"{_collection(kind, namespace)}/{name}")
+            return await self._request("GET", f"{collection(kind, namespace)}/{name}")
         except KubeError as error:
             if error.status == 404:
                 return None
@@ -110,11 +99,10 @@ class Kube:
         found = await self._list(kind, namespace, {"fieldSelector": f"metadata.name={name}"})
         return found[0] if found else None
 
-    async def pods(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """The pods with these labels, by name."""
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        found = await self._list("Pod", namespace, {"labelSelector": selector})
-        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+    async def select(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
+        """The objects of a kind whose labels `selector` means, all of them when it is empty; by name."""
+        found = await self._list(kind, namespace, {"labelSelector": selector} if selector else {})
+        return sorted(found, key=lambda each: str(each["metadata"]["name"]))
 
     async def create_by_apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply of an object that was not there.
@@ -131,7 +119,7 @@ class Kube:
     async def delete(self, live: Manifest) -> None:
         """Delete this very object, and what it owns after it; 409 if another has taken its name. Gone is gone."""
         metadata = live["metadata"]
-        path = f"{_collection(live['kind'], metadata['namespace'])}/{metadata['name']}"
+        path = f"{collection(live['kind'], metadata['namespace'])}/{metadata['name']}"
         body = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
         try:
             await self._request("DELETE", path, body)
@@ -142,7 +130,7 @@ class Kube:
     async def patch_status(self, live: Manifest, patch: Manifest) -> Manifest:
         """Merge `patch` into the status of this very LLMDeployment; 409 if another has taken its name."""
         metadata = live["metadata"]
-        path = f"{_collection(KIND, metadata['namespace'])}/{metadata['name']}/status"
+        path = f"{collection(KIND, metadata['namespace'])}/{metadata['name']}/status"
         body = {"metadata": {"uid": metadata["uid"]}, "status": patch}
         return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
 
@@ -171,12 +159,12 @@ class Kube:
 
     async def create(self, kind: str, namespace: str, body: Manifest) -> Manifest:
         """A new object, under the name that `body` says; 409 where there is one."""
-        return await self._request("POST", _collection(kind, namespace), body, query={"fieldManager": FIELD_MANAGER})
+        return await self._request("POST", collection(kind, namespace), body, query={"fieldManager": FIELD_MANAGER})
 
     async def replace(self, kind: str, body: Manifest) -> Manifest:
         """An object as a whole; 409 where its resourceVersion is not the one in `body`."""
         metadata = body["metadata"]
-        path = f"{_collection(kind, metadata['namespace'])}/{metadata['name']}"
+        path = f"{collection(kind, metadata['namespace'])}/{metadata['name']}"
         return await self._request("PUT", path, body, query={"fieldManager": FIELD_MANAGER})
 
     async def serves_our_api(self) -> bool:
@@ -191,12 +179,12 @@ class Kube:
 
     async def _apply(self, manifest: Manifest, *, force: bool) -> Manifest:
         metadata = manifest["metadata"]
-        path = f"{_collection(manifest['kind'], metadata['namespace'])}/{metadata['name']}"
+        path = f"{collection(manifest['kind'], metadata['namespace'])}/{metadata['name']}"
         query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower(), "fieldValidation": "Strict"}
         return await self._request("PATCH", path, manifest, _APPLY, query)
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
-        listed = await self._request("GET", _collection(kind, namespace), query=query)
+        listed = await self._request("GET", collection(kind, namespace), query=query)
         # The items of a list do not say what they are; the list does.
         return [{"apiVersion": listed["apiVersion"], "kind": kind} | item for item in listed["items"]]
 
@@ -256,10 +244,6 @@ async def _load_default_config(settings: client.Configuration) -> None:
         config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except ConfigException:
         await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-
-
-def _collection(kind: str, namespace: str) -> str:
-    return _COLLECTIONS[kind].format(namespace)
 
 
 def _error(status: int, text: bytes, retry_after: str) -> KubeError:

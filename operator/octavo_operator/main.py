@@ -196,7 +196,8 @@ async def _result(work: "asyncio.Task[None]") -> int:
 
 
 def _render_settings(settings: OperatorSettings) -> RenderSettings:
-    return RenderSettings(settings.default_image, settings.operator_namespace or _own_namespace())
+    namespace = settings.operator_namespace or _own_namespace()
+    return RenderSettings(settings.default_image, settings.pull_image, namespace)
 
 
 def _own_namespace() -> str:

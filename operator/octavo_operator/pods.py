@@ -64,6 +64,20 @@ def describe_trouble(pods: Sequence[Manifest]) -> Trouble | None:
     return Trouble(reason, f"pod {pod['metadata']['name']}{more}: {reason}: {_explanation(container)}")
 
 
+def why_it_fails(pods: Sequence[Manifest]) -> str:
+    """The last words of the pod that failed last, or why a container cannot start; empty where nothing is wrong."""
+    trouble = describe_trouble(living(pods))
+    if trouble is not None:
+        return trouble.message
+    ended = [each.get("state", {}).get("terminated") for pod in pods for each in _containers(pod)]
+    failed = [each for each in ended if each is not None and each.get("exitCode", 0) != 0]
+    if not failed:
+        return ""
+    last = max(failed, key=lambda each: str(each.get("finishedAt", "")))
+    lines = [line.strip() for line in str(last.get("message", "")).splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {last.get('exitCode')} ({last.get('reason', 'no reason given')})"
+
+
 def _explanation(container: Manifest) -> str:
     """What the container said when it ended, else what the kubelet says."""
     ended = container.get("lastState", {}).get("terminated")

@@ -5,23 +5,33 @@ again. Nothing is written where nothing changed.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
 from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.cache import CacheState, ModelCache, claims_of
 from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.events import Event, events_of
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.render import RenderSettings, render
-from octavo_operator.status import TERMINATING, Observation, Problem, build_status, status_patch
+from octavo_operator.render import RenderSettings, cache_name, render_own, wants_prefetch
+from octavo_operator.status import (
+    DOWNLOAD_FAILED,
+    TERMINATING,
+    Observation,
+    Problem,
+    Verdict,
+    build_status,
+    status_patch,
+)
 from octavo_operator.workqueue import Retry
 
 Manifest = dict[str, Any]
 
-_FOR_PEOPLE: Final = frozenset({"InvalidSpec", TERMINATING, MISSING_API})
+_FOR_PEOPLE: Final = frozenset({"InvalidSpec", TERMINATING, MISSING_API, DOWNLOAD_FAILED})
 """Problems that trying again does not cure: an event tells of a change, else the next look at everything does."""
 
 log = logging.getLogger(__name__)
@@ -67,25 +77,45 @@ class Reconciler:
         children = await Children.find(self._kube, key.namespace, key.name)
         wanted, deployment, problem = self._wanted(live)
         problem = _terminating(live) or problem or children.conflict(live, wanted)
-        actions: list[Event] = []
-        if problem is None:
-            problem = await self._apply(live, wanted, children, actions) or children.lacking(wanted)
+        cache, actions = CacheState(), list[Event]()
+        if problem is None and deployment is not None:
+            cache = await self._cache(live, deployment)
+            now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
+            problem = await self._apply(live, now, children, actions) or cache.problem or children.lacking(wanted)
             actions += await remove(self._kube, children.unwanted(live, wanted))
+        pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
+        if problem is None and deployment is not None:
+            in_use = _claims_in_use(pods, children.own(live, "Deployment"))
+            actions += await ModelCache(self._kube, self._settings, key.namespace).give_up(
+                live, cache_name(deployment), in_use
+            )
         observed = Observation(
             deployment=children.own(live, "Deployment"),
             service=children.own(live, "Service"),
-            pods=await self._kube.pods(key.namespace, {DEPLOYMENT_LABEL: key.name}),
+            pods=pods,
             problem=problem,
+            cached=cache.cached,
         )
-        await self._report(live, deployment, observed, actions)
+        await self._report(live, deployment, observed, [*cache.actions, *actions])
         if problem is not None and problem.reason not in _FOR_PEOPLE:
             raise Retry(f"{problem.reason}: {problem.message}")
         return True
 
+    async def _cache(self, live: Manifest, deployment: LLMDeployment) -> CacheState:
+        caches = ModelCache(self._kube, self._settings, deployment.namespace)
+        try:
+            return await caches.bring_about(deployment, partial(self._expect_alive, live))
+        except KubeError as error:
+            if not error.is_refusal:
+                raise
+            text = f"the API server refused the volume for the model, or its Job: {error.message}"
+            unknown = Verdict("False", "ApplyRefused", text) if wants_prefetch(deployment) else None
+            return CacheState(unknown, Problem("ApplyRefused", text))
+
     def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Problem | None]:
         try:
             deployment = parse(live)
-            return [drift.stamped(each) for each in render(deployment, self._settings)], deployment, None
+            return [drift.stamped(each) for each in render_own(deployment, self._settings)], deployment, None
         except ManifestError as error:
             return [], None, Problem("InvalidSpec", str(error).replace("\n", "; "))
 
@@ -138,6 +168,20 @@ class Reconciler:
             await self._kube.patch_status(live, patch)
         for event in [*actions, *events_of(before, status)]:
             await self._kube.record(live, event.type, event.reason, event.message)
+
+
+def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:
+    """Whether the Deployment stays as it is, there or not, until its model is: new pods would hold accelerators for
+    nothing, and a roll-out would end pods that serve. To have no pods, nothing need be waited for.
+    """
+    return cache.is_awaited and deployment.desired_replicas > 0
+
+
+def _claims_in_use(pods: Sequence[Manifest], deployment: Manifest | None) -> set[str]:
+    """Of pods that are there, and of those that the Deployment would make."""
+    specs = [pod["spec"] for pod in pods]
+    specs += [deployment["spec"]["template"]["spec"]] if deployment is not None else []
+    return {name for spec in specs for name in claims_of(spec)}
 
 
 def _terminating(live: Manifest) -> Problem | None:

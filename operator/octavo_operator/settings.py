@@ -13,6 +13,7 @@ class OperatorSettings:
     Attributes:
         namespaces: where LLMDeployments are looked after; empty: in all of them (needs a ClusterRole).
         default_image: image of the server where spec.server.image is left out; None: such a spec is refused.
+        pull_image: the operator's own image, which downloads models; None: a spec that needs it is refused.
         leader_elect: hold a Lease while acting, so that of several operators one acts.
         lease_namespace: where the Lease is; None: where this runs, outside a cluster "default".
         operator_namespace: where operator and gateway run, whom network policies let in; None: where this runs.
@@ -25,6 +26,7 @@ class OperatorSettings:
 
     namespaces: tuple[str, ...] = ()
     default_image: str | None = None
+    pull_image: str | None = None
     leader_elect: bool = True
     lease_namespace: str | None = None
     operator_namespace: str | None = None

@@ -18,7 +18,9 @@ Status = dict[str, Any]
 
 COMPLETE: Final = "Complete"
 TERMINATING: Final = "Terminating"
-_PASSING: Final = frozenset({TERMINATING, "PredecessorTerminating", "ChildTerminating"})
+CHILD_TERMINATING: Final = "ChildTerminating"
+DOWNLOAD_FAILED: Final = "DownloadFailed"
+_PASSING: Final = frozenset({TERMINATING, "PredecessorTerminating", CHILD_TERMINATING})
 """Problems that end by themselves: they are progress, and no degradation."""
 
 
@@ -31,22 +33,26 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What the API server holds of one LLMDeployment. None: there is none, or it is not ours."""
-
-    deployment: Manifest | None = None
-    service: Manifest | None = None
-    pods: Sequence[Manifest] = ()
-    problem: Problem | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """One condition before it has a time: status is "True", "False" or "Unknown"."""
 
     status: str
     reason: str
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the API server holds of one LLMDeployment. None: there is none, or it is not ours.
+
+    `cached`: the condition ModelCached, None where the model is not downloaded beforehand.
+    """
+
+    deployment: Manifest | None = None
+    service: Manifest | None = None
+    pods: Sequence[Manifest] = ()
+    problem: Problem | None = None
+    cached: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +143,12 @@ def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment
     ready = _ready(counts, degraded, scheduled, progressing, available)
     if observed.problem is not None and observed.problem.reason == TERMINATING:
         ready = available = Verdict("False", TERMINATING, observed.problem.message)
+    cached = {"ModelCached": observed.cached} if observed.cached is not None else {}
     return {
         "Ready": ready,
         "Available": available,
         "Progressing": progressing,
+        **cached,
         "Scheduled": scheduled,
         "Degraded": degraded,
     }
@@ -174,6 +182,8 @@ def _progressing(counts: Counts, observed: Observation) -> Verdict:
         if observed.problem.reason in _PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
         return Verdict("False", "Blocked", f"nothing is changed while there is a problem: {observed.problem.message}")
+    if counts.desired and observed.cached is not None and observed.cached.status != "True":
+        return Verdict("True", observed.cached.reason, observed.cached.message)
     deadline = counts.conditions.get("Progressing", {})
     if counts.current and deadline.get("reason") == "ProgressDeadlineExceeded":
         return Verdict("False", "ProgressDeadlineExceeded", deadline.get("message", ""))

@@ -12,6 +12,7 @@ from octavo_common.names import OPERATOR_PORT
 @click.option("-n", "--namespace", "namespaces", multiple=True, metavar="NAME", help="Namespace to act in; repeatable.")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Act in all namespaces; needs a ClusterRole.")
 @click.option("--server-image", metavar="IMAGE", help="Image of the server where a manifest names none.")
+@click.option("--pull-image", metavar="IMAGE", help="This image: it downloads models, in init containers and Jobs.")
 @click.option(
     "--leader-elect/--no-leader-elect", default=True, help="Act only while holding a Lease.  [default: leader-elect]"
 )
@@ -35,6 +36,7 @@ def operator(
     namespaces: tuple[str, ...],
     all_namespaces: bool,
     server_image: str | None,
+    pull_image: str | None,
     leader_elect: bool,
     lease_namespace: str | None,
     probe_port: int,
@@ -53,6 +55,7 @@ def operator(
     settings = OperatorSettings(
         namespaces=namespaces,
         default_image=server_image,
+        pull_image=pull_image,
         leader_elect=leader_elect,
         lease_namespace=lease_namespace,
         probe_port=probe_port,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo_common.memory import MemoryBill
 
 CHART_IMAGE = f"octavo-server:{__version__}"
+CHART_PULL_IMAGE = f"octavo-operator:{__version__}"
 
 
 @click.command()
@@ -35,6 +36,13 @@ CHART_IMAGE = f"octavo-server:{__version__}"
     help="Image where the manifest names none: the chart's serverImage.",
 )
 @click.option(
+    "--pull-image",
+    metavar="IMAGE",
+    default=CHART_PULL_IMAGE,
+    show_default=True,
+    help="Image that downloads models: the chart's image.",
+)
+@click.option(
     "--operator-namespace",
     metavar="NAME",
     default="octavo-system",
@@ -47,6 +55,7 @@ def plan(
     gpu_memory: str | None,
     model_config: Path | None,
     server_image: str,
+    pull_image: str,
     operator_namespace: str,
     as_json: bool,
 ) -> int:
@@ -63,7 +72,7 @@ def plan(
         raise CommandError("plan: --server-image is empty: give an image", exit_code=WRONG_INPUT)
     deployment = read_manifest(filename)
     try:
-        objects = render(deployment, RenderSettings(server_image, operator_namespace))
+        objects = render(deployment, RenderSettings(server_image, pull_image, operator_namespace))
     except ManifestError as error:
         raise wrong_manifest(filename, error) from error
     config = server_config(filename, deployment)

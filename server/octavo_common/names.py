@@ -9,6 +9,8 @@ PLURAL: Final = "llmdeployments"
 FIELD_MANAGER: Final = "octavo-operator"
 LABEL_PREFIX: Final = "octavo.dev/"
 DEPLOYMENT_LABEL: Final = "octavo.dev/deployment"
+CACHE_LABEL: Final = "octavo.dev/cache"
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 
 SERVER_PORT: Final = 8000
 ADMIN_PORT: Final = 8001

@@ -21,6 +21,10 @@ from optional_kinds import OPTIONAL, definition
 pytestmark = pytest.mark.real
 
 RBAC = "rbac.authorization.k8s.io"
+CACHED: Object = {
+    "model": {"source": {"huggingFace": {"repo": "org/model"}}},
+    "storage": {"cache": {"size": "1Gi"}},
+}
 # Asked for by admission, and by no request: to own what blocks a deletion, to adopt what exists.
 BY_ADMISSION = {("octavo.dev", "llmdeployments/finalizers", "update")}
 
@@ -137,6 +141,8 @@ async def test_every_right_that_the_chart_grants_is_used(
     }
     async with operating(control_plane, kube.namespace, **lease) as operator:
         made = await kube.create(llm_deployment(**everything))
+        await kube.create(llm_deployment("cached", **CACHED))
+        await until_condition(kube, "ModelCached", "False", "cached")
         await until_condition(kube, "Progressing", "True")
         await run_deployment(kube, control_plane, "demo")
         await until_condition(kube, "Ready", "True")

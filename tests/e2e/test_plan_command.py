@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from octavo_cli.errors import CommandError
 from octavo_cli.manifest_file import in_fields
 from octavo_cli.memory_plan import server_config
-from octavo_cli.plan import plan
+from octavo_cli.plan import CHART_PULL_IMAGE, plan
 from octavo_operator.api import load_manifest
 from octavo_operator.render import RenderSettings, render
 
@@ -69,7 +69,7 @@ def test_the_yaml_is_what_the_operator_applies() -> None:
     for file in EXAMPLES.glob("*.yaml"):
         result = CliRunner().invoke(plan, ["-f", str(file), "--server-image", "an/image"], catch_exceptions=False)
         assert list(yaml.safe_load_all(result.stdout)) == render(
-            load_manifest(file.read_text()), RenderSettings("an/image")
+            load_manifest(file.read_text()), RenderSettings("an/image", CHART_PULL_IMAGE)
         )
 
 

@@ -418,11 +418,12 @@ async def test_a_child_that_is_being_deleted_is_left_alone_and_made_again_when_i
 async def test_a_crash_at_any_write_converges(
     control_plane: ControlPlane, octavo: Kube, faults: Faults, outcome: Any
 ) -> None:
-    """For every k: the k-th write fails or its answer is lost, and a new operator takes over."""
+    """For every k: the answer to the k-th write is lost, and a new operator takes over. Every third is refused."""
     wanted = await undisturbed(control_plane, octavo, faults)
-    k = 0
+    step = 1 if outcome in {"after", "disconnect"} else 3
+    k = 1 - step
     while True:
-        k += 1
+        k += step
         name = f"crash-{k}"
         await octavo.create(llm_deployment(name))
         faults.reset()

@@ -120,7 +120,7 @@ def test_the_start_up_probe_covers_the_timeout_and_the_progress_deadline_exceeds
         assert seconds <= probe["periodSeconds"] * probe["failureThreshold"] < seconds + probe["periodSeconds"]
         assert made["spec"]["progressDeadlineSeconds"] > seconds + 600
     default = container()["startupProbe"]
-    assert default["failureThreshold"] == math.ceil(1800 / default["periodSeconds"])
+    assert default["failureThreshold"] == math.ceil(600 / default["periodSeconds"])
 
 
 def test_probes_ask_what_the_server_answers() -> None:

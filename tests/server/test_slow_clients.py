@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import math
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -27,6 +29,7 @@ from octavo_server.frontend.http_protocol import (
     BoundedHttpProtocol,
 )
 from octavo_server.frontend.limits import MAX_BODY_BYTES
+from octavo_server.frontend.observed import ObservedRequests
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -408,6 +411,32 @@ async def test_past_the_most_busy_connections_probes_alone_are_answered_and_past
     second.protocol.connection_lost(None)
     await crowd[0].send(GET)  # there is room again
     assert crowd[0].statuses == [200, 200]
+
+
+async def test_what_a_request_held_is_gone_with_it_and_waits_for_no_collector() -> None:
+    class Body:
+        pass
+
+    held: list[weakref.ref[Body]] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["body"] = body = Body()
+        held.append(weakref.ref(body))
+        await App()(scope, receive, send)
+
+    gc.disable()
+    try:
+        client = Client(ObservedRequests(answer, "all"), Loop(), Door())  # type: ignore[arg-type]
+        for number in range(1, 4):
+            await client.send(GET)
+            assert client.statuses == [200] * number
+        assert [body() for body in held[:-1]] == [None, None]  # the connection knows its last one
+        client.protocol.connection_lost(None)
+        del client
+        await asyncio.sleep(0)
+        assert held[-1]() is None
+    finally:
+        gc.enable()
 
 
 async def test_halves_of_requests_keep_no_probe_away_however_many_they_are(connect: Connect) -> None:

@@ -21,7 +21,8 @@ from octavo_operator.workqueue import Retry
 Object = dict[str, Any]
 
 IMAGE = "registry.example/octavo-server:1"
-SETTINGS = RenderSettings(IMAGE, "octavo-system")
+PULL_IMAGE = "registry.example/octavo-operator:1"
+SETTINGS = RenderSettings(IMAGE, PULL_IMAGE, "octavo-system")
 NOW = "2026-01-01T00:00:00Z"
 API = "octavo.dev/v1alpha1"
 KIND = "LLMDeployment"
@@ -115,7 +116,8 @@ async def _cut_connections() -> None:
 @contextlib.asynccontextmanager
 async def operating(plane: ControlPlane, *namespaces: str, **settings: Any) -> AsyncIterator[RunningOperator]:
     """A whole operator inside the block, kopf and all; it has to end in good order after it."""
-    chosen: dict[str, Any] = {"leader_elect": False, "probe_port": None, "default_image": IMAGE} | settings
+    images = {"default_image": IMAGE, "pull_image": PULL_IMAGE}
+    chosen: dict[str, Any] = {"leader_elect": False, "probe_port": None} | images | settings
     running = RunningOperator(OperatorSettings(namespaces=namespaces, kubeconfig=plane.kubeconfig, **chosen))
     try:
         yield running

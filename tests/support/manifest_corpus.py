@@ -35,6 +35,13 @@ def with_source(more: str) -> str:
     return f"{SOURCE}\n{more}"
 
 
+def from_hub(more: str = "") -> str:
+    """A spec whose model is downloaded."""
+    return f"model: {{source: {{huggingFace: {{repo: org/model}}}}}}\n{more}"
+
+
+SHA = "0123456789abcdef" * 4
+
 GOOD = [
     Case("the least there is", SOURCE),
     Case("a directory of the image", "model: {name: llama-3.1/8b:latest, source: {path: {path: /models/llama}}}"),
@@ -60,7 +67,8 @@ server:
 """),
     ),
     Case(
-        "flags that only begin like the operator's", with_source("server: {args: [--ports, --hostile, '--dtype-x=1']}")
+        "flags that only begin like the operator's",
+        with_source("server: {args: [--api-key-file, /keys/a, --api-key-file=/keys/b]}"),
     ),
     Case(
         "a GPU",
@@ -115,6 +123,34 @@ networking:
 """),
     ),
     Case("a pool", with_source("networking: {inferencePool: {endpointPickerRef: {name: epp, failureMode: FailOpen}}}")),
+    Case("a model of the hub", from_hub()),
+    Case(
+        "a gated one, pinned",
+        "model: {source: {huggingFace: {repo: O.r-g_/m.O-d_el, revision: refs/pr/1, tokenSecretRef: {name: hf}}}}",
+    ),
+    Case(
+        "a token under another key",
+        "model: {source: {huggingFace: {repo: a/b, tokenSecretRef: {name: hf, key: HF_TOKEN}}}}",
+    ),
+    Case("a bucket", "model: {source: {s3: {uri: s3://models}}}"),
+    Case(
+        "a prefix in a store of one's own",
+        "model: {source: {s3: {uri: 's3://my.models/a/b=c/', endpoint: 'http://minio.storage:9000', "
+        "credentialsSecretRef: {name: minio}}}}",
+    ),
+    Case("an archive", f"model: {{source: {{http: {{url: 'https://example.com/a/b.tar.gz', sha256: {SHA}}}}}}}"),
+    Case("a directory on the web", f"model: {{source: {{http: {{url: 'http://web:8080/a%20b/', sha256: {SHA}}}}}}}"),
+    Case("an image", "model: {source: {oci: {image: registry.example.com/models/llama@sha256:ab}}}"),
+    Case("a directory of an image", "model: {source: {oci: {image: 'models:1', path: llama/8b}}}"),
+    Case("a cache", from_hub("storage: {cache: {size: 100Gi}}")),
+    Case(
+        "every field of the cache",
+        from_hub(
+            "storage: {cache: {size: 1.5Ti, storageClassName: fast, accessModes: [ReadWriteOnce, ReadWriteMany], "
+            "retain: true, prefetch: false}}"
+        ),
+    ),
+    Case("storage without a cache", with_source("storage: {}")),
     Case("watched", with_source("observability: {podMonitor: Enabled}")),
     Case("never evicted", with_source("disruption: {maxUnavailable: 0}")),
     Case("a start of an hour", with_source("startup: {timeoutSeconds: 3600}")),
@@ -125,7 +161,99 @@ BAD = [
     Case("no source", "model: {name: x}", "spec.model.source"),
     Case("an empty source", "model: {source: {}}", "spec.model.source"),
     Case("two sources", "model: {source: {builtin: {name: demo}, path: {path: /x}}}", "spec.model.source"),
-    Case("a source that is to come", "model: {source: {huggingFace: {repo: a/b}}}", "spec.model.source.huggingFace"),
+    Case("a source that nobody has", "model: {source: {ftp: {repo: a/b}}}", "spec.model.source.ftp"),
+    Case(
+        "two that are downloaded",
+        "model: {source: {huggingFace: {repo: a/b}, s3: {uri: s3://models}}}",
+        "spec.model.source",
+    ),
+    Case(
+        "a repository of nobody", "model: {source: {huggingFace: {repo: model}}}", "spec.model.source.huggingFace.repo"
+    ),
+    Case(
+        "a repository by its address",
+        "model: {source: {huggingFace: {repo: 'https://huggingface.co/a/b'}}}",
+        "spec.model.source.huggingFace.repo",
+    ),
+    Case(
+        "an empty revision",
+        "model: {source: {huggingFace: {repo: a/b, revision: ''}}}",
+        "spec.model.source.huggingFace.revision",
+    ),
+    Case(
+        "a token in the manifest",
+        "model: {source: {huggingFace: {repo: a/b, token: hf_x}}}",
+        "spec.model.source.huggingFace.token",
+    ),
+    Case("a bucket by its address", "model: {source: {s3: {uri: 'https://a/b'}}}", "spec.model.source.s3.uri"),
+    Case("a bucket in capitals", "model: {source: {s3: {uri: s3://Models/a}}}", "spec.model.source.s3.uri"),
+    Case(
+        "an endpoint with a path",
+        "model: {source: {s3: {uri: s3://models, endpoint: 'https://a/b'}}}",
+        "spec.model.source.s3.endpoint",
+    ),
+    Case(
+        "credentials from nowhere",
+        "model: {source: {s3: {uri: s3://models, credentialsSecretRef: {}}}}",
+        "spec.model.source.s3.credentialsSecretRef.name",
+    ),
+    Case("no digest", "model: {source: {http: {url: 'https://a/b.tar'}}}", "spec.model.source.http.sha256"),
+    Case(
+        "half a digest",
+        f"model: {{source: {{http: {{url: 'https://a/b.tar', sha256: {SHA[:32]}}}}}}}",
+        "spec.model.source.http.sha256",
+    ),
+    Case(
+        "a digest in capitals",
+        f"model: {{source: {{http: {{url: 'https://a/b.tar', sha256: {SHA.upper()}}}}}}}",
+        "spec.model.source.http.sha256",
+    ),
+    Case(
+        "an archive of another kind",
+        f"model: {{source: {{http: {{url: 'https://a/b.zip', sha256: {SHA}}}}}}}",
+        "spec.model.source.http.url",
+    ),
+    Case(
+        "a password in the address",
+        f"model: {{source: {{http: {{url: 'https://me:secret@a/b.tar', sha256: {SHA}}}}}}}",
+        "spec.model.source.http.url",
+    ),
+    Case("no image", "model: {source: {oci: {path: a}}}", "spec.model.source.oci.image"),
+    Case("an image with a space", "model: {source: {oci: {image: a b}}}", "spec.model.source.oci.image"),
+    Case("a path out of an image", "model: {source: {oci: {image: a, path: ../b}}}", "spec.model.source.oci.path"),
+    Case("a cache of no size", from_hub("storage: {cache: {}}"), "spec.storage.cache.size"),
+    Case("a cache for what is there", with_source("storage: {cache: {size: 1Gi}}"), "spec.storage.cache"),
+    Case(
+        "a cache for an image",
+        "model: {source: {oci: {image: a}}}\nstorage: {cache: {size: 1Gi}}",
+        "spec.storage.cache",
+    ),
+    Case(
+        "a cache that nobody can write to",
+        from_hub("storage: {cache: {size: 1Gi, accessModes: [ReadOnlyMany]}}"),
+        "spec.storage.cache.accessModes[0]",
+    ),
+    Case(
+        "a cache of no kind",
+        from_hub("storage: {cache: {size: 1Gi, accessModes: []}}"),
+        "spec.storage.cache.accessModes",
+    ),
+    Case(
+        "a mode twice",
+        from_hub("storage: {cache: {size: 1Gi, accessModes: [ReadWriteOnce, ReadWriteOnce]}}"),
+        "spec.storage.cache.accessModes",
+    ),
+    Case("a cache in gigabytes", from_hub("storage: {cache: {size: 1GB}}"), "spec.storage.cache.size"),
+    Case(
+        "retained, perhaps",
+        from_hub("storage: {cache: {size: 1Gi, retain: 'yes'}}"),
+        "spec.storage.cache.retain",
+    ),
+    Case(
+        "a second download",
+        with_source("podTemplate: {initContainers: [{name: pull, image: x}]}"),
+        "spec.podTemplate.initContainers",
+    ),
     Case("an unknown built-in", "model: {source: {builtin: {name: demos}}}", "spec.model.source.builtin.name"),
     Case("a relative path", "model: {source: {path: {path: models}}}", "spec.model.source.path.path"),
     Case("a path out of itself", "model: {source: {path: {path: /a/../b}}}", "spec.model.source.path.path"),

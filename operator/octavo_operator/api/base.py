@@ -20,7 +20,8 @@ class Rule:
     """A condition over several fields, as the API server (CEL) and as this process (Python) check it.
 
     `cel` sees the object as `self`; `holds` gets the model that stands for it, defaults filled in. `field` is the field
-    of that object which the message is about, None for the object itself.
+    of that object which the message is about, None for the object itself. A rule about a change, whose `cel` names
+    `oldSelf`, holds for every object by itself.
     """
 
     cel: str

@@ -30,11 +30,12 @@ LLM_DEPLOYMENT: Final = (
     ),
 )
 
+SOURCES: Final = ("builtin", "path", "persistentVolumeClaim", "oci", "huggingFace", "s3", "http")
 SOURCE: Final = (
     Rule(
-        cel="[has(self.builtin), has(self.path), has(self.persistentVolumeClaim)].filter(given, given).size() == 1",
-        message="exactly one source must be given: builtin, path or persistentVolumeClaim",
-        holds=lambda s: sum(given is not None for given in (s.builtin, s.path, s.persistent_volume_claim)) == 1,
+        cel=f"[{', '.join(f'has(self.{name})' for name in SOURCES)}].filter(given, given).size() == 1",
+        message=f"exactly one source must be given: {', '.join(SOURCES[:-1])} or {SOURCES[-1]}",
+        holds=lambda s: len(s.model_dump(exclude_none=True)) == 1,
     ),
 )
 
@@ -66,7 +67,23 @@ SERVER: Final = (
     ),
 )
 
+CACHE: Final = (
+    Rule(
+        cel="quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+        message="a volume cannot shrink: give the old size or more, or take storage.cache out and add it again",
+        holds=lambda _: True,
+        field="size",
+    ),
+)
+
 SPEC: Final = (
+    Rule(
+        cel="!has(self.storage) || !has(self.storage.cache) || "
+        "has(self.model.source.huggingFace) || has(self.model.source.s3) || has(self.model.source.http)",
+        message="only a model from huggingFace, s3 or http is downloaded: the others need no cache",
+        holds=lambda s: s.storage.cache is None or s.model.source.is_downloaded,
+        field="storage.cache",
+    ),
     Rule(
         cel="!has(self.server.hostMemoryForKVCache) || (has(self.resources) && has(self.resources.memory) && "
         "quantity(string(self.server.hostMemoryForKVCache)).compareTo(quantity(string(self.resources.memory))) < 0)",

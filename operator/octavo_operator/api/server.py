@@ -6,7 +6,7 @@ from pydantic import Field
 
 from octavo_operator.api import rules
 from octavo_operator.api.base import ApiModel, ListType, Rule
-from octavo_operator.api.types import DNSSubdomain, MemoryQuantity, SecretKey
+from octavo_operator.api.types import DNSSubdomain, Image, MemoryQuantity, SecretKey
 
 
 class KeyReference(ApiModel):
@@ -65,12 +65,10 @@ class Server(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = rules.SERVER
 
-    image: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")] | None = (
-        Field(
-            None,
-            description="Image of the server, best by digest; the one that came with the operator when left out.",
-            examples=["ghcr.io/example/octavo-server@sha256:…"],
-        )
+    image: Image | None = Field(
+        None,
+        description="Image of the server, best by digest; the one that came with the operator when left out.",
+        examples=["ghcr.io/example/octavo-server@sha256:…"],
     )
     args: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=64), ListType("atomic")
@@ -80,7 +78,9 @@ class Server(ApiModel):
         examples=["[--max-num-seqs, '64']"],
     )
     env: Annotated[list[EnvVar], Field(max_length=64), ListType("map", ("name",))] = Field(
-        [], description="Further variables of the server's environment."
+        [],
+        description="Further variables of the server's environment. HF_ENDPOINT, HTTP_PROXY, HTTPS_PROXY, NO_PROXY and "
+        "SSL_CERT_FILE hold for the download of the model, too.",
     )
     max_model_length: Annotated[int, Field(ge=1, le=16_777_216)] | None = Field(
         None,

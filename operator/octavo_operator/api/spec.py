@@ -13,6 +13,7 @@ from octavo_operator.api.model_source import Model
 from octavo_operator.api.networking import Networking
 from octavo_operator.api.pod_template import PodTemplate
 from octavo_operator.api.server import Server
+from octavo_operator.api.storage import Storage
 from octavo_operator.api.types import Count, CPUQuantity, LabelValue, MemoryQuantity, QualifiedName, Seconds
 
 
@@ -64,7 +65,9 @@ class Startup(ApiModel):
 
     timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] | None = Field(
         None,
-        description="Seconds from the start of the container until it is restarted if not ready; 1800 when left out.",
+        description="Seconds from the server's start until it is restarted if not ready; a download comes before. "
+        "When left out 600, and one more for each 100Mi of storage.cache.size or resources.ephemeralStorage, where the "
+        "model is there; 1800 where its size is not known.",
         examples=[900],
     )
 
@@ -117,6 +120,7 @@ class LLMDeploymentSpec(ApiModel):
     model: Model = Field(description="The model that is served.")
     server: Server = Field(Server(), description="The inference server's container.")
     resources: Resources = Field(Resources(), description="What a replica gets of its node.")
+    storage: Storage = Field(Storage(), description="Where a model that is downloaded is kept.")
     replicas: Count = Field(1, description="Pods that serve the model; `kubectl scale` changes it.")
     startup: Startup = Field(Startup(), description="How long a replica may take to become ready.")
     rollout: Rollout = Field(Rollout(), description="How pods are replaced when the spec changes.")

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from octavo_operator.api.base import ApiModel, ListType
 
-ConditionType = Literal["Ready", "Available", "Progressing", "Scheduled", "Degraded"]
+ConditionType = Literal["Ready", "Available", "Progressing", "ModelCached", "Scheduled", "Degraded"]
 MAX_MESSAGE: int = 4096
 
 _Replicas = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -17,8 +17,8 @@ class Condition(ApiModel):
 
     type: ConditionType = Field(
         description="Ready: what is wanted is there. Available: at least one replica takes requests. Progressing: pods "
-        "are being started or replaced. Scheduled: every pod has a node. Degraded: something stands in the way that "
-        "waiting does not cure."
+        "are being started or replaced. ModelCached: the model is on storage.cache. Scheduled: every pod has a node. "
+        "Degraded: something stands in the way that waiting does not cure."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
     reason: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")] = (
@@ -37,7 +37,9 @@ class LLMDeploymentStatus(ApiModel):
     """What the operator saw of an LLMDeployment."""
 
     conditions: Annotated[list[Condition], Field(max_length=16), ListType("map", ("type",))] = Field(
-        [], description="Ready, Available, Progressing, Scheduled and Degraded, each with reason and message."
+        [],
+        description="Ready, Available, Progressing, ModelCached (for storage.cache), Scheduled and Degraded, each with "
+        "reason and message.",
     )
     observed_generation: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="The metadata.generation that all of this is about."

@@ -7,25 +7,48 @@ from octavo_operator.api import FieldError, LLMDeployment, ManifestError
 from octavo_operator.render.arguments import container_arguments, has_admin_port, model_argument, server_arguments
 from octavo_operator.render.common import Manifest, RenderSettings, selector
 from octavo_operator.render.network import inference_pool, network_policy, pod_monitor, service
+from octavo_operator.render.pull import pull_arguments, pull_source, wants_prefetch
+from octavo_operator.render.storage import cache_name, claim, prefetch_job, prefetch_policy
 from octavo_operator.render.timing import grace_seconds, startup_seconds
 from octavo_operator.render.workload import deployment_of, disruption_budget
 
 __all__ = [
     "Manifest",
     "RenderSettings",
+    "cache_name",
+    "claim",
     "container_arguments",
     "grace_seconds",
     "has_admin_port",
     "model_argument",
+    "prefetch_job",
+    "prefetch_policy",
+    "pull_arguments",
+    "pull_source",
     "render",
+    "render_own",
     "selector",
     "server_arguments",
     "startup_seconds",
+    "wants_prefetch",
 ]
 
 
 def render(deployment: LLMDeployment, settings: RenderSettings) -> list[Manifest]:
-    """The objects that stand for `deployment`, of its name and in its namespace, in the order they are applied in.
+    """All the objects that stand for `deployment`, were it alone in its namespace, in the order they are applied in.
+
+    Raises:
+        ManifestError: an image is left out, and `settings` has none for it.
+    """
+    shared: list[Manifest | None] = []
+    if cache_name(deployment) is not None:
+        volume = claim([deployment])
+        shared = [volume, prefetch_policy([deployment], volume), prefetch_job([deployment], settings, volume)]
+    return [each for each in shared if each is not None] + render_own(deployment, settings)
+
+
+def render_own(deployment: LLMDeployment, settings: RenderSettings) -> list[Manifest]:
+    """Those that are its alone, of its name and in its namespace.
 
     The Deployment is last of what every cluster has: its pods find their policy, budget and Service in place. Where
     metadata.uid is known (it is not in a file), all carry an owner reference to it.
@@ -40,7 +63,7 @@ def render(deployment: LLMDeployment, settings: RenderSettings) -> list[Manifest
         network_policy(deployment, settings),
         disruption_budget(deployment),
         service(deployment),
-        deployment_of(deployment, image),
+        deployment_of(deployment, image, settings),
         pod_monitor(deployment),
         inference_pool(deployment),
     ]

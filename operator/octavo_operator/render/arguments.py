@@ -8,6 +8,8 @@ from octavo_operator.api import LLMDeployment
 from octavo_operator.api.quantities import quantity
 
 MODEL_DIRECTORY: Final = "/octavo/model"
+PULLED_DIRECTORY: Final = f"{MODEL_DIRECTORY}/files"
+"""Below the mount: a download appears there as a whole, by a rename, and volumes have a `lost+found`."""
 COMPILE_CACHE_DIRECTORY: Final = "/octavo/compile-cache"
 API_KEYS_DIRECTORY: Final = "/octavo/api-keys"
 
@@ -19,8 +21,10 @@ def model_argument(deployment: LLMDeployment) -> str:
         return source.builtin.name
     if source.path is not None:
         return source.path.path
-    claim = source.persistent_volume_claim
-    return f"{MODEL_DIRECTORY}/{claim.path}" if claim is not None and claim.path else MODEL_DIRECTORY
+    if source.is_downloaded:
+        return PULLED_DIRECTORY
+    mounted = source.persistent_volume_claim or source.oci
+    return f"{MODEL_DIRECTORY}/{mounted.path}" if mounted is not None and mounted.path else MODEL_DIRECTORY
 
 
 def server_arguments(deployment: LLMDeployment, host: str, port: int, model: str | None = None) -> list[str]:

@@ -23,10 +23,12 @@ class RenderSettings:
 
     Attributes:
         server_image: image of the server where spec.server.image is left out; None: such a spec is refused.
+        pull_image: the operator's own image, which downloads models; None: such a spec is refused.
         operator_namespace: where the operator and the gateway run, whom network policies let in.
     """
 
     server_image: str | None = None
+    pull_image: str | None = None
     operator_namespace: str = "octavo-system"
 
 

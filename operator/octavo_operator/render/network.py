@@ -1,5 +1,6 @@
 """How the pods are reached, by whom, and by whose metrics collector."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from octavo_common.names import ADMIN_PORT, SERVER_PORT
@@ -8,6 +9,7 @@ from octavo_operator.api.labels import LabelSelector
 from octavo_operator.api.networking import NetworkPeer
 from octavo_operator.render.arguments import has_admin_port
 from octavo_operator.render.common import Manifest, RenderSettings, metadata_of, plain, selector, without_empty
+from octavo_operator.render.pull import download_ports, pulls_itself
 
 DNS: Final[list[Manifest]] = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
 
@@ -48,9 +50,14 @@ def network_policy(deployment: LLMDeployment, settings: RenderSettings) -> Manif
             "podSelector": {"matchLabels": selector(deployment)},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": ingress,
-            "egress": [{"ports": DNS}],
+            "egress": [{"ports": DNS}, *outward(download_ports(deployment) if pulls_itself(deployment) else [])],
         },
     }
+
+
+def outward(ports: Sequence[int]) -> list[Manifest]:
+    """A policy's rule that lets pods connect to these ports, wherever that is; none for no port."""
+    return [{"ports": [{"port": port, "protocol": "TCP"} for port in ports]}] if ports else []
 
 
 def inference_pool(deployment: LLMDeployment) -> Manifest | None:

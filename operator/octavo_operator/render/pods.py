@@ -5,9 +5,9 @@ from typing import Final
 
 from octavo_common.names import ADMIN_PORT, SERVER_PORT
 from octavo_operator.api import LLMDeployment
-from octavo_operator.api.pod_template import InitContainer, TopologySpreadConstraint
+from octavo_operator.api.pod_template import InitContainer
 from octavo_operator.api.server import Server
-from octavo_operator.api.spec import Accelerator, Resources
+from octavo_operator.api.spec import Resources
 from octavo_operator.render.arguments import (
     API_KEYS_DIRECTORY,
     COMPILE_CACHE_DIRECTORY,
@@ -15,7 +15,18 @@ from octavo_operator.render.arguments import (
     container_arguments,
     has_admin_port,
 )
-from octavo_operator.render.common import RESTRICTED, Manifest, plain, pod_security_context, selector, without_empty
+from octavo_operator.render.common import (
+    RESTRICTED,
+    Manifest,
+    RenderSettings,
+    plain,
+    pod_security_context,
+    selector,
+    without_empty,
+)
+from octavo_operator.render.placement import affinity, spread
+from octavo_operator.render.pull import pull_container, pull_volumes, pulls_itself, wants_prefetch
+from octavo_operator.render.storage import cache_name
 from octavo_operator.render.timing import grace_seconds, startup_seconds
 
 _STARTUP_PERIOD: Final = 2
@@ -23,22 +34,27 @@ _FOR_GROUP: Final = 0o440
 """A Secret's files: this user's group may read them, nobody else."""
 
 
-def pod_spec(deployment: LLMDeployment, image: str) -> Manifest:
-    """The spec of a replica's pod; its server runs `image`."""
+def pod_spec(deployment: LLMDeployment, image: str, settings: RenderSettings) -> Manifest:
+    """The spec of a replica's pod; its server runs `image`.
+
+    Raises:
+        ManifestError: the model is downloaded, and the operator does not know its own image.
+    """
     template = deployment.spec.pod_template
-    constraints = [_spread(each, selector(deployment)) for each in template.topology_spread_constraints]
+    constraints = [spread(each, selector(deployment)) for each in template.topology_spread_constraints]
     return without_empty(
         {
             "terminationGracePeriodSeconds": grace_seconds(deployment),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": pod_security_context(),
-            "initContainers": [_init_container(each) for each in template.init_containers],
+            "initContainers": _download(deployment, settings)
+            + [_init_container(each) for each in template.init_containers],
             "containers": [_container(deployment, image)],
             "volumes": _volumes(deployment) + [plain(each) for each in template.volumes],
             "nodeSelector": dict(template.node_selector),
             "tolerations": [plain(each) for each in template.tolerations],
-            "affinity": _affinity(template.affinity or {}, deployment.spec.resources.accelerator),
+            "affinity": affinity(template.affinity or {}, deployment.spec.resources.accelerator),
             "topologySpreadConstraints": constraints,
             "priorityClassName": template.priority_class_name,
             "runtimeClassName": template.runtime_class_name,
@@ -49,10 +65,9 @@ def pod_spec(deployment: LLMDeployment, image: str) -> Manifest:
 
 
 def _volumes(deployment: LLMDeployment) -> list[Manifest]:
-    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
-    claim = deployment.spec.model.source.persistent_volume_claim
-    if claim is not None:
-        volumes += [{"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": True}}]
+    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}, *_model_volume(deployment)]
+    if pulls_itself(deployment):
+        volumes += pull_volumes(deployment)
     cache = deployment.spec.server.compile_cache
     if cache is not None:
         volumes += [{"name": "compile-cache", "persistentVolumeClaim": {"claimName": cache.claim_name}}]
@@ -64,10 +79,33 @@ def _volumes(deployment: LLMDeployment) -> list[Manifest]:
     return volumes
 
 
+def _model_volume(deployment: LLMDeployment) -> list[Manifest]:
+    source, cache = deployment.spec.model.source, cache_name(deployment)
+    if source.persistent_volume_claim is not None:
+        name = source.persistent_volume_claim.claim_name
+        return [{"name": "model", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}]
+    if source.oci is not None:
+        return [{"name": "model", "image": {"reference": source.oci.image}}]
+    if cache is not None:
+        read_only = {"readOnly": True} if wants_prefetch(deployment) else {}
+        return [{"name": "model", "persistentVolumeClaim": {"claimName": cache} | read_only}]
+    if source.is_downloaded:
+        disk = deployment.spec.resources.ephemeral_storage
+        return [{"name": "model", "emptyDir": {"sizeLimit": str(disk)} if disk is not None else {}}]
+    return []
+
+
+def _download(deployment: LLMDeployment, settings: RenderSettings) -> list[Manifest]:
+    """The init container that downloads the model, where no Job has done so before."""
+    if not pulls_itself(deployment):
+        return []
+    return [pull_container(deployment, settings, on_disk=deployment.spec.storage.cache is None)]
+
+
 def _mounts(deployment: LLMDeployment) -> list[Manifest]:
     spec = deployment.spec
     mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]
-    if spec.model.source.persistent_volume_claim is not None:
+    if _model_volume(deployment):
         mounts += [{"name": "model", "mountPath": MODEL_DIRECTORY, "readOnly": True}]
     if spec.server.compile_cache is not None:
         mounts += [{"name": "compile-cache", "mountPath": COMPILE_CACHE_DIRECTORY}]
@@ -148,24 +186,3 @@ def _lifecycle(propagation_seconds: int) -> Manifest:
 def _init_container(container: InitContainer) -> Manifest:
     given = plain(container)
     return given if "securityContext" in given else given | {"securityContext": dict(RESTRICTED)}
-
-
-def _spread(constraint: TopologySpreadConstraint, labels: dict[str, str]) -> Manifest:
-    given = plain(constraint)
-    return given if "labelSelector" in given else given | {"labelSelector": {"matchLabels": labels}}
-
-
-def _affinity(given: Manifest, accelerator: Accelerator | None) -> Manifest:
-    """What the user asked for, and in each of its alternatives one of the accelerator's products."""
-    if accelerator is None or not accelerator.products:
-        return given
-    product = {"key": accelerator.product_label, "operator": "In", "values": list(accelerator.products)}
-    node = given.get("nodeAffinity") or {}
-    required = node.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    terms = [
-        term | {"matchExpressions": [*term.get("matchExpressions", []), product]}
-        for term in required.get("nodeSelectorTerms") or [{}]
-    ]
-    return given | {
-        "nodeAffinity": node | {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
-    }

@@ -1,12 +1,12 @@
 """The Deployment that keeps the replicas, and the budget that drains of nodes respect."""
 
 from octavo_operator.api import LLMDeployment
-from octavo_operator.render.common import Manifest, labels_of, metadata_of, selector, without_empty
+from octavo_operator.render.common import Manifest, RenderSettings, labels_of, metadata_of, selector, without_empty
 from octavo_operator.render.pods import pod_spec
 from octavo_operator.render.timing import progress_seconds
 
 
-def deployment_of(deployment: LLMDeployment, image: str) -> Manifest:
+def deployment_of(deployment: LLMDeployment, image: str, settings: RenderSettings) -> Manifest:
     """The Deployment whose pods run `image`."""
     rollout, template = deployment.spec.rollout, deployment.spec.pod_template
     return {
@@ -27,7 +27,7 @@ def deployment_of(deployment: LLMDeployment, image: str) -> Manifest:
                 "metadata": without_empty(
                     {"labels": template.labels | labels_of(deployment), "annotations": dict(template.annotations)}
                 ),
-                "spec": pod_spec(deployment, image),
+                "spec": pod_spec(deployment, image, settings),
             },
         },
     }

@@ -65,6 +65,9 @@ class ObservedRequests:
             raise
         finally:
             self._end(record, scope)
+            # They lead back to the connection's state and so to this: a body must not wait for the collector of cycles.
+            for name in ("send", "outlet"):
+                state.pop(name, None)
 
     def _end(self, record: RequestRecord, scope: Scope) -> None:
         record.seconds = time.monotonic() - record.arrival

@@ -7,7 +7,7 @@ from kube_fixture.client import Kube
 from kube_fixture.faults import Faults, RequestRecord, WriteFault
 from kube_fixture.plane import ControlPlane, Kind, kinds_to_run, start
 from kube_fixture.real import find_assets
-from kube_fixture.workloads import GPU, add_node, delete_pod, run_deployment, set_pod_ready
+from kube_fixture.workloads import GPU, add_node, delete_pod, finish_job, run_deployment, set_pod_ready
 
 __all__ = [
     "GPU",
@@ -20,6 +20,7 @@ __all__ = [
     "add_node",
     "delete_pod",
     "find_assets",
+    "finish_job",
     "kinds_to_run",
     "run_deployment",
     "set_pod_ready",

@@ -85,6 +85,51 @@ async def run_deployment(
     return await kube.until(settled, timeout, f"{name} to have {target} of {wanted} replicas ready", retry=(404, 409))
 
 
+async def finish_job(
+    kube: Kube, plane: ControlPlane, name: str, *, exit_code: int = 0, words: str = "", timeout: float = 30
+) -> None:
+    """End a Job's pod as its container would, with an exit code and last words, and wait until the Job says so.
+
+    Where there is no controller manager the pod is made here, and the Job's condition written: as if the code were one
+    that its podFailurePolicy ends the Job for.
+    """
+    job = await kube.get("batch/v1", "Job", name)
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    if not plane.has_controller_manager:
+        metadata = {"generateName": f"{name}-", "labels": labels}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": job["spec"]["template"]["spec"]}
+        await _end_pod(kube, await kube.create(body), exit_code, words)
+        condition = _condition("Failed" if exit_code else "Complete", "")
+        await kube.patch(job, {"status": {"conditions": [condition]}}, subresource="status")
+        return
+
+    async def ended() -> bool:
+        live = await kube.get("batch/v1", "Job", name)
+        done = {each["type"] for each in live.get("status", {}).get("conditions", []) if each["status"] == "True"}
+        if done & {"Complete", "Failed"}:
+            return True
+        for pod in await kube.list("v1", "Pod", labels=f"batch.kubernetes.io/job-name={name}"):
+            if pod["status"]["phase"] == "Pending":
+                await _end_pod(kube, pod, exit_code, words)
+        return False
+
+    await kube.until(ended, timeout, f"the Job {name} to end", retry=(404, 409))
+
+
+async def _end_pod(kube: Kube, pod: Object, exit_code: int, words: str) -> None:
+    (container,) = pod["spec"]["containers"]
+    end = {
+        "exitCode": exit_code,
+        "message": words,
+        "reason": "Error" if exit_code else "Completed",
+        "finishedAt": now(),
+    }
+    told = {"name": container["name"], "ready": False, "restartCount": 0, "image": "", "imageID": "", "started": False}
+    statuses = [told | {"state": {"terminated": end}}]
+    status = {"phase": "Failed" if exit_code else "Succeeded", "containerStatuses": statuses}
+    await kube.patch(pod, {"status": status}, subresource="status")
+
+
 async def _stand_in(kube: Kube, deployment: Object, wanted: int, target: int) -> Object:
     metadata = deployment["metadata"]
     pods = await _pods(kube, deployment)
