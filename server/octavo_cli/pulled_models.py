@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
 
@@ -22,20 +22,18 @@ def source_of(source: "ModelSource") -> "Source | None":
     Raises:
         CommandError: it is none that can be.
     """
-    given: dict[str, Any] = source.model_dump(by_alias=True, exclude_none=True)
-    if not {"huggingFace", "s3", "http", "oci"} & set(given):
+    if not source.is_downloaded and source.oci is None:
         return None
+    from octavo_operator.render.pull import pull_source
     from octavo_pull.errors import RefusedError
     from octavo_pull.source import image_source, parse_source
 
     try:
-        if (hub := given.get("huggingFace")) is not None:
-            return parse_source(f"hf://{hub['repo']}@{hub.get('revision', 'main')}")
-        if (s3 := given.get("s3")) is not None:
-            return parse_source(s3["uri"], endpoint=s3.get("endpoint"))
-        if (http := given.get("http")) is not None:
-            return parse_source(http["url"], sha256=http["sha256"])
-        return image_source(given["oci"]["image"], given["oci"].get("path", ""))
+        if source.oci is not None:
+            return image_source(source.oci.image, source.oci.path)
+        sha256 = source.http.sha256 if source.http is not None else None
+        endpoint = source.s3.endpoint if source.s3 is not None else None
+        return parse_source(pull_source(source), sha256=sha256, endpoint=endpoint)
     except RefusedError as error:
         raise CommandError(f"spec.model.source: {error}", exit_code=WRONG_INPUT) from error
 

@@ -39,6 +39,7 @@ class Transfer:
         self._moved: dict[int, tuple[str, float]] = {}
         self._descriptors: dict[int, int] = {}
         self._opening = threading.Lock()
+        self.opaque: set[int] = set()  # files of which the source says that its ETag is no MD5
 
     def fetch(self, index: int, position: int, end: int, *, whole: bool) -> Iterator[int]:
         """Write what comes of [position, end); yields how far it is, and ends where the answer does.
@@ -61,6 +62,8 @@ class Transfer:
             with get(self._client, address, headers, file.name) as response:
                 if response.url != httpx.URL(address.url):
                     self._moved[index] = (str(response.url), time.monotonic())
+                if _is_encrypted(response):
+                    self.opaque.add(index)
                 _check_answer(response, file, position, whole=whole or end - position == file.size)
                 yield from self._write(response, index, position, end)
         except RefusedError as error:
@@ -110,6 +113,13 @@ class Transfer:
             if index not in self._descriptors:
                 self._descriptors[index] = self._partial.open(index)
             return self._descriptors[index]
+
+
+def _is_encrypted(response: httpx.Response) -> bool:
+    """Whether S3 has the object encrypted by a key of its owner's, when it makes the ETag of what it stores."""
+    names = ("x-amz-server-side-encryption", "x-amz-server-side-encryption-customer-algorithm")
+    told = [response.headers.get(name, "") for name in names]
+    return told[0].startswith("aws:kms") or bool(told[1])
 
 
 def _check_answer(response: httpx.Response, file: File, position: int, *, whole: bool) -> None:

@@ -10,6 +10,7 @@ import pytest
 from model_hosts import Fault, Hub
 from octavo_common.pulled_model import MARKER, PARTIAL, read_marker
 from octavo_pull.errors import RefusedError, UnfinishedError
+from octavo_pull.http_get import _joined
 from pulled import PART, contents, fetch, model_files, noise, nothing_shows
 
 REPO = "team/tiny"
@@ -262,6 +263,12 @@ def test_a_name_that_leads_elsewhere_refuses_the_whole_model(hub: Hub, tmp_path:
     with pytest.raises(RefusedError, match="which is no name inside a directory"):
         fetch(SOURCE, tmp_path / "deep" / "er" / "m")
     assert {path.name for path in tmp_path.rglob("*")} <= {"deep", "er", PARTIAL, "m"}
+
+
+@pytest.mark.parametrize("location", ["http://elsewhere.test/x", "file:///etc/passwd", "ftp://elsewhere.test/x"])
+def test_no_redirect_leads_from_https_to_less(location: str) -> None:
+    with pytest.raises(RefusedError, match="redirects from https to"):
+        _joined(httpx.URL("https://hub.test/x"), location, "x")
 
 
 def test_an_empty_directory_is_taken_and_a_mount_point_is_not(hub: Hub, tmp_path: Path) -> None:

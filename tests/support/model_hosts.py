@@ -374,10 +374,11 @@ class Bucket(Host):
         self.part_bytes = 8 * 1024 * 1024
         self.page = 1000
         self.open = False
+        self.encrypted = False  # by a key of the owner's: ETags are digests of something else
 
     def etag(self, body: bytes) -> str:
         """As the store makes it."""
-        return etag_of(body, self.part_bytes)
+        return etag_of(body + b"encrypted" if self.encrypted else body, self.part_bytes)
 
     def answer(self, asked: Asked) -> Answer:
         if not self.open and not is_signed(asked, self.ACCESS, self.SECRET):
@@ -390,7 +391,8 @@ class Bucket(Host):
         body = self.objects.get(path.removeprefix(f"/{self.name}/"))
         if body is None:
             return self._error(404, "NoSuchKey", "The specified key does not exist.")
-        return 200, {"ETag": self.etag(body)}, body
+        encryption = {"x-amz-server-side-encryption": "aws:kms" if self.encrypted else "AES256"}
+        return 200, {"ETag": self.etag(body), **encryption}, body
 
     def _error(self, status: int, code: str, message: str) -> Answer:
         text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
