@@ -43,10 +43,17 @@ class Git:
         assert code == 0, said
 
     async def differs(self) -> str:
-        """The difference as a diff, empty where there is none."""
-        code, said = await self._run("diff", *self._arguments)
-        assert code in {0, 1}, said
-        return said if code else ""
+        """The difference as a diff, empty where there is none.
+
+        Asked again where there is one: kubectl reads twice, and a status may change in between.
+        """
+        said = ""
+        for _ in range(4):
+            code, said = await self._run("diff", *self._arguments)
+            assert code in {0, 1}, said
+            if not code:
+                return ""
+        return said
 
     async def scale(self, name: str, replicas: int) -> None:
         code, said = await self._run("scale", f"llmd/{name}", f"--replicas={replicas}")
