@@ -54,8 +54,7 @@ def pull(source: Source, directory: Path, options: Options, tally: Tally) -> Pul
         with Lock(partial.directory, waiting) as lock:
             model = done[0] if done else _complete(source, target)
             if model is not None:
-                if lock.held:
-                    partial.clear()
+                partial.clear() if lock.held else partial.clear_empty()
                 return Pulled(model, was_there=True)
             with client(options.connections, options.seconds) as http:
                 pulled = _Pull(source, partial, lock, options, tally, http).run()

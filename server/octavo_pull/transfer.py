@@ -60,7 +60,7 @@ class Transfer:
         address = Address(moved) if moved else self._origin.address(file)
         try:
             with get(self._client, address, headers, file.name) as response:
-                if response.url != httpx.URL(address.url):
+                if _is_elsewhere(response.url, httpx.URL(address.url)):
                     self._moved[index] = (str(response.url), time.monotonic())
                 if _is_encrypted(response):
                     self.opaque.add(index)
@@ -113,6 +113,11 @@ class Transfer:
             if index not in self._descriptors:
                 self._descriptors[index] = self._partial.open(index)
             return self._descriptors[index]
+
+
+def _is_elsewhere(url: httpx.URL, asked: httpx.URL) -> bool:
+    """Whether it is another host: one that the source's own credentials would open could not be asked without them."""
+    return (url.scheme, url.host, url.port) != (asked.scheme, asked.host, asked.port)
 
 
 def _is_encrypted(response: httpx.Response) -> bool:

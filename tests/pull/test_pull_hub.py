@@ -27,7 +27,7 @@ def server() -> Iterator[Hub]:
 def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     """The hub as at first, and no token of the user's own."""
     server.reset()
-    server.token = None
+    server.token, server.near = None, False
     server.commits.clear()
     server.commit("main", model_files())
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -125,6 +125,14 @@ def test_a_token_from_a_file_is_sent_to_the_hub_and_nowhere_else(hub: Hub, tmp_p
     fetch(SOURCE, tmp_path / "models" / "m", token_file=tmp_path / "token")
     assert all(("authorization" in asked.headers) == ("/cdn/" not in asked.path) for asked in hub.asked)
     assert "hf_secret" not in (tmp_path / "models" / "m" / MARKER).read_text()
+
+
+def test_a_redirect_on_the_same_host_gets_the_token_each_time(hub: Hub, tmp_path: Path) -> None:
+    hub.token, hub.near = "hf_secret", True
+    (tmp_path / "token").write_text("hf_secret")
+    fetch(SOURCE, tmp_path / "models" / "m", token_file=tmp_path / "token")
+    assert contents(tmp_path / "models" / "m") == model_files()
+    assert all(asked.headers["authorization"] == "Bearer hf_secret" for asked in hub.asked)
 
 
 def test_a_token_of_the_environment_is_sent(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
