@@ -617,7 +617,7 @@ def test_conversations_are_not_compacted(client: openai.OpenAI) -> None:
         (
             {"tools": [{"type": "custom", "name": "x"}]},
             "tools[0]",
-            "type custom are not supported: a call's arguments are JSON",
+            "type custom are not supported: a call's arguments",
         ),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0]", "type mcp are not supported"),
         ({"tools": [WEATHER, WEATHER]}, "tools", "two functions of the name get_weather"),
