@@ -1,12 +1,15 @@
 """Models of manifests that are elsewhere: downloaded once, into a cache of this machine."""
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
+from octavo_common.json_fields import ModelConfigError, read_json_object
+from octavo_common.pulled_model import read_marker
 
 if TYPE_CHECKING:
     from octavo_operator.api.model_source import ModelSource
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
 
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9.]+")
 _LONGEST_NAME: Final = 80
+CONFIG: Final = "config.json"
+LONGEST_CONFIG: Final = 4 * 1024 * 1024
+ASK_SECONDS: Final = 10.0
 
 
 def source_of(source: "ModelSource") -> "Source | None":
@@ -46,7 +52,8 @@ def pull_for(source: "Source") -> Path:
     """
     from octavo_cli.pull_progress import PullProgress
     from octavo_pull.errors import PullError
-    from octavo_pull.pull import Options, pull
+    from octavo_pull.open_origin import Options
+    from octavo_pull.pull import pull
     from octavo_pull.tally import Tally
 
     directory, tally = cache_directory(source), Tally()
@@ -57,6 +64,30 @@ def pull_for(source: "Source") -> Path:
         code = FAILED if error.retryable else WRONG_INPUT
         raise CommandError(f"the model cannot be had: {error}", exit_code=code) from error
     return directory
+
+
+def config_of(source: "Source") -> dict[str, Any]:
+    """The model's config.json: of the cache, else from where the model is, which is asked once.
+
+    Raises:
+        ModelConfigError: it cannot be read, and why.
+    """
+    from octavo_pull.errors import PullError
+    from octavo_pull.open_origin import Options
+    from octavo_pull.peek import peek
+
+    directory = cache_directory(source)
+    if read_marker(directory) is not None:
+        return read_json_object(directory / CONFIG)
+    try:
+        content = json.loads(peek(source, CONFIG, LONGEST_CONFIG, Options(seconds=ASK_SECONDS)))
+    except PullError as error:
+        raise ModelConfigError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelConfigError(f"{CONFIG} of {source} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelConfigError(f"{CONFIG} of {source} must hold a JSON object")
+    return content
 
 
 def cache_directory(source: "Source") -> Path:

@@ -16,7 +16,9 @@ from octavo_pull.plan import Address, File, Origin
 from octavo_pull.tally import Tally
 from octavo_pull.web import TransientError
 
-RECORD_BYTES: Final = 4 * 1024 * 1024  # so much of each connection is fetched again after a kill, at most
+# At most so much of each connection is fetched again after a kill.
+RECORD_BYTES: Final = 4 * 1024 * 1024
+RECORD_SECONDS: Final = 2.0
 MOVED_SECONDS: Final = 300.0  # signed addresses to which hubs redirect live a few times as long
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
@@ -60,7 +62,7 @@ class Transfer:
         address = Address(moved) if moved else self._origin.address(file)
         try:
             with get(self._client, address, headers, file.name) as response:
-                if response.url != httpx.URL(address.url):
+                if _is_elsewhere(response.url, httpx.URL(address.url)):
                     self._moved[index] = (str(response.url), time.monotonic())
                 if _is_encrypted(response):
                     self.opaque.add(index)
@@ -89,7 +91,7 @@ class Transfer:
         return url if time.monotonic() - since < MOVED_SECONDS else ""
 
     def _write(self, response: httpx.Response, index: int, position: int, end: int) -> Iterator[int]:
-        recorded, descriptor = position, self._descriptor(index)
+        recorded, since, descriptor = position, time.monotonic(), self._descriptor(index)
         try:
             for piece in response.iter_raw():
                 if self._stop.is_set():
@@ -98,9 +100,9 @@ class Transfer:
                 write_all(descriptor, piece, position)
                 position += len(piece)
                 self._tally.add(len(piece))
-                if position - recorded >= RECORD_BYTES:
+                if position - recorded >= RECORD_BYTES or time.monotonic() - since >= RECORD_SECONDS:
                     self._partial.record(index, recorded, position)
-                    recorded = position
+                    recorded, since = position, time.monotonic()
                 yield position
                 if position == end:
                     break
@@ -113,6 +115,11 @@ class Transfer:
             if index not in self._descriptors:
                 self._descriptors[index] = self._partial.open(index)
             return self._descriptors[index]
+
+
+def _is_elsewhere(url: httpx.URL, asked: httpx.URL) -> bool:
+    """Whether it is another host: one that the source's own credentials would open could not be asked without them."""
+    return (url.scheme, url.host, url.port) != (asked.scheme, asked.host, asked.port)
 
 
 def _is_encrypted(response: httpx.Response) -> bool:

@@ -13,6 +13,7 @@ import yaml
 
 import processes
 from model_hosts import Hub
+from octavo_cli.main import main
 from octavo_cli.pull import pull as pull_command
 from octavo_cli.pulled_models import cache_directory, pull_for, source_of
 from octavo_common.pulled_model import read_marker
@@ -81,6 +82,39 @@ def test_a_model_that_cannot_be_had_is_told_and_nothing_is_started(
     last = told.stderr.splitlines()[-1]
     assert last.startswith(f"octavo: the model cannot be had: hf://{REPO}@main: the hub answers 401: Access to model")
     assert processes.marked(mark) == {}
+
+
+def test_plan_reads_the_config_where_the_model_is_and_says_where_it_cannot(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (
+        ("HF_ENDPOINT", hub.url),
+        ("OCTAVO_CACHE", str(tmp_path)),
+        ("HF_TOKEN_PATH", str(tmp_path / "t")),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hub.asked.clear()
+
+    def planned(source: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "manifest.yaml").write_text(manifest(source))
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "-f", str(tmp_path / "manifest.yaml"), "--json"])
+        assert ended.value.code == 0
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return told
+
+    there = {"huggingFace": {"repo": REPO}}
+    assert planned(there)["memory"] == planned({"builtin": {"name": "demo"}})["memory"] is not None
+    assert not hub.count("safetensors")
+    hub.token = "hf_secret"
+    try:
+        told = planned(there)
+    finally:
+        hub.token = None
+    assert told["memory"] is None
+    (warning,) = told["warnings"]
+    assert "the hub answers 401: Access to model octavo/demo is restricted" in warning
 
 
 @pytest.mark.parametrize(
