@@ -193,7 +193,12 @@ def test_days_that_never_were_are_refused_and_bounds_are_kept(grammars: Grammars
         ({"const": "a\x00b"}, "const: a control character"),
         ({"enum": ["a", {"b": ["\x1f"]}]}, "enum: a control character"),
         ({"enum": [{"\x7f": 1}]}, "enum: a control character"),
-        ({"const": 12345678901234567890123}, "const: an integer of more than 64 bits"),
+        *(({"const": [value]}, "const: the integer .* beyond 2.53")
+          for value in (12345678901234567890123, 2**53 + 1, 2**63, -(2**63), 2**64 - 1, 10**400)),
+        ({"type": "string", "pattern": r"^a[\x01\x02]$"}, "pattern: a control character"),
+        ({"patternProperties": {r"^a\x01$": {}}}, "patternProperties: a control character"),
+        *(({"properties": {"a": {"$ref": reference}}, "components": {"schemas": {"b": {"const": "\x01"}}}}, r"\$ref: ")
+          for reference in ("#/components/schemas/b", "#/x%2Dfoo", "#/examples/0", "file:///a#/default")),
         *(({"type": "string", "pattern": f"^a{control}b$"}, "pattern: a control character")
           for control in ("\x01", r"\x01", r"\u000b", r"\x{1f}", r"\x7F", r"\a", r"\u{0007}")),
         ({"properties": {"a": {"items": {"const": "\x02"}}}}, "const: a control character"),
@@ -210,7 +215,12 @@ def test_what_no_answer_can_spell_is_refused(schema: dict[str, Any], told: str) 
         ({"const": "a\b\t\n\f\r\\x01b€"}, [json.dumps("a\b\t\n\f\r\\x01b€", ensure_ascii=False)], ['"ab"']),
         ({"type": "string", "pattern": r"^[^\x00-\x1f\x7f]{1,3}$"}, ['"ab€"'], ['""', '"a\\tb"']),
         ({"type": "string", "pattern": r"^\\x01[\x01-\x1fa]$"}, [r'"\\x01a"'], [r'"\\x01"']),
-        ({"const": [2**62, -(2**62)]}, [f"[{2**62},{-(2**62)}]"], ["[0]"]),
+        ({"const": [2**53, -(2**53), 10**20]}, [f"[{2**53},{-(2**53)},{10**20}]"], ["[0]"]),
+        (
+            {"$ref": "#/$defs/a/items/0/anyOf/0", "$defs": {"a": {"items": [{"anyOf": [{"const": 1}]}]}}},
+            ["1"],
+            ["2"],
+        ),
     ],
 )
 def test_other_characters_and_integers_come_out_as_they_are_given(
@@ -234,6 +244,9 @@ def test_strings_have_as_many_characters_together_as_a_lexers_table_can_count(gr
         {"type": "string", "minLength": 30_000},
         {"type": "string", "pattern": f"^(a{{{MAX_COUNTED}}}|b{{2,}})$"},
         {"anyOf": [{"type": "string", "maxLength": MAX_COUNTED // 8 + at} for at in range(8)]},
+        {"type": "string", "maxLength": 60_000.0},
+        {"type": "string", "pattern": "^(?:[a-z {}]{90}|b+){91}$"},
+        {"patternProperties": {f"^{letter}{{4000}}$": {} for letter in "abc"}},
     ):
         with pytest.raises(RequestError, match=f"^x: .* {MAX_COUNTED} can be counted"):
             served(schema, "x")

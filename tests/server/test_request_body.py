@@ -78,17 +78,15 @@ async def test_a_compressed_body_is_refused_by_name(client: httpx.AsyncClient, e
 
 
 class Sender:
-    """Asks an app that reads bodies and parses them when it may."""
+    """Asks an app that reads bodies and answers when it may."""
 
     def __init__(self, most_held: int) -> None:
-        self.may_parse, self._bodies = asyncio.Event(), BodyLimit(self._app, most_held=most_held)
+        self.may_answer, self._bodies = asyncio.Event(), BodyLimit(self._app, most_held=most_held)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["more_body"]:
             pass
-        await self.may_parse.wait()
-        scope["state"]["body_share"].release()
-        await asyncio.get_running_loop().create_future()  # its answer takes long
+        await self.may_answer.wait()
 
     async def send(self, *sizes: int) -> "asyncio.Task[None]":
         parts = [{"type": "http.request", "body": bytes(size), "more_body": at > 0} for at, size in enumerate(sizes)]
@@ -103,7 +101,7 @@ class Sender:
         return task
 
 
-async def test_bodies_have_a_bound_together_until_there_is_a_prompt_and_small_ones_always_pass() -> None:
+async def test_bodies_have_a_bound_together_until_they_are_answered_and_small_ones_always_pass() -> None:
     size = 3 * SMALL_BODY_BYTES
     sender = Sender(most_held=2 * size)
     first = [await sender.send(size // 2, size // 2), await sender.send(0, size)]
@@ -116,13 +114,9 @@ async def test_bodies_have_a_bound_together_until_there_is_a_prompt_and_small_on
     await asyncio.wait(first[:1])  # its client has left
     second = await sender.send(size)
     assert not second.done()
-    sender.may_parse.set()
-    third = [await sender.send(size) for _ in range(10)]
-    kept = [first[1], small, second, *third]
-    assert not any(task.done() for task in kept)
-    for task in kept:
-        task.cancel()
-    await asyncio.wait(kept)
+    sender.may_answer.set()
+    await asyncio.wait([small, second, first[1]])
+    await asyncio.gather(*[await sender.send(size) for _ in range(10)])
 
 
 @pytest.mark.parametrize(
@@ -204,9 +198,7 @@ def test_the_calls_of_a_chat_are_bounded_together() -> None:
         call_arguments(arguments, bounds)
     with pytest.raises(RequestError, match="it holds too many values"):
         call_arguments('{"a": [' + "1," * (MAX_COMMAS // 4 + 1) + "1]}", bounds)
-    with pytest.raises(RequestError, match="messages: it holds a number of more than"):
-        call_arguments('{"a": ' + "9" * 5000 + "}")
-    for text in ('{"a": 1e400}', '{"a": NaN}', '{"a": "\\ud83d"}', "[1]", "{"):
+    for text in ('{"a": ' + "9" * 5000 + "}", "9" * 200, '{"a": 1e400}', '{"a": NaN}', '{"a": "\\ud83d"}', "[1]", "{"):
         assert call_arguments(text) == text
 
 
@@ -258,7 +250,11 @@ HOSTILE = {
         "logit_bias",
         f"at most {MAX_BIASES} .* not {MANY}",
     ),
-    "keys of logit_bias": ({"prompt": "a", "logit_bias": some(MAX_BIASES)}, "logit_bias.x0", "match pattern"),
+    "keys of logit_bias": (
+        {"prompt": "a", "logit_bias": some(MAX_BIASES)},
+        "logit_bias.x0",
+        "its names must be token ids",
+    ),
     "values of logit_bias": (
         {"prompt": "a", "logit_bias": some(MAX_BIASES, "{}", "a")},
         "logit_bias.0",

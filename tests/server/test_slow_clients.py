@@ -21,6 +21,7 @@ from octavo_server.frontend.http_protocol import (
     BODY_MOST_SECONDS,
     BODY_SECONDS,
     FAREWELL_SECONDS,
+    HASTE_SECONDS,
     HEAD_SECONDS,
     IDLE_SECONDS,
     MAX_HEAD_BYTES,
@@ -451,6 +452,11 @@ async def test_halves_of_requests_keep_no_probe_away_however_many_they_are(conne
         assert probe.statuses == [200]
         assert sum(client.transport.aborted for client in halves) == 1  # the next one takes the place of this, idle now
         assert halves[0].transport.aborted and not probe.transport.aborted
+    halves[0].loop.now += HASTE_SECONDS
+    other = connect(door)
+    await other.send(GET)
+    assert other.statuses == [200]
+    assert probe.transport.aborted is False, "who is not slow stays"
 
 
 async def test_a_farewell_does_not_wait_long_for_its_client(connect: Connect) -> None:

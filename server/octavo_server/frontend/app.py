@@ -172,7 +172,6 @@ def _caller(request: Request) -> Caller:
         outlet=found.get("outlet"),
         is_gateway=found.get("is_gateway", False),
         record=found.get("record"),
-        body=found.get("body_share"),
     )
 
 

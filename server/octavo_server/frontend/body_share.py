@@ -21,7 +21,7 @@ class Room:
 
 
 class BodyShare:
-    """What one request's body holds, until there is a prompt."""
+    """What one request's body holds, until its answer is there: its fields are kept as long."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -38,7 +38,7 @@ class BodyShare:
             return
         if self._room.held - self._held + received > self._room.most:
             raise RequestError(
-                f"the server holds {self._room.held} bytes of requests of which no prompt has been made yet, and "
+                f"the server holds {self._room.held} bytes of requests that are open, and "
                 f"{self._room.most} are allowed: try again, or send a body of {SMALL_BODY_BYTES} bytes at most",
                 code="too_many_bodies",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
@@ -48,6 +48,6 @@ class BodyShare:
         self._held = received
 
     def release(self) -> None:
-        """The body is gone, or as little as a prompt."""
+        """The request has ended."""
         self._room.held -= self._held
         self._held, self._released = 0, True

@@ -10,7 +10,7 @@ import msgspec
 from octavo_server.errors import RequestError
 from octavo_server.frontend.answer_grammar import chat_grammar
 from octavo_server.frontend.generation import Caller, Generation, Wanted
-from octavo_server.frontend.json_bounds import JSONBounds
+from octavo_server.frontend.json_bounds import JSONBounds, NumberTooLong
 from octavo_server.frontend.message_fields import AssistantMessage, Message, RefusalPart
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest
@@ -226,15 +226,19 @@ def _answer_for_template(message: AssistantMessage, plain: dict[str, Any], bound
 def call_arguments(text: str, bounds: JSONBounds | None = None) -> dict[str, Any] | str:
     """The arguments of a call, as templates take them; the text itself where it is no JSON object.
 
-    A model may write what is none, and its call must not end the conversation. Numbers that JSON does not have, and
-    halves of surrogate pairs, which no prompt can hold, are none. bounds: for all calls of a request together.
+    A model may write what is none, and its call must not end the conversation. Numbers that JSON does not have or
+    that are too long, and halves of surrogate pairs, which no prompt can hold, are none. bounds: for all calls of a
+    request together.
 
     Raises:
-        RequestError: they hold too many values, or a number that is too long.
+        RequestError: they hold too many values.
     """
     if not text.strip():
         return {}
-    (bounds or JSONBounds("messages")).add(text.encode("utf-8", "surrogatepass"))
+    try:
+        (bounds or JSONBounds("messages")).add(text.encode("utf-8", "surrogatepass"))
+    except NumberTooLong:
+        return text
     try:
         arguments = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):

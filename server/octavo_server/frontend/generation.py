@@ -13,7 +13,6 @@ from octavo_server.errors import EngineError, RequestError
 from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
-from octavo_server.frontend.body_share import BodyShare
 from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.model import ServedModel
@@ -59,8 +58,7 @@ class Caller:
     """Whose request it is. `arrival`: seconds of CLOCK_MONOTONIC; `salt`: of the API key, empty if there is none.
 
     `key` is the API key's name, for logs; `ticket` counts the tokens that its limits allow; `outlet` writes what a
-    stream gets to its connection at once. `is_gateway`: by its key. `body`: what the request holds of the memory that
-    all bodies have together, until there is a prompt.
+    stream gets to its connection at once. `is_gateway`: by its key.
     """
 
     arrival: float
@@ -71,7 +69,6 @@ class Caller:
     outlet: Outlet | None = None
     is_gateway: bool = False
     record: RequestRecord | None = None
-    body: BodyShare | None = None
 
     def cache_salt(self, own: str | None) -> bytes:
         """Requests share cached pages where this is equal: the request's own word, else what its API key stands for."""
@@ -126,8 +123,6 @@ class Generation:
         if (record := caller.record) is not None:  # from here on it is the engine's
             record.model, record.request, record.engine_id = request.model, request, made.id
             record.prompt_tokens = tokens
-        if caller.body is not None:
-            caller.body.release()
         return made
 
     def __init__(

@@ -33,6 +33,7 @@ BODY_BYTES_PER_SECOND: Final = 16 * 1024  # at which a body may go on for longer
 BODY_MOST_SECONDS: Final = 120.0  # however much comes: the largest takes that long at 1.1 Mbit/s
 IDLE_SECONDS: Final = 60.0  # between two requests
 UNREAD_SECONDS: Final = 600.0  # that a client may not read what it asked for
+HASTE_SECONDS: Final = 1.0  # in which a head is complete of whoever is not slow
 FAREWELL_SECONDS: Final = 2.0  # for a client to read why it was refused
 SPARE_CONNECTIONS: Final = 64  # beyond the most, which only probes use where no connection is idle
 
@@ -96,8 +97,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         excess = len(self._door.connections) - self._door.max_connections
         self._door.connections.add(self)
         self._surplus = excess >= 0
-        made_room = self._surplus and self._close_an_idle_one()
-        if excess >= SPARE_CONNECTIONS and not made_room and not self._close_the_oldest_head():
+        made_room = self._surplus and self._make_room(urgent=excess >= SPARE_CONNECTIONS)
+        if excess >= SPARE_CONNECTIONS and not made_room:
             self._refuse(_CROWDED)
         else:
             self._door.idle[self] = None
@@ -131,7 +132,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._door.idle.pop(self, None)
         self._in_head = self._begun_here = True
-        self._door.heads[self] = None
+        self._door.heads[self] = self.loop.time()
         self._head = self._unfinished = self._unwanted = 0
         super().on_message_begin()
 
@@ -219,9 +220,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._door.idle.move_to_end(other)  # it still reads its answer
         return False
 
-    def _close_the_oldest_head(self) -> bool:
-        """Whether there was one: whoever sends half of a request must not keep probes from getting through."""
-        for other in self._door.heads:
+    def _make_room(self, *, urgent: bool) -> bool:
+        """Whether there was any to be made. Halves of requests go first: whoever sends them keeps nobody from here."""
+        made = False
+        while len(self._door.connections) > self._door.max_connections and self._close_a_head(HASTE_SECONDS):
+            made = True
+        return made or self._close_an_idle_one() or (urgent and self._close_a_head(0.0))
+
+    def _close_a_head(self, seconds: float) -> bool:
+        """Whether there was one that has been incomplete for so long; the oldest is closed."""
+        for other, begun in self._door.heads.items():
+            if begun > self.loop.time() - seconds:
+                return False
             if not other.pipeline and (other.cycle is None or other.cycle.response_complete):  # none is being answered
                 del self._door.heads[other]
                 self._door.connections.discard(other)

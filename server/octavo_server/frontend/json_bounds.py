@@ -14,7 +14,11 @@ MAX_COMMAS: Final = 2**20  # a list of a million token ids
 MAX_NESTED: Final = 2**17  # objects, arrays and keys
 MAX_DIGITS: Final = 128  # in a row; what a double holds takes 17
 _PIECE: Final = 128 * 1024  # bytes that are counted in a row; between them others have their turn
-_DIGITS: Final = re.compile(b"[0-9]{%d}" % (MAX_DIGITS + 1))
+_DIGITS: Final = re.compile(b"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))  # looked for at a number's beginning alone
+
+
+class NumberTooLong(RequestError):
+    """It would take long to read: more with the square of its digits."""
 
 
 class JSONBounds:
@@ -28,7 +32,8 @@ class JSONBounds:
         """Count a text too.
 
         Raises:
-            RequestError: all together hold too many values (413), or this one a number that is too long (400).
+            RequestError: all together hold too many values (413).
+            NumberTooLong: this one holds such a number (400).
         """
         begin, in_string = 0, False
         while begin < len(raw):
@@ -45,14 +50,16 @@ class JSONBounds:
         self._commas += outside.count(b",")
         self._nested += outside.count(b"{") + outside.count(b"[") + outside.count(b":")
         if self._commas > MAX_COMMAS or self._nested > MAX_NESTED:
-            raise self._refused(
-                f"it holds too many values: JSON may have {MAX_COMMAS} commas and {MAX_NESTED} keys, objects and "
-                "arrays here",
+            raise RequestError(
+                f"{self._param or 'the body'}: it holds too many values: JSON may have {MAX_COMMAS} commas and "
+                f"{MAX_NESTED} keys, objects and arrays here",
+                param=self._param,
                 code="too_many_values",
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
         if _DIGITS.search(outside):  # one that goes on in the next piece may be twice as long, which is no matter
-            raise self._refused(f"it holds a number of more than {MAX_DIGITS} digits", code="number_too_long")
-
-    def _refused(self, why: str, code: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> RequestError:
-        return RequestError(f"{self._param or 'the body'}: {why}", param=self._param, code=code, status=status)
+            raise NumberTooLong(
+                f"{self._param or 'the body'}: it holds a number of more than {MAX_DIGITS} digits",
+                param=self._param,
+                code="number_too_long",
+            )

@@ -15,7 +15,7 @@ from octavo_server.frontend.refusal import ErrorObject, refuse
 from octavo_server.frontend.state import ServerState
 
 MAX_BODY_BYTES: Final = 16 * 2**20
-MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES  # of all bodies of which no prompt has been made yet
+MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES  # of all requests that are open
 
 
 class BodyLimit:
@@ -37,7 +37,6 @@ class BodyLimit:
             await answer(scope, receive, send)
             return
         received, share = 0, self._room.share()
-        scope.setdefault("state", {})["body_share"] = share
 
         async def counted() -> Message:
             nonlocal received

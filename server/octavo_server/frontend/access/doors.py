@@ -21,15 +21,15 @@ ADMIN_ONLY: Final = frozenset({"/metrics"})  # at the admin port and nowhere els
 class Door:
     """A port; "only" where there is no other. Requests find it in their `state`: nothing that they send chooses it.
 
-    Of its connections, each the oldest first: `idle`, on which nothing is asked; `heads`, on which a request has begun
-    and is not whole.
+    Of its connections, each the oldest first: `idle`, on which nothing is asked; `heads`, on which a request began at
+    that time and is not whole.
     """
 
     name: Literal["only", "main", "admin"] = "only"
     max_connections: int = 8192
     connections: set[Any] = field(default_factory=set)
     idle: OrderedDict[Any, None] = field(default_factory=OrderedDict)
-    heads: dict[Any, None] = field(default_factory=dict)
+    heads: dict[Any, float] = field(default_factory=dict)
 
     def is_open(self, path: str) -> bool:
         """Whether the path needs no key."""

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MAX_COUNTED: Final = 8_192  # characters, each of up to 9 states where texts are of all kinds of characters
-_REPEATED: Final = re.compile(r"\\.|\{(\d+)(?:,(\d*))?\}")
+_PIECES: Final = re.compile(
+    r"(?P<repeat>\{(?P<least>\d+)(?P<more>,(?P<most>\d*))?\})|(?P<open>\()|(?P<close>\))|(?P<other>[*+?|^$])"
+    r"|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.",
+    re.DOTALL,
+)
 
 
 class CountedLengths:
@@ -20,14 +24,39 @@ class CountedLengths:
 
     def add(self, schema: Mapping[str, Any]) -> None:
         """Count this schema alone."""
-        least, most, pattern = schema.get("minLength", 0), schema.get("maxLength", 0), schema.get("pattern", "")
-        counted = max((each for each in (least, most) if type(each) is int), default=0)
-        if isinstance(pattern, str) and pattern:
-            counted += sum(int(found[2] or found[1]) for found in _REPEATED.finditer(pattern) if found[1])
+        bounds = [schema.get(name) for name in ("minLength", "maxLength")]
+        pattern = schema.get("pattern")
+        shown = pattern if isinstance(pattern, str) else ""
+        counted = repeated(shown)
+        counted += max((int(each) for each in bounds if type(each) in (int, float) and each < 2**63), default=0)  # type: ignore[operator, arg-type]
         if counted:
-            self._found.add((counted, str(pattern)))
+            self._found.add((counted, shown))
+        named = schema.get("patternProperties")
+        for name in named if isinstance(named, dict) else ():
+            if counted := repeated(name):
+                self._found.add((counted, name))
 
     @property
     def total(self) -> int:
         """Of all that were added."""
         return sum(counted for counted, _ in self._found)
+
+
+def repeated(pattern: str) -> int:
+    """Characters that a pattern counts by {n,m}, those within each other multiplied; 0 where it has none."""
+    sums, last, has_counts = [0], 0, False
+    for piece in _PIECES.finditer(pattern):
+        if piece["repeat"]:
+            times = int(piece["most"] or piece["least"])
+            has_counts = True
+            sums[-1] += last * (times - 1)
+            last *= times
+        elif piece["open"]:
+            sums.append(0)
+        elif piece["close"]:
+            last = sums.pop() if len(sums) > 1 else 0
+            sums[-1] += last
+        elif not piece["other"]:
+            last = 1
+            sums[-1] += 1
+    return sum(sums) if has_counts else 0

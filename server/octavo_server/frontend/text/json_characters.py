@@ -1,24 +1,24 @@
 """What a schema asks for and no answer can spell: llguidance would leave it out, and the answer not be valid.
 
 JSON spells control characters by their numbers, `\\u0001`, which answers may not (see `json_schemas.ESCAPES`); and
-llguidance's integers have 64 bits.
+llguidance's numbers are doubles, of which it writes as many digits as tell one from the next.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 # Without those of short escapes: \b \t \n \f \r. DEL counts among them for llguidance.
 _CONTROL: Final = "\x00-\x07\x0b\x0e-\x1f\x7f"
 _CONTROLS: Final = re.compile(f"[{_CONTROL}]")
-# As patterns spell them, and what else stands in one: another escape, a set of characters, any character.
-_PIECES: Final = re.compile(
-    rf"(?P<control>[{_CONTROL}]|\\(?:[av]|(?:x|u00)(?:0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])|"
+_SPELT: Final = (  # as patterns spell them
+    rf"(?:[{_CONTROL}]|\\(?:[av]|(?:x|u00)(?:0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])|"
     r"[xuU]\{0*(?:[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])\}))"
-    r"|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.",
-    re.DOTALL,
 )
-_LEAST, _MOST = -(2**63), 2**64 - 1
+# Alone or as all that a set holds; and what else stands in a pattern: another escape, a set, any character.
+_PIECES: Final = re.compile(rf"(?P<control>{_SPELT}|\[(?:{_SPELT}-?)+\])|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+_EXACT: Final = 2**53  # up to which all integers are doubles
 
 
 def unspellable(schema: Mapping[str, Any]) -> str:
@@ -27,17 +27,23 @@ def unspellable(schema: Mapping[str, Any]) -> str:
         for value in _values(schema.get(name)):
             if isinstance(value, str) and _CONTROLS.search(value):
                 return f"{name}: a control character in a string cannot be answered"
-            if isinstance(value, int) and not _LEAST <= value <= _MOST and not _is_float(value):
-                return f"{name}: an integer of more than 64 bits that no double is equal to cannot be answered"
-    pattern = schema.get("pattern")
-    if isinstance(pattern, str) and any(piece["control"] for piece in _PIECES.finditer(pattern)):
-        return "pattern: a control character cannot be answered; in a set, as [^\\x00-\\x1f], it may stand"
+            if isinstance(value, int) and abs(value) > _EXACT and not _is_written_out(value):
+                return f"{name}: the integer {str(value)[:40]} is beyond 2^53 and cannot be answered exactly"
+    named = schema.get("patternProperties")
+    for keyword, patterns in (
+        ("pattern", [schema.get("pattern")]),
+        ("patternProperties", list(named) if isinstance(named, dict) else []),
+    ):
+        for pattern in patterns:
+            if isinstance(pattern, str) and any(piece["control"] for piece in _PIECES.finditer(pattern)):
+                return f"{keyword}: a control character cannot be answered; it may stand in a set, as [^\\x00-\\x1f]"
     return ""
 
 
-def _is_float(value: int) -> bool:
+def _is_written_out(value: int) -> bool:
+    """Whether a double's digits, and zeros behind them, are this integer."""
     try:
-        return int(float(value)) == value
+        return Decimal(repr(float(value))) == value
     except OverflowError:
         return False
 

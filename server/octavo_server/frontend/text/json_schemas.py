@@ -5,6 +5,7 @@ With what is said here an answer is valid by its schema, but for what the schema
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.text.counted_lengths import MAX_COUNTED, CountedLengths
@@ -54,6 +55,11 @@ def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
                 "one of them could come twice",
                 param=param,
             )
+        if leads_elsewhere(found.get("$ref")):
+            raise RequestError(
+                f"{param}: $ref: {str(found['$ref'])[:100]!r} leads to where no schemas are looked for: use $defs",
+                param=param,
+            )
         if why := unspellable(found):
             raise RequestError(f"{param}: {why}", param=param)
         finite(found, has_multiples=bool(multiples))
@@ -73,6 +79,22 @@ def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
             param=param,
         )
     return mapped(schema, checked)
+
+
+def leads_elsewhere(reference: Any) -> bool:
+    """Whether it points past all places of schemas within a schema: what stands there is not looked at here."""
+    _, _, pointer = str(reference).partition("#")
+    if not pointer.startswith("/"):
+        return False
+    steps = [unquote(step) for step in pointer.split("/")[1:]]
+    while steps:
+        step = steps.pop(0)
+        named = step in _BY_NAME or (step in _IN_LIST and bool(steps) and steps[0].isdecimal())
+        if named and steps:
+            steps.pop(0)
+        elif step not in _ALONE:
+            return True
+    return False
 
 
 def mapped(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
