@@ -109,7 +109,8 @@ def _model(deployment: "LLMDeployment", model_config: Path | None) -> ModelConfi
         return parse_model_config(read_json_object(model_config))
     directory = model_config or _readable_directory(deployment)
     if directory is None:
-        raise ModelConfigError("it is on a volume")
+        source = deployment.spec.model.source
+        raise ModelConfigError("it is on a volume" if source.persistent_volume_claim is not None else "it is elsewhere")
     return read_model_config(directory)
 
 

@@ -175,7 +175,7 @@ async def test_a_download_that_fails_for_good_is_told_in_its_own_words(
     volume = volume_of(made)
     await passes.once()
     words = "org/model: access to this model must be asked for on its page"
-    await finish_job(octavo, control_plane, volume, exit_code=3, words=words)
+    await finish_job(octavo, control_plane, volume, exit_code=2, words=words)
     await passes.once()  # and no Retry: only people can help
     seen = await conditions(octavo)
     assert seen["ModelCached"][:2] == ("False", "DownloadFailed")

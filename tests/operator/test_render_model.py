@@ -143,7 +143,7 @@ def test_a_job_tries_again_what_may_succeed_and_nothing_else() -> None:
     spec = rendered(objects(GATED, **CACHE), "Job")["spec"]
     rule = spec["podFailurePolicy"]["rules"][0]
     assert (rule["action"], rule["onExitCodes"]["containerName"]) == ("FailJob", "pull")
-    assert rule["onExitCodes"]["values"] == [2, 3] and spec["backoffLimit"] > 5
+    assert rule["onExitCodes"]["values"] == [2] and spec["backoffLimit"] > 5
     template = spec["template"]["spec"]
     assert template["restartPolicy"] == "Never" and template["securityContext"]["runAsNonRoot"] is True
     assert {each["name"] for each in template["volumes"]} == {"model", "credentials"}
