@@ -65,6 +65,7 @@ def plan(
     """
     from octavo_cli.memory_plan import plan_memory, server_config
     from octavo_common.memory import DoesNotFit
+    from octavo_operator.advice import advice
     from octavo_operator.api import ManifestError
     from octavo_operator.render import RenderSettings, render
 
@@ -80,7 +81,7 @@ def plan(
         memory = plan_memory(deployment, config, None if gpu_memory is None else _bytes(gpu_memory), model_config)
     except DoesNotFit as error:
         raise CommandError(f"{filename}: {in_fields(str(error))}", exit_code=FAILED) from error
-    warnings = [in_fields(warning) for warning in memory.warnings]
+    warnings = [*advice(deployment), *(in_fields(warning) for warning in memory.warnings)]
     if as_json:
         bill = None if memory.bill is None else _bill_document(memory.bill)
         click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": warnings}))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm_deployments import IMAGE, PULL_IMAGE, SETTINGS, llm_deployment, rendered
+from octavo_operator.advice import advice
 from octavo_operator.api import ManifestError, parse
 from octavo_operator.render import RenderSettings, cache_name, claim, model_argument, render, startup_seconds
 
@@ -206,6 +207,25 @@ def test_a_roll_out_is_not_stuck_while_its_pods_download() -> None:
     assert deadline(**startup) - deadline(**startup, **CACHE) == 3600
     sized = deadline(resources={"ephemeralStorage": "100Gi"}, **startup)
     assert sized - deadline(**startup, **CACHE) == 4096
+
+
+@pytest.mark.parametrize(
+    ("source", "spec", "fields"),
+    [
+        ({"builtin": {"name": "demo"}}, {}, []),
+        (ARCHIVE, {}, ["spec.resources.ephemeralStorage"]),
+        (ARCHIVE, {"resources": {"ephemeralStorage": "1Gi"}}, []),
+        ({"huggingFace": {"repo": "a/b", "revision": "0" * 40}}, CACHE, []),
+        (HUB, CACHE, ["spec.model.source.huggingFace.revision"]),
+        (
+            ARCHIVE,
+            {"replicas": 2, "storage": {"cache": {"size": "1Gi", "accessModes": ["ReadWriteOnce"]}}},
+            ["spec.storage.cache.accessModes"],
+        ),
+    ],
+)
+def test_what_may_not_be_meant_is_told(source: Object, spec: Object, fields: list[str]) -> None:
+    assert [each.partition(": ")[0] for each in advice(parse(body(source, **spec)))] == fields
 
 
 def test_names_of_shared_objects_are_names_of_objects() -> None:
