@@ -7,6 +7,7 @@ may quote either: its type and where it was raised are enough to find it.
 import json
 import logging
 import os
+import re
 import select
 import threading
 import traceback
@@ -22,6 +23,7 @@ from octavo_server.errors import OctavoError
 LogFormat = Literal["text", "json"]
 
 request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)  # of the request that is worked on
+_WORD: Final = re.compile(r"[!#-<>-~]*")  # printable ASCII but for space, quote and equals sign
 _PIECE: Final = select.PIPE_BUF  # bytes that a pipe which is ready takes without waiting
 
 
@@ -137,7 +139,7 @@ def _plain(value: object) -> str:
     if isinstance(value, bool):
         return json.dumps(value)  # the word that the other form has
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if text.isascii() and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
+    return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
 def _traceback(record: logging.LogRecord) -> str | None:

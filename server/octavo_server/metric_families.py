@@ -7,7 +7,7 @@ from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -76,6 +76,25 @@ class Histogram(Collector):
         yield family
 
 
+class Count(Collector):
+    """A value that only grows: the library's counter without its lock, for what is counted with every token."""
+
+    def __init__(self, name: str, text: str, values: Sequence[str]) -> None:
+        """`values`: of `LABELS`."""
+        self._name, self._text, self._values = name, text, values
+        self._value = 0
+
+    def inc(self, amount: int) -> None:
+        """Add to it."""
+        self._value += amount
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For the registry."""
+        family = CounterMetricFamily(self._name, self._text, labels=LABELS)
+        family.add_metric(self._values, self._value)
+        yield family
+
+
 class Families:
     """Makes metrics. A name ends without `_total`, which is put behind a counter's."""
 
@@ -100,6 +119,12 @@ class Families:
     def counter(self, name: str, text: str) -> Counter:
         """A value that only grows."""
         return Counter(name, text, LABELS, registry=self.registry).labels(*self._values)
+
+    def count(self, name: str, text: str) -> Count:
+        """As `counter`, for what comes with every token, in one thread."""
+        count = Count(name, text, self._values)
+        self.registry.register(count)
+        return count
 
     def counters(self, name: str, text: str, label: str, values: Sequence[str]) -> dict[str, Counter]:
         """One for each value of a label."""

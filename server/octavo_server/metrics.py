@@ -95,7 +95,7 @@ class RequestFamilies:
             PROMPT_SOURCES,
         )
         self.prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Tokens of prompts that a cache saved.")
-        self.generation_tokens = counter("vllm:generation_tokens", "Tokens of answers.")
+        self.generation_tokens = families.count("vllm:generation_tokens", "Tokens of answers.")
         self.finished = families.counters(
             "vllm:request_success", "Requests that ended, by reason.", "finished_reason", FINISHED_REASONS
         )

@@ -1,20 +1,23 @@
 """The Triton kernels without a GPU: run by Triton's interpreter, and compiled for a GPU that is not there.
 
 Triton decides when it is first imported whether its functions are interpreted, so both need processes of their own: the
-files in `triton_kernels` are the tests, run here by a pytest each.
+files in `triton_kernels` are the tests, run here by one pytest for each of the two. It loads no more than they need:
+the interpreter looks through all modules there are whenever a kernel is launched.
 """
 
 import importlib.util
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-INTERPRETED = [
+INTERPRETED = (
     "interpreted_attention.py",
     "interpreted_chunk_tiles.py",
     "interpreted_shared_prefix.py",
@@ -23,30 +26,60 @@ INTERPRETED = [
     "interpreted_sampling.py",
     "interpreted_token_mask.py",
     "interpreted_engine.py",
+)
+COMPILED = ("compiled.py", "compiled_ahead.py")
+# No conftest.py, and of the plugins those that our settings name.
+LEAN = ("--noconftest", "--disable-plugin-autoload", "-p", "asyncio", "-p", "timeout", "-p", "no:cacheprovider")
+LIMIT_SECONDS = 1500
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton"),
+    pytest.mark.timeout(LIMIT_SECONDS + 20),  # the first test of a process waits for all of its files
 ]
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+
+class Run(NamedTuple):
+    code: int
+    output: str
 
 
-def run_tests(file: str, interpret: bool) -> None:
+@cache
+def run_tests(files: tuple[str, ...], interpret: bool) -> Run:
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_kernels" / file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0, f"{file}: see the output"
+    paths = [str(HERE / "triton_kernels" / file) for file in files]
+    command = [sys.executable, "-m", "pytest", "-v", *LEAN, *paths]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as expired:
+        return Run(-1, f"{expired}\n{(expired.stdout or b'').decode()}")
+    return Run(done.returncode, f"{done.stdout}\n{done.stderr}")
 
 
-@needs_triton
+def check(run: Run, file: str) -> None:
+    """Every test of the file was run and has passed; a run that broke off is everybody's failure."""
+    name = f"triton_kernels/{file}::"
+    results = [line for line in run.output.splitlines() if name in line and line.endswith("%]")]
+    failed = [line for line in results if " PASSED " not in line]
+    assert run.code in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, run.output
+    assert results, f"no test of {file} was run:\n{run.output}"
+    assert not failed, run.output
+
+
+def test_no_file_is_forgotten() -> None:
+    files = {path.name for path in (HERE / "triton_kernels").glob("*.py")}
+    assert files == {*INTERPRETED, *COMPILED}
+
+
 @pytest.mark.parametrize("file", INTERPRETED)
 def test_the_kernels_compute_what_their_twins_do(file: str) -> None:
-    run_tests(file, interpret=True)
+    check(run_tests(INTERPRETED, interpret=True), file)
 
 
-@needs_triton
 def test_the_kernels_compile_for_hopper() -> None:
-    run_tests("compiled.py", interpret=False)
+    check(run_tests(COMPILED, interpret=False), "compiled.py")
 
 
-@needs_triton
 def test_kernels_are_compiled_before_they_are_launched() -> None:
-    run_tests("compiled_ahead.py", interpret=False)
+    check(run_tests(COMPILED, interpret=False), "compiled_ahead.py")

@@ -59,7 +59,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
     config: dict[str, Any] = {"api_key_file": [str(base / "keys")], "admin_port": 0}
     config |= {"allowed_origins": ['["https://page.example"]'], "max_num_seqs": 4}
     env = {"FAKE_HOLD": str(base / "hold"), "OCTAVO_API_KEY": "sk-variable", "VLLM_API_KEY": "sk-variable"}
-    with serving.serve(serving.text_model(base / "model"), env=env, **config) as server:
+    with serving.serve(serving.text_model(base / "model"), env=env, execute=True, **config) as server:
         server.wait_until_ready()
         yield Access(server, base / "keys", base / "hold")
 

@@ -1,7 +1,7 @@
 """A production trace through the KV cache: its hit rate is that of one LRU over pages, tiers or not.
 
-The trace (Mooncake, FAST '25) is not part of the repository. It is looked for in the folder that OCTAVO_TRACES names,
-then in `../shared/data/traces` beside the checkout; where there is none, one of its shape is made up.
+The prompts are made up, in the shape of the conversations that Mooncake published (FAST '25). Where OCTAVO_TRACES names
+a folder that holds its `mooncake_conversation.jsonl`, which is no part of the repository, they are those.
 """
 
 import json
@@ -19,8 +19,7 @@ from octavo_server.ipc import SamplingParams
 from octavo_server.step import PageEvent
 from page_machine import take_moves
 
-PAGE = 512
-BESIDE = Path(__file__).parents[2].parent / "shared" / "data" / "traces"
+PAGE = 16  # a name of the trace stands for 512 tokens; how many there are is the same to the cache
 
 
 def made_up_trace(count: int) -> list[list[int]]:
@@ -41,9 +40,10 @@ def made_up_trace(count: int) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def trace() -> list[list[int]]:
-    path = Path(os.environ.get("OCTAVO_TRACES", BESIDE)) / "mooncake_conversation.jsonl"
-    if not path.exists():
+    folder = os.environ.get("OCTAVO_TRACES")
+    if folder is None:
         return made_up_trace(6000)
+    path = Path(folder) / "mooncake_conversation.jsonl"
     return [json.loads(line)["hash_ids"] for line in path.read_text().splitlines()]
 
 

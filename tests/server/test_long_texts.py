@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 import serving
 import tiny_tokenizers
 from octavo_server.config import ServerConfig
+from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.model import load_model
 from octavo_server.frontend.state import ServerState
@@ -164,6 +165,36 @@ def test_words_as_a_whole_have_no_bound() -> None:
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     assert token_length(tokenizer, json.loads(tokenizer.to_str())) is None
+
+
+# --- tokenizers that would take all memory, or give up
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        [normalizers.Replace("a", "b" * 17)],
+        [normalizers.Replace("a", "bbbbb"), normalizers.Replace(Regex("b+"), "cccc")],
+    ],
+)
+def test_a_tokenizer_that_makes_texts_much_longer_is_refused(replaced: list[Any], tmp_path: Path) -> None:
+    made = normalized(tiny_tokenizers.byte_level_bpe, normalizers.Sequence(replaced))
+    with pytest.raises(ModelError, match="times as long"):
+        TextTokenizer(tiny_tokenizers.save(made, tmp_path))
+
+
+def test_where_a_tokenizer_gives_up_that_is_told_as_an_error(tmp_path: Path) -> None:
+    made = tiny_tokenizers.byte_level_bpe()
+    split = pre_tokenizers.Split(Regex(r"(a+)+$|(x+x+)+y"), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, made.pre_tokenizer])
+    tokenizer = TextTokenizer(tiny_tokenizers.save(made, tmp_path))
+    text = "a" * 40 + "!"
+    with pytest.raises(RequestError, match="cannot take this text apart") as caught:
+        tokenizer.encode(text, add_special_tokens=False)
+    assert caught.value.status == 400
+    with pytest.raises(RequestError, match="cannot take this text apart"):
+        tokenizer.encode_part(text, 3, "left", add_special_tokens=False)
+    assert tokenizer.encode("aa", add_special_tokens=False)
 
 
 # --- refused before it is tokenized

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 import serving
+from octavo_server.frontend.ids import new_id
 
 KEY = {"authorization": "Bearer sk-1"}
 BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 4}
@@ -187,3 +188,10 @@ def test_what_is_refused_in_its_middle_is_so_under_the_requests_own_id(server: s
     serving.until(lambda: server.log.count('"request_id":"late-one"') == 2)
     lines = [json.loads(line) for line in server.log.splitlines() if '"late-one"' in line]
     assert {line["status"] for line in lines} == {431, 499}
+
+
+def test_no_id_is_given_twice_whichever_thread_asks() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        made = [*threads.map(lambda _: new_id(), range(2000))]
+    assert len(set(made)) == 2000
+    assert all(re.fullmatch(r"[0-9a-f]{32}", name) for name in made)

@@ -119,6 +119,17 @@ def test_a_histogram_is_told_as_the_librarys_is(values: list[float]) -> None:
     assert prometheus_client.generate_latest(ours.registry) == prometheus_client.generate_latest(registry)
 
 
+@settings(max_examples=50, deadline=None)
+@given(amounts=st.lists(st.integers(0, 2**40)))
+def test_a_count_is_told_as_the_librarys_is(amounts: list[int]) -> None:
+    ours, theirs = Families("m"), Families("m")
+    count, counter = ours.count("test:tokens", "Of a test."), theirs.counter("test:tokens", "Of a test.")
+    for amount in amounts:
+        count.inc(amount)
+        counter.inc(amount)
+    assert prometheus_client.generate_latest(ours.registry) == prometheus_client.generate_latest(theirs.registry)
+
+
 # --- a client that leaves
 
 

@@ -90,12 +90,28 @@ async def test_a_bounded_number_waits_of_all_and_of_each_caller() -> None:
     assert refused.value.waiting == 3
     tasks += [await worker.ask("b0", "b"), await worker.ask("b1", "b"), await worker.ask("a4"), await worker.ask("a0")]
     with pytest.raises(Full):
-        await worker.turns.result("c0", b"c")
+        await worker.turns.result("b2", b"b")  # of those that have as much waiting nobody gives way
     await leave(tasks[5])
     tasks[5] = await worker.ask("c0", "c")
     await worker.drain()
     assert sorted(worker.begun) == ["a0", "a1", "a2", "a3", "a4", "b1", "c0"]
     assert all([await task for task in tasks])
+
+
+async def test_whoever_has_the_most_waiting_gives_way_to_who_has_less() -> None:
+    worker = Worker(at_once=1, most=4, most_of_caller=4)
+    crowd = [await worker.ask(f"a{number}") for number in range(5)]
+    others = [await worker.ask(key, key[0]) for key in ("b0", "c0")]
+    for refused in crowd[3:]:
+        with pytest.raises(Full) as full:
+            await refused
+        assert full.value.waiting in (3, 2)
+    with pytest.raises(Full):
+        await worker.turns.result("b1", b"b")
+    assert worker.turns.num_waiting == 4
+    await worker.drain()
+    assert worker.begun == ["a0", "a1", "b0", "c0", "a2"]
+    assert all([await task for task in [*crowd[:3], *others]])
 
 
 async def test_an_error_is_for_those_who_waited_and_the_next_is_begun() -> None:

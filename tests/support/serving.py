@@ -18,16 +18,18 @@ from typing import IO, Any, Final
 
 import httpx
 
+import forked
 import tiny_tokenizers
 
 SUPPORT: Final = Path(__file__).parent
+Process = subprocess.Popen[str] | forked.ForkedProcess
 PATIENCE_SECONDS: Final = 60.0  # a bound for a machine under load, not an expectation
 
 
 class ServerProcess:
     """A running server. `url` has no trailing slash and no /v1."""
 
-    def __init__(self, process: "subprocess.Popen[str]", log: IO[bytes]) -> None:
+    def __init__(self, process: Process, log: IO[bytes]) -> None:
         self.process = process
         self._log = log
         if process.stdout is None:
@@ -85,31 +87,39 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serve(
-    model: Path, *, fake: bool = True, env: Mapping[str, str] | None = None, prelude: str = "", **config: Any
+    model: Path,
+    *,
+    fake: bool = True,
+    env: Mapping[str, str] | None = None,
+    prelude: str = "",
+    execute: bool = False,
+    **config: Any,
 ) -> Iterator[ServerProcess]:
     """A server on a free port, with `config` besides the model; ended at the end, by force if need be.
 
-    `prelude` is code that a real engine runs first, to break something on purpose.
+    `prelude` is code that a real engine runs first, to break something on purpose. With `execute` it is the program of
+    its process from the beginning, which takes a second longer: for what /proc tells of a program's start.
     """
     defaults = {"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu"}
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as reports:
         values = json.dumps(defaults | {"crash_report_dir": reports} | config)
-        command = [sys.executable, str(SUPPORT / "serving.py"), "fake" if fake else "real", values]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, **(env or {}), "ENGINE_PRELUDE": prelude},
-            start_new_session=True,
-        )
+        arguments = ["fake" if fake else "real", values]
+        environment = {**os.environ, **(env or {}), "ENGINE_PRELUDE": prelude}
+        process = _execute(arguments, environment, log) if execute else forked.start(arguments, environment, log)
         try:
             yield ServerProcess(process, log)
         finally:
             end(process)
 
 
-def end(process: "subprocess.Popen[str]") -> None:
+def _execute(arguments: list[str], environment: Mapping[str, str], log: IO[bytes]) -> Process:
+    command = [sys.executable, str(SUPPORT / "serving.py"), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
+    )
+
+
+def end(process: Process) -> None:
     """In order if possible."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -122,7 +132,7 @@ def end(process: "subprocess.Popen[str]") -> None:
         process.stdout.close()
 
 
-def until(condition: Any, process: "subprocess.Popen[str] | None" = None) -> None:
+def until(condition: Any, process: Process | None = None) -> None:
     """Wait for a condition, which is looked at again and again."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():

@@ -39,12 +39,10 @@ class ChatForm:
 
     def parser(self, index: int) -> ChoiceParser | None:
         """What reads a choice; None where all of its text is content."""
-        parsing = self._prepared.parsing
-        if parsing is None:
-            return None
-        if index not in self._parsers:
-            self._parsers[index] = parsing.choice(with_logprobs=bool(self.request.logprobs))
-        return self._parsers[index]
+        parsing, parser = self._prepared.parsing, self._parsers.get(index)
+        if parser is None and parsing is not None:
+            parser = self._parsers[index] = parsing.choice(with_logprobs=bool(self.request.logprobs))
+        return parser
 
     def piece(self, index: int, delta: Delta) -> Piece:
         """What a delta adds to a choice's message."""

@@ -1,9 +1,9 @@
 """From a chat's messages to what is asked of the engine: a prompt, and a grammar where one is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,7 @@ from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
+ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
 # They say nothing to a model.
 _OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed", "images", "thinking_blocks"} | {
     "provider_specific_fields"
@@ -48,12 +49,13 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     tools = tool_use(request, model)
     if request.truncate_prompt_tokens is None:  # else what is too long is cut
         await state.check_texts(model, shown_texts(request.messages), "messages")
-    text = await chat_text(request, model, caller.salt, tools.shown)
+    ids: list[list[int]] = []
+    text = await _in_turn(request, model, caller.salt, _encoding(request, model, tools.shown, ids))
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools, caller)
-    ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
+    ids = ids or await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
     wanted = Wanted(
         request.token_limit,
         default=None,
@@ -76,10 +78,36 @@ async def chat_text(
     Raises:
         RequestError: the model has no template, or its template refuses the messages.
     """
+    return await _in_turn(request, model, caller, _rendering(request, model, tools))
+
+
+def _encoding(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None, ids: list[list[int]]
+) -> Callable[[], str]:
+    """What renders the prompt and, where it is short, puts its tokens into `ids`: another turn costs as much."""
+    render, alone = _rendering(request, model, tools), bool(request.add_special_tokens)
+
+    def encode() -> str:
+        text = render()
+        if len(text) <= ENCODE_HERE and request.truncate_prompt_tokens is None:
+            ids.append(model.tokenizer.encode(text, add_special_tokens=alone))
+        return text
+
+    return encode
+
+
+def _rendering(
+    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None
+) -> Callable[[], str]:
+    """What renders the prompt."""
     template = _template(model)
     variables = template_variables(request, template, thinks=model.format.supports_reasoning)
-    render = partial(_render, template, request, tools, variables)
-    return await template.in_turn(caller, sum(map(len, shown_texts(request.messages))), render)
+    return partial(_render, template, request, tools, variables)
+
+
+async def _in_turn(request: ChatCompletionRequest, model: ServedModel, caller: bytes, render: Callable[[], str]) -> str:
+    """The prompt, beside the event loop."""
+    return await _template(model).in_turn(caller, sum(map(len, shown_texts(request.messages))), render)
 
 
 def template_variables(request: ChatCompletionRequest, template: ChatTemplate, *, thinks: bool) -> dict[str, Any]:

@@ -153,8 +153,10 @@ class Body(BaseModel):
     @classmethod
     def _all_fields_are_known(cls, value: Any) -> Any:
         if isinstance(value, dict) and not (known := _names(cls)).issuperset(value) and _is_of_kind(cls, value):
-            unknown = next(name for name in value if name not in known)
-            raise field_error(unknown, f"this field is not known{_hint(unknown, cls.hints, known)}")
+            unknown = next((name for name, given in value.items() if name not in known and given is not None), None)
+            if unknown is not None:
+                raise field_error(unknown, f"this field is not known{_hint(unknown, cls.hints, known)}")
+            return {name: given for name, given in value.items() if name in known}  # null is as if it were left out
         return value
 
     @classmethod

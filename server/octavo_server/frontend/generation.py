@@ -1,7 +1,6 @@
 """The choices of one HTTP request, from its prompts to the last token."""
 
 import contextlib
-import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.body_share import BodyShare
 from octavo_server.frontend.generation_fields import GenerationRequest
+from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.output_stream import Choice
@@ -151,7 +151,7 @@ class Generation:
         self._prompts = prompts
         self._caller = caller
         self._text = text_options(request, wanted.kept)
-        self.id = secrets.token_hex(16)
+        self.id = new_id()
         self.created = state.now() if request.octavo_resume is None else request.octavo_resume.created
         check_parameters(request, self.model, prompts)
         check_resume(request, prompts, self.model.vocab_size, by_gateway=caller.is_gateway)

@@ -17,10 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo_server import logs
 from octavo_server.frontend.access.doors import Door
+from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.limits import MAX_BODY_BYTES
 from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject
-from octavo_server.frontend.request_record import REQUEST_ID, new_id
+from octavo_server.frontend.request_record import REQUEST_ID
 
 log = logging.getLogger("octavo.access")
 

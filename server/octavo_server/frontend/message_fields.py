@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from octavo_server.frontend.fields import Body, Only, ShortText, kind
 from octavo_server.frontend.generation_fields import Text
+from octavo_server.frontend.tool_fields import functions_alone
 
 MAX_MESSAGES: Final = 16_384
 MAX_PARTS: Final = 1024
@@ -93,7 +94,7 @@ class ToolCall(Body):
     """A tool call in an earlier answer."""
 
     id: ShortText
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"], BeforeValidator(functions_alone)] = "function"
     function: FunctionCall
     index: Ignored = None
     provider_specific_fields: Ignored = None

@@ -53,6 +53,7 @@ class ChoiceParser:
         self._parser = parsing.format.parser(parsing.tools, reasoning_open=parsing.reasoning_open)
         self._by_token = by_token
         self._parsing = parsing
+        self._only_calls, self._hidden = parsing.only_calls, parsing.hidden
         self._arguments: list[str] = []  # of the last call
         self._given = 0  # characters that the parser has been given
         self._unsettled: list[str] = []  # the last of them, of which nothing has been given out
@@ -86,10 +87,12 @@ class ChoiceParser:
 
     def _plain(self, delta: Delta, text: str) -> Piece | None:
         """The same as by the long way, for text in which nothing is to be told apart: as nearly all that comes is."""
-        begins = delta.offsets if self._by_token else [self._given]
-        if self._tokens or not begins or begins[0] != self._given or begins[-1] >= self._given + len(text):
-            return None  # not all of these tokens are told by this text, or others are
-        if self._parsing.only_calls or any(map(text.__contains__, self._parsing.hidden)):
+        begins: list[int] = []
+        if self._by_token:
+            begins = delta.offsets
+            if self._tokens or not begins or begins[0] != self._given or begins[-1] >= self._given + len(text):
+                return None  # not all of these tokens are told by this text, or others are
+        if self._only_calls or (self._hidden and any(marker in text for marker in self._hidden)):
             return None
         kind = self._parser.plain(text)
         if kind is None:
@@ -124,7 +127,7 @@ class ChoiceParser:
         self._unsettled.append(part)
         if parsed.reasoning:
             self.reasoning_tokens += len(self._settle(parsed.reasoning))
-        if parsed.content and not self._parsing.only_calls:
+        if parsed.content and not self._only_calls:
             found.logprobs += [entry for entry in self._settle(parsed.content) if entry is not None]
         elif parsed.calls:
             self._settle("")

@@ -1,7 +1,6 @@
 """What is known of one HTTP request: the line of the log and the span that tell of it are made from this at its end."""
 
 import re
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Final
 from octavo_server.frontend.answer import Answer
 from octavo_server.frontend.fields import Body
 from octavo_server.frontend.generation_fields import GenerationRequest
+from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.responses import Usage
 
 REQUEST_ID: Final = "x-request-id"
@@ -93,11 +93,6 @@ def begin(method: str, headers: Iterable[tuple[bytes, bytes]]) -> RequestRecord:
 def sane_id(given: str | None) -> str | None:
     """An id that a client gives, if it is 1 to 128 printable ASCII characters without a space."""
     return given if given is not None and _SANE.fullmatch(given) else None
-
-
-def new_id() -> str:
-    """An id for a request that brings none."""
-    return secrets.token_hex(16)
 
 
 def access_fields(record: RequestRecord, route: str, key: str | None) -> dict[str, Any]:

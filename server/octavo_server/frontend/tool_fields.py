@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
 from octavo_server.frontend.fields import Body, Only, field_error
@@ -51,6 +51,15 @@ class FunctionDefinition(Body):
         return schema
 
 
+def functions_alone(value: Any) -> Any:
+    """A validator of the type of a tool, or of a call. Raises PydanticCustomError."""
+    if isinstance(value, str) and value != "function":
+        raise PydanticCustomError(
+            "function_only", "tools of this kind are not supported: a call's arguments are JSON, so give a function"
+        )
+    return value
+
+
 _WITHIN: Final = 'it stands within function: {"type": "function", "function": {"name": …}}'
 
 
@@ -59,7 +68,7 @@ class FunctionTool(Body):
 
     hints = MappingProxyType(dict.fromkeys(FunctionDefinition.model_fields, _WITHIN))  # as /v1/responses has it
 
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"], BeforeValidator(functions_alone)] = "function"
     function: FunctionDefinition
     defer_loading: Annotated[Any, Only(False, why="all tools are shown to the model")] = None
 

@@ -75,12 +75,23 @@ class Turns(Generic[K, T]):
         queue = self._queues.get(caller, {})
         if key not in queue and len(queue) >= self._most_of_caller:
             raise Full(len(queue))
-        if key not in self._jobs and self.num_waiting >= self._most:
+        if key not in self._jobs and self.num_waiting >= self._most and not self._give_way(len(queue)):
             raise Full(self.num_waiting)
         job = self._jobs.setdefault(key, _Job())
         job.callers.add(caller)
         self._queues.setdefault(caller, queue)[key] = None
         return job
+
+    def _give_way(self, waiting: int) -> bool:
+        """Whether a caller that has so much waiting gets the place of the last piece of the one that has the most."""
+        queue = max(self._queues.values(), key=len)
+        if len(queue) <= waiting + 1:
+            return False
+        key = next(reversed(queue))
+        job = self._jobs.pop(key)
+        self._take_out(key, job)
+        _fail(job, Full(len(queue)))
+        return True
 
     def _take_out(self, key: K, job: _Job[T]) -> None:
         for caller in job.callers:

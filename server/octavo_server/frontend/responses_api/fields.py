@@ -25,6 +25,7 @@ from octavo_server.frontend.generation_fields import (
     TokenId,
     TokenIdKey,
 )
+from octavo_server.frontend.message_fields import Ignored
 from octavo_server.frontend.openai import TEMPLATE_VARIABLES, PromptCacheOptions, ReasoningEffort
 from octavo_server.frontend.responses_api.hints import HINTS
 from octavo_server.frontend.responses_api.item_fields import Items
@@ -159,6 +160,7 @@ class ResponsesRequest(Body):
     prompt_cache_key: ShortText | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     prompt_cache_options: PromptCacheOptions | None = None
+    client_metadata: Ignored = None
     # Not supported: only the value that asks for nothing.
     truncation: Annotated[Any, Only("disabled", why="what is left out of a conversation is the client's choice")] = None
     background: Annotated[Any, Only(False, why="an answer lives as long as its connection")] = None

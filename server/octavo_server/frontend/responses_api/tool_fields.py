@@ -10,7 +10,16 @@ from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_typ
 from octavo_server.frontend.structured_fields import JsonSchema
 from octavo_server.frontend.tool_fields import MAX_TOOLS, FunctionName
 
-_NO_TOOLS: Final = "the server runs none: give it functions"
+_OF_CLIENTS: Final = frozenset({"custom", "namespace", "apply_patch", "local_shell", "shell", "tool_search"})
+
+
+def _why_not(kind: str) -> str:
+    """Of what OpenAI's clients run, and of what OpenAI itself does."""
+    if kind == "custom":
+        return "a call's arguments are JSON: give it a function with a string among its parameters"
+    if kind == "namespace":
+        return "functions have one name: give each of them as a function"
+    return "give it as a function" if kind in _OF_CLIENTS else "the server runs none: give it functions"
 
 
 class FunctionTool(Body):
@@ -30,7 +39,7 @@ class FunctionTool(Body):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, tag("function")] | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), tag(OTHER)],
+    Annotated[FunctionTool, tag("function")] | Annotated[Never, OtherKinds("tools", _why_not), tag(OTHER)],
     by_type(("function",)),
 ]
 
@@ -56,7 +65,7 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], tag("word")]
     | Annotated[NamedFunction, tag("function")]
     | Annotated[AllowedTools, tag("allowed_tools")]
-    | Annotated[Never, OtherKinds("tools", lambda _: _NO_TOOLS), tag(OTHER)],
+    | Annotated[Never, OtherKinds("tools", _why_not), tag(OTHER)],
     by_type(("function", "allowed_tools"), word="word"),
 ]
 Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 PIPE_BYTES: Final = 2**20  # what Linux allows everybody
+_READ_BYTES: Final = 64 * 1024  # at a time: room is made for as many
 # No keys and no paths of the server's: the little that Python and the clock need.
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG")
 
@@ -97,29 +98,36 @@ class LineProcess:
 
     def _exchange(self, line: bytes, deadline: float) -> bytes:
         """Writes a line and reads one; empty if the other side is gone or the deadline has passed."""
-        poll, pending, received = select.poll(), memoryview(line), bytearray()
-        poll.register(self._stdin, select.POLLOUT)
+        poll, received = select.poll(), bytearray()
         poll.register(self._stdout, select.POLLIN)
-        while not received.endswith(b"\n"):
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                return b""
-            for descriptor, _ in ready:
-                if descriptor == self._stdout.fileno():
-                    piece = os.read(descriptor, PIPE_BYTES)
-                    if not piece:
-                        return b""
-                    received += piece
-                    continue
-                try:
-                    pending = pending[os.write(descriptor, pending[:PIPE_BYTES]) :]
-                except BlockingIOError:
-                    continue
-                except BrokenPipeError:
+        try:
+            pending = self._write(memoryview(line))  # mostly all of it
+            if pending:
+                poll.register(self._stdin, select.POLLOUT)
+            while not received.endswith(b"\n"):
+                ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                if not ready:
                     return b""
-                if not pending:
-                    poll.unregister(descriptor)
+                for descriptor, _ in ready:
+                    if descriptor == self._stdout.fileno():
+                        piece = os.read(descriptor, _READ_BYTES)
+                        if not piece:
+                            return b""
+                        received += piece
+                        continue
+                    pending = self._write(pending)
+                    if not pending:
+                        poll.unregister(descriptor)
+        except BrokenPipeError:
+            return b""
         return bytes(received)
+
+    def _write(self, pending: memoryview) -> memoryview:
+        """What is left of it. Raises BrokenPipeError."""
+        try:
+            return pending[os.write(self._stdin.fileno(), pending[:PIPE_BYTES]) :]
+        except BlockingIOError:
+            return pending
 
 
 class LinePool:

@@ -72,6 +72,16 @@ def token_length(tokenizer: Tokenizer, spec: dict[str, Any]) -> TokenLength | No
     return TokenLength(longest, longest * factor, swallows_space)
 
 
+def growth(spec: dict[str, Any]) -> int:
+    """By how much what normalizes a text can lengthen it at most, where rules of its own replace parts of it."""
+    factor = 1
+    for part in _parts(spec["normalizer"], "normalizers"):
+        if part["type"] == "Replace":
+            replaced = len(part["pattern"].get("String", "")) or 1  # a regex may match a single character, or none
+            factor *= max(1, math.ceil(len(part["content"]) / replaced))
+    return factor
+
+
 def _parts(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     """A sequence's members, flat."""
     if part is None:

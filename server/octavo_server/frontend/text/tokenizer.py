@@ -9,16 +9,18 @@ streaming needs no windows of tokens that are decoded again and again. Other dec
 loaded.
 """
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
 from octavo_common.json_fields import ModelConfigError, read_json_object
-from octavo_server.errors import ModelError
-from octavo_server.frontend.text.token_length import token_length
+from octavo_server.errors import ModelError, RequestError
+from octavo_server.frontend.text.token_length import growth, token_length
 from octavo_server.model_files import check_tokenizer_file
 
 NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -26,6 +28,7 @@ _PER_TOKEN_DECODERS: Final = frozenset(
     {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}
 )
 _CACHED_WORDS: Final = 1_000
+_MOST_GROWTH: Final = 16  # of a text by its normalizer; whoever wrote a model must not fill the memory
 _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -43,6 +46,8 @@ class TextTokenizer:
         self.named_tokens = _named_tokens(directory, self.config)
         self._add_special_tokens()
         spec = json.loads(self._tokenizer.to_str())
+        if (factor := growth(spec)) > _MOST_GROWTH:
+            raise ModelError(f"tokenizer.json makes texts {factor} times as long; allowed is {_MOST_GROWTH} times")
         self._decoder_types = _decoder_types(spec["decoder"])
         self.token_length = token_length(self._tokenizer, spec)
         self._added_ids = frozenset(self._tokenizer.get_added_tokens_decoder())
@@ -58,7 +63,8 @@ class TextTokenizer:
         A chat template writes its own beginning of sequence, so rendered chats are encoded without.
         """
         # A batch of one: the library releases the GIL for batches. The fast variant leaves out the offsets.
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        with _told_panics():
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
     def encode_part(
@@ -68,7 +74,8 @@ class TextTokenizer:
 
         Of special ones none is left out.
         """
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        with _told_panics():
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         added = self._tokenizer.num_special_tokens_to_add(False) if add_special_tokens else 0
         encoding.truncate(max(0, most - added), direction="right" if side == "right" else "left")
         return list(self._tokenizer.post_process(encoding, add_special_tokens=add_special_tokens).ids)
@@ -174,6 +181,21 @@ class TextTokenizer:
             ):
                 return token_id, text
         raise ModelError("tokenizer.json has no plain token: this kind of tokenizer is not supported")
+
+
+@contextlib.contextmanager
+def _told_panics() -> Iterator[None]:
+    """Where the library gives up (a pattern of the model's that backtracks without end) it raises a BaseException.
+
+    Raises:
+        RequestError: it did.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RequestError("the model's tokenizer cannot take this text apart", code="tokenizer_failed") from error
 
 
 class WholeTexts(dict[int, str | None]):

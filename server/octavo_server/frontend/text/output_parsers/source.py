@@ -33,9 +33,13 @@ class Source:
 
     def passing(self, text: str) -> Emit | None:
         """Where this would go if it came next and were only passed on, as most text is; None: it has to be read."""
-        if self._passing is None or self._passing[0].may_begin(text):
+        if self._passing is None:
             return None
-        return self._passing[1]
+        markers, emit = self._passing
+        for first in markers.firsts:
+            if first in text:
+                return None
+        return emit
 
     def keep(self) -> None:
         """From here on, keep what is read."""
@@ -114,17 +118,10 @@ class Markers:
 
     def __init__(self, *markers: str) -> None:
         self.pattern = re.compile("|".join(map(re.escape, markers)) or "(?!)")
-        self._firsts = "".join({marker[0] for marker in markers})
+        self.firsts = "".join({marker[0] for marker in markers})  # without them, none begins in a text
         beginnings = {re.escape(marker[:length]) for marker in markers for length in range(1, len(marker))}
         self._beginning = re.compile(f"(?:{'|'.join(beginnings)})\\Z")
         self._longest = max(map(len, markers), default=1) - 1
-
-    def may_begin(self, text: str) -> bool:
-        """Whether a marker may begin in `text`."""
-        for first in self._firsts:  # noqa: SIM110 (for every token: `any` would take four times as long)
-            if first in text:
-                return True
-        return False
 
     def begun(self, text: str, at: int) -> int:
         """Length of the longest end of `text`, from `at` on, that may be the beginning of a marker."""
