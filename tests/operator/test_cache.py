@@ -290,4 +290,5 @@ def test_what_is_downloaded_and_onto_what_makes_the_name_and_nothing_else() -> N
     names = {volume_of(cached(cache=each)) for each in others} | {volume_of(cached(repo="org/other"))}
     revised = copy.deepcopy(body)
     revised["spec"]["model"]["source"]["huggingFace"]["revision"] = "v2"
-    assert len(names | {volume_of(revised), volume_of(body)}) == 5
+    hub = cached(server={"env": [{"name": "HF_ENDPOINT", "value": "https://hub"}]})
+    assert len(names | {volume_of(revised), volume_of(body), volume_of(hub)}) == 6
