@@ -17,10 +17,9 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY,
 def ask(provider: str = "openai", **fields: Any) -> Any:
     return litellm.completion(
         model=f"{provider}/{options.model}",
-        messages=messages,
         api_base=f"{options.url}/v1",
         api_key=options.key,
-        **{"max_tokens": 200} | fields,
+        **{"max_tokens": 200, "messages": messages} | fields,
     )
 
 
@@ -28,6 +27,16 @@ def streamed(provider: str = "openai") -> str:
     chunks = list(ask(provider, stream=True, stream_options={"include_usage": True}))
     whole = litellm.stream_chunk_builder(chunks)
     return need(whole.usage.completion_tokens and whole.choices[0].message.content)
+
+
+def second_turn(provider: str) -> str:
+    """The answers go back as litellm's own objects, a call and its result too."""
+    called_one = ask(provider, tools=[TOOL], tool_choice="required").choices[0].message
+    (call,) = called_one.tool_calls
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    said = ask(provider, tools=[TOOL], messages=[*messages, called_one, result]).choices[0].message
+    again = [*messages, called_one, result, said, {"role": "user", "content": "And tomorrow?"}]
+    return need(ask(provider, messages=again).choices[0].message.content)
 
 
 async def asynchronous() -> str:
@@ -69,6 +78,8 @@ check("chat, streamed", streamed)
 check("chat, streamed, as hosted_vllm", lambda: streamed("hosted_vllm"))
 check("tools, required", lambda: called(ask(tools=[TOOL], tool_choice="required")))
 check("tools, required, streamed", streamed_tools)
+check("a second turn, with a call", lambda: second_turn("openai"))
+check("a second turn, as hosted_vllm", lambda: second_turn("hosted_vllm"))
 check("JSON schema", lambda: a_city(ask(response_format=SCHEMA).choices[0].message.content))
 check(
     "text completion",

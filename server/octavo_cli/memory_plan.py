@@ -12,6 +12,7 @@ import click
 from octavo_cli.errors import WRONG_INPUT, CommandError
 from octavo_cli.manifest_file import in_fields
 from octavo_cli.options import validated
+from octavo_cli.pulled_models import config_of, source_of
 from octavo_cli.serve import serve
 from octavo_common.json_fields import ModelConfigError, read_json_object
 from octavo_common.memory import (
@@ -108,10 +109,12 @@ def _model(deployment: "LLMDeployment", model_config: Path | None) -> ModelConfi
     if model_config is not None and not model_config.is_dir():
         return parse_model_config(read_json_object(model_config))
     directory = model_config or _readable_directory(deployment)
-    if directory is None:
-        source = deployment.spec.model.source
-        raise ModelConfigError("it is on a volume" if source.persistent_volume_claim is not None else "it is elsewhere")
-    return read_model_config(directory)
+    if directory is not None:
+        return read_model_config(directory)
+    source = source_of(deployment.spec.model.source)
+    if source is None:
+        raise ModelConfigError("it is on a volume")
+    return parse_model_config(config_of(source))
 
 
 def _readable_directory(deployment: "LLMDeployment") -> Path | None:

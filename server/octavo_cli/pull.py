@@ -56,7 +56,7 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
     """
     from octavo_cli.pull_progress import PullProgress
     from octavo_pull.errors import PullError, RefusedError
-    from octavo_pull.pull import Options
+    from octavo_pull.open_origin import Options
     from octavo_pull.pull import pull as fetch
     from octavo_pull.source import parse_source
     from octavo_pull.tally import Tally

@@ -37,6 +37,16 @@ def matches(path: Path, digest: str, tick: Callable[[], None]) -> bool | None:
     return hashed.hexdigest() == value
 
 
+def has_digest(content: bytes, digest: str | None) -> bool | None:
+    """The same of a small file in memory."""
+    kind, _, value = (digest or "").partition(":")
+    if kind not in ("sha256", "git-sha1"):
+        return None
+    hashed = hashlib.new({"git-sha1": "sha1"}.get(kind, kind), usedforsecurity=False)
+    hashed.update((f"blob {len(content)}\0".encode() if kind == "git-sha1" else b"") + content)
+    return hashed.hexdigest() == value
+
+
 def _has_parts(path: Path, size: int, value: str, tick: Callable[[], None]) -> bool | None:
     expected, _, count = value.partition("-")
     for part in part_sizes(size, int(count)):

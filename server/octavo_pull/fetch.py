@@ -193,7 +193,10 @@ class Downloader:
         """All bytes have come: put them on the disk and compare their digest."""
         file, state = self._partial.plan.files[index], self._files[index]
         self._transfer.settle(index)
-        same = None if file.digest is None else matches(self._partial.path(index), file.digest, self._tick)
+        digest = file.digest
+        if index in self._transfer.opaque and digest is not None and digest.startswith("md5"):
+            digest = None
+        same = None if digest is None else matches(self._partial.path(index), digest, self._tick)
         if same is False:
             state.mismatches += 1
             if state.mismatches > 1:

@@ -11,15 +11,14 @@ from octavo_pull.plan import Address, File, Plan
 from octavo_pull.source import HuggingFaceSource
 from octavo_pull.web import TransientError
 
-API_SECONDS = 30.0
 LONGEST_TOKEN = 4096
 
 
 class HuggingFaceOrigin:
     """A repository; `token_file` has a token in it, of which white space around is no part."""
 
-    def __init__(self, source: HuggingFaceSource, token_file: Path | None) -> None:
-        self._source = source
+    def __init__(self, source: HuggingFaceSource, token_file: Path | None, seconds: float) -> None:
+        self._source, self._seconds = source, seconds
         self._token = _read_token(token_file) if token_file is not None else None
         self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
@@ -31,7 +30,7 @@ class HuggingFaceOrigin:
         source = self._source
         api = HfApi(endpoint=self._endpoint, token=self._token)
         try:
-            info = api.model_info(source.repo, revision=source.revision, files_metadata=True, timeout=API_SECONDS)
+            info = api.model_info(source.repo, revision=source.revision, files_metadata=True, timeout=self._seconds)
         except (OfflineModeIsEnabled, HFValidationError) as error:
             raise RefusedError(f"{source}: {error}") from error
         except OSError as error:  # the hub's answers that are errors

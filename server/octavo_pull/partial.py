@@ -144,6 +144,12 @@ class Partial:
     def clear(self) -> None:
         """Remove what is left when the target is there."""
         shutil.rmtree(self.directory, ignore_errors=True)
+        self.clear_empty()
+
+    def clear_empty(self) -> None:
+        """Remove the directories if nothing is in them."""
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
         with contextlib.suppress(OSError):  # another model's download is under way
             self.directory.parent.rmdir()
 

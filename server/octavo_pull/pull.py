@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -10,29 +10,18 @@ import httpx
 
 from octavo_common.pulled_model import MARKER, PARTIAL, PulledFile, PulledModel, missing_part, read_marker
 from octavo_pull.errors import ChangedError, RefusedError, UnfinishedError
-from octavo_pull.fetch import PART_BYTES, Downloader
+from octavo_pull.fetch import Downloader
 from octavo_pull.lock import Lock
+from octavo_pull.open_origin import Options, open_origin
 from octavo_pull.partial import Partial, check_space, disk_error
 from octavo_pull.plan import Origin
-from octavo_pull.source import HTTPSource, HuggingFaceSource, OCISource, S3Source, Source
+from octavo_pull.source import HuggingFaceSource, OCISource, Source
 from octavo_pull.tally import Tally
 from octavo_pull.unpack import settle, unpack
-from octavo_pull.web import Patience, client, patiently
+from octavo_pull.web import client, patiently
 
 T = TypeVar("T")
 _GONE: Final = (404, 410)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to pull; none of it changes what is pulled."""
-
-    connections: int = 8
-    token_file: Path | None = None
-    docker_config: Path | None = None
-    anonymous: bool = False
-    patience: Patience = field(default_factory=Patience)
-    part_bytes: int = PART_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +54,9 @@ def pull(source: Source, directory: Path, options: Options, tally: Tally) -> Pul
         with Lock(partial.directory, waiting) as lock:
             model = done[0] if done else _complete(source, target)
             if model is not None:
-                if lock.held:
-                    partial.clear()
+                partial.clear() if lock.held else partial.clear_empty()
                 return Pulled(model, was_there=True)
-            with client(options.connections) as http:
+            with client(options.connections, options.seconds) as http:
                 pulled = _Pull(source, partial, lock, options, tally, http).run()
             partial.clear()
             return pulled
@@ -158,30 +146,6 @@ class _Pull:
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, self._options.patience, self._waker.wait, str(self._source))
-
-
-def open_origin(source: Source, http: httpx.Client, options: Options) -> Origin:
-    """What can be asked for the files of a source. Libraries of the other kinds are not imported."""
-    try:
-        match source:
-            case HuggingFaceSource():
-                from octavo_pull.hugging_face import HuggingFaceOrigin
-
-                return HuggingFaceOrigin(source, options.token_file)
-            case S3Source():
-                from octavo_pull.s3 import S3Origin
-
-                return S3Origin(source, http, anonymous=options.anonymous)
-            case HTTPSource():
-                from octavo_pull.http_source import HTTPOrigin
-
-                return HTTPOrigin(source, http)
-            case OCISource():
-                from octavo_pull.oci import OCIOrigin
-
-                return OCIOrigin(source, http, options.docker_config)
-    except ModuleNotFoundError as error:
-        raise RefusedError(f"{source} needs the module {error.name!r}: pip install 'octavo[pull]'") from error
 
 
 def _checked(directory: Path) -> Path:

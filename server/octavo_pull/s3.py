@@ -29,7 +29,7 @@ _STATUS: Final = re.compile(r"\b([45][0-9]{2})\b")
 class S3Origin:
     """The objects below a prefix."""
 
-    def __init__(self, source: S3Source, client: httpx.Client, *, anonymous: bool) -> None:
+    def __init__(self, source: S3Source, client: httpx.Client, *, anonymous: bool, seconds: float) -> None:
         from obstore.store import S3Store
 
         self._source, self._client = source, client
@@ -43,9 +43,12 @@ class S3Origin:
                 source.bucket,
                 **options,
                 skip_signature=anonymous,
-                client_options={"allow_http": bool(endpoint) and str(endpoint).startswith("http:")},
+                client_options={
+                    "allow_http": bool(endpoint) and str(endpoint).startswith("http:"),
+                    "timeout": timedelta(seconds=seconds),
+                },
                 # What passes is waited out by the pull itself, and told.
-                retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=30)},
+                retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=seconds)},
             )
         except Exception as error:  # of obstore's several; each says what is wrong with the settings
             raise RefusedError(f"{source}: {error}") from error

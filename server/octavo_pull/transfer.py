@@ -16,7 +16,9 @@ from octavo_pull.plan import Address, File, Origin
 from octavo_pull.tally import Tally
 from octavo_pull.web import TransientError
 
-RECORD_BYTES: Final = 4 * 1024 * 1024  # so much of each connection is fetched again after a kill, at most
+# At most so much of each connection is fetched again after a kill.
+RECORD_BYTES: Final = 4 * 1024 * 1024
+RECORD_SECONDS: Final = 2.0
 MOVED_SECONDS: Final = 300.0  # signed addresses to which hubs redirect live a few times as long
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
@@ -39,6 +41,7 @@ class Transfer:
         self._moved: dict[int, tuple[str, float]] = {}
         self._descriptors: dict[int, int] = {}
         self._opening = threading.Lock()
+        self.opaque: set[int] = set()  # files of which the source says that its ETag is no MD5
 
     def fetch(self, index: int, position: int, end: int, *, whole: bool) -> Iterator[int]:
         """Write what comes of [position, end); yields how far it is, and ends where the answer does.
@@ -59,8 +62,10 @@ class Transfer:
         address = Address(moved) if moved else self._origin.address(file)
         try:
             with get(self._client, address, headers, file.name) as response:
-                if response.url != httpx.URL(address.url):
+                if _is_elsewhere(response.url, httpx.URL(address.url)):
                     self._moved[index] = (str(response.url), time.monotonic())
+                if _is_encrypted(response):
+                    self.opaque.add(index)
                 _check_answer(response, file, position, whole=whole or end - position == file.size)
                 yield from self._write(response, index, position, end)
         except RefusedError as error:
@@ -86,7 +91,7 @@ class Transfer:
         return url if time.monotonic() - since < MOVED_SECONDS else ""
 
     def _write(self, response: httpx.Response, index: int, position: int, end: int) -> Iterator[int]:
-        recorded, descriptor = position, self._descriptor(index)
+        recorded, since, descriptor = position, time.monotonic(), self._descriptor(index)
         try:
             for piece in response.iter_raw():
                 if self._stop.is_set():
@@ -95,9 +100,9 @@ class Transfer:
                 write_all(descriptor, piece, position)
                 position += len(piece)
                 self._tally.add(len(piece))
-                if position - recorded >= RECORD_BYTES:
+                if position - recorded >= RECORD_BYTES or time.monotonic() - since >= RECORD_SECONDS:
                     self._partial.record(index, recorded, position)
-                    recorded = position
+                    recorded, since = position, time.monotonic()
                 yield position
                 if position == end:
                     break
@@ -110,6 +115,18 @@ class Transfer:
             if index not in self._descriptors:
                 self._descriptors[index] = self._partial.open(index)
             return self._descriptors[index]
+
+
+def _is_elsewhere(url: httpx.URL, asked: httpx.URL) -> bool:
+    """Whether it is another host: one that the source's own credentials would open could not be asked without them."""
+    return (url.scheme, url.host, url.port) != (asked.scheme, asked.host, asked.port)
+
+
+def _is_encrypted(response: httpx.Response) -> bool:
+    """Whether S3 has the object encrypted by a key of its owner's, when it makes the ETag of what it stores."""
+    names = ("x-amz-server-side-encryption", "x-amz-server-side-encryption-customer-algorithm")
+    told = [response.headers.get(name, "") for name in names]
+    return told[0].startswith("aws:kms") or bool(told[1])
 
 
 def _check_answer(response: httpx.Response, file: File, position: int, *, whole: bool) -> None:

@@ -14,7 +14,7 @@ from octavo_pull.errors import ChangedError, PullError, RefusedError, Unfinished
 
 T = TypeVar("T")
 
-TIMEOUT: Final = httpx.Timeout(30.0, connect=15.0)
+CONNECT_SECONDS: Final = 15.0
 MOST_REDIRECTS: Final = 5
 LONGEST_RETRY_AFTER: Final = 120.0
 LONGEST_ERROR: Final = 8192
@@ -43,11 +43,15 @@ class Patience:
         return max(doubled * random.uniform(0.5, 1.0), min(retry_after or 0.0, LONGEST_RETRY_AFTER))
 
 
-def client(connections: int) -> httpx.Client:
-    """A client that follows no redirects by itself: credentials are for the first host alone."""
+def client(connections: int, seconds: float) -> httpx.Client:
+    """A client that follows no redirects by itself: credentials are for the first host alone.
+
+    seconds: that a server may be silent.
+    """
+    timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
     limits = httpx.Limits(max_connections=connections + 2, max_keepalive_connections=connections + 2)
     headers = {"User-Agent": f"octavo/{__version__}", "Accept-Encoding": "identity"}
-    return httpx.Client(timeout=TIMEOUT, limits=limits, headers=headers, follow_redirects=False)
+    return httpx.Client(timeout=timeout, limits=limits, headers=headers, follow_redirects=False)
 
 
 def patiently(call: Callable[[], T], patience: Patience, wait: Callable[[float], object], what: str) -> T:

@@ -161,11 +161,22 @@ def test_rbac_is_the_golden_list_and_no_more(values: Values) -> None:
     assert [namespace for namespace, _ in lease] == ["team"]
     if values.get("scope") == "Cluster":
         assert roles == {}
-        assert [each["rules"] for each in of_kind(objects, "ClusterRole")] == [RULES]
+        assert [each["rules"] for each in of_kind(objects, "ClusterRole") if not for_users(each)] == [RULES]
     else:
         assert [namespace for namespace, _ in roles] == values.get("namespaces", ["team"])
         assert list(roles.values()) == [RULES] * len(roles)
         assert of_kind(objects, "ClusterRole") + of_kind(objects, "ClusterRoleBinding") == []
+
+
+def for_users(role: Object) -> bool:
+    return any("aggregate-to" in label for label in role["metadata"]["labels"])
+
+
+def test_roles_for_users_are_made_by_choice_and_no_part_of_the_operators() -> None:
+    assert [each for each in render({"scope": "Cluster"}) if each["kind"] == "ClusterRole" and for_users(each)] == []
+    objects = render({"userRoles": {"create": True}})
+    assert [for_users(each) for each in of_kind(objects, "ClusterRole")] == [True, True]
+    assert of_kind(objects, "ClusterRoleBinding") == []
 
 
 def test_the_golden_list_reads_no_secret_runs_nothing_in_pods_and_has_no_wildcard() -> None:

@@ -20,6 +20,7 @@ from optional_kinds import OPTIONAL, definition, remove
 
 pytestmark = pytest.mark.real
 
+RBAC = "rbac.authorization.k8s.io"
 CACHED: Object = {
     "model": {"source": {"huggingFace": {"repo": "org/model"}}},
     "storage": {"cache": {"size": "1Gi"}},
@@ -44,6 +45,36 @@ async def test_the_operators_pod_is_admitted_where_pod_security_is_restricted(ku
     template = the_one(objects, "Deployment")["spec"]["template"]
     metadata = {"name": "operator", **template["metadata"]}
     await kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, dry_run=True)
+
+
+async def test_who_may_edit_or_view_a_namespace_may_so_its_models(kube: Kube) -> None:
+    await kube.install_crd(custom_resource_definition())
+    roles = [each for each in render({"userRoles": {"create": True}}, kube.namespace) if each["kind"] == "ClusterRole"]
+    for role in roles:
+        await kube.create(role)
+    try:
+        for user, verbs in {"view": {"list"}, "edit": {"list", "create", "patch", "delete"}}.items():
+            subject = {"kind": "User", "name": f"{user}-{kube.namespace}", "apiGroup": RBAC}
+            binding = {"apiVersion": f"{RBAC}/v1", "kind": "RoleBinding", "metadata": {"name": user}}
+            reference = {"apiGroup": RBAC, "kind": "ClusterRole", "name": user}
+            await kube.create(binding | {"roleRef": reference, "subjects": [subject]})
+
+            async def may(user: str = subject["name"], verbs: set[str] = verbs) -> bool:
+                return {
+                    verb for verb in ("list", "create", "patch", "delete") if await allowed(kube, user, verb)
+                } == verbs
+
+            await kube.until(may, 30, f"{user} to be allowed {verbs}")
+    finally:
+        for role in roles:
+            await kube.delete(role)
+
+
+async def allowed(kube: Kube, user: str, verb: str) -> bool:
+    attributes = {"namespace": kube.namespace, "group": "octavo.dev", "resource": "llmdeployments", "verb": verb}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {"name": ""}}
+    answer = await kube.create(review | {"spec": {"user": user, "resourceAttributes": attributes}})
+    return bool(answer["status"]["allowed"])
 
 
 @pytest.mark.parametrize("scope", ["Namespace", "Cluster"])

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from kube_fixture import Kube
 from octavo_cli.plan import plan
+from offline import ask_nobody
 
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +20,8 @@ NAMES = ("single-gpu", "suspended", "cached", "gated", "spot-nodes", "restricted
 IMAGES = ("--server-image", "registry.example.com/octavo-server:1", "--pull-image", "registry.example.com/octavo:1")
 
 
-def planned(name: str) -> str:
+def planned(name: str, patch: pytest.MonkeyPatch) -> str:
+    ask_nobody(patch)
     result = CliRunner().invoke(plan, ["-f", str(ROOT / "examples" / f"{name}.yaml"), *IMAGES], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -30,8 +32,10 @@ def test_every_golden_file_has_its_manifest() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_manifest_becomes_what_its_golden_file_says(name: str) -> None:
-    assert planned(name) == (GOLDEN / f"{name}.yaml").read_text(), "run `make golden`, and read what has changed"
+def test_a_manifest_becomes_what_its_golden_file_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert planned(name, monkeypatch) == (GOLDEN / f"{name}.yaml").read_text(), (
+        "run `make golden`, and read what has changed"
+    )
 
 
 @pytest.mark.real

@@ -236,7 +236,7 @@ def test_a_lock_whose_heart_has_stopped_is_taken_over(hub: Hub, tmp_path: Path) 
 
 def test_a_holder_that_was_only_slow_stops_when_another_has_taken_over(hub: Hub, tmp_path: Path) -> None:
     partial = Partial(tmp_path / "m")
-    hub.pause_seconds = 0.01
+    hub.pause_seconds = 0.05
     failed: list[Exception] = []
 
     def slow() -> None:
@@ -258,6 +258,15 @@ def test_a_holder_that_was_only_slow_stops_when_another_has_taken_over(hub: Hub,
         beat.update(before)
     assert "has taken over" in str(failed[0])
     assert nothing_shows(tmp_path / "m")
+    assert hub.bodies("/cdn/") < 20 * 2**20  # at once, and not when all has come
+
+
+def test_of_two_that_find_no_lock_one_gets_it(tmp_path: Path) -> None:
+    first, second = (Lock(tmp_path, lambda _: False) for _ in range(2))
+    assert first._create(1)
+    assert not second._create(1)
+    assert first.is_mine()
+    assert not second.is_mine()
 
 
 def test_the_lock_of_a_process_of_this_machine_that_died_is_taken_at_once(hub: Hub, tmp_path: Path) -> None:

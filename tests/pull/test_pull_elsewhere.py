@@ -40,7 +40,7 @@ def bucket(servers: tuple[Files, Bucket, Registry], monkeypatch: pytest.MonkeyPa
     bucket = servers[1]
     bucket.reset()
     bucket.objects = {f"team/tiny/{name}": body for name, body in MODEL.items()}
-    bucket.page, bucket.open, bucket.part_bytes = 1000, False, 8 * 2**20
+    bucket.page, bucket.open, bucket.encrypted, bucket.part_bytes = 1000, False, False, 8 * 2**20
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", bucket.ACCESS)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", bucket.SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -210,6 +210,15 @@ def test_objects_of_several_parts_are_verified_by_their_parts(bucket: Bucket, tm
     pulled = fetch("s3://models/team/large/", tmp_path / "n", endpoint=bucket.url)
     assert contents(tmp_path / "n") == large
     assert pulled.unverified == ("model.safetensors",)
+
+
+def test_etags_of_encrypted_objects_are_taken_for_no_digests(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.encrypted = True
+    pulled = fetch("s3://models/team/tiny", tmp_path / "m", endpoint=bucket.url)
+    assert contents(tmp_path / "m") == MODEL
+    assert pulled.unverified == tuple(sorted(MODEL))
+    bucket.objects["team/tiny/SHA256SUMS"] = sha256sums(MODEL)
+    assert fetch("s3://models/team/tiny", tmp_path / "n", endpoint=bucket.url).unverified == ()
 
 
 def test_an_object_that_changes_meanwhile_is_begun_anew(bucket: Bucket, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from model_hosts import Fault, Hub
 from octavo_common.pulled_model import MARKER, PARTIAL, read_marker
 from octavo_pull.errors import RefusedError, UnfinishedError
+from octavo_pull.http_get import _joined
 from pulled import PART, contents, fetch, model_files, noise, nothing_shows
 
 REPO = "team/tiny"
@@ -26,7 +27,7 @@ def server() -> Iterator[Hub]:
 def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     """The hub as at first, and no token of the user's own."""
     server.reset()
-    server.token = None
+    server.token, server.near = None, False
     server.commits.clear()
     server.commit("main", model_files())
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -126,6 +127,14 @@ def test_a_token_from_a_file_is_sent_to_the_hub_and_nowhere_else(hub: Hub, tmp_p
     assert "hf_secret" not in (tmp_path / "models" / "m" / MARKER).read_text()
 
 
+def test_a_redirect_on_the_same_host_gets_the_token_each_time(hub: Hub, tmp_path: Path) -> None:
+    hub.token, hub.near = "hf_secret", True
+    (tmp_path / "token").write_text("hf_secret")
+    fetch(SOURCE, tmp_path / "models" / "m", token_file=tmp_path / "token")
+    assert contents(tmp_path / "models" / "m") == model_files()
+    assert all(asked.headers["authorization"] == "Bearer hf_secret" for asked in hub.asked)
+
+
 def test_a_token_of_the_environment_is_sent(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.token = "hf_secret"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -170,12 +179,9 @@ def test_a_commit_that_is_gone_between_two_runs_is_given_up_for_the_branch(hub: 
     assert contents(tmp_path / "m") == model_files(seed=1)
 
 
-def test_a_server_that_falls_silent_is_left_and_asked_again(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("octavo_pull.web.TIMEOUT", httpx.Timeout(0.5))
+def test_a_server_that_falls_silent_is_left_and_asked_again(hub: Hub, tmp_path: Path) -> None:
     hub.faults = [Fault("/cdn/", times=2, cut=1000, hold=True)]
-    fetch(SOURCE, tmp_path / "m")
+    fetch(SOURCE, tmp_path / "m", seconds=0.5)
     assert contents(tmp_path / "m") == model_files()
 
 
@@ -262,6 +268,12 @@ def test_a_name_that_leads_elsewhere_refuses_the_whole_model(hub: Hub, tmp_path:
     with pytest.raises(RefusedError, match="which is no name inside a directory"):
         fetch(SOURCE, tmp_path / "deep" / "er" / "m")
     assert {path.name for path in tmp_path.rglob("*")} <= {"deep", "er", PARTIAL, "m"}
+
+
+@pytest.mark.parametrize("location", ["http://elsewhere.test/x", "file:///etc/passwd", "ftp://elsewhere.test/x"])
+def test_no_redirect_leads_from_https_to_less(location: str) -> None:
+    with pytest.raises(RefusedError, match="redirects from https to"):
+        _joined(httpx.URL("https://hub.test/x"), location, "x")
 
 
 def test_an_empty_directory_is_taken_and_a_mount_point_is_not(hub: Hub, tmp_path: Path) -> None:

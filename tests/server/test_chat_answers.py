@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletion
 
 import serving
 import tiny_tokenizers
+from octavo_server.frontend.openai import ChatCompletionRequest
 
 # Names of variables and markers are what the server knows a model by.
 TEMPLATE = (
@@ -318,9 +319,25 @@ def test_an_answer_sent_back_with_all_its_fields_is_accepted(client: openai.Open
         "reasoning_content": "hm",
         "tool_calls": None,
         "parsed": None,
+        "provider_specific_fields": {"refusal": None},
+        "thinking_blocks": [{"type": "thinking"}],
+        "images": [],
+        "of_some_other_client": None,
     }
     messages: Any = [{"role": "user", "content": "a"}, answer, {"role": "user", "content": "c"}]
     assert client.chat.completions.create(model="tiny", messages=messages).choices[0].message.content == "abc"
+
+
+def test_what_is_of_no_effect_takes_no_memory() -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": "{}", "parsed_arguments": "x"}, "index": "x"}
+    answer = {"role": "assistant", "content": "b", "annotations": "x" * 9, "tool_calls": [call], "images": ["x"]}
+    (message,) = ChatCompletionRequest(model="m", messages=[answer]).messages  # type: ignore[list-item]
+    assert "x" not in message.model_dump_json(exclude={"role"})
+
+
+def test_tools_of_other_kinds_are_refused_with_the_reason(http: httpx.Client) -> None:
+    error = refused(http, tools=[{"type": "custom", "custom": {"name": "grep"}}])
+    assert error["param"] == "tools[0].type" and "arguments are JSON" in error["message"]
 
 
 def test_parts_are_text_and_an_earlier_refusal_is_what_was_said(client: openai.OpenAI, http: httpx.Client) -> None:

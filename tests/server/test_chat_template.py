@@ -1,11 +1,13 @@
 """Rendering and tokenizing against transformers: the same text, the same ids."""
 
+import asyncio
 import gc
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.text.template_files import load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
+from octavo_server.frontend.text_threads import SHORT_TEXT
 
 CHAT = [
     {"role": "system", "content": "You are <b>brief</b> & 'polite'."},
@@ -332,6 +335,38 @@ def test_a_hostile_template_holds_back_neither_health_nor_other_requests(hostile
     assert refused.status_code == 400
     assert "no end in the time that it has" in refused.json()["error"]["message"]
     assert refused.json()["error"]["param"] == "messages"
+
+
+async def test_callers_take_turns_and_long_chats_leave_a_thread_to_the_short() -> None:
+    template, done = ChatTemplate("x", {}), list[str]()
+    gates = {name: threading.Event() for name in ("long", "hangs")}
+
+    def rendering(name: str) -> Callable[[], str]:
+        def render() -> str:
+            if name in gates:
+                gates[name].wait(60)
+            done.append(name)
+            return name
+
+        return render
+
+    def asked(name: str, caller: bytes, length: int = 1) -> "asyncio.Task[str]":
+        return asyncio.create_task(template.in_turn(caller, length, rendering(name)))
+
+    tasks = [asked("long", b"a", SHORT_TEXT + 1), *(asked(f"long {at}", b"a", SHORT_TEXT + 1) for at in range(3))]
+    await asyncio.sleep(0)
+    assert await asked("short", b"b") == "short"
+    tasks.append(asked("hangs", b"a"))
+    tasks += [asked(f"a{at}", b"a") for at in range(3)]
+    await asyncio.sleep(0)
+    other = asked("b", b"b")
+    await asyncio.sleep(0)
+    gates["hangs"].set()
+    assert await other == "b"
+    assert done[:3] == ["short", "hangs", "a0"] and done.index("b") <= 3
+    gates["long"].set()
+    assert sorted(await asyncio.gather(*tasks)) == ["a0", "a1", "a2", "hangs", "long", "long 0", "long 1", "long 2"]
+    template.close()
 
 
 def renderers_of(server: serving.ServerProcess) -> list[int]:

@@ -21,6 +21,7 @@ from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.model import load_model
 from octavo_server.frontend.state import ServerState
+from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.text.token_length import token_length
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.frontend.text_threads import SHORT_TEXT, TextThreads
@@ -232,6 +233,17 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     assert "the model's context is 2048 tokens" in error["message"]
     assert "tokens or more" in error["message"]
     assert state.admission.num_open == 0
+
+
+async def test_a_chat_that_cannot_fit_is_refused_before_it_is_rendered(
+    state: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatTemplate, "render", None)
+    piece = {"role": "user", "content": [{"type": "text", "text": "a" * 2**12}]}
+    transport = httpx.ASGITransport(create_app(state))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        answer = await client.post("/v1/chat/completions", json={"model": "m", "messages": [piece] * 2**9})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded"), answer.text
 
 
 # --- taking turns

@@ -613,6 +613,12 @@ def test_conversations_are_not_compacted(client: openai.OpenAI) -> None:
         ({"conversation": "conv_1"}, "conversation", "previous_response_id"),
         ({"service_tier": "flex"}, "service_tier", "one tier"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "type web_search are not supported"),
+        ({"tools": [{"type": "namespace", "name": "x"}]}, "tools[0]", "functions have one name"),
+        (
+            {"tools": [{"type": "custom", "name": "x"}]},
+            "tools[0]",
+            "type custom are not supported: a call's arguments",
+        ),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0]", "type mcp are not supported"),
         ({"tools": [WEATHER, WEATHER]}, "tools", "two functions of the name get_weather"),
         ({"tool_choice": "required"}, "tool_choice", "together with tools"),

@@ -33,6 +33,7 @@ COMBINATIONS: dict[str, Values] = {
     },
     "everything": {
         "scope": "Cluster",
+        "userRoles": {"create": True},
         "replicas": 2,
         "imagePullSecrets": [{"name": "pull"}],
         "serviceAccount": {"annotations": {"a/b": "c"}},

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from octavo_common.pulled_model import MARKER, PARTIAL
-from octavo_pull.pull import Options, Pulled, pull
+from octavo_pull.open_origin import Options
+from octavo_pull.pull import Pulled, pull
 from octavo_pull.source import parse_source
 from octavo_pull.tally import Tally
 from octavo_pull.web import Patience
