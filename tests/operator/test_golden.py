@@ -33,9 +33,8 @@ def test_every_golden_file_has_its_manifest() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_manifest_becomes_what_its_golden_file_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert planned(name, monkeypatch) == (GOLDEN / f"{name}.yaml").read_text(), (
-        "run `make golden`, and read what has changed"
-    )
+    golden = (GOLDEN / f"{name}.yaml").read_text()
+    assert planned(name, monkeypatch) == golden, "run `make golden`, and read what has changed"
 
 
 @pytest.mark.real
