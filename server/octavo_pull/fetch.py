@@ -17,6 +17,7 @@ from octavo_pull.transfer import NoRangesError, StoppedError, Transfer
 from octavo_pull.web import Patience, TransientError
 
 PART_BYTES: Final = 32 * 1024 * 1024
+LOOK_SECONDS: Final = 0.05
 LEAVE_SECONDS: Final = 2.0
 
 
@@ -79,7 +80,7 @@ class Downloader:
             thread.start()
         try:
             while any(thread.is_alive() for thread in threads) and not self._stop.is_set() and not self._lost.is_set():
-                threads[0].join(0.1) if threads[0].is_alive() else self._stop.wait(0.1)
+                self._stop.wait(LOOK_SECONDS)
         finally:
             # A thread that waits for the network may stay behind: it writes nothing any more.
             self._stop_all()

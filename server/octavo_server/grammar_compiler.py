@@ -41,6 +41,7 @@ def limits(max_lexer_states: int) -> LLParserLimits:
 
 
 LIMITS: Final = limits(max_lexer_states=80_000)  # of what counts characters: see `frontend/text/counted_lengths.py`
+TRIAL_LIMITS: Final = limits(max_lexer_states=20_000)  # where nobody knows what is counted, in the answer that is tried
 
 
 class GrammarError(Exception):
@@ -70,13 +71,13 @@ def make_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Collection[i
     return LLTokenizer(path, eos_token=ends)  # its last tokens have no row in the embedding, and are never chosen
 
 
-def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+def compile_grammar(tokenizer: LLTokenizer, grammar: str, bounds: LLParserLimits = LIMITS) -> LLMatcher:
     """A matcher at the beginning of an answer, its first mask computed. Gives the GIL away.
 
     Raises:
         GrammarError: the grammar is wrong, or needs more than the limits allow.
     """
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=bounds)
     mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
         raise GrammarError(one_line(matcher.get_error()))

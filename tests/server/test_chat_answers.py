@@ -329,10 +329,10 @@ def test_an_answer_sent_back_with_all_its_fields_is_accepted(client: openai.Open
 
 
 def test_what_is_of_no_effect_takes_no_memory() -> None:
-    call = {"id": "a", "function": {"name": "f", "arguments": "{}", "parsed_arguments": "x"}, "index": "x"}
-    answer = {"role": "assistant", "content": "b", "annotations": "x" * 9, "tool_calls": [call], "images": ["x"]}
+    call = {"id": "a", "function": {"name": "f", "arguments": "{}", "parsed_arguments": "zzz"}, "index": "zzz"}
+    answer = {"role": "assistant", "content": "b", "annotations": "zzz" * 9, "tool_calls": [call], "images": ["zzz"]}
     (message,) = ChatCompletionRequest(model="m", messages=[answer]).messages  # type: ignore[list-item]
-    assert "x" not in message.model_dump_json(exclude={"role"})
+    assert "zzz" not in message.model_dump_json(exclude={"role"})
 
 
 def test_tools_of_other_kinds_are_refused_with_the_reason(http: httpx.Client) -> None:

@@ -257,7 +257,7 @@ WEARS: Final = r"(.|\n)*[aeiou](.|\n){399}X"  # each token takes some 200 of its
 @pytest.fixture
 def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """As there are fewer states, they come to their end sooner."""
-    monkeypatch.setattr(grammar_compiler, "LIMITS", grammar_compiler.limits(max_lexer_states=20_000))
+    monkeypatch.setattr(grammar_compiler.compile_grammar, "__defaults__", (grammar_compiler.TRIAL_LIMITS,))
 
 
 @pytest.mark.usefixtures("small_tables")

@@ -55,7 +55,8 @@ def functions_alone(value: Any) -> Any:
     """A validator of the type of a tool, or of a call. Raises PydanticCustomError."""
     if isinstance(value, str) and value != "function":
         raise PydanticCustomError(
-            "function_only", "tools of this kind are not supported: a call's arguments are JSON, so give a function"
+            "function_only",
+            "Input should be 'function': arguments are JSON, so there are no other kinds of tools",
         )
     return value
 

@@ -16,12 +16,20 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from octavo_common.json_fields import ModelConfigError
 from octavo_server.frontend.text.quiet import say_no_more
-from octavo_server.grammar_compiler import GrammarError, compile_grammar, one_line, read_tokenizer, try_answer
+from octavo_server.grammar_compiler import (
+    LIMITS,
+    TRIAL_LIMITS,
+    GrammarError,
+    compile_grammar,
+    one_line,
+    read_tokenizer,
+    try_answer,
+)
 
 CHILD_BYTES: Final = 2**29  # of address space, beyond what the parent has
 KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
@@ -133,12 +141,13 @@ def _compile(line: bytes, tokenizer: LLTokenizer, cpu_seconds: float) -> None:
         try:
             source = json.loads(line)
             grammar = serialize(source, tokenizer)
-            matcher = compile_grammar(tokenizer, grammar)
+            bounds = LIMITS if source["kind"] == "json" else TRIAL_LIMITS
+            matcher = compile_grammar(tokenizer, grammar, bounds)
             taken = _memory()[1] - resident
             if taken > KEPT_BYTES:
                 raise GrammarError(f"it takes {taken >> 20} MiB of memory; allowed are {KEPT_BYTES >> 20}")
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-            _try(source, tokenizer, matcher)
+            _try(source, tokenizer, matcher, bounds)
             reply = {"grammar": grammar}
         except MemoryError:
             reply = {"refused": _why_killed(signal.SIGABRT)}
@@ -157,10 +166,10 @@ def _reason(kind: str, error: Exception) -> str:
     return said if kind == "grammar" else _OF_LINES.sub("", said)
 
 
-def _try(source: dict[str, Any], tokenizer: LLTokenizer, matcher: LLMatcher) -> None:
+def _try(source: dict[str, Any], tokenizer: LLTokenizer, matcher: LLMatcher, bounds: LLParserLimits) -> None:
     """Some grammars compile and are too much all the same, once an answer goes on."""
     if source["reasoning"] is not None:  # thoughts are free, and without an end
-        matcher = compile_grammar(tokenizer, serialize({**source, "reasoning": None}, tokenizer))
+        matcher = compile_grammar(tokenizer, serialize({**source, "reasoning": None}, tokenizer), bounds)
     try_answer(matcher, tokenizer.eos_tokens, TRIED_TOKENS, TRIED_SECONDS)
 
 
