@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit soak fuzz crd lock images-check clean
+.PHONY: help setup demo test lint types imports unit soak fuzz crd golden lock images-check clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
@@ -83,6 +83,13 @@ lock: $(STAMP)
 IMAGE ?= control-plane
 images-check: $(STAMP)
 	$(BIN)/python images/exercise.py $(IMAGE)
+
+# What the examples become, as tests/operator/golden keeps it.
+GOLDEN := $(notdir $(basename $(wildcard tests/operator/golden/*.yaml)))
+golden: $(STAMP)
+	@for name in $(GOLDEN); do $(BIN)/octavo plan -f examples/$$name.yaml \
+	  --server-image registry.example.com/octavo-server:1 --pull-image registry.example.com/octavo:1 \
+	  > tests/operator/golden/$$name.yaml 2>/dev/null; done
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -44,6 +44,7 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
         changed = known.get(key) != version
         if event["type"] == "DELETED":
             known.pop(key, None)
+            add_sharers(key.namespace, version[2], urgent=False)
         else:
             known[key] = version
         queue.add(key, urgent=changed)
@@ -54,10 +55,14 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
         urgent = event["type"] == "DELETED"
         if DEPLOYMENT_LABEL in labels:
             queue.add(Key(namespace, labels[DEPLOYMENT_LABEL]), urgent=urgent)
-        elif CACHE_LABEL in labels:
-            for key, (_, _, cache) in known.items():
-                if (key.namespace, cache) == (namespace, labels[CACHE_LABEL]):
-                    queue.add(key, urgent=urgent)
+        else:
+            add_sharers(namespace, labels.get(CACHE_LABEL), urgent=urgent)
+
+    def add_sharers(namespace: str, cache: str | None, *, urgent: bool) -> None:
+        """What becomes of a shared cache is seen to by those that share it."""
+        for key, (_, _, name) in known.items():
+            if cache is not None and (key.namespace, name) == (namespace, cache):
+                queue.add(key, urgent=urgent)
 
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await _connection_info(kube)

@@ -138,7 +138,7 @@ def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
 def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> dict[str, Verdict]:
     degraded = _degraded(counts, observed)
     scheduled = _scheduled(living(observed.pods), counts)
-    progressing = _progressing(counts, observed)
+    progressing = _progressing(counts, observed, deployment)
     available = _available(counts, observed, deployment)
     ready = _ready(counts, degraded, scheduled, progressing, available)
     if observed.problem is not None and observed.problem.reason == TERMINATING:
@@ -177,7 +177,7 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
     return Verdict("False", "NoReplicaReady", f"none of {counts.desired} replicas takes requests yet")
 
 
-def _progressing(counts: Counts, observed: Observation) -> Verdict:
+def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> Verdict:
     if observed.problem is not None:
         if observed.problem.reason in _PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
@@ -195,12 +195,19 @@ def _progressing(counts: Counts, observed: Observation) -> Verdict:
         return Verdict("True", "Applying", "the Deployment was just applied, its controller has not seen it yet")
     if counts.updated < counts.desired or (counts.total > counts.updated and counts.updated):
         what = f"{counts.updated} of {counts.desired} replicas are of the newest spec, {counts.total} in all"
-        return Verdict("True", "RollingOut", what)
+        return Verdict("True", "RollingOut", what + _pause(deployment, counts))
     if counts.total > counts.desired:
         return Verdict("True", "ScalingDown", f"{counts.total - counts.desired} replicas are ending their requests")
     return Verdict(
         "True", "Starting", f"{counts.desired - counts.ready} replicas load the model or wait for their node"
     )
+
+
+def _pause(deployment: LLMDeployment | None, counts: Counts) -> str:
+    """What replacing the only replica means for clients where there is no room for a second one."""
+    if deployment is None or counts.desired != 1 or deployment.spec.rollout.max_surge:
+        return ""
+    return "; with one replica and spec.rollout.maxSurge 0 none serves until the new one is ready"
 
 
 def _all(count: int, noun: str) -> str:

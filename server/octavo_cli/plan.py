@@ -49,7 +49,9 @@ CHART_PULL_IMAGE = f"octavo-operator:{__version__}"
     show_default=True,
     help="Namespace of the operator, which network policies let in.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print objects, memory bill and warnings as one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print objects, memory bill, warnings and advice as a JSON object."
+)
 def plan(
     filename: str,
     gpu_memory: str | None,
@@ -65,6 +67,7 @@ def plan(
     """
     from octavo_cli.memory_plan import plan_memory, server_config
     from octavo_common.memory import DoesNotFit
+    from octavo_operator.advice import advice
     from octavo_operator.api import ManifestError
     from octavo_operator.render import RenderSettings, render
 
@@ -81,12 +84,15 @@ def plan(
     except DoesNotFit as error:
         raise CommandError(f"{filename}: {in_fields(str(error))}", exit_code=FAILED) from error
     warnings = [in_fields(warning) for warning in memory.warnings]
+    advised = advice(deployment)
     if as_json:
         bill = None if memory.bill is None else _bill_document(memory.bill)
-        click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": warnings}))
+        click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": warnings, "advice": advised}))
         return 0
     _print_yaml(objects)
     _print_memory(deployment.name, memory.bill, warnings)
+    for sentence in advised:
+        click.echo(f"octavo: advice: {sentence}", err=True)
     return 0
 
 

@@ -16,7 +16,7 @@ from llm_deployments import IMAGE, RunningOperator, llm_deployment, operating, u
 from octavo_chart import COMBINATIONS, Object, Values, render, the_one
 from octavo_operator.api.crd import custom_resource_definition
 from octavo_operator.settings import OperatorSettings
-from optional_kinds import OPTIONAL, definition
+from optional_kinds import OPTIONAL, definition, remove
 
 pytestmark = pytest.mark.real
 
@@ -149,8 +149,9 @@ async def test_every_right_that_the_chart_grants_is_used(
         await drifts_and_is_corrected(kube)
         assert operator.counted("error") == 0
         await kube.delete(made)
-    for each in (*optional, node):
-        await kube.delete(each)
+    await kube.delete(node)
+    for each in optional:
+        await remove(kube, each)
     used = {verb for record in faults.requests for verb in rbac_verbs(record)}
     adopting = {
         (group, resource, "delete") for group, resource, verb in used if verb == "patch" and "/" not in resource

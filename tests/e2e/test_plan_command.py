@@ -15,6 +15,7 @@ from octavo_cli.memory_plan import server_config
 from octavo_cli.plan import CHART_PULL_IMAGE, plan
 from octavo_operator.api import load_manifest
 from octavo_operator.render import RenderSettings, render
+from offline import ask_nobody
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GIB = 2**30
@@ -65,7 +66,8 @@ def run(*arguments: str) -> tuple[dict[str, Any], str]:
     return json.loads(result.stdout), result.stderr
 
 
-def test_the_yaml_is_what_the_operator_applies() -> None:
+def test_the_yaml_is_what_the_operator_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask_nobody(monkeypatch)
     for file in EXAMPLES.glob("*.yaml"):
         result = CliRunner().invoke(plan, ["-f", str(file), "--server-image", "an/image"], catch_exceptions=False)
         assert list(yaml.safe_load_all(result.stdout)) == render(

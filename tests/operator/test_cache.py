@@ -175,7 +175,7 @@ async def test_a_download_that_fails_for_good_is_told_in_its_own_words(
     volume = volume_of(made)
     await passes.once()
     words = "org/model: access to this model must be asked for on its page"
-    await finish_job(octavo, control_plane, volume, exit_code=3, words=words)
+    await finish_job(octavo, control_plane, volume, exit_code=2, words=words)
     await passes.once()  # and no Retry: only people can help
     seen = await conditions(octavo)
     assert seen["ModelCached"][:2] == ("False", "DownloadFailed")
@@ -290,4 +290,5 @@ def test_what_is_downloaded_and_onto_what_makes_the_name_and_nothing_else() -> N
     names = {volume_of(cached(cache=each)) for each in others} | {volume_of(cached(repo="org/other"))}
     revised = copy.deepcopy(body)
     revised["spec"]["model"]["source"]["huggingFace"]["revision"] = "v2"
-    assert len(names | {volume_of(revised), volume_of(body)}) == 5
+    hub = cached(server={"env": [{"name": "HF_ENDPOINT", "value": "https://hub"}]})
+    assert len(names | {volume_of(revised), volume_of(body), volume_of(hub)}) == 6

@@ -9,7 +9,7 @@ import pytest
 
 from kube_fixture import ControlPlane, Faults, Kube
 from llm_deployments import Passes, conditions, llm_deployment, reconciling
-from optional_kinds import definition
+from optional_kinds import definition, remove
 
 Object = dict[str, Any]
 POLICY = ("networking.k8s.io/v1", "NetworkPolicy")
@@ -97,4 +97,4 @@ async def test_a_kind_that_the_cluster_lacks_is_told_and_everything_else_works(
         await passes.once()
         assert await octavo.find(*MONITOR, "demo") is None
     finally:
-        await octavo.delete(crd)
+        await remove(octavo, crd)

@@ -12,6 +12,7 @@ from manifest_corpus import BAD, GOOD, Case
 from octavo_cli.errors import WRONG_INPUT, CommandError
 from octavo_cli.plan import plan
 from octavo_cli.up import up
+from offline import ask_nobody
 
 TAKEN = "the manifest was taken"
 
@@ -23,6 +24,7 @@ def judged(command: str, case: Case, folder: Path, monkeypatch: pytest.MonkeyPat
         raise RuntimeError(TAKEN)
 
     monkeypatch.setattr("octavo_operator.local.plan.plan_locally", stop)
+    ask_nobody(monkeypatch)
     file = folder / "manifest.json"
     file.write_text(json.dumps(case.manifest))
     chosen = plan if command == "plan" else up

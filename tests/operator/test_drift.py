@@ -76,6 +76,12 @@ def test_what_is_rendered_no_more_is_drift() -> None:
     assert not in_sync(stamped(less), live())
 
 
+def test_a_selector_is_ours_whole() -> None:
+    for key in ("selector", "podSelector", "namespaceSelector"):
+        assert not in_sync({key: {"app": "a"}}, {key: {"app": "a", "more": "b"}})
+        assert not in_sync({"from": [{key: {}}]}, {"from": [{key: {"matchLabels": {"app": "a"}}}]})
+
+
 def test_true_is_not_one() -> None:
     assert not in_sync({"a": {"b": 1}}, {"a": {"b": True}})
 

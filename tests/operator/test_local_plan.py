@@ -83,14 +83,34 @@ def test_keys_of_a_secret_are_not_asked_for_here_unless_one_is_exported() -> Non
     assert plan_locally(wanted, {"OCTAVO_API_KEY": "k"}, []).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("source", "field", "variable"),
+    [
+        ({"huggingFace": {"repo": "a/b", "tokenSecretRef": {"name": "s"}}}, "huggingFace.tokenSecretRef", "HF_TOKEN"),
+        (
+            {"s3": {"uri": "s3://models", "credentialsSecretRef": {"name": "s"}}},
+            "s3.credentialsSecretRef",
+            "AWS_ACCESS_KEY_ID",
+        ),
+    ],
+)
+def test_secrets_of_a_download_are_told_to_be_exported(source: dict[str, Any], field: str, variable: str) -> None:
+    wanted = deployment(lambda spec: spec["model"].update(source=source))
+    (warning,) = plan_locally(wanted, {}, []).warnings
+    assert warning.startswith(f"spec.model.source.{field}: ") and f"export {variable}" in warning
+    assert plan_locally(wanted, {variable: "x"}, []).warnings == ()
+
+
 def test_fields_that_act_on_pods_and_their_surroundings_are_named() -> None:
     given = {
         "networking": {"allowFrom": [], "service": {"port": 9000}},
         "observability": {"podMonitor": "Enabled"},
         "disruption": {},
+        "model": {"source": {"huggingFace": {"repo": "a/b"}}},
+        "storage": {"cache": {"size": "1Gi"}},
     }
     (warning,) = plan_locally(deployment(lambda spec: spec.update(given)), {}, []).warnings
-    fields = "spec.networking.allowFrom, spec.observability, spec.disruption"
+    fields = "spec.storage.cache, spec.networking.allowFrom, spec.observability, spec.disruption"
     assert warning == f"{fields}: no effect without a cluster"
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kube_fixture import ControlPlane, Faults, Kube, run_deployment
+from kube_fixture import ControlPlane, Faults, Kube, finish_job, run_deployment
 from llm_deployments import API, KIND, RunningOperator, llm_deployment, operating, until_condition
+from octavo_operator.api import parse
+from octavo_operator.render import cache_name
 
 Object = dict[str, Any]
 
@@ -65,6 +67,31 @@ async def test_drift_is_corrected_when_it_happens(control_plane: ControlPlane, o
         await octavo.until(corrected)
         await octavo.delete(await octavo.get("v1", "Service", "demo"))
         await until_both(octavo)
+
+
+async def test_a_shared_download_brings_up_all_that_wait_for_it(control_plane: ControlPlane, octavo: Kube) -> None:
+    spec: Object = {
+        "model": {"source": {"huggingFace": {"repo": "org/model"}}},
+        "storage": {"cache": {"size": "1Gi"}},
+    }
+    names = ["one", "two"]
+    async with operating(control_plane, octavo.namespace):
+        made = [await octavo.create(llm_deployment(name, **spec)) for name in names]
+        volume = cache_name(parse(made[0]))
+        assert volume is not None
+        for name in names:
+            await until_condition(octavo, "ModelCached", "False", name)
+        await finish_job(octavo, control_plane, volume)
+        for name in names:
+            await until_both(octavo, name)
+            await until_condition(octavo, "ModelCached", "True", name)
+        await octavo.delete(made[0])
+
+        async def left() -> bool:
+            claim = await octavo.get("v1", "PersistentVolumeClaim", volume)
+            return [each["name"] for each in claim["metadata"]["ownerReferences"]] == ["two"]
+
+        await octavo.until(left)
 
 
 @pytest.mark.usefixtures("node")

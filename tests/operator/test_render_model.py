@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm_deployments import IMAGE, PULL_IMAGE, SETTINGS, llm_deployment, rendered
+from octavo_operator.advice import advice
 from octavo_operator.api import ManifestError, parse
 from octavo_operator.render import RenderSettings, cache_name, claim, model_argument, render, startup_seconds
 
@@ -132,9 +133,9 @@ def test_with_a_cache_the_job_goes_out_and_the_pods_do_not() -> None:
 
 
 def test_an_image_is_mounted_by_the_kubelet() -> None:
-    oci = {"oci": {"image": "registry/models@sha256:ab", "path": "llama"}}
+    oci = {"oci": {"image": "registry/models:1", "path": "llama"}}
     spec = pod(oci, podTemplate={"imagePullSecrets": [{"name": "r"}]})
-    assert {"name": "model", "image": {"reference": "registry/models@sha256:ab"}} in spec["volumes"]
+    assert {"name": "model", "image": {"reference": "registry/models:1"}} in spec["volumes"]
     assert "initContainers" not in spec
     assert model_argument(parse(body(oci))) == "/octavo/model/llama"
 
@@ -143,7 +144,7 @@ def test_a_job_tries_again_what_may_succeed_and_nothing_else() -> None:
     spec = rendered(objects(GATED, **CACHE), "Job")["spec"]
     rule = spec["podFailurePolicy"]["rules"][0]
     assert (rule["action"], rule["onExitCodes"]["containerName"]) == ("FailJob", "pull")
-    assert rule["onExitCodes"]["values"] == [2, 3] and spec["backoffLimit"] > 5
+    assert rule["onExitCodes"]["values"] == [2] and spec["backoffLimit"] > 5
     template = spec["template"]["spec"]
     assert template["restartPolicy"] == "Never" and template["securityContext"]["runAsNonRoot"] is True
     assert {each["name"] for each in template["volumes"]} == {"model", "credentials"}
@@ -206,6 +207,25 @@ def test_a_roll_out_is_not_stuck_while_its_pods_download() -> None:
     assert deadline(**startup) - deadline(**startup, **CACHE) == 3600
     sized = deadline(resources={"ephemeralStorage": "100Gi"}, **startup)
     assert sized - deadline(**startup, **CACHE) == 4096
+
+
+@pytest.mark.parametrize(
+    ("source", "spec", "fields"),
+    [
+        ({"builtin": {"name": "demo"}}, {}, []),
+        (ARCHIVE, {}, ["spec.resources.ephemeralStorage"]),
+        (ARCHIVE, {"resources": {"ephemeralStorage": "1Gi"}}, []),
+        ({"huggingFace": {"repo": "a/b", "revision": "0" * 40}}, CACHE, []),
+        (HUB, CACHE, ["spec.model.source.huggingFace.revision"]),
+        (
+            ARCHIVE,
+            {"replicas": 2, "storage": {"cache": {"size": "1Gi", "accessModes": ["ReadWriteOnce"]}}},
+            ["spec.storage.cache.accessModes"],
+        ),
+    ],
+)
+def test_what_may_not_be_meant_is_told(source: Object, spec: Object, fields: list[str]) -> None:
+    assert [each.partition(": ")[0] for each in advice(parse(body(source, **spec)))] == fields
 
 
 def test_names_of_shared_objects_are_names_of_objects() -> None:

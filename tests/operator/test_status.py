@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from llm_deployments import llm_deployment
 from octavo_operator.api import LLMDeploymentStatus, parse
 from octavo_operator.events import events_of
-from octavo_operator.status import Observation, Problem, build_status, condition, status_patch
+from octavo_operator.status import Observation, Problem, Verdict, build_status, condition, status_patch
 
 Object = dict[str, Any]
 THEN, NOW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -69,6 +70,27 @@ def test_all_is_well() -> None:
         2,
     ) * 4
     assert status["observedGeneration"] == 4 and status["url"] == "http://demo.team-a.svc:8000/v1"
+
+
+def test_a_roll_out_of_the_only_replica_is_told_to_be_a_pause() -> None:
+    rolling = observed(deployment(1, 0, 1), pod("a"))
+    assert told(built(rolling), "Progressing")[2].endswith("maxSurge 0 none serves until the new one is ready")
+    assert "maxSurge" not in told(built(rolling, rollout={"maxSurge": 1}), "Progressing")[2]
+    assert "maxSurge" not in told(built(observed(deployment(2, 1, 2)), replicas=2), "Progressing")[2]
+
+
+@pytest.mark.parametrize("pods", [deployment(1, 1, 1), None])
+def test_a_model_that_is_not_there_is_waited_for_and_what_serves_goes_on(pods: Object | None) -> None:
+    waiting = Verdict("False", "Downloading", "Job j downloads hf://a/b")
+    status = built(replace(observed(pods), cached=waiting))
+    assert told(status, "ModelCached") == ("False", "Downloading", "Job j downloads hf://a/b")
+    assert told(status, "Progressing") == ("True", "Downloading", "Job j downloads hf://a/b")
+    assert told(status, "Ready")[:2] == ("False", "Downloading")
+    assert told(status, "Available")[0] == ("True" if pods else "False")
+    suspended = built(replace(observed(deployment(0, 0, 0)), cached=waiting), suspend=True)
+    assert told(suspended, "Ready")[:2] == ("True", "Suspended")
+    there = built(replace(observed(deployment(1, 1, 1)), cached=Verdict("True", "Cached", "")))
+    assert told(there, "Ready")[:2] == ("True", "ReplicasReady")
 
 
 def test_one_replica_is_not_told_of_as_of_many() -> None:

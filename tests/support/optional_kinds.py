@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from kube_fixture import Kube
+
 OPTIONAL: Final = (("monitoring.coreos.com", "PodMonitor"), ("inference.networking.k8s.io", "InferencePool"))
 """(group, kind) of those that the operator can render."""
 
@@ -25,3 +27,14 @@ def definition(group: str, kind: str) -> dict[str, Any]:
             "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
         },
     }
+
+
+async def remove(kube: Kube, crd: dict[str, Any]) -> None:
+    """Delete a definition, and wait until its group is listed no more: a client that looks it up would fail."""
+    await kube.delete(crd)
+
+    async def unlisted() -> bool:
+        groups = (await kube._send("get", "/apis"))["groups"]
+        return crd["spec"]["group"] not in {each["name"] for each in groups}
+
+    await kube.until(unlisted, 30, f"{crd['spec']['group']} to be listed no more")

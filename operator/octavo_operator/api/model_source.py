@@ -6,7 +6,7 @@ from pydantic import Field
 
 from octavo_operator.api import rules
 from octavo_operator.api.base import ApiModel, Rule
-from octavo_operator.api.types import DNSSubdomain, Image, SecretKey
+from octavo_operator.api.types import DNSSubdomain, SecretKey
 
 _DIRECTORY = r"^([A-Za-z0-9._@+][A-Za-z0-9._@+/-]*)?$"
 _HOST = r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?"
@@ -107,9 +107,11 @@ class OCISource(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = rules.PATH
 
-    image: Image = Field(
-        description="The image, best by digest; pulled with podTemplate.imagePullSecrets.",
-        examples=["registry.example.com/models/llama@sha256:…"],
+    image: Annotated[str, Field(max_length=1024, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$")] = (
+        Field(
+            description="The image, best by digest; pulled with podTemplate.imagePullSecrets.",
+            examples=["registry.example.com/models/llama@sha256:…"],
+        )
     )
     path: Annotated[str, Field(max_length=1024, pattern=_DIRECTORY)] = Field(
         "", description="Directory in the image, without a leading slash; empty: its root.", examples=["models"]

@@ -70,5 +70,7 @@ class Networking(ApiModel):
         examples=["[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: web}}}]"],
     )
     inference_pool: InferencePool | None = Field(
-        None, description="The pods as an InferencePool as well; needs that CRD in the cluster. None when left out."
+        None,
+        description="The pods as an InferencePool as well; needs that CRD in the cluster, and in allowFrom the gateway "
+        "and the picker. None when left out.",
     )

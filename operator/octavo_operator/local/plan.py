@@ -82,7 +82,7 @@ def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus
     if not wants_gpu and deployment.spec.resources.cpu is not None:
         base.setdefault(THREADS, str(max(1, int(cores(deployment.spec.resources.cpu)))))
     devices = list(gpus[:count]) if wants_gpu and gpus else [""] * count
-    warnings += [*_key_warnings(deployment, environment), *_idle_fields(deployment)]
+    warnings += [*_secret_warnings(deployment, environment), *_idle_fields(deployment)]
     if wants_gpu and not gpus:
         warnings.append("spec.resources.accelerator: this machine has no GPU that can be used; it runs on the CPU")
     return LocalPlan(deployment, tuple(base | {DEVICES: device} for device in devices), tuple(warnings))
@@ -108,11 +108,19 @@ def _environment_errors(variables: Sequence[EnvVar], environment: Mapping[str, s
             yield FieldError(f"spec.server.env[{index}].valueFrom", text)
 
 
-def _key_warnings(deployment: LLMDeployment, environment: Mapping[str, str]) -> Iterator[str]:
-    """The replicas listen on loopback alone: without the Secret they ask nobody for a key, unless one is exported."""
+def _secret_warnings(deployment: LLMDeployment, environment: Mapping[str, str]) -> Iterator[str]:
+    """What stands for Secrets here. Without theirs the replicas, on loopback alone, ask nobody for a key."""
     if deployment.spec.server.api_key_secret_ref is not None and not KEY_VARIABLES & set(environment):
         text = "there are no Secrets on this machine, so nobody is asked for a key; export OCTAVO_API_KEY for one"
         yield f"spec.server.apiKeySecretRef: {text}"
+    source = deployment.spec.model.source
+    hub, bucket = source.hugging_face, source.s3
+    if hub is not None and hub.token_secret_ref is not None and "HF_TOKEN" not in environment:
+        text = "there are no Secrets on this machine; export HF_TOKEN, unless you are logged in to the hub"
+        yield f"spec.model.source.huggingFace.tokenSecretRef: {text}"
+    if bucket is not None and bucket.credentials_secret_ref is not None and "AWS_ACCESS_KEY_ID" not in environment:
+        text = "there are no Secrets on this machine; export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        yield f"spec.model.source.s3.credentialsSecretRef: {text}"
 
 
 def _plain(variables: Sequence[EnvVar]) -> list[EnvVar]:
@@ -142,6 +150,7 @@ def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
         "spec.server.image": spec.server.image,
         "spec.server.compileCache": spec.server.compile_cache,
         "spec.resources.ephemeralStorage": spec.resources.ephemeral_storage,
+        "spec.storage.cache": spec.storage.cache,
         "spec.networking.inferencePool": spec.networking.inference_pool,
     }
     given += [name for name, value in fields.items() if value is not None]

@@ -10,7 +10,7 @@ from octavo_operator.render.arguments import MODEL_DIRECTORY, PULLED_DIRECTORY
 from octavo_operator.render.common import RESTRICTED, Manifest, RenderSettings, plain, without_empty
 
 CREDENTIALS_DIRECTORY: Final = "/octavo/credentials"
-FINAL_EXIT_CODES: Final = (2, 3)
+FINAL_EXIT_CODES: Final = (2,)
 """Of `octavo pull`: trying again is useless."""
 
 _TERMINATION_LOG: Final = "/dev/termination-log"

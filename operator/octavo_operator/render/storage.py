@@ -47,6 +47,9 @@ def cache_name(deployment: LLMDeployment) -> str | None:
     identity: list[Any] = [pull_source(source), cache.storage_class_name, sorted(cache.access_modes)]
     identity += [source.s3.endpoint if source.s3 is not None else None]
     identity += [source.http.sha256 if source.http is not None else None]
+    identity += [
+        each.value for each in deployment.spec.server.env if each.name == "HF_ENDPOINT" and source.hugging_face
+    ]
     return f"octavo-model-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
 
 
