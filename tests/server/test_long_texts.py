@@ -325,3 +325,29 @@ async def test_a_text_that_nobody_waits_for_any_more_holds_its_place_as_long_as_
     last.go.set()
     assert await tasks[2] == "last"
     assert log == ["first", "last"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "a"}] * 2**10,
+        [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2**9}] * 2,
+        [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "x" * 2**17}}]}],
+        [{"role": "assistant", "content": "a", "reasoning": "x" * 2**17}],
+    ],
+    ids=["many messages", "many parts", "arguments", "thoughts"],
+)
+async def test_whatever_takes_long_to_render_counts_as_a_long_chat(
+    state: ServerState, messages: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    async def in_turn(_self: ChatTemplate, _caller: bytes, length: int, _render: Callable[[], str]) -> str:
+        lengths.append(length)
+        raise RequestError("enough")
+
+    monkeypatch.setattr(ChatTemplate, "in_turn", in_turn)
+    transport = httpx.ASGITransport(create_app(state))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        await client.post("/v1/chat/completions", json={"model": "m", "messages": messages})
+    assert lengths[0] > SHORT_TEXT

@@ -17,9 +17,11 @@ from octavo_server.frontend.openai import ChatCompletionRequest
 from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text.chat_template import ChatTemplate
+from octavo_server.frontend.text_threads import SHORT_TEXT
 from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
+_PER_MESSAGE: Final = 64  # characters that a message, or a part or call in it, counts besides its text
 ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
 # They say nothing to a model.
 _OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed", "images", "thinking_blocks"} | {
@@ -107,7 +109,24 @@ def _rendering(
 
 async def _in_turn(request: ChatCompletionRequest, model: ServedModel, caller: bytes, render: Callable[[], str]) -> str:
     """The prompt, beside the event loop."""
-    return await _template(model).in_turn(caller, sum(map(len, shown_texts(request.messages))), render)
+    length = sum(map(_length, request.messages))
+    if length <= SHORT_TEXT and request.tools:
+        length += sum(tool.length for tool in request.tools)
+    return await _template(model).in_turn(caller, length, render)
+
+
+def _length(message: Message) -> int:
+    """Characters that it takes to render it, about."""
+    parts = message.content if isinstance(message.content, list) else ()
+    length = _PER_MESSAGE + sum(
+        _PER_MESSAGE + len(part.refusal if isinstance(part, RefusalPart) else part.text) for part in parts
+    )
+    if isinstance(message.content, str):
+        length += len(message.content)
+    if isinstance(message, AssistantMessage):
+        length += len(message.reasoning_content or message.reasoning or "") + len(message.refusal or "")
+        length += sum(_PER_MESSAGE + len(call.function.arguments) for call in message.tool_calls or ())
+    return length
 
 
 def template_variables(request: ChatCompletionRequest, template: ChatTemplate, *, thinks: bool) -> dict[str, Any]:

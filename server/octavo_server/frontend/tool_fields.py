@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -72,6 +73,12 @@ class FunctionTool(Body):
     type: Annotated[Literal["function"], BeforeValidator(functions_alone)] = "function"
     function: FunctionDefinition
     defer_loading: Annotated[Any, Only(False, why="all tools are shown to the model")] = None
+
+    @property
+    def length(self) -> int:
+        """Characters that it takes to render it, about."""
+        function = self.function
+        return len(function.description or "") + len(msgspec.json.encode(function.parameters))
 
 
 class NamedFunction(Body):
