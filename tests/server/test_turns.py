@@ -114,6 +114,17 @@ async def test_whoever_has_the_most_waiting_gives_way_to_who_has_less() -> None:
     assert all([await task for task in [*crowd[:3], *others]])
 
 
+async def test_what_others_wait_for_too_does_not_give_way() -> None:
+    worker = Worker(at_once=1, most=3, most_of_caller=4)
+    crowd = [await worker.ask(f"a{number}") for number in range(4)]
+    shared = await worker.ask("a3", "b")
+    other = await worker.ask("c0", "c")
+    with pytest.raises(Full):
+        await crowd[2]
+    await worker.drain()
+    assert all([await task for task in [*crowd[:2], crowd[3], shared, other]])
+
+
 async def test_an_error_is_for_those_who_waited_and_the_next_is_begun() -> None:
     worker = Worker()
     first, second = await worker.ask("one"), await worker.ask("two")

@@ -87,7 +87,9 @@ class Turns(Generic[K, T]):
         queue = max(self._queues.values(), key=len)
         if len(queue) <= waiting + 1:
             return False
-        key = next(reversed(queue))
+        key = next((key for key in reversed(queue) if len(self._jobs[key].callers) == 1), None)
+        if key is None:  # others wait for each of them, too
+            return False
         job = self._jobs.pop(key)
         self._take_out(key, job)
         _fail(job, Full(len(queue)))
