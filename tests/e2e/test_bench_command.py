@@ -206,7 +206,7 @@ def test_a_directory_that_holds_something_else_is_not_written_over(
             "bench decode: --max-num-seqs 0: input should be greater than or equal",
         ),
         (["startup", "demo", "--checkpoint-dir", "x"], "bench startup: --checkpoint-dir is for --random-weights"),
-        (["decode", "demo", "--enable-prefix-caching"], "bench decode: No such option"),
+        (["decode", "demo", "--enable-prefix-caching"], "bench decode: there is no option --enable-prefix-caching"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(

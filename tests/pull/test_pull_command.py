@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -280,5 +279,4 @@ def test_the_lock_of_a_process_of_this_machine_that_died_is_taken_at_once(hub: H
     begun = time.monotonic()
     assert ended(command(SOURCE, tmp_path / "m"))[0] == 0
     assert time.monotonic() - begun < 30  # and not when the lock is old
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 400 * 1024  # of KiB
     assert os.listdir(tmp_path) == ["m"]  # noqa: PTH208

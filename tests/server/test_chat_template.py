@@ -287,7 +287,10 @@ def test_closing_and_forgetting_leave_no_process() -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     messages=st.lists(
-        st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.floats(allow_nan=False) | st.none()),
+        st.dictionaries(
+            st.text(max_size=5),
+            st.text() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none(),
+        ),
         max_size=5,
     )
 )

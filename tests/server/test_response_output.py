@@ -21,10 +21,11 @@ import serving
 import tiny_tokenizers
 from octavo_server.frontend.answer import Delta
 from octavo_server.frontend.parsing import Piece
+from octavo_server.frontend.plain_answer import PlainAnswer, TextAnswer
 from octavo_server.frontend.responses_api import events
 from octavo_server.frontend.responses_api.output import Output
-from octavo_server.frontend.responses_api.telling import PlainAnswer
 from octavo_server.frontend.text.output_parsers import CallDelta
+from octavo_server.frontend.text.text_options import TextOptions
 from octavo_server.ipc import TokenLogprobs
 
 # Names of variables and markers are what the server knows a model by.
@@ -274,7 +275,7 @@ def test_log_probabilities_are_those_of_the_text_however_it_is_cut(
     """An empty token begins a character that the next one ends, or is behind the text."""
     pieces = [*tokens, *([""] if end else [])]
     offsets = [len("".join(pieces[:at])) for at in range(len(pieces))]
-    parts, found, text = PlainAnswer(), list[int](), ""
+    parts, found, text = TextAnswer(), list[int](), ""
     borders = sorted({0, len(pieces), *(cut for cut in cuts if cut < len(pieces))})
     for begin, behind in itertools.pairwise(borders):
         delta = Delta()
@@ -288,6 +289,37 @@ def test_log_probabilities_are_those_of_the_text_however_it_is_cut(
         found += [entry.token_ids[0] for entry in piece.logprobs]
     assert text == "".join(pieces)
     assert found == [at for at, offset in enumerate(offsets) if offset < len(text)]
+
+
+@given(
+    tokens=st.lists(st.sampled_from(["a", "bc", ""]), max_size=12),
+    end=st.sampled_from(["eos", "stop string", "shown", "length"]),
+    cuts=st.sets(st.integers(1, 12)),
+)
+def test_a_chats_log_probabilities_are_of_all_tokens_but_what_ended_it_however_it_is_cut(
+    tokens: list[str], end: str, cuts: set[int]
+) -> None:
+    """A stop string's text is held back, and never comes."""
+    behind = {"eos": [""], "stop string": ["st", "op"], "shown": ["<end>"], "length": []}[end]
+    pieces = [*tokens, *behind]
+    offsets = [len("".join(pieces[:at])) for at in range(len(pieces))]
+    options = TextOptions(("stop",) if end == "stop string" else (), include_stop=end == "shown")
+    parts, found = PlainAnswer(options), list[int]()
+    borders = sorted({0, len(pieces), *(cut for cut in cuts if cut < len(pieces))})
+    for begin, until in itertools.pairwise(borders):
+        delta = Delta()
+        for at in range(begin, until):
+            delta.add_token(at, offsets[at])
+            delta.add_text("" if end == "stop string" and at >= len(tokens) else pieces[at])
+            delta.logprobs.append(TokenLogprobs([at], [-0.5], [1]))
+        if until == len(pieces):
+            delta.finish_reason = "length" if end == "length" else "stop"
+            delta.stop_reason = "stop" if end == "stop string" else None
+        found += [entry.token_ids[0] for entry in parts.add(delta).logprobs]
+    told = len(tokens) + (end == "shown")
+    if end == "stop string":  # those without a text in front of it begin where it does
+        told = next((at for at in range(len(tokens)) if offsets[at] >= len("".join(tokens))), told)
+    assert found == list(range(told))
 
 
 # --- failures

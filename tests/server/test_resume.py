@@ -121,7 +121,7 @@ def read(events: list[Any]) -> dict[str, Any]:
             entry
             for c in choices
             if c.get("logprobs")
-            for entry in c["logprobs"].get("content") or c["logprobs"]["tokens"]
+            for entry in c["logprobs"].get("content", c["logprobs"].get("tokens"))
         ],
         "token_ids": token_ids(events),
         "usage": [(each["prompt_tokens"], each["completion_tokens"]) for each in usage],

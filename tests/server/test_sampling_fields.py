@@ -87,7 +87,7 @@ def refused(answer: httpx.Response, param: str) -> str:
 # --- bounds
 
 outside = st.one_of(
-    st.sampled_from([2**63, -(2**63) - 1, 2**64, 10**400, math.nan, math.inf, -math.inf, 1e308, -1e308, "1", "", True]),
+    st.sampled_from([2**63, -(2**63) - 1, 2**64, 10**127, math.nan, math.inf, -math.inf, 1e308, -1e308, "1", "", True]),
     st.sampled_from([[], [1], {}, {"1": 1}]),
     st.integers(-(2**70), 2**70),
     st.floats(allow_nan=True, allow_infinity=True),

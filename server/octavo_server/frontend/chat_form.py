@@ -51,7 +51,7 @@ class ChatForm:
             return parser.add(delta)
         if not self.request.logprobs:
             return Piece(delta.text)
-        return self._plain.setdefault(index, PlainAnswer()).add(delta)
+        return self._plain.setdefault(index, PlainAnswer(self.generation.text_options)).add(delta)
 
     def finish_reason(self, delta: Delta, parser: ChoiceParser | None) -> str | None:
         """OpenAI's: "tool_calls" where the answer called one, unless that one was demanded by its name.

@@ -145,7 +145,7 @@ class Generation:
         self._request = request
         self._prompts = prompts
         self._caller = caller
-        self._text = text_options(request, wanted.kept)
+        self.text_options = text_options(request, wanted.kept)
         self.id = new_id()
         self.created = state.now() if request.octavo_resume is None else request.octavo_resume.created
         check_parameters(request, self.model, prompts)
@@ -311,7 +311,7 @@ class Generation:
                 max_tokens=sampling.max_tokens,
                 prompt=shared,
             )
-            answer = Answer(prompt * n + number, ids, self.model.tokenizer, self._text, metrics)
+            answer = Answer(prompt * n + number, ids, self.model.tokenizer, self.text_options, metrics)
             yield Choice(request_id, self._epoch, frame if number == 0 else None, answer)
 
 

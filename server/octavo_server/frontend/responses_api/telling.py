@@ -9,7 +9,7 @@ from octavo_server.errors import EngineError
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.chat_prompt import PreparedChat
 from octavo_server.frontend.logprobs import chat_logprobs
-from octavo_server.frontend.plain_answer import PlainAnswer
+from octavo_server.frontend.plain_answer import TextAnswer
 from octavo_server.frontend.refusal import engine_error
 from octavo_server.frontend.responses import TokenLogprob, encode
 from octavo_server.frontend.responses_api import events
@@ -38,7 +38,7 @@ class Telling:
         self._generation = prepared.generation
         self._with_logprobs = head.request.num_logprobs is not None
         self._parser = None if prepared.parsing is None else prepared.parsing.choice(with_logprobs=self._with_logprobs)
-        self._plain = PlainAnswer()
+        self._plain = TextAnswer()
         self._finish_reason: str | None = None
         self._taken = 0
         self.output = Output(head.id, self._generation.model.format.call_id, self._spell)
