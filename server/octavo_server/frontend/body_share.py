@@ -26,7 +26,6 @@ class BodyShare:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._held = 0
-        self._released = False
 
     def hold(self, received: int) -> None:
         """So many bytes have come.
@@ -34,7 +33,7 @@ class BodyShare:
         Raises:
             RequestError: there is no room for them now (503).
         """
-        if received <= SMALL_BODY_BYTES or self._released:
+        if received <= SMALL_BODY_BYTES:
             return
         if self._room.held - self._held + received > self._room.most:
             raise RequestError(
@@ -50,4 +49,4 @@ class BodyShare:
     def release(self) -> None:
         """The request has ended."""
         self._room.held -= self._held
-        self._held, self._released = 0, True
+        self._held = 0

@@ -23,10 +23,10 @@ from octavo_server.frontend.truncation import prompt_ids
 
 _PER_MESSAGE: Final = 64  # characters that a message, or a part or call in it, counts besides its text
 ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
-# They say nothing to a model.
-_OF_ANSWERS = {"refusal", "annotations", "audio", "function_call", "parsed", "images", "thinking_blocks"} | {
-    "provider_specific_fields"
-}
+_OF_ANSWERS: Final = frozenset(  # they say nothing to a model
+    {"refusal", "annotations", "audio", "function_call", "parsed"}
+    | {"images", "thinking_blocks", "provider_specific_fields"}
+)
 
 
 @dataclass(frozen=True, slots=True)
