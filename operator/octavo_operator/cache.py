@@ -154,7 +154,8 @@ class ModelCache:
             return live
 
     async def _policy(self, name: str, wanted: Manifest | None, volume: Manifest, state: CacheState) -> None:
-        live = await self._kube.find("NetworkPolicy", self._namespace, name)
+        look = self._kube.find_ours if wanted is None else self._kube.find
+        live = await look("NetworkPolicy", self._namespace, name)
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             return  # of an earlier volume, or a stranger's: neither is ours to change
         if wanted is None:
@@ -172,7 +173,8 @@ class ModelCache:
     ) -> None:
         """A Job's pods cannot be changed: one that is not done is replaced. What it has downloaded stays."""
         name, source = volume["metadata"]["name"], pull_source(deployment.spec.model.source)
-        live = await self._kube.find("Job", self._namespace, name)
+        look = self._kube.find_ours if wanted is None else self._kube.find
+        live = await look("Job", self._namespace, name)
         state.cached = Verdict("False", "Downloading", f"Job {name} downloads {source}")
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             state.problem = Problem("PredecessorTerminating", f"the Job {name} of an earlier volume is still there")
