@@ -28,6 +28,9 @@ Manifest = dict[str, Any]
 
 CLAIM: Final = "PersistentVolumeClaim"
 
+_MOST_READ: Final = 4096
+_READ: Final[dict[tuple[str, int], LLMDeployment | None]] = {}
+
 
 @dataclass(slots=True)
 class CacheState:
@@ -56,11 +59,10 @@ class Sharers:
         by_claim: dict[str, list[LLMDeployment]] = {}
         unreadable = set()
         for body in await kube.select(KIND, namespace):
-            if "deletionTimestamp" in body["metadata"]:
+            if "deletionTimestamp" in body["metadata"] or not (body["spec"].get("storage") or {}).get("cache"):
                 continue
-            try:
-                deployment = parse(body)
-            except ManifestError:
+            deployment = _read(body)
+            if deployment is None:
                 unreadable.add(str(body["metadata"]["uid"]))
                 continue
             if (name := cache_name(deployment)) is not None:
@@ -208,6 +210,20 @@ class ModelCache:
         words = words or "; ".join(unscheduled(pods).messages)
         if words and state.cached is not None:
             state.cached = Verdict("False", "Downloading", f"{state.cached.message}: {words}")
+
+
+def _read(body: Manifest) -> LLMDeployment | None:
+    """Parsed, None if it is not valid. Of a generation once: whoever shares a cache reads all that are beside it."""
+    metadata = body["metadata"]
+    key = (str(metadata["uid"]), int(metadata.get("generation") or 0))
+    if key not in _READ:
+        while len(_READ) >= _MOST_READ:
+            del _READ[next(iter(_READ))]
+        try:
+            _READ[key] = parse(body)
+        except ManifestError:
+            _READ[key] = None
+    return _READ[key]
 
 
 def claims_of(pod_spec: Manifest) -> set[str]:

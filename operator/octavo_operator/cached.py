@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from octavo_common.names import KIND
+from octavo_operator.dispatch import Dispatcher
 from octavo_operator.informer import Informer
 from octavo_operator.kube import OURS, Kube, KubeError
 from octavo_operator.store import Store
@@ -25,9 +26,15 @@ class CachedKube(Kube):
     """A `Kube` that reads from stores: of LLMDeployments, which kopf watches, and of what `watches` watch."""
 
     def __init__(
-        self, kube: Kube, stores: Mapping[str, Store], watches: Sequence[Informer], may_write: Callable[[], bool]
+        self,
+        kube: Kube,
+        stores: Mapping[str, Store],
+        watches: Sequence[Informer],
+        heard: Callable[[str, Manifest], None],
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(kube.api, may_write)
+        self._heard = heard
         self._stores = stores
         self._watches = {(each.kind, each.namespace): each for each in watches}
 
@@ -81,8 +88,9 @@ class CachedKube(Kube):
         return self._keep(manifest["kind"], await super()._apply(manifest, force=force))
 
     def _keep(self, kind: str, body: Manifest) -> Manifest:
-        if kind in self._stores:
-            self._stores[kind].put(body)
+        """The answer to a write may hold what others changed meanwhile: that no watch will tell as news again."""
+        if kind in self._stores and self._stores[kind].put(body):
+            self._heard(kind, body)
         return body
 
     def _forget(self, kind: str, namespace: str, name: str) -> None:
@@ -99,11 +107,16 @@ class CachedKube(Kube):
 
 
 def informers(
-    kube: Kube, namespaces: Sequence[str], stores: Mapping[str, Store], heard: Callable[[Manifest, bool], None]
+    kube: Kube, namespaces: Sequence[str], stores: Mapping[str, Store], dispatch: Dispatcher
 ) -> list[Informer]:
     """One for each kind of child and each of `namespaces`, or for all namespaces where there is none."""
     return [
-        Informer(kube, kind, namespace, stores[kind], heard, selector=OURS, optional=kind in OPTIONAL)
+        Informer(
+            *(kube, kind, namespace, stores[kind], dispatch.child),
+            selector=OURS,
+            optional=kind in OPTIONAL,
+            appeared=dispatch.everything,
+        )
         for kind in (*WATCHED, *OPTIONAL)
         for namespace in (namespaces or (None,))
     ]

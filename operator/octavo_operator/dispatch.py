@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from octavo_common.names import CACHE_LABEL, DEPLOYMENT_LABEL
+from octavo_common.names import CACHE_LABEL, DEPLOYMENT_LABEL, KIND
 from octavo_operator.api import ManifestError, parse
 from octavo_operator.reconcile import Key
 from octavo_operator.render import cache_name
@@ -40,6 +40,15 @@ class Dispatcher:
             self._queue.add(Key(namespace, labels[DEPLOYMENT_LABEL]), urgent=gone)
         else:
             self._add_sharers(namespace, labels.get(CACHE_LABEL), urgent=gone)
+
+    def written(self, kind: str, body: Manifest) -> None:
+        """What we have written ourselves, as the API server has it now."""
+        (self.deployment if kind == KIND else self.child)(body, False)
+
+    def everything(self) -> None:
+        """Something changed that may concern any of them."""
+        for key in self._known:
+            self._queue.add(key)
 
     def _add_sharers(self, namespace: str, cache: str | None, *, urgent: bool) -> None:
         """What becomes of a shared cache is seen to by those that share it."""

@@ -17,7 +17,7 @@ Manifest = dict[str, Any]
 
 PAUSES: Final = (0.2, 30.0)
 """Seconds to wait before a list is tried again: at first, doubled each time up to the second."""
-ABSENT_SECONDS: Final = 120.0
+ABSENT_SECONDS: Final = 60.0
 """How often is asked for a kind that the cluster lacks."""
 
 _RANDOM: Final = Random()
@@ -29,7 +29,7 @@ class Informer:
     """One kind, in one namespace or (None) in all; the objects that `selector` means.
 
     `heard` is called for each object that is new, changed or (True) gone, after the store has it so. Where a kind is
-    `optional` the cluster may lack it, or our role may: then `is_missing`.
+    `optional` the cluster may lack it, or our role may: then `is_missing`, and `appeared` is called when it is no more.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Informer:
         *,
         selector: str = "",
         optional: bool = False,
+        appeared: Callable[[], None] = lambda: None,
     ) -> None:
         self._kube = kube
         self.kind = kind
@@ -50,6 +51,7 @@ class Informer:
         self._heard = heard
         self._selector = selector
         self._optional = optional
+        self._appeared = appeared
         self.synced = asyncio.Event()
         self.is_missing = False
 
@@ -97,8 +99,10 @@ class Informer:
                 self._changed(body)
         for body in self._store.prune(self.namespace, listed, version_of({"metadata": {"resourceVersion": version}})):
             self._heard(body, True)
-        self.is_missing = False
+        was_missing, self.is_missing = self.is_missing, False
         self.synced.set()
+        if was_missing:
+            self._appeared()
         return version
 
     async def _watch(self, version: str) -> str:

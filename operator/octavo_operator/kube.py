@@ -155,6 +155,9 @@ class Kube:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.debug("a watch of %s broke: %s", kind, error)
         finally:
+            connection = answer.response.connection
+            if connection is not None and connection.transport is not None:
+                connection.transport.abort()  # a close in good order would wait for the other side's
             answer.response.close()
 
     async def create_by_apply(self, manifest: Manifest) -> Manifest:

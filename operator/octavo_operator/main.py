@@ -127,9 +127,9 @@ class Operator:
         deployments = [
             Informer(kube, KIND, namespace, stores[KIND], dispatch.deployment) for namespace in (namespaces or (None,))
         ]
-        children = informers(kube, namespaces, stores, dispatch.child)
+        children = informers(kube, namespaces, stores, dispatch)
         may_write = election.may_act if election is not None else lambda: True
-        cached = CachedKube(kube, stores, [*deployments, *children], may_write)
+        cached = CachedKube(kube, stores, [*deployments, *children], dispatch.written, may_write)
         handle = self._measured(Reconciler(cached, _render_settings(self._settings), _now), cached)
         listing = [asyncio.create_task(each.relist_until_done()) for each in deployments]
         lasting = [each.run() for each in children]
