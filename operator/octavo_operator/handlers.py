@@ -31,7 +31,9 @@ async def watch(
     stop: asyncio.Event,
     served: Callable[[], Awaitable[None]],
 ) -> None:
-    """Keep `store` as the API server has it, until `stop`. What kopf gives up for is waited out: `served` waits for it.
+    """Keep `store` as the API server has it, until `stop`, or a signal, which kopf takes for itself.
+
+    What kopf gives up for is waited out: `served` waits for it.
 
     To be started after all other tasks: those that began later kopf takes for its own, and cancels when it ends.
     """
@@ -45,11 +47,11 @@ async def watch(
                 clusterwide=not namespaces,
                 stop_flag=stop,
             )
+            return
         except Exception as error:  # an ERROR event, a definition that is gone: kopf ends for either
             log.warning("the watch of LLMDeployments has ended, and is begun again: %s", error)
-        if not stop.is_set():
-            await asyncio.sleep(_PAUSE_SECONDS)
-            await served()
+        await asyncio.sleep(_PAUSE_SECONDS)
+        await served()
 
 
 def _registry(kube: Kube, store: Store, heard: Callable[[Manifest, bool], None]) -> kopf.OperatorRegistry:

@@ -71,7 +71,8 @@ class Informer:
                     self.synced.set()
                     await _about(ABSENT_SECONDS)
                     continue
-                level = logging.DEBUG if error.status == 410 else logging.WARNING
+                is_news = error.status != 410 and pause == PAUSES[0]
+                level = logging.WARNING if is_news else logging.DEBUG
                 log.log(level, "%ss are listed again: %s", self.kind, error)
                 await _about(max(pause, min(error.retry_after, PAUSES[1])))
             pause = min(2.0 * pause, PAUSES[1])
