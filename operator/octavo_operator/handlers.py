@@ -15,6 +15,7 @@ from octavo_common.names import (
     FIELD_MANAGER,
     MANAGED_BY_LABEL,
     PLURAL,
+    REVISION_LABEL,
 )
 from octavo_operator.api import ManifestError, parse
 from octavo_operator.kube import Kube
@@ -53,8 +54,9 @@ def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.O
         metadata = event["object"]["metadata"]
         labels, namespace = metadata.get("labels", {}), metadata["namespace"]
         urgent = event["type"] == "DELETED"
-        if DEPLOYMENT_LABEL in labels:
-            queue.add(Key(namespace, labels[DEPLOYMENT_LABEL]), urgent=urgent)
+        name = labels.get(DEPLOYMENT_LABEL) or labels.get(REVISION_LABEL)
+        if name is not None:
+            queue.add(Key(namespace, name), urgent=urgent)
         else:
             add_sharers(namespace, labels.get(CACHE_LABEL), urgent=urgent)
 

@@ -3,6 +3,7 @@
 What the operator reads here it reads live: kopf's events only say where to look, because a cache is a hint.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
-from uuid import uuid4
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -26,6 +26,7 @@ REQUEST_SECONDS: Final = 15.0
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
+_LONGEST_EVENT: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -135,27 +136,25 @@ class Kube:
         return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
 
     async def record(self, live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """An Event about an LLMDeployment. Best effort: one that is lost is logged, and hinders nothing."""
-        metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
-        about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": metadata["namespace"]},
-            "involvedObject": about,
-            "type": kind,
-            "reason": reason,
-            "message": message[:1024],
-            "source": {"component": FIELD_MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        """An Event about an LLMDeployment; what is told again is counted on the first. Best effort: one that is lost is
+        logged, and hinders nothing.
+        """
+        event = event_of(live, kind, reason, message)
+        metadata = event["metadata"]
         try:
-            await self.create("Event", metadata["namespace"], event)
+            try:
+                await self.create("Event", metadata["namespace"], event)
+            except KubeError as error:
+                if error.status != 409:
+                    raise
+                # By its name it says the same of the same object.
+                again = {"lastTimestamp": event["lastTimestamp"]}
+                path = f"{collection('Event', metadata['namespace'])}/{metadata['name']}"
+                told = await self._request("PATCH", path, again, _MERGE, {"fieldManager": FIELD_MANAGER})
+                counted = {"count": int(told.get("count") or 1) + 1}
+                await self._request("PATCH", path, counted, _MERGE, {"fieldManager": FIELD_MANAGER})
         except KubeError as error:
-            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], metadata["name"], error)
+            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], live["metadata"]["name"], error)
 
     async def create(self, kind: str, namespace: str, body: Manifest) -> Manifest:
         """A new object, under the name that `body` says; 409 where there is one."""
@@ -244,6 +243,28 @@ async def _load_default_config(settings: client.Configuration) -> None:
         config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except ConfigException:
         await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+
+
+def event_of(live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> Manifest:
+    """The Event that tells this of an LLMDeployment, under a name that stands for what it tells."""
+    metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
+    about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    message = message if len(message) <= _LONGEST_EVENT else message[: _LONGEST_EVENT - 1] + "…"
+    told = hashlib.sha256(json.dumps([metadata["uid"], kind, reason, message]).encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.{told}", "namespace": metadata["namespace"]},
+        "involvedObject": about,
+        "type": kind,
+        "reason": reason,
+        "message": message,
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
 
 
 def _error(status: int, text: bytes, retry_after: str) -> KubeError:

@@ -119,7 +119,7 @@ class Operator:
             holding.close()
 
     async def _act(self, kube: Kube, stop: asyncio.Event, holding: Coroutine[Any, Any, None] | None) -> None:
-        reconciler = Reconciler(kube, _render_settings(self._settings), _now)
+        reconciler = Reconciler(kube, _render_settings(self._settings), _now, self.metrics.ledger)
         watching = kopf.operator(
             registry=handlers.registry(self.queue, self.known, kube),
             settings=handlers.settings(),
