@@ -117,6 +117,10 @@ class Kube:
         pinned = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
         return await self._apply(pinned, force=True)
 
+    async def preview(self, manifest: Manifest, manager: str) -> Manifest:
+        """What a forced server-side apply by `manager` would give; nothing is changed."""
+        return await self._apply(manifest, force=True, manager=manager, dry_run=True)
+
     async def delete(self, live: Manifest) -> None:
         """Delete this very object, and what it owns after it; 409 if another has taken its name. Gone is gone."""
         metadata = live["metadata"]
@@ -176,10 +180,13 @@ class Kube:
             raise
         return True
 
-    async def _apply(self, manifest: Manifest, *, force: bool) -> Manifest:
+    async def _apply(
+        self, manifest: Manifest, *, force: bool, manager: str = FIELD_MANAGER, dry_run: bool = False
+    ) -> Manifest:
         metadata = manifest["metadata"]
         path = f"{collection(manifest['kind'], metadata['namespace'])}/{metadata['name']}"
-        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower(), "fieldValidation": "Strict"}
+        query = {"fieldManager": manager, "force": str(force).lower(), "fieldValidation": "Strict"}
+        query |= {"dryRun": "All"} if dry_run else {}
         return await self._request("PATCH", path, manifest, _APPLY, query)
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
@@ -236,6 +243,21 @@ async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
     async with client.ApiClient(settings) as api:
         api.user_agent = FIELD_MANAGER
         yield Kube(api)
+
+
+def current_namespace(kubeconfig: Path | None = None) -> str:
+    """The namespace of the kubeconfig's current context, "default" where it names none.
+
+    Raises:
+        KubeError: there is no kubeconfig, or no current context in it.
+    """
+    try:
+        _, current = config.list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            str(kubeconfig) if kubeconfig is not None else None
+        )
+    except ConfigException as error:
+        raise KubeError(0, f"no cluster: {error}") from error
+    return str(current["context"].get("namespace") or "default")
 
 
 async def _load_default_config(settings: client.Configuration) -> None:

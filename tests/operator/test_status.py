@@ -268,8 +268,8 @@ def test_a_start_is_told_step_by_step_and_who_was_ended_by_its_node() -> None:
     status = built(observed(deployment(4, 4, 1), loading, fetching, pulling, evicted), replicas=4)
     assert told(status, "Progressing") == (
         *("True", "Starting"),
-        "3 of 4 replicas not ready yet: 1 downloading the model, 1 loading the model, 1 waiting for images and volumes; "
-        "pod z was ended: Evicted: The node was low on disk.",
+        "3 of 4 replicas not ready yet: 1 downloading the model, 1 loading the model, 1 waiting for images and "
+        "volumes; pod z was ended: Evicted: The node was low on disk.",
     )
     assert told(status, "Scheduled")[2] == "all 3 pods have a node"
 
