@@ -8,7 +8,7 @@ next pass does not do again what this one did.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from octavo_common.names import KIND
+from octavo_common.names import FIELD_MANAGER, KIND
 from octavo_operator.dispatch import Dispatcher
 from octavo_operator.informer import Informer
 from octavo_operator.kube import OURS, Kube, KubeError
@@ -84,8 +84,11 @@ class CachedKube(Kube):
                 self._stores[KIND].remove(live)
             raise
 
-    async def _apply(self, manifest: Manifest, *, force: bool) -> Manifest:
-        return self._keep(manifest["kind"], await super()._apply(manifest, force=force))
+    async def _apply(
+        self, manifest: Manifest, *, force: bool, manager: str = FIELD_MANAGER, dry_run: bool = False
+    ) -> Manifest:
+        answer = await super()._apply(manifest, force=force, manager=manager, dry_run=dry_run)
+        return answer if dry_run else self._keep(manifest["kind"], answer)
 
     def _keep(self, kind: str, body: Manifest) -> Manifest:
         """The answer to a write may hold what others changed meanwhile: that no watch will tell as news again."""

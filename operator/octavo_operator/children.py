@@ -8,7 +8,7 @@ from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
 from octavo_operator.events import Event
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.status import Problem
+from octavo_operator.observation import Problem
 
 Manifest = dict[str, Any]
 

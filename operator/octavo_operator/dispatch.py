@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from octavo_common.names import CACHE_LABEL, DEPLOYMENT_LABEL, KIND
+from octavo_common.names import CACHE_LABEL, DEPLOYMENT_LABEL, KIND, REVISION_LABEL
 from octavo_operator.api import ManifestError, parse
 from octavo_operator.reconcile import Key
 from octavo_operator.render import cache_name
@@ -36,8 +36,9 @@ class Dispatcher:
         """Something that was made for one of them, or for a cache that some share, is."""
         metadata = body["metadata"]
         labels, namespace = metadata.get("labels") or {}, metadata["namespace"]
-        if DEPLOYMENT_LABEL in labels:
-            self._queue.add(Key(namespace, labels[DEPLOYMENT_LABEL]), urgent=gone)
+        name = labels.get(DEPLOYMENT_LABEL) or labels.get(REVISION_LABEL)
+        if name is not None:
+            self._queue.add(Key(namespace, name), urgent=gone)
         else:
             self._add_sharers(namespace, labels.get(CACHE_LABEL), urgent=gone)
 

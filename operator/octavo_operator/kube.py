@@ -1,5 +1,6 @@
 """The only module that talks to the API server. Reads and writes plain dicts; every request has a timeout."""
 
+import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
-from uuid import uuid4
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -29,6 +29,7 @@ OURS: Final = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
+_LONGEST_EVENT: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,10 @@ class Kube:
         pinned = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
         return await self._apply(pinned, force=True)
 
+    async def preview(self, manifest: Manifest, manager: str) -> Manifest:
+        """What a forced server-side apply by `manager` would give; nothing is changed."""
+        return await self._apply(manifest, force=True, manager=manager, dry_run=True)
+
     async def delete(self, live: Manifest) -> None:
         """Delete this very object, and what it owns after it; 409 if another has taken its name. Gone is gone."""
         metadata = live["metadata"]
@@ -191,27 +196,25 @@ class Kube:
         return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
 
     async def record(self, live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """An Event about an LLMDeployment. Best effort: one that is lost is logged, and hinders nothing."""
-        metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
-        about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": metadata["namespace"]},
-            "involvedObject": about,
-            "type": kind,
-            "reason": reason,
-            "message": message[:1024],
-            "source": {"component": FIELD_MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        """An Event about an LLMDeployment; what is told again is counted on the first. Best effort: one that is lost is
+        logged, and hinders nothing.
+        """
+        event = event_of(live, kind, reason, message)
+        metadata = event["metadata"]
         try:
-            await self.create("Event", metadata["namespace"], event)
+            try:
+                await self.create("Event", metadata["namespace"], event)
+            except KubeError as error:
+                if error.status != 409:
+                    raise
+                # By its name it says the same of the same object.
+                again = {"lastTimestamp": event["lastTimestamp"]}
+                path = f"{collection('Event', metadata['namespace'])}/{metadata['name']}"
+                told = await self._request("PATCH", path, again, _MERGE, {"fieldManager": FIELD_MANAGER})
+                counted = {"count": int(told.get("count") or 1) + 1}
+                await self._request("PATCH", path, counted, _MERGE, {"fieldManager": FIELD_MANAGER})
         except KubeError as error:
-            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], metadata["name"], error)
+            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], live["metadata"]["name"], error)
 
     async def create(self, kind: str, namespace: str, body: Manifest) -> Manifest:
         """A new object, under the name that `body` says; 409 where there is one."""
@@ -233,10 +236,13 @@ class Kube:
             raise
         return True
 
-    async def _apply(self, manifest: Manifest, *, force: bool) -> Manifest:
+    async def _apply(
+        self, manifest: Manifest, *, force: bool, manager: str = FIELD_MANAGER, dry_run: bool = False
+    ) -> Manifest:
         metadata = manifest["metadata"]
         path = f"{collection(manifest['kind'], metadata['namespace'])}/{metadata['name']}"
-        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower(), "fieldValidation": "Strict"}
+        query = {"fieldManager": manager, "force": str(force).lower(), "fieldValidation": "Strict"}
+        query |= {"dryRun": "All"} if dry_run else {}
         return await self._request("PATCH", path, manifest, _APPLY, query)
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
@@ -308,6 +314,21 @@ async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
         yield Kube(api)
 
 
+def current_namespace(kubeconfig: Path | None = None) -> str:
+    """The namespace of the kubeconfig's current context, "default" where it names none.
+
+    Raises:
+        KubeError: there is no kubeconfig, or no current context in it.
+    """
+    try:
+        _, current = config.list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            str(kubeconfig) if kubeconfig is not None else None
+        )
+    except ConfigException as error:
+        raise KubeError(0, f"no cluster: {error}") from error
+    return str(current["context"].get("namespace") or "default")
+
+
 async def _load_default_config(settings: client.Configuration) -> None:
     try:
         config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
@@ -339,6 +360,28 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 def _silence(error: BaseException) -> KubeError:
     return KubeError(0, f"no answer from the API server: {error or type(error).__name__}")
+
+
+def event_of(live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> Manifest:
+    """The Event that tells this of an LLMDeployment, under a name that stands for what it tells."""
+    metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
+    about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    message = message if len(message) <= _LONGEST_EVENT else message[: _LONGEST_EVENT - 1] + "…"
+    told = hashlib.sha256(json.dumps([metadata["uid"], kind, reason, message]).encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.{told}", "namespace": metadata["namespace"]},
+        "involvedObject": about,
+        "type": kind,
+        "reason": reason,
+        "message": message,
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
 
 
 def _error(status: int, text: bytes, retry_after: str) -> KubeError:

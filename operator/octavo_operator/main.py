@@ -130,7 +130,8 @@ class Operator:
         children = informers(kube, namespaces, stores, dispatch)
         may_write = election.may_act if election is not None else lambda: True
         cached = CachedKube(kube, stores, [*deployments, *children], dispatch.written, may_write)
-        handle = self._measured(Reconciler(cached, _render_settings(self._settings), _now), cached)
+        reconciler = Reconciler(cached, _render_settings(self._settings), _now, self.metrics.ledger)
+        handle = self._measured(reconciler, cached)
         listing = [asyncio.create_task(each.relist_until_done()) for each in deployments]
         lasting = [each.run() for each in children]
         lasting += [self._worker(cached, handle) for _ in range(self._settings.workers)]

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from octavo_common.names import CACHE_LABEL, DEPLOYMENT_LABEL
+from octavo_common.names import CACHE_LABEL, DEPLOYMENT_LABEL, REVISION_LABEL
 
 Manifest = dict[str, Any]
 Name = tuple[str, str]
 """Namespace and name."""
 
-INDEXED: Final = (DEPLOYMENT_LABEL, CACHE_LABEL)
+INDEXED: Final = (DEPLOYMENT_LABEL, CACHE_LABEL, REVISION_LABEL)
 
 
 @dataclass(frozen=True, slots=True)

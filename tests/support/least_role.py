@@ -39,7 +39,8 @@ RULES: list[Rule] = [
         "verbs": ["list", "watch", "create", "patch", "delete"],
     },
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    # patch: one that is told again is counted.
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
 ]
 # In the operator's own namespace alone.
 LEASE_RULES: list[Rule] = [

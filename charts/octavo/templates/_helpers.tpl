@@ -125,7 +125,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, patch]
 {{- end }}
 
 {{- /* The Lease is always beside the operator. */}}
