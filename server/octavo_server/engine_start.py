@@ -40,7 +40,7 @@ from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
-from octavo_server.worker.kernel_variants import compile_kernels
+from octavo_server.worker.kernel_variants import begin_workers, compile_kernels
 from octavo_server.worker.memory import measure, outside_bytes, reserve, reserved_bytes, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds
@@ -48,6 +48,8 @@ from octavo_server.worker.step_profiler import StepProfiler
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+    from octavo_kernels.compile_ahead import Compiled
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     begin_phase("load weights")
     _keep_compiled(config.compile_cache_dir)
     device = pick_device(config.device)
+    workers = begin_workers(device)
     profiler = None if config.profile_dir is None else StepProfiler(config.profile_dir, device)
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
@@ -101,7 +104,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         grammars=grammars,
     )
     outside = outside_bytes(device)
-    _load(runner, config, bounds, note)
+    _load(runner, config, lambda: compile_kernels(runner, bounds, workers), note)
     begin_phase("measure memory")
     bill = _bill(model, limits, measure(runner, bounds, plan, outside))
     if free_bytes is not None:
@@ -173,11 +176,16 @@ def _keep_compiled(directory: Path | None) -> None:
     os.environ["TRITON_CACHE_DIR"] = str(directory)
 
 
-def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: Callable[[str, float], None]) -> None:
+def _load(
+    runner: ModelRunner,
+    config: EngineConfig,
+    compile_steps: "Callable[[], Compiled]",
+    note: Callable[[str, float], None],
+) -> None:
     """Weights, and beside them what steps will launch."""
 
     def compile_all() -> None:
-        compiled = compile_kernels(runner, bounds)
+        compiled = compile_steps()
         note("kernels", compiled.kernels)
         note("kernels_cached", compiled.cached)
         note("kernels_seconds", compiled.seconds)
