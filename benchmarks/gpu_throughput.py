@@ -1,10 +1,11 @@
 """Where the seconds of throughput A go on a GPU, and what could take fewer: requests of many lengths, 0.6B.
 
-    python benchmarks/gpu_throughput.py [--only steps profile attention step] [--json FILE]
+    python benchmarks/gpu_throughput.py [--only SECTION …] [--json FILE]
 
 - steps: throughput A by kinds of steps: with prefill, and of how many decodes.
 - profile: the kernels of steps of 128 requests that decode.
 - attention: of all layers at moments of A, by the order of the requests and ways to cut the work.
+- products: whole decode steps, product after product by other kernels than the library's.
 - step: whole decode steps at these moments, the requests in order of arrival or the longest first; and with keys and
   values of the next layer fetched into the L2 while a layer's products are computed.
 """
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +29,12 @@ import triton
 import triton.language as tl
 
 from octavo_common.model_config import parse_model_config
+from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
+from octavo_kernels.hopper_linear import hopper_linear
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.paged_attention import AttentionConfig, chunk_config, paged_attention
 from octavo_kernels.programmatic_launch import fetch, overlap
+from octavo_kernels.rms_norm import norm_residual
 from octavo_server.bench.workloads import WORKLOADS
 from octavo_server.worker.graph_ladder import decode_ladder
 from octavo_server.worker.models.interface import ForwardBatch
@@ -166,8 +171,8 @@ def fetch_ahead(cache: Any, batch: ForwardBatch, heads: int, pages: int) -> None
 
 # Where the next layer's keys are asked for, how many key heads, how many pages of 16 tokens of each request.
 FETCHES: Final = (
-    *(("output", 2, 8), ("output", 1, 16), ("gates", 1, 8), ("gates", 2, 4), ("gates", 2, 8), ("gates", 1, 16)),
-    *(("gates", 2, 16), ("down", 2, 8), ("down", 1, 8), ("qkv", 2, 4), ("qkv", 2, 8), ("gates", 8, 2)),
+    *(("output", 2, 8), ("gates", 1, 8), ("gates", 2, 4), ("gates", 2, 8), ("gates", 1, 16)),
+    *(("down", 2, 8), ("qkv", 2, 4), ("qkv", 2, 8)),
 )
 
 
@@ -232,6 +237,106 @@ def time_step() -> dict[str, Any]:
     return {**report, "failures": failures}
 
 
+# Of the products of 0.6B: outputs, inputs at a time, warps, stages, splits, ahead, rows of a tile; 0: Hopper's kernel.
+PRODUCTS: Final[dict[str, tuple[tuple[int, ...], ...]]] = {
+    "qkv": (
+        *((0,), (64, 128, 4, 4, 1, 0, 64), (64, 128, 4, 4, 1, 256, 64), (128, 64, 4, 5, 1, 0, 64)),
+        *((128, 128, 8, 3, 1, 0, 128), (64, 128, 4, 4, 1, 0, 32)),
+    ),
+    "output": (
+        *((0,), (64, 128, 4, 4, 4, 0, 64), (64, 128, 4, 4, 2, 0, 64), (64, 128, 4, 4, 4, 256, 64)),
+        *((128, 128, 4, 3, 4, 0, 64), (128, 128, 8, 3, 4, 0, 128), (64, 128, 4, 4, 4, 0, 32)),
+    ),
+    "down": (
+        *((0,), (64, 128, 4, 4, 4, 0, 64), (64, 128, 4, 4, 2, 0, 64), (64, 128, 4, 4, 6, 0, 64)),
+        *((64, 128, 4, 4, 4, 256, 64), (128, 128, 4, 3, 4, 0, 64), (64, 128, 4, 4, 4, 0, 32)),
+    ),
+    "gates": ((64, 128, 4, 3, 1, 0, 64), (32, 128, 4, 4, 1, 0, 64), (32, 128, 4, 4, 1, 256, 32)),
+}
+
+
+def product(kind: str, choice: tuple[int, ...]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Of x and a weight; parts of the sum where the inputs are split."""
+    if choice == (0,):
+        return hopper_linear
+    config = FewRowsConfig(*choice[:6], block_rows=choice[6])
+    if kind == "gates":
+        return lambda x, weight: few_rows_gated(x, weight, None, config)
+    if kind == "qkv":
+        return lambda x, weight: few_rows_linear(x, weight, None, config)
+    return lambda x, weight: few_rows_parts(x, weight, config)
+
+
+def with_products(model: Model, usual: Any, chosen: dict[str, tuple[int, ...]]) -> Any:
+    """The decoder's operations with these instead of the library's products."""
+    products = {kind: product(kind, choice) for kind, choice in chosen.items()}
+
+    def linear_add(x: torch.Tensor, linear: Any, residual: Any) -> None:
+        kind = "down" if linear[0].shape[1] == model.config.intermediate_size else "output"
+        if kind in products:
+            residual.pending = products[kind](x, linear[0])
+        else:
+            usual.linear_add(x, linear, residual)
+
+    def gated(residual: Any, norm: Any, linear: Any) -> torch.Tensor:
+        if "gates" in products:
+            return products["gates"](norm_residual(residual, norm), linear[0])
+        return usual.norm_gated_linear(residual, norm, linear)
+
+    def qkv(residual: Any, norm: Any, linear: Any) -> torch.Tensor:
+        if "qkv" in products:
+            return products["qkv"](norm_residual(residual, norm), linear[0])
+        return usual.norm_linear(residual, norm, linear)
+
+    return replace(usual, linear_add=linear_add, norm_gated_linear=gated, norm_linear=qkv)
+
+
+def time_products() -> dict[str, Any]:
+    """Choice after choice, each on top of the best of those before."""
+    model, report, failures = Model(), dict[str, Any](), list[str]()
+    usual = model.decoder.ops
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda each: common.tried(lambda: try_product(*each)), all_products()))
+    for step in MOMENTS:
+        batch = batch_of(contexts_at(step), model.cache)
+        out = torch.empty(len(batch.token_ids), model.config.vocab_size, device="cuda")
+
+        def run(batch: ForwardBatch = batch, out: torch.Tensor = out) -> None:
+            model.decoder.logits(model.decoder.forward(batch, model.cache), out)
+
+        model.decoder.ops = usual
+        best = first = graph_us(run)
+        torch.cuda.synchronize()
+        expected, chosen, found = out.double(), dict[str, tuple[int, ...]](), {"first": round(first / 1000, 3)}
+        for kind, choices in PRODUCTS.items():
+            for choice in choices:
+                model.decoder.ops = with_products(model, usual, {**chosen, kind: choice})
+                us = graph_us(run)
+                error = ((out.double() - expected).norm() / expected.norm()).item()
+                if us < float("inf") and not error < 0.05:
+                    failures.append(f"step {step}, {kind} {choice}: {error:.1e}")
+                found[f"{kind} {choice}"] = round(us / 1000, 3)
+                if us < best:
+                    best, chosen = us, {**chosen, kind: choice}
+        report[str(step)] = {**found, "best": round(best / 1000, 3), "chosen": str(chosen)}
+        print(f"   step {step}, {len(batch.token_ids)} rows: {report[str(step)]}", flush=True)
+    model.decoder.ops = usual
+    return {**report, "failures": failures}
+
+
+def all_products() -> list[tuple[str, tuple[int, ...]]]:
+    return [(kind, choice) for kind, choices in PRODUCTS.items() for choice in choices if choice != (0,)]
+
+
+@torch.inference_mode()
+def try_product(kind: str, choice: tuple[int, ...]) -> float:
+    """Compiles it."""
+    inputs, outputs = {"qkv": (1024, 4096), "output": (2048, 1024), "down": (3072, 1024), "gates": (1024, 6144)}[kind]
+    x, weight = (torch.zeros(n, inputs, device="cuda", dtype=torch.bfloat16) for n in (64, outputs))
+    product(kind, choice)(x, weight)
+    return 0.0
+
+
 def time_steps() -> dict[str, Any]:
     import figure_sections as sections
     import gpu_prefill
@@ -266,6 +371,7 @@ def profile() -> dict[str, Any]:
 SECTIONS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "attention": time_attention,
     "step": time_step,
+    "products": time_products,
     "steps": time_steps,
     "profile": profile,
 }

@@ -28,6 +28,7 @@ class FewRowsConfig:
     """Outputs of a program (gated: pairs), inputs at a time, splits of the inputs, and what is fetched ahead.
 
     ahead: inputs of each row of W fetched into the L2 before the wait; a multiple of 32.
+    block_rows: of a tile, a power of two from 16 on; where there are more rows, more programs take the same outputs.
     registers: not gated by `register_rows`, where launches overlap; it has neither that nor stages.
     """
 
@@ -38,6 +39,7 @@ class FewRowsConfig:
     splits: int = 1
     ahead: int = 0
     registers: bool = False
+    block_rows: int = BLOCK_ROWS
 
 
 def few_rows_linear(
@@ -90,7 +92,7 @@ def _launch(
 ) -> None:
     (rows, inputs), outputs = x.shape, y.shape[-1]
     share = _share(inputs, config)
-    grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share))
+    grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share), triton.cdiv(rows, config.block_rows))
     arguments = (x, weight, weight if bias is None else bias, y, rows, outputs, x.stride(0), weight.stride(0))
     constants = {"INPUTS": inputs, "SHARE": share, "BIAS": bias is not None, **overlap(x.device)}
     if config.registers and constants["OVERLAP"] and not gated:
@@ -107,7 +109,7 @@ def _launch(
         *arguments,
         **constants,
         GATED=gated,
-        BLOCK_M=BLOCK_ROWS,
+        BLOCK_M=config.block_rows,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         AHEAD=min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0,
@@ -136,10 +138,10 @@ def _few_rows_kernel(
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid: (tiles of outputs, splits)."""
+    """Grid: (tiles of outputs, splits, tiles of rows)."""
     begin = tl.program_id(1) * SHARE
     end = tl.minimum(INPUTS, begin + SHARE)
-    row = tl.arange(0, BLOCK_M)
+    row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = begin + tl.arange(0, BLOCK_K)
     # Past the last output the last one stands in, and is not stored. Rows that are not there are not loaded.
