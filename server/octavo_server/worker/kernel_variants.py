@@ -77,7 +77,8 @@ def begin_workers(device: torch.device) -> "CompileWorkers | None":
     """Processes that compile; None where they would not help. The earlier the better: a fork copies what is mapped."""
     if not has_triton(device) or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
-    room = (free_host_bytes() or 0) // _WORKER_BYTES
+    free_bytes = free_host_bytes()
+    room = _MOST_THREADS if free_bytes is None else free_bytes // _WORKER_BYTES
     count = min(_MOST_THREADS, available_cpus() - 1, room)
     if count < _LEAST_WORKERS:
         return None
