@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 from octavo_common.model_config import parse_model_config
+from octavo_kernels import product_choices
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.hopper_linear import hopper_linear
 from octavo_kernels.metadata import AttentionMetadata
@@ -44,14 +45,14 @@ ROOM: Final = 16_384  # tokens that a context may have in a graph
 TOKEN_BYTES: Final = 4096  # K and V of a layer
 # Ways to cut attention: keys, warps, stages, programs, least keys of a split, keys fetched ahead.
 WAYS: Final = {
-    "64 keys, 3 stages (chosen)": (64, 4, 3, 528, 256, 0),
-    "fetched ahead 64": (64, 4, 3, 528, 256, 64),
-    "fetched ahead 128": (64, 4, 3, 528, 256, 128),
-    "64 keys, 2 stages": (64, 4, 2, 528, 256, 0),
-    "32 keys, 5 stages": (32, 4, 5, 528, 256, 0),
+    "64 keys, 3 stages": (64, 4, 3, 528, 256, 0),
+    "64 keys, 3 stages, 8 warps": (64, 8, 3, 528, 256, 0),
     "128 keys, 2 stages": (128, 4, 2, 528, 256, 0),
-    "in 2, 2 stages": (64, 4, 2, 0, 512, 0),
-    "in 4, 2 stages": (64, 4, 2, 0, 512, 0),
+    "128 keys, 3 stages": (128, 4, 3, 528, 256, 0),
+    "128 keys, 2 stages, 8 warps": (128, 8, 2, 528, 256, 0),
+    "in 2, 128 keys, 2 stages": (128, 4, 2, 0, 512, 0),
+    "in 4, 128 keys, 2 stages": (128, 4, 2, 0, 512, 0),
+    "in 4, 64 keys, 2 stages": (64, 4, 2, 0, 256, 0),
 }
 
 
@@ -99,8 +100,8 @@ class Model:
         pages = max(sum(-(-c // 16) for c in contexts_at(step)) for step in MOMENTS) + 512
         self.cache = kernel_models.random_cache(self.config, pages)
 
-    def attend(self, batch: ForwardBatch, config: AttentionConfig | None) -> None:
-        heads, kv_heads, d = self.config.num_attention_heads, self.config.num_kv_heads, self.config.head_dim
+    def attend(self, batch: ForwardBatch, config: AttentionConfig | None, heads: int) -> None:
+        kv_heads, d = self.config.num_kv_heads, self.config.head_dim
         metadata = AttentionMetadata(
             batch.query_start, batch.context_lens, batch.block_tables, max_query_len=1, max_context_len=ROOM
         )
@@ -125,20 +126,23 @@ def graph_us(run: Callable[[], object], replays: int = 12) -> float:
 
 def time_attention() -> dict[str, Any]:
     model, report = Model(), dict[str, Any]()
-    for step in MOMENTS:
-        contexts = contexts_at(step)
+    moments = {f"step {step}": contexts_at(step) for step in (200, 450, 600, 700, 800, 850, 900)}
+    even = {"64 x 1024": [1024] * 64, "200 x 1024": [1024] * 200, "96 x 2048": [2048] * 96}
+    for step, contexts in {**moments, **even, **{f"8b, {name}": lengths for name, lengths in even.items()}}.items():
+        heads = 32 if step.startswith("8b") else 16
         floor = sum(contexts) * TOKEN_BYTES / common.BANDWIDTH * 1e6
         orders = {"arrival": contexts, "longest": sorted(contexts, reverse=True), "shortest": sorted(contexts)}
         found: dict[str, float] = {}
         for order, lengths in orders.items():
             batch = batch_of(lengths, model.cache)
-            found[order] = graph_us(lambda b=batch: model.attend(b, None)) / 28  # type: ignore[misc]
+            found[order] = graph_us(lambda b=batch, h=heads: model.attend(b, None, h)) / 28  # type: ignore[misc]
             for name in WAYS if order == "longest" else ():
                 config = way(name, len(batch.token_ids))
-                found[f"longest, {name}"] = graph_us(lambda b=batch, c=config: model.attend(b, c)) / 28  # type: ignore[misc]
+                us = graph_us(lambda b=batch, c=config, h=heads: model.attend(b, c, h))  # type: ignore[misc]
+                found[f"longest, {name}"] = us / 28
         found = {name: round(us, 1) for name, us in found.items()}
-        report[str(step)] = {"rows": len(contexts), "floor": round(floor, 1), **found}
-        print(f"   step {step}: {report[str(step)]}", flush=True)
+        report[step] = {"rows": len(contexts), "floor": round(floor, 1), **found}
+        print(f"   {step}: {report[step]}", flush=True)
     return report
 
 
@@ -240,18 +244,21 @@ def time_step() -> dict[str, Any]:
 # Of the products of 0.6B: outputs, inputs at a time, warps, stages, splits, ahead, rows of a tile; 0: Hopper's kernel.
 PRODUCTS: Final[dict[str, tuple[tuple[int, ...], ...]]] = {
     "qkv": (
-        *((0,), (64, 128, 4, 4, 1, 0, 64), (64, 128, 4, 4, 1, 256, 64), (128, 64, 4, 5, 1, 0, 64)),
-        *((128, 128, 8, 3, 1, 0, 128), (64, 128, 4, 4, 1, 0, 32)),
+        *((64, 128, 4, 4, 1, 0, 32), (64, 128, 4, 4, 1, 0, 64), (32, 128, 4, 5, 1, 0, 32), (32, 256, 4, 3, 1, 0, 32)),
+        *((64, 256, 4, 2, 1, 0, 64), (32, 128, 4, 4, 1, 0, 64)),
     ),
     "output": (
-        *((0,), (64, 128, 4, 4, 4, 0, 64), (64, 128, 4, 4, 2, 0, 64), (64, 128, 4, 4, 4, 256, 64)),
-        *((128, 128, 4, 3, 4, 0, 64), (128, 128, 8, 3, 4, 0, 128), (64, 128, 4, 4, 4, 0, 32)),
+        *((64, 128, 4, 4, 4, 0, 32), (64, 128, 4, 4, 4, 0, 64), (64, 128, 4, 4, 8, 0, 64), (64, 256, 4, 2, 4, 0, 64)),
+        *((32, 128, 4, 4, 4, 0, 32), (64, 128, 4, 4, 2, 0, 64), (128, 128, 8, 3, 8, 0, 64)),
     ),
     "down": (
-        *((0,), (64, 128, 4, 4, 4, 0, 64), (64, 128, 4, 4, 2, 0, 64), (64, 128, 4, 4, 6, 0, 64)),
-        *((64, 128, 4, 4, 4, 256, 64), (128, 128, 4, 3, 4, 0, 64), (64, 128, 4, 4, 4, 0, 32)),
+        *((64, 128, 4, 4, 4, 0, 32), (64, 128, 4, 4, 4, 0, 64), (64, 128, 4, 4, 4, 256, 64), (64, 128, 4, 4, 8, 0, 64)),
+        *((64, 256, 4, 2, 4, 0, 64), (32, 128, 4, 4, 4, 256, 32), (64, 128, 4, 4, 2, 0, 64)),
     ),
-    "gates": ((64, 128, 4, 3, 1, 0, 64), (32, 128, 4, 4, 1, 0, 64), (32, 128, 4, 4, 1, 256, 32)),
+    "gates": (
+        *((32, 128, 4, 4, 1, 0, 32), (32, 128, 4, 4, 1, 0, 64), (64, 128, 4, 3, 1, 0, 64), (64, 64, 4, 5, 1, 0, 64)),
+        *((64, 128, 4, 3, 1, 0, 32),),
+    ),
 }
 
 
@@ -297,7 +304,7 @@ def time_products() -> dict[str, Any]:
     usual = model.decoder.ops
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda each: common.tried(lambda: try_product(*each)), all_products()))
-    for step in MOMENTS:
+    for step in (450, 600, 700, 780, 850, 920, 980):
         batch = batch_of(contexts_at(step), model.cache)
         out = torch.empty(len(batch.token_ids), model.config.vocab_size, device="cuda")
 
@@ -305,6 +312,8 @@ def time_products() -> dict[str, Any]:
             model.decoder.logits(model.decoder.forward(batch, model.cache), out)
 
         model.decoder.ops = usual
+        chosen_ms, choices_of = graph_us(run) / 1000, product_choices.SOME_ROWS.copy()
+        product_choices.SOME_ROWS.clear()
         best = first = graph_us(run)
         torch.cuda.synchronize()
         expected, chosen, found = out.double(), dict[str, tuple[int, ...]](), {"first": round(first / 1000, 3)}
@@ -318,7 +327,13 @@ def time_products() -> dict[str, Any]:
                 found[f"{kind} {choice}"] = round(us / 1000, 3)
                 if us < best:
                     best, chosen = us, {**chosen, kind: choice}
-        report[str(step)] = {**found, "best": round(best / 1000, 3), "chosen": str(chosen)}
+        product_choices.SOME_ROWS.update(choices_of)
+        report[str(step)] = {
+            "as chosen": round(chosen_ms, 3),
+            **found,
+            "best": round(best / 1000, 3),
+            "chosen": str(chosen),
+        }
         print(f"   step {step}, {len(batch.token_ids)} rows: {report[str(step)]}", flush=True)
     model.decoder.ops = usual
     return {**report, "failures": failures}

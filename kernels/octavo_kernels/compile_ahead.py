@@ -13,8 +13,10 @@ launches and threads that compile would take Python's lock from each other at ev
 start finds there.
 """
 
+import importlib
 import logging
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -45,6 +47,8 @@ class _Noted:
     elsewhere: what another process makes of it, whether it had been compiled before.
     """
 
+    module: str
+    name: str
     function: Any
     variant: str
     cache: dict[Any, Any]
@@ -77,7 +81,7 @@ class KernelCompiler:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="octavo compile")
         self._workers = workers
         self._begin = time.perf_counter()
-        self._noted: dict[tuple[str, Any], _Noted] = {}
+        self._noted: dict[Any, _Noted] = {}
         self._hits: list[None] = []  # appending is atomic
         # The hash over all of Triton that is part of every name in its cache: some tenths of a second, and only once.
         self._key = self._pool.submit(triton_key)
@@ -92,20 +96,31 @@ class KernelCompiler:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         knobs.runtime.jit_cache_hook = self._outer[0]
-        for (_, key), noted in self._noted.items():
+        for (_, _, key), noted in self._noted.items():
             if noted.cache.get(key) is _NOT_LAUNCHED:
                 del noted.cache[key]
+
+    @property
+    def variants(self) -> list[tuple[str, str, str]]:
+        """What was noted: the module and the name of each kernel, and Triton's description of the variant."""
+        return [(noted.module, noted.name, noted.variant) for noted in self._noted.values()]
+
+    def take(self, variants: Iterable[tuple[str, str, str]]) -> None:
+        """Notes what another process had noted, within the context. Raises AttributeError where there is no kernel."""
+        for module, name, variant in variants:
+            function = getattr(importlib.import_module(module), name)
+            self._noted[module, name, variant] = _Noted(module, name, function, variant, {}, None)
 
     def finish(self) -> Compiled:
         """Waits until what was noted is ready. A variant that could not be compiled fails when it is launched."""
         # Those in Gluon first: they take the longest, and the last to begin is the last to be ready.
-        order = list(self._noted.items())
+        order = list(self._noted.values())
         if self._workers is None:
-            order.sort(key=lambda item: not item[1].function.is_gluon())
-        jobs = {key: self._pool.submit(self._compile, noted) for key, noted in order}
-        for (name, _), job in jobs.items():
+            order.sort(key=lambda noted: not noted.function.is_gluon())
+        jobs = [(noted, self._pool.submit(self._compile, noted)) for noted in order]
+        for noted, job in jobs:
             if (error := job.exception()) is not None:
-                _log.warning("kernel %s could not be compiled ahead: %s", name, error)
+                _log.warning("kernel %s.%s could not be compiled ahead: %s", noted.module, noted.name, error)
         self._pool.shutdown()
         knobs.compilation.listener = self._outer[1]
         return Compiled(len(jobs), len(self._hits), time.perf_counter() - self._begin)
@@ -119,7 +134,7 @@ class KernelCompiler:
             job = CompileJob((fn.module, fn.name), variant, driver.active.get_current_target())
             elsewhere = self._workers.submit(job)
         cache = function.device_caches[compile["device"]][0]
-        self._noted[f"{fn.module}.{fn.name}", key] = _Noted(function, variant, cache, elsewhere)
+        self._noted[fn.module, fn.name, key] = _Noted(fn.module, fn.name, function, variant, cache, elsewhere)
         cache[key] = _NOT_LAUNCHED
         return True
 

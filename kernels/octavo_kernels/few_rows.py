@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-"""Two to 16 rows times a weight in Triton: decode steps of small batches, where the reading of the weight is the work.
+"""Two to 128 rows times a weight in Triton: decode steps, where the reading of the weight is the work.
 
     y = x Wᵀ + b,   or, gated,   y = silu(x Gᵀ + a) · (x Uᵀ + c) with W = (G, U), b = (a, c)
 
-The matrix units' smallest tile has 16 rows, however few there are. A program takes some outputs; where these are too
+The matrix units' smallest tile has 16 rows, however few there are; where there are more than a tile has, other programs
+take the same outputs. A program takes some outputs; where these are too
 few to give every processor enough to read, their inputs are split over programs as well, which leave their sums behind,
 [splits, T, out] float32, for whatever comes next to add up: `rms_norm.add_rms_norm` does. Before it waits for x a
 program has the first of its rows of W fetched into the L2 (`programmatic_launch`).
@@ -49,7 +50,7 @@ def few_rows_linear(
     config: FewRowsConfig,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], T ≤ 16, plus bias [out]. Without splits.
+    """[T, in] × [out, in] → [T, out], plus bias [out]. Without splits.
 
     out: where it goes, contiguous, of any floating type.
     """
@@ -61,7 +62,7 @@ def few_rows_linear(
 def few_rows_gated(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: FewRowsConfig
 ) -> torch.Tensor:
-    """[T, in] × [2 n, in] (gate first) → [T, n], T ≤ 16: SwiGLU's first half. Without splits."""
+    """[T, in] × [2 n, in] (gate first) → [T, n]: SwiGLU's first half. Without splits."""
     y = x.new_empty(len(x), len(weight) // 2)
     _launch(x, weight, bias, y, replace(config, splits=1), gated=True)
     return y

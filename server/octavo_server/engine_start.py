@@ -41,6 +41,7 @@ from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
 from octavo_server.worker.kernel_variants import begin_workers, compile_kernels
+from octavo_server.worker.known_variants import KnownVariants, cache_directory
 from octavo_server.worker.memory import measure, outside_bytes, reserve, reserved_bytes, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds
@@ -77,10 +78,11 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     begin_phase("load weights")
     _keep_compiled(config.compile_cache_dir)
     device = pick_device(config.device)
-    workers = begin_workers(device)
     profiler = None if config.profile_dir is None else StepProfiler(config.profile_dir, device)
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
+    known = KnownVariants(cache_directory(), f"{config!r} {model!r}".encode()) if has_triton(device) else None
+    workers = None if known is not None and known.exist else begin_workers(device)
     dtype = pick_dtype(config.dtype, model, device)
     overlap = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
     limits = _memory_limits(config, model, device, dtype)
@@ -104,7 +106,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         grammars=grammars,
     )
     outside = outside_bytes(device)
-    _load(runner, config, lambda: compile_kernels(runner, bounds, workers), note)
+    _load(runner, config, lambda: compile_kernels(runner, bounds, workers, known), note)
     begin_phase("measure memory")
     bill = _bill(model, limits, measure(runner, bounds, plan, outside))
     if free_bytes is not None:

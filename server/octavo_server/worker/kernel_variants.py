@@ -24,6 +24,7 @@ from octavo_server.step import NewRequest
 from octavo_server.worker.device import available_cpus
 from octavo_server.worker.grammar import RequestGrammar
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.known_variants import KnownVariants
 from octavo_server.worker.memory import FULL_SAMPLING
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds, shallow_runner
@@ -92,19 +93,31 @@ def begin_workers(device: torch.device) -> "CompileWorkers | None":
         return None
 
 
-def compile_kernels(like: ModelRunner, bounds: StepBounds, workers: "CompileWorkers | None" = None) -> "Compiled":
+def compile_kernels(
+    like: ModelRunner,
+    bounds: StepBounds,
+    workers: "CompileWorkers | None" = None,
+    known: KnownVariants | None = None,
+) -> "Compiled":
     """Compiles what steps within `bounds` launch, in processes of their own if there are `workers`, else in threads.
 
-    like: the runner that will launch them, left as it is. Its decoder's weights are finite.
+    like: the runner that will launch them, left as it is. Its decoder's weights are finite. known: from an earlier
+    start, in whose place no step is run; or where what is found is left for later ones.
     """
     from octavo_kernels.compile_ahead import KernelCompiler
 
-    recorder = None if like.recorder is None else DryRecorder()
-    runner = shallow_runner(like, bounds, 1, recorder)
     compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()), workers)
+    variants = [] if known is None else known.read(like.device)
     try:
-        with compiler, ZeroedMemory():
-            run_variants(runner, bounds)
+        with compiler:
+            if variants:
+                compiler.take(variants)
+            else:
+                recorder = None if like.recorder is None else DryRecorder()
+                with ZeroedMemory():
+                    run_variants(shallow_runner(like, bounds, 1, recorder), bounds)
+                if known is not None:
+                    known.write(like.device, compiler.variants)
     except Exception:  # of no consequence but for the time that the first steps then take
         log.exception("not all kernels are compiled ahead")
     finally:

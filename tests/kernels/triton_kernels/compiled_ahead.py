@@ -38,8 +38,10 @@ from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rms_norm import rms_norm as norm
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
+from octavo_server.worker import kernel_variants
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.kernel_variants import DryRecorder, compile_kernels
+from octavo_server.worker.known_variants import KnownVariants
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.models.decoder import Decoder, weight_places
 from octavo_server.worker.shallow import StepBounds
@@ -50,6 +52,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 CPU = torch.device("cpu")
 LONGEST = 1536
+SIZES: dict[str, Any] = {"block_size": 16, "max_num_seqs": 12}
 MODULES = (attention_kernel, few_rows, gathered_attention, gemv, linear, rms_norm, rope, silu_and_mul, step_start)
 
 
@@ -227,6 +230,43 @@ def test_processes_do_not_outlive_the_one_that_made_them() -> None:
     for end in ends:
         assert select.select([end], [], [], 30)[0], "it is still there"
         os.close(end)
+
+
+def test_a_start_like_an_earlier_one_runs_no_steps_and_has_the_same_kernels(
+    hopper: Hopper, compiled_late: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = []
+
+    def run(*_: object) -> None:
+        runs.append(1)
+        launch_norms()
+
+    monkeypatch.setattr(kernel_variants, "run_variants", run)
+    monkeypatch.setattr(kernel_variants, "shallow_runner", lambda *_: None)
+    runner = ModelRunner(parse_model_config(config_json("LlamaForCausalLM")), CPU, torch.bfloat16, **SIZES)
+    for facts, cached, num_runs in ((b"one", 0, 1), (b"one", 4, 1), (b"another", 4, 2)):
+        known = KnownVariants(tmp_path, facts)
+        assert known.exist == (num_runs == len(runs))
+        done = compile_kernels(runner, StepBounds(12, 1200, LONGEST), None, known)
+        assert (done.kernels, done.cached, len(runs)) == (4, cached, num_runs)
+        hopper.launched.clear()
+        launch_norms()
+        assert len(hopper.launched) == 4 and compiled_late == []
+        forget()
+
+
+def test_a_broken_file_of_variants_is_as_none_and_few_are_kept(tmp_path: Path) -> None:
+    variants = [("octavo_kernels.rms_norm", "_rms_norm_kernel", "{}")]
+    for number in range(10):
+        known = KnownVariants(tmp_path, b"%d" % number)
+        known.write(CPU, variants)
+        assert known.exist and known.read(CPU) == variants
+        assert known.read(torch.device("meta")) == []
+    files = list(tmp_path.iterdir())
+    assert len(files) == 8
+    for file in files:
+        file.write_bytes(b"[")
+    assert known.exist and known.read(CPU) == []
 
 
 @triton.jit
