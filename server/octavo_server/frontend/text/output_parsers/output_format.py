@@ -147,12 +147,21 @@ class OutputFormat:
         """Lark, in llguidance's dialect, of answers with calls of these tools; None where nothing is to be forced.
 
         required: nothing but calls (for a named tool: give that one alone). parallel: more than one call may come.
+        See `forces_calls`.
+        """
+        if self._tools is None or not self.forces_calls(tools, required=required, parallel=parallel):
+            return None
+        return self._tools.grammar(Lark(self._token_ids), tools, required=required, parallel=parallel)
+
+    def forces_calls(self, tools: Sequence[Tool], *, required: bool, parallel: bool) -> bool:
+        """Whether `call_grammar` makes one.
+
         Where calls are free to come, they are forced to be of these tools, with valid arguments, if one tool is strict
         or there may be no second call.
         """
-        if self._tools is None or not tools or not (required or not parallel or any(tool.strict for tool in tools)):
-            return None
-        return self._tools.grammar(Lark(self._token_ids), tools, required=required, parallel=parallel)
+        if self._tools is None or not tools:
+            return False
+        return required or not parallel or any(tool.strict for tool in tools)
 
     def call_id(self) -> str:
         """A new id for a call."""
