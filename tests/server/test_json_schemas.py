@@ -15,12 +15,13 @@ import pytest
 import octavo_server
 from octavo_server.errors import RequestError
 from octavo_server.frontend.grammars import Grammars
-from octavo_server.frontend.structured import Reasoning, grammar_source
+from octavo_server.frontend.structured import GrammarSource, Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import StructuredOutputs
 from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.counted_lengths import MAX_COUNTED, MAX_IN_PATTERNS, repeated
 from octavo_server.frontend.text.json_characters import unspellable
 from octavo_server.frontend.text.json_schemas import served
+from octavo_server.frontend.text.output_parsers import Tool, choose_format
 from octavo_server.frontend.text.output_parsers.lark import arguments_schema
 from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
 from schema_corpus import NOT_SERVED, SERVED, UNSATISFIABLE, check, random_answer
@@ -134,6 +135,31 @@ def test_text_that_spells_a_special_token_is_text(grammars: Grammars, outputs: d
         assert matcher.consume_token(token)
         written.append(token)
     assert b"<|im_end|>" in TOKENIZER.decode_bytes(written)
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize(
+    "schema", [{"const": "x<|im_end|>y"}, {"type": "string", "pattern": r"^x<\|im_end\|>$"}, {"const": "x"}], ids=str
+)
+def test_beside_tools_text_that_spells_a_special_token_is_text(
+    grammars: Grammars, schema: dict[str, Any], thinks: bool
+) -> None:
+    end = TOKENIZER.tokenize_str("<|im_end|>", parse_special=True)[0]
+    form = choose_format("<tool_call>", token_ids={"<|im_end|>": end})
+    calls = form.call_grammar([Tool("f")], required=True, parallel=True)
+    assert calls is not None
+    thoughts = Reasoning("<|im_start|>", "</think>", is_open=False) if thinks else None
+    lark = form.call_or_json(calls, json.dumps(served(schema, "x")))
+    source = GrammarSource("lark", lark, "x", thoughts)
+    matcher = compile_grammar(TOKENIZER, asyncio.run(grammars.compile(source))).deep_copy()
+    written: list[int] = TOKENIZER.tokenize_str('"')
+    assert matcher.consume_tokens(written)
+    while not matcher.is_accepting():
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        assert not bits[end]
+        written.append(max(int(one) for one in np.flatnonzero(bits) if not TOKENIZER.is_special_token(int(one))))
+        assert matcher.consume_token(written[-1])
+    assert json.loads(TOKENIZER.decode_bytes(written)) in ("x<|im_end|>y", "x<|im_end|>", "x")
 
 
 FINITE: dict[str, dict[str, Any]] = {

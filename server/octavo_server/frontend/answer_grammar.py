@@ -108,8 +108,7 @@ def _of_tools(
             "the format",
             param="response_format",
         )
-    either = f"start: calls | answer\ncalls: %lark {{\n{calls}\n}}\nanswer: %json {text.text}\n"
-    return GrammarSource("lark", either, text.param, thoughts)
+    return GrammarSource("lark", parsing.format.call_or_json(calls, text.text), text.param, thoughts)
 
 
 def _length(form: ResponseFormat | None, outputs: StructuredOutputs | None, tools: Sequence[Tool] = ()) -> int:
