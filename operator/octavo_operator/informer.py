@@ -15,7 +15,7 @@ from octavo_operator.store import Store, version_of
 
 Manifest = dict[str, Any]
 
-PAUSES: Final = (0.2, 30.0)
+PAUSES: Final = (0.2, 10.0)
 """Seconds to wait before a list is tried again: at first, doubled each time up to the second."""
 ABSENT_SECONDS: Final = 60.0
 """How often is asked for a kind that the cluster lacks."""
