@@ -6,6 +6,7 @@ from octavo_operator.api import LLMDeployment
 from octavo_operator.downloads import image_ids, revisions
 from octavo_operator.observation import Manifest, Observation, Verdict
 from octavo_operator.pods import living
+from octavo_operator.render import COMMIT
 
 Status = dict[str, Any]
 
