@@ -31,6 +31,9 @@ Manifest = dict[str, Any]
 
 CLAIM: Final = "PersistentVolumeClaim"
 
+_MOST_READ: Final = 4096
+_READ: Final[dict[tuple[str, int], LLMDeployment | None]] = {}
+
 
 @dataclass(slots=True)
 class CacheState:
@@ -62,11 +65,10 @@ class Sharers:
         by_claim: dict[str, list[LLMDeployment]] = {}
         unreadable = set()
         for body in await kube.select(KIND, namespace):
-            if "deletionTimestamp" in body["metadata"]:
+            if "deletionTimestamp" in body["metadata"] or not (body["spec"].get("storage") or {}).get("cache"):
                 continue
-            try:
-                deployment = parse(body)
-            except ManifestError:
+            deployment = _read(body)
+            if deployment is None:
                 unreadable.add(str(body["metadata"]["uid"]))
                 continue
             if (name := cache_name(deployment)) is not None:
@@ -161,7 +163,8 @@ class ModelCache:
             return live
 
     async def _policy(self, name: str, wanted: Manifest | None, volume: Manifest, state: CacheState) -> None:
-        live = await self._kube.find("NetworkPolicy", self._namespace, name)
+        look = self._kube.find_ours if wanted is None else self._kube.find
+        live = await look("NetworkPolicy", self._namespace, name)
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             return  # of an earlier volume, or a stranger's: neither is ours to change
         if wanted is None:
@@ -179,7 +182,8 @@ class ModelCache:
     ) -> None:
         """A Job's pods cannot be changed: one that is not done is replaced. What it has downloaded stays."""
         name, source = volume["metadata"]["name"], pull_source(deployment.spec.model.source)
-        live = await self._kube.find("Job", self._namespace, name)
+        look = self._kube.find_ours if wanted is None else self._kube.find
+        live = await look("Job", self._namespace, name)
         state.cached = Verdict("False", "Downloading", f"Job {name} downloads {source}")
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             state.problem = Problem("PredecessorTerminating", f"the Job {name} of an earlier volume is still there")
@@ -234,6 +238,20 @@ class ModelCache:
         words = words or "; ".join(unscheduled(pods).messages)
         if words and state.cached is not None:
             state.cached = Verdict("False", "Downloading", f"{state.cached.message}: {words}")
+
+
+def _read(body: Manifest) -> LLMDeployment | None:
+    """Parsed, None if it is not valid. Of a generation once: whoever shares a cache reads all that are beside it."""
+    metadata = body["metadata"]
+    key = (str(metadata["uid"]), int(metadata.get("generation") or 0))
+    if key not in _READ:
+        while len(_READ) >= _MOST_READ:
+            del _READ[next(iter(_READ))]
+        try:
+            _READ[key] = parse(body)
+        except ManifestError:
+            _READ[key] = None
+    return _READ[key]
 
 
 def claims_of(pod_spec: Manifest) -> set[str]:

@@ -45,6 +45,10 @@ class Key:
         return f"{self.namespace}/{self.name}"
 
 
+class _GoneError(Exception):
+    """There is no such LLMDeployment any more."""
+
+
 class Reconciler:
     """Brings one LLMDeployment after the other to its wanted state.
 
@@ -67,6 +71,9 @@ class Reconciler:
         """
         try:
             return await self._pass(key)
+        except _GoneError:
+            self._ledger.close(key.namespace, key.name)
+            return False
         except KubeError as error:
             raise Retry(str(error), after=error.retry_after) from error
 
@@ -75,8 +82,9 @@ class Reconciler:
         if live is None:
             self._ledger.close(key.namespace, key.name)
             return False
-        children = await Children.find(self._kube, key.namespace, key.name)
         wanted, deployment, resolved, problem = self._wanted(live)
+        kinds = {str(each["kind"]) for each in wanted}
+        children = await Children.find(self._kube, key.namespace, key.name, kinds)
         problem = _terminating(live) or problem or children.conflict(live, wanted)
         cache, actions = CacheState(), list[Event]()
         if problem is None and deployment is not None and resolved is not None:
@@ -150,6 +158,7 @@ class Reconciler:
     ) -> Problem | None:
         """Write what differs, and put what came back into `children`."""
         problem: Problem | None = None
+        is_alive = False
         for manifest in wanted:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             if kind in children.missing:
@@ -163,7 +172,9 @@ class Reconciler:
                 continue
             try:
                 if child is None:
-                    await self._expect_alive(live)
+                    if not is_alive:
+                        await self._expect_alive(live)
+                        is_alive = True
                     children.live[kind] = await self._kube.create_by_apply(manifest)
                     actions.append(Event("Normal", "Created", f"created {kind} {name}"))
                 else:
@@ -179,8 +190,10 @@ class Reconciler:
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""
         metadata = live["metadata"]
-        again = await self._kube.get(KIND, metadata["namespace"], metadata["name"])
-        if again is None or again["metadata"]["uid"] != metadata["uid"] or "deletionTimestamp" in again["metadata"]:
+        again = await self._kube.get_live(KIND, metadata["namespace"], metadata["name"])
+        if again is None:
+            raise _GoneError
+        if again["metadata"]["uid"] != metadata["uid"] or "deletionTimestamp" in again["metadata"]:
             raise Retry("it was deleted meanwhile")
 
     async def _report(
