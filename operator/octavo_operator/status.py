@@ -207,7 +207,8 @@ def _degraded(counts: Counts, observed: Observation) -> Verdict:
         text = f"pods serve different models, as the source changed between their downloads: {', '.join(different)}"
         return Verdict("True", "RevisionsDiffer", f"{text}; storage.cache would give all of them the same")
     if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
-        return Verdict("True", "RolloutStuck", "pods did not become ready in time; see their events and logs")
+        doing = describe_start(observed.pods) or "there are none"
+        return Verdict("True", "RolloutStuck", f"pods did not become ready in time: {doing}; see their events and logs")
     return Verdict("False", "AsExpected")
 
 
