@@ -48,9 +48,7 @@ async def find_revision(
     live = await kube.find("Job", namespace, name)
     if live is None:
         await expect_alive()
-        policy = revision_policy(deployment)
-        if policy is not None and await kube.find("NetworkPolicy", namespace, name) is None:
-            await kube.create_by_apply(drift.stamped(policy))
+        await _let_out(kube, deployment)
         await kube.create_by_apply(wanted)
         state.actions.append(Event("Normal", "Created", f"created Job {name}"))
     elif drift.controller_uid(live) != deployment.metadata.uid:
@@ -63,6 +61,19 @@ async def find_revision(
     else:
         await _look(kube, live, deployment, state)
     return state
+
+
+async def _let_out(kube: Kube, deployment: LLMDeployment) -> None:
+    """Before the Job, which would have its first attempts for nothing."""
+    policy = revision_policy(deployment)
+    if policy is None:
+        return
+    wanted = drift.stamped(policy)
+    live = await kube.find("NetworkPolicy", deployment.namespace, revision_name(deployment))
+    if live is None:
+        await kube.create_by_apply(wanted)
+    elif drift.controller_uid(live) == deployment.metadata.uid and not drift.in_sync(wanted, live):
+        await kube.update_by_apply(wanted, live["metadata"]["uid"])
 
 
 async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: RevisionState) -> None:
