@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from octavo_operator.endings import is_silent
+
 Manifest = Mapping[str, Any]
 
 _WAITING_IN_VAIN: Final = frozenset(
@@ -136,6 +138,8 @@ def _last_end(container: Manifest) -> Manifest:
 
 def _step(pod: Manifest) -> str:
     """What a pod is doing, in the words that complete "2 …"."""
+    if is_silent(pod):
+        return f"on node {pod['spec'].get('nodeName')}, which does not answer"
     running = [each["name"] for each in _containers(pod) if "running" in (each.get("state") or {})]
     if "server" in running:
         return "loading the model"

@@ -11,6 +11,7 @@ from octavo_common.names import DEPLOYMENT_LABEL
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import MAX_MESSAGE
 from octavo_operator.downloads import restarts, revisions
+from octavo_operator.endings import Endings, endings
 from octavo_operator.model_status import kept, known, model_cached, template_of
 from octavo_operator.observation import (
     COMPLETE,
@@ -38,7 +39,7 @@ def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Obs
     previous: Manifest = live.get("status") or {}
     counts = _count(deployment, observed.deployment)
     told = known(deployment, observed, previous) if deployment is not None else kept(previous)
-    conditions = _conditions(counts, observed, deployment)
+    conditions = _conditions(counts, observed, deployment, endings(observed.pods, now))
     generation = live["metadata"].get("generation", 0)
     return {
         "conditions": [_dated(kind, verdict, previous, generation, now) for kind, verdict in conditions.items()],
@@ -87,10 +88,12 @@ def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
     )
 
 
-def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> dict[str, Verdict]:
+def _conditions(
+    counts: Counts, observed: Observation, deployment: LLMDeployment | None, ends: Endings
+) -> dict[str, Verdict]:
     degraded = _degraded(counts, observed)
     scheduled = _scheduled(living(observed.pods), counts)
-    progressing = _progressing(counts, observed, deployment)
+    progressing = _progressing(counts, observed, deployment, ends)
     available = _available(counts, observed, deployment)
     ready = _ready(counts, degraded, scheduled, progressing, available)
     if observed.problem is not None and observed.problem.reason == TERMINATING:
@@ -129,7 +132,7 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
     return Verdict("False", "NoReplicaReady", f"none of {counts.desired} replicas takes requests yet")
 
 
-def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> Verdict:
+def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None, ends: Endings) -> Verdict:
     if observed.problem is not None:
         if observed.problem.reason in PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
@@ -140,9 +143,11 @@ def _progressing(counts: Counts, observed: Observation, deployment: LLMDeploymen
     if counts.current and deadline.get("reason") == "ProgressDeadlineExceeded":
         return Verdict("False", "ProgressDeadlineExceeded", deadline.get("message", ""))
     if counts.complete:
-        if counts.desired == 0:
-            return Verdict("False", COMPLETE, "no replica is wanted, and none is there")
-        return Verdict("False", COMPLETE, f"{_all(counts.desired, 'replica')} of the newest spec and ready")
+        if counts.desired == 0 and ends.draining:
+            return Verdict("True", "Draining", f"no replica is wanted; {ends}")
+        text = f"{_all(counts.desired, 'replica')} of the newest spec and ready"
+        text = text if counts.desired else "no replica is wanted, and none is there"
+        return Verdict("False", COMPLETE, f"{text}; {ends}" if ends.overdue else text)
     if observed.deployment is None or not counts.current:
         return Verdict("True", "Applying", "the Deployment was just applied, its controller has not seen it yet")
     if counts.updated < counts.desired or (counts.total > counts.updated and counts.updated):
@@ -152,7 +157,8 @@ def _progressing(counts: Counts, observed: Observation, deployment: LLMDeploymen
         return Verdict("True", "ScalingDown", f"{counts.total - counts.desired} replicas are ending their requests")
     lacking = counts.desired - counts.ready
     doing = describe_start(observed.pods) or "waiting for their pods"
-    return Verdict("True", "Starting", f"{lacking} of {counts.desired} replicas not ready yet: {doing}")
+    late = f"; {ends}" if ends.overdue else ""
+    return Verdict("True", "Starting", f"{lacking} of {counts.desired} replicas not ready yet: {doing}{late}")
 
 
 def _pause(deployment: LLMDeployment | None, counts: Counts) -> str:
