@@ -10,7 +10,7 @@ from octavo_operator.render import COMMIT
 
 Status = dict[str, Any]
 
-_BUILTIN: Final = "the model comes with the server's image"
+_BUILTIN: Final = "the model comes with the server"
 _NOT_DOWNLOADED: Final = {
     "builtin": _BUILTIN,
     "path": "the model is a directory that the pods have",
