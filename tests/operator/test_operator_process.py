@@ -265,3 +265,32 @@ async def test_a_second_operator_takes_over_from_one_that_is_told_to_stop_and_fr
         for process in processes:
             process.kill()
             process.communicate()
+
+
+async def test_an_operator_that_was_stopped_for_longer_than_its_lease_writes_nothing_more(
+    control_plane: ControlPlane, octavo: Kube, faults: Faults
+) -> None:
+    """As on a machine that slept: what waited to be read would have it act, before any timer has gone off."""
+    process = in_a_process(control_plane, octavo.namespace)
+    try:
+        made = [await octavo.create(llm_deployment(f"model-{index}")) for index in range(5)]
+        for each in made:
+            await until_both(octavo, each["metadata"]["name"])
+        await octavo.until(lambda: still(octavo), what="nothing more to be written")
+        process.send_signal(signal.SIGSTOP)
+        for each in made:
+            await octavo.patch(each, {"spec": {"replicas": 2}})
+        await asyncio.sleep(2.0)  # what its Lease is good for
+        faults.reset()
+        process.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(process.wait, 30) == 1
+        assert faults.writes() == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def still(kube: Kube) -> bool:
+    before = [each["metadata"]["resourceVersion"] for each in await kube.list(API, KIND)]
+    await asyncio.sleep(1.0)
+    return before == [each["metadata"]["resourceVersion"] for each in await kube.list(API, KIND)]

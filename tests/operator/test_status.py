@@ -379,3 +379,32 @@ def test_what_is_going_away_is_not_ready_however_many_replicas_still_are(reason:
     assert told(status, "Ready")[:2] == ("False", reason)
     assert told(status, "Progressing") == ("True", reason, "why") and told(status, "Degraded")[0] == "False"
     assert told(status, "Available")[0] == ("False" if reason == "Terminating" else "True")
+
+
+def ending(name: str, until: str) -> Object:
+    found = pod(name)
+    found["metadata"]["deletionTimestamp"] = until
+    return found
+
+
+def test_suspended_is_ready_when_the_pods_are_gone_or_will_never_say_so() -> None:
+    draining = built(observed(deployment(0, 0, 0), ending("a", "2026-01-02T00:02:40Z")), suspend=True)
+    assert told(draining, "Progressing") == ("True", "Draining", "no replica is wanted; 1 pod ends its requests")
+    assert told(draining, "Ready")[:2] == ("False", "Draining")
+    late = built(observed(deployment(0, 0, 0), ending("a", "2026-01-01T12:00:00Z")), suspend=True)
+    assert told(late, "Ready")[:2] == ("True", "Suspended")
+    assert (
+        "pod a should have ended at 2026-01-01T12:00:00Z, and node n-1 does not say so" in told(late, "Progressing")[2]
+    )
+
+
+def test_a_replica_whose_node_does_not_answer_is_told_of_and_what_it_holds() -> None:
+    silent = pod("a")
+    silent["status"]["conditions"] += [
+        {"type": "Ready", "status": "False"},
+        {"type": "ContainersReady", "status": "True"},
+    ]
+    status = built(observed(deployment(2, 2, 1), silent, ending("old", "2026-01-01T12:00:00Z")), replicas=2)
+    kind, reason, text = told(status, "Progressing")
+    assert (kind, reason) == ("True", "Starting") and "1 on node n-1, which does not answer" in text
+    assert "pod old should have ended at" in text and status["readyReplicas"] == 1
