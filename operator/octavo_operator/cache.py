@@ -11,7 +11,7 @@ from octavo_common.names import CACHE_LABEL, FIELD_MANAGER, KIND, MANAGED_BY_LAB
 from octavo_operator import drift
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.downloads import told_revision
-from octavo_operator.events import Event
+from octavo_operator.events import Event, events_of_apply
 from octavo_operator.jobs import has_condition, is_terminating, why_it_failed
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.observation import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
@@ -154,7 +154,9 @@ class ModelCache:
         if drift.in_sync(wanted, live):
             return live
         try:
-            return await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            applied = await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            state.actions += events_of_apply(live, applied, "")
+            return applied
         except KubeError as error:
             if not error.is_refusal:
                 raise
@@ -170,12 +172,15 @@ class ModelCache:
         if wanted is None:
             if live is not None:
                 await self._kube.delete(live)
+                state.actions.append(Event("Normal", "Deleted", f"deleted NetworkPolicy {name}: nobody wants it"))
             return
         wanted = drift.stamped(wanted)
         if live is None:
             await self._kube.create_by_apply(wanted)
+            state.actions.append(Event("Normal", "Created", f"created NetworkPolicy {name}"))
         elif not drift.in_sync(wanted, live):
-            await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            applied = await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            state.actions += events_of_apply(live, applied, "")
 
     async def _job(
         self, deployment: LLMDeployment, wanted: Manifest | None, volume: Manifest, state: CacheState

@@ -6,7 +6,7 @@ them; whoever may not read them is told so.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL, FIELD_MANAGER, KIND
@@ -133,6 +133,11 @@ class Comparer:
                 raise
             self._found.notes.append(f"{kind} {name} is not compared: {error.message}")
             return
+        if child is None and kind == "Deployment" and not self._found.differences and uid is not None:
+            self._found.notes.append(
+                f"Deployment {name} is not there yet: the condition Progressing says what it awaits"
+            )
+            return
         if child is not None and drift.controller_uid(child) != uid and not _is_ours(child):
             self._found.notes.append(f"there is a {kind} {name} that is not this LLMDeployment's: it is left alone")
             return
@@ -158,37 +163,45 @@ class Comparer:
 
     async def _cache(self, live: Manifest | None, planned: LLMDeployment, settings: RenderSettings) -> None:
         """The volume of this model, shared as it is; and one that nobody would need any more."""
-        name = cache_name(planned)
+        name, old = cache_name(planned), None if live is None else cache_name(parse(_without_status(live)))
+        if name is None and old is None:
+            return
         others = [each for each in await self._sharers() if each.name != planned.name]
-        if name is not None:
-            together = [planned, *(each for each in others if cache_name(each) == name)]
-            volume = await self._seen("PersistentVolumeClaim", name)
-            await self._child_of_volume(claim(together, volume), volume)
-            owner = volume or {"metadata": {}}
-            for manifest in (prefetch_policy(together, owner), prefetch_job(together, settings, owner)):
-                if manifest is not None:
-                    there = await self._seen(manifest["kind"], name)
-                    if not (there is not None and manifest["kind"] == "Job" and has_condition(there, "Complete")):
-                        await self._child_of_volume(manifest, there)
-        if live is None:
-            return
-        old = cache_name(parse(_without_status(live)))
-        if old is None or old == name or any(cache_name(each) == old for each in others):
-            return
-        volume = await self._seen("PersistentVolumeClaim", old)
-        owners = {each["uid"] for each in (volume or {"metadata": {}})["metadata"].get("ownerReferences", [])}
-        if volume is not None and owners == {live["metadata"]["uid"]}:
-            self._found.add("PersistentVolumeClaim", old, volume, None)
+        try:
+            if name is not None:
+                together = [planned, *(each for each in others if cache_name(each) == name)]
+                await self._shared(name, together, settings)
+            if live is not None and old not in {None, name, *map(cache_name, others)}:
+                await self._given_up(str(old), live["metadata"]["uid"])
+        except KubeError as error:
+            if error.status != 403:
+                raise
+            self._found.notes.append(f"the volume for the model is not compared: {error.message}")
 
-    async def _child_of_volume(self, manifest: Manifest, live: Manifest | None) -> None:
+    async def _shared(self, name: str, together: list[LLMDeployment], settings: RenderSettings) -> None:
+        volume = await self._kube.get("PersistentVolumeClaim", self._namespace, name)
+        policy, job = [await self._kube.get(kind, self._namespace, name) for kind in ("NetworkPolicy", "Job")]
+        if job is not None and not self._settings.pull_image:
+            settings = replace(settings, pull_image=job["spec"]["template"]["spec"]["containers"][0]["image"])
+        owner = volume or {"metadata": {}}
+        self._applied(claim(together, volume), volume)
+        self._applied(prefetch_policy(together, owner), policy)
+        if job is None or not has_condition(job, "Complete"):
+            self._applied(prefetch_job(together, settings, owner), job)
+
+    async def _given_up(self, name: str, uid: str) -> None:
+        volume = await self._kube.get("PersistentVolumeClaim", self._namespace, name)
+        if volume is not None and {each["uid"] for each in volume["metadata"].get("ownerReferences", [])} == {uid}:
+            self._found.add("PersistentVolumeClaim", name, volume, None)
+
+    def _applied(self, manifest: Manifest | None, live: Manifest | None) -> None:
+        """What is the same for all that share it is compared as it is: nothing of it is the user's."""
+        if manifest is None:
+            return
         stamped = drift.stamped(manifest)
         if live is None or not drift.in_sync(stamped, live):
-            self._found.add(
-                manifest["kind"],
-                manifest["metadata"]["name"],
-                None if live is None else within(stamped, live),
-                stamped,
-            )
+            before = None if live is None else within(stamped, live)
+            self._found.add(manifest["kind"], manifest["metadata"]["name"], before, stamped)
 
     async def _sharers(self) -> Iterator[LLMDeployment]:
         bodies = await self._kube.select(KIND, self._namespace)

@@ -35,8 +35,10 @@ def events_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event
     return events
 
 
-def events_of_apply(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]:
-    """What applying a child changed, as it was and as it is; nothing where it is the same."""
+def events_of_apply(before: Mapping[str, Any], after: Mapping[str, Any], scaled_by: str) -> list[Event]:
+    """What applying a child changed, as it was and as it is; nothing where it is the same. `scaled_by`: which field
+    decides how many replicas there are.
+    """
     kind, name = after["kind"], after["metadata"]["name"]
     if before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"]:
         return []
@@ -45,7 +47,7 @@ def events_of_apply(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     events = []
     replicas = before["spec"].get("replicas", 1), after["spec"].get("replicas", 1)
     if replicas[0] != replicas[1]:
-        events.append(Event("Normal", "Scaled", f"scaled from {replicas[0]} to {replicas[1]} replicas"))
+        events.append(Event("Normal", "Scaled", f"scaled from {replicas[0]} to {replicas[1]} replicas: {scaled_by}"))
     if before["spec"]["template"] != after["spec"]["template"]:
         text = "pods are replaced" if replicas[1] else "pods will be as the spec is now"
         events.append(Event("Normal", "RollingOut", f"{text}: {_difference(before, after)}"))

@@ -180,7 +180,8 @@ class Reconciler:
                 else:
                     applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
                     children.live[kind] = applied
-                    actions += events_of_apply({"kind": kind} | child, applied)
+                    by = "spec.suspend is true" if live["spec"].get("suspend") else "spec.replicas"
+                    actions += events_of_apply(child, applied, by)
             except KubeError as error:
                 if not error.is_refusal:
                     raise

@@ -48,9 +48,7 @@ async def find_revision(
     live = await kube.find("Job", namespace, name)
     if live is None:
         await expect_alive()
-        policy = revision_policy(deployment)
-        if policy is not None and await kube.find("NetworkPolicy", namespace, name) is None:
-            await kube.create_by_apply(drift.stamped(policy))
+        await _let_out(kube, deployment, state)
         await kube.create_by_apply(wanted)
         state.actions.append(Event("Normal", "Created", f"created Job {name}"))
     elif drift.controller_uid(live) != deployment.metadata.uid:
@@ -65,6 +63,20 @@ async def find_revision(
     return state
 
 
+async def _let_out(kube: Kube, deployment: LLMDeployment, state: RevisionState) -> None:
+    """Before the Job, which would have its first attempts for nothing."""
+    policy = revision_policy(deployment)
+    if policy is None:
+        return
+    wanted = drift.stamped(policy)
+    live = await kube.find("NetworkPolicy", deployment.namespace, revision_name(deployment))
+    if live is None:
+        await kube.create_by_apply(wanted)
+        state.actions.append(Event("Normal", "Created", f"created NetworkPolicy {revision_name(deployment)}"))
+    elif drift.controller_uid(live) == deployment.metadata.uid and not drift.in_sync(wanted, live):
+        await kube.update_by_apply(wanted, live["metadata"]["uid"])
+
+
 async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: RevisionState) -> None:
     name, namespace = job["metadata"]["name"], deployment.namespace
     pods = await kube.select("Pod", namespace, f"{REVISION_LABEL}={deployment.name}")
@@ -77,6 +89,7 @@ async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: Rev
         policy = await kube.find("NetworkPolicy", namespace, name)
         if policy is not None and drift.controller_uid(policy) == deployment.metadata.uid:
             await kube.delete(policy)
+            state.actions.append(Event("Normal", "Deleted", f"deleted NetworkPolicy {name}: the commit is known"))
     elif has_condition(job, "Failed"):
         text = f"it cannot be told which commit the model is: {why_it_failed(job, pods)}"
         text += f"; mend that and delete Job {name}, or give a commit as spec.model.source.huggingFace.revision"
@@ -87,4 +100,5 @@ async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: Rev
 
 async def _replace(kube: Kube, job: Manifest, state: RevisionState) -> None:
     await kube.delete(job)
+    state.actions.append(Event("Normal", "Deleted", f"deleted Job {job['metadata']['name']}: it is asked anew"))
     state.problem = Problem(CHILD_TERMINATING, f"the Job {job['metadata']['name']} is being replaced")

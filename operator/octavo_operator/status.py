@@ -10,8 +10,9 @@ from typing import Any, Final
 from octavo_common.names import DEPLOYMENT_LABEL
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import MAX_MESSAGE
-from octavo_operator.downloads import image_ids, restarts, revisions
+from octavo_operator.downloads import restarts, revisions
 from octavo_operator.endings import Endings, endings
+from octavo_operator.model_status import kept, known, model_cached, template_of
 from octavo_operator.observation import (
     COMPLETE,
     PASSING,
@@ -25,13 +26,6 @@ from octavo_operator.pods import Trouble, describe_start, describe_trouble, livi
 
 Status = dict[str, Any]
 
-_BUILTIN: Final = "the model comes with the server's image"
-_NOT_DOWNLOADED: Final = {
-    "builtin": _BUILTIN,
-    "path": "the model is a directory that the pods have",
-    "persistent_volume_claim": "the model is on a volume of yours",
-    "oci": "the model is an image, which the kubelet pulls and mounts",
-}
 _LAZY: Final = frozenset({"accounting"})
 """What changes all the time: it is written along with what else has changed."""
 
@@ -44,7 +38,7 @@ def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Obs
     """
     previous: Manifest = live.get("status") or {}
     counts = _count(deployment, observed.deployment)
-    known = _known(deployment, observed, previous) if deployment is not None else _kept(previous)
+    told = known(deployment, observed, previous) if deployment is not None else kept(previous)
     conditions = _conditions(counts, observed, deployment, endings(observed.pods, now))
     generation = live["metadata"].get("generation", 0)
     return {
@@ -56,7 +50,7 @@ def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Obs
         "desiredReplicas": counts.desired,
         "restarts": restarts(observed.pods),
         "selector": f"{DEPLOYMENT_LABEL}={live['metadata']['name']}",
-        **known,
+        **told,
         **({"accounting": dict(observed.accounting)} if observed.accounting is not None else {}),
     }
 
@@ -78,48 +72,6 @@ def _patched(before: Any, after: Any) -> Any:
 def condition(status: Manifest, kind: str) -> Manifest:
     """A condition of a status by its type; empty where there is none."""
     return next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
-
-
-def service_url(deployment: LLMDeployment) -> str:
-    """The base URL for OpenAI clients inside the cluster."""
-    return f"http://{deployment.name}.{deployment.namespace}.svc:{deployment.spec.networking.service.port}/v1"
-
-
-def _known(deployment: LLMDeployment, observed: Observation, previous: Manifest) -> Status:
-    known: Status = {"model": deployment.model_name}
-    if observed.service is not None:
-        known["url"] = service_url(deployment)
-    if observed.resolved is None:
-        return known | {key: previous[key] for key in ("modelRevision", "resolved") if key in previous}
-    resolved = observed.resolved.model_dump(by_alias=True, exclude_none=True)
-    before = previous.get("resolved") or {}
-    same = before.get("forSpec") == resolved["forSpec"]
-    template = observed.deployment["spec"].get("template") if observed.deployment is not None else None
-    # While something else is waited for, pods of an earlier spec may look like those of this one.
-    current = template is not None and (observed.cached is None or observed.cached.status == "True")
-    ids = image_ids(living(observed.pods), template) if template is not None and current else []
-    image_id = before.get("imageID") if same else None
-    if image_id or ids:
-        resolved["imageID"] = image_id or ids[0]
-    told = revisions(observed.pods, template) if template is not None and current else []
-    kept = previous.get("modelRevision") if same else None
-    revision = observed.resolved.revision or observed.revision or _told_by_spec(deployment) or kept
-    if revision or told:
-        known["modelRevision"] = revision or told[0]
-    return known | {"resolved": resolved}
-
-
-def _told_by_spec(deployment: LLMDeployment) -> str | None:
-    """What is a digest in the spec can be nothing else in a pod."""
-    source = deployment.spec.model.source
-    if source.http is not None:
-        return f"sha256:{source.http.sha256}"
-    image = source.oci.image if source.oci is not None else ""
-    return image.partition("@")[2] or None
-
-
-def _kept(previous: Manifest) -> Status:
-    return {key: previous[key] for key in ("model", "url", "modelRevision", "resolved") if key in previous}
 
 
 def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
@@ -150,7 +102,7 @@ def _conditions(
         "Ready": ready,
         "Available": available,
         "Progressing": progressing,
-        "ModelCached": observed.cached or _model_cached(deployment, observed),
+        "ModelCached": observed.cached or model_cached(deployment, observed),
         "Scheduled": scheduled,
         "ScalingActive": _scaling(deployment),
         "Degraded": degraded,
@@ -221,24 +173,6 @@ def _all(count: int, noun: str) -> str:
     return f"the only {noun} is" if count == 1 else f"all {count} {noun}s are"
 
 
-def _model_cached(deployment: LLMDeployment | None, observed: Observation) -> Verdict:
-    """Where no Job sees to it: the pods download the model themselves, or nobody has to."""
-    if deployment is None:
-        return Verdict("Unknown", "InvalidSpec", "what the spec means is not known")
-    source = deployment.spec.model.source
-    if not source.is_downloaded:
-        told = (text for name, text in _NOT_DOWNLOADED.items() if getattr(source, name) is not None)
-        return Verdict("True", "NotDownloaded", next(told, _BUILTIN))
-    if deployment.spec.storage.cache is None:
-        return Verdict(
-            "False", "NoCache", "each pod downloads the model to its node's disk: storage.cache would keep it"
-        )
-    template = observed.deployment["spec"].get("template") if observed.deployment is not None else None
-    if template is not None and revisions(observed.pods, template):
-        return Verdict("True", "Cached", "a pod has downloaded the model to the volume")
-    return Verdict("False", "Downloading", "the first pod downloads the model to the volume, the others wait for it")
-
-
 def _scaling(deployment: LLMDeployment | None) -> Verdict:
     """As an HPA says it: false where nothing scales, and why."""
     if deployment is not None and deployment.spec.suspend:
@@ -273,13 +207,14 @@ def _degraded(counts: Counts, observed: Observation) -> Verdict:
     trouble: Trouble | None = describe_trouble(living(observed.pods))
     if trouble is not None:
         return Verdict("True", trouble.reason, trouble.message)
-    template = observed.deployment["spec"].get("template") if observed.deployment is not None else None
+    template = template_of(observed)
     different = revisions(living(observed.pods), template) if template is not None else []
     if len(different) > 1:
         text = f"pods serve different models, as the source changed between their downloads: {', '.join(different)}"
         return Verdict("True", "RevisionsDiffer", f"{text}; storage.cache would give all of them the same")
     if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
-        return Verdict("True", "RolloutStuck", "pods did not become ready in time; see their events and logs")
+        doing = describe_start(observed.pods) or "there are none"
+        return Verdict("True", "RolloutStuck", f"pods did not become ready in time: {doing}; see their events and logs")
     return Verdict("False", "AsExpected")
 
 

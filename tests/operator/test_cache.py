@@ -152,10 +152,16 @@ async def test_another_model_replaces_the_old_one_only_when_it_is_there(
     seen = await conditions(octavo)
     assert seen["Progressing"][:2] == ("True", "Downloading") and seen["Available"][0] == "True"
     await finish_job(octavo, control_plane, new)
+    # Without a node, as its volume has no provisioner here, it would be gone the moment it is replaced.
+    pods = await octavo.list("v1", "Pod", labels="octavo.dev/deployment=demo")
+    for pod in pods:
+        await octavo.patch(pod, {"metadata": {"finalizers": ["octavo.dev/test"]}})
     await passes.once()
     assert await served_volume(octavo) == new
     if control_plane.has_controller_manager:
         assert not await gone(octavo, CLAIM, old), "a pod still reads it"
+        for pod in pods:
+            await octavo.patch(pod, {"metadata": {"finalizers": None}})
         await run_deployment(octavo, control_plane, "demo")
         await passes.once()
         assert await gone(octavo, CLAIM, old)

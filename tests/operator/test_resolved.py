@@ -216,3 +216,30 @@ async def test_what_a_volume_holds_is_told_to_all_that_share_it_also_when_its_po
     assert (await octavo.get(API, KIND, "later"))["status"]["modelRevision"] == COMMIT
     claim = await octavo.get("v1", "PersistentVolumeClaim", job["metadata"]["name"])
     assert claim["metadata"]["annotations"]["octavo.dev/revision"] == COMMIT
+
+
+async def test_a_crash_while_a_branch_is_asked_for_converges(
+    control_plane: ControlPlane, octavo: Kube, faults: Faults
+) -> None:
+    """Every fourth write of both passes: done, and its answer lost; another operator goes on."""
+    k, hit = 1, True
+    while hit:
+        name = f"crash-{k}"
+        await octavo.create(hub(name))
+        faults.reset()
+        fault = faults.fail_write(k, "after")
+        for step in range(2):
+            async with reconciling(control_plane, octavo.namespace) as first:
+                with contextlib.suppress(Retry):
+                    await first.once(name)
+            async with reconciling(control_plane, octavo.namespace) as second:
+                await second.until_done(name)
+            if not step:
+                await finish_job(octavo, control_plane, f"{name}-revision", words=told(COMMIT))
+        (pull,) = (await octavo.get(*DEPLOYMENT, name))["spec"]["template"]["spec"]["initContainers"]
+        assert pull["args"][1].endswith(COMMIT), f"after a crash at write {k}"
+        assert (await octavo.get(API, KIND, name))["status"]["modelRevision"] == COMMIT
+        assert await octavo.find(*POLICY, f"{name}-revision") is None, f"after a crash at write {k}"
+        hit = fault.hit.is_set()
+        k += 4
+    assert k > 9
