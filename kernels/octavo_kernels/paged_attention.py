@@ -57,6 +57,7 @@ class AttentionConfig:
     late: bool = field(
         default=True, kw_only=True
     )  # whether the next kernel comes only at the end (`programmatic_launch`)
+    heads_first: bool = field(default=False, kw_only=True)  # decode: all key heads of a request, then the next request
 
 
 # What was fastest on an H100 for heads of 128 in bf16, 4 query heads a key head, pages of 16 (benchmarks/LOG.md).
@@ -190,10 +191,12 @@ class Launch:
         if splits > 1:
             mix = self.q.new_empty((num_requests, heads, splits, self.block_d), dtype=torch.float32)
             stats = self.q.new_empty((num_requests, heads, splits, 2), dtype=torch.float32)
-        attention_kernel[(num_requests, kv_heads, splits)](
+        first = (kv_heads, num_requests) if config.heads_first else (num_requests, kv_heads)
+        attention_kernel[(*first, splits)](
             *self._arguments(mix, stats),
             **self._constants(config, exact),
             DECODE=True,
+            HEADS_FIRST=config.heads_first,
             PARTIAL=splits > 1,
             FETCH=self._pages_ahead(config),
         )
@@ -221,7 +224,12 @@ class Launch:
     def chunks(self, config: AttentionConfig, num_tokens: int, num_requests: int, kv_heads: int, exact: bool) -> None:
         tiles = num_tokens // (config.block_rows // self.group) + num_requests
         attention_kernel[(tiles, kv_heads, 1)](
-            *self._arguments(self.out, self.out), **self._constants(config, exact), DECODE=False, PARTIAL=False, FETCH=0
+            *self._arguments(self.out, self.out),
+            **self._constants(config, exact),
+            DECODE=False,
+            HEADS_FIRST=False,
+            PARTIAL=False,
+            FETCH=0,
         )
 
     def gathered_chunks(
@@ -240,6 +248,7 @@ class Launch:
             *arguments[-5:],
             **{**self._constants(config, False), "GATHERED": True},
             DECODE=False,
+            HEADS_FIRST=False,
             PARTIAL=False,
             FETCH=0,
         )
