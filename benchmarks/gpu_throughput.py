@@ -97,7 +97,7 @@ class Model:
     def __init__(self) -> None:
         self.config = parse_model_config(kernel_models.MODELS["0.6b"])
         self.decoder = kernel_models.random_decoder(self.config, False)
-        pages = max(sum(-(-c // 16) for c in contexts_at(step)) for step in MOMENTS) + 512
+        pages = 200 * 64 + max(sum(-(-c // 16) for c in contexts_at(step)) for step in MOMENTS) + 512
         self.cache = kernel_models.random_cache(self.config, pages)
 
     def attend(self, batch: ForwardBatch, config: AttentionConfig | None, heads: int) -> None:
