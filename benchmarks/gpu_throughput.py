@@ -46,12 +46,12 @@ TOKEN_BYTES: Final = 4096  # K and V of a layer
 # Ways to cut attention: keys, warps, stages, programs, least keys of a split, keys fetched ahead.
 WAYS: Final = {
     "64 keys, 3 stages": (64, 4, 3, 528, 256, 0),
-    "64 keys, 3 stages, 8 warps": (64, 8, 3, 528, 256, 0),
     "128 keys, 2 stages": (128, 4, 2, 528, 256, 0),
     "128 keys, 3 stages": (128, 4, 3, 528, 256, 0),
     "128 keys, 2 stages, 8 warps": (128, 8, 2, 528, 256, 0),
+    "heads first, 64 keys, 3 stages": (64, 4, 3, 528, 256, 0),
+    "heads first, 128 keys, 2 stages": (128, 4, 2, 528, 256, 0),
     "in 2, 128 keys, 2 stages": (128, 4, 2, 0, 512, 0),
-    "in 4, 128 keys, 2 stages": (128, 4, 2, 0, 512, 0),
     "in 4, 64 keys, 2 stages": (64, 4, 2, 0, 256, 0),
 }
 
@@ -97,7 +97,7 @@ class Model:
     def __init__(self) -> None:
         self.config = parse_model_config(kernel_models.MODELS["0.6b"])
         self.decoder = kernel_models.random_decoder(self.config, False)
-        pages = max(sum(-(-c // 16) for c in contexts_at(step)) for step in MOMENTS) + 512
+        pages = 200 * 64 + max(sum(-(-c // 16) for c in contexts_at(step)) for step in MOMENTS) + 512
         self.cache = kernel_models.random_cache(self.config, pages)
 
     def attend(self, batch: ForwardBatch, config: AttentionConfig | None, heads: int) -> None:
@@ -117,7 +117,8 @@ def way(name: str, rows: int, kv_heads: int = 8) -> AttentionConfig:
     keys, warps, stages, programs, least, ahead = WAYS[name]
     if name.startswith("in "):
         programs = int(name[3]) * rows * kv_heads
-    return AttentionConfig(16, keys, warps, stages, programs, least, ahead=ahead)
+    first = name.startswith("heads")
+    return AttentionConfig(16, keys, warps, stages, programs, least, ahead=ahead, heads_first=first)
 
 
 def graph_us(run: Callable[[], object], replays: int = 12) -> float:
@@ -304,7 +305,7 @@ def time_products() -> dict[str, Any]:
     usual = model.decoder.ops
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda each: common.tried(lambda: try_product(*each)), all_products()))
-    for step in (450, 600, 700, 780, 850, 920, 980):
+    for step in (600, 780, 860, 940):
         batch = batch_of(contexts_at(step), model.cache)
         out = torch.empty(len(batch.token_ids), model.config.vocab_size, device="cuda")
 

@@ -51,14 +51,16 @@ def attention_kernel(
     GATHERED: tl.constexpr,  # K and V are no pages, but one stretch; stride_kp is the rows of a request there
     DECODE: tl.constexpr,
     PARTIAL: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,  # DECODE: the order of the grid's first two dimensions is the other way round
     FETCH: tl.constexpr,  # DECODE: pages of a split whose K and V are fetched into the L2 before q is there
     OVERLAP: tl.constexpr,
 ):
     """Grid: (requests, kv_heads, splits) if DECODE, else (tiles of positions, kv_heads, 1), the last tile first."""
-    kv_head = tl.program_id(1)
+    HEAD_AXIS: tl.constexpr = 0 if HEADS_FIRST else 1
+    kv_head = tl.program_id(HEAD_AXIS)
     if DECODE:
         # What the step was given no kernel of it writes: it is there before q.
-        request = tl.program_id(0)
+        request = tl.program_id(1 - HEAD_AXIS)
         first_row = tl.load(query_start_ptr + request)
         count = tl.load(query_start_ptr + request + 1) - first_row
         context = tl.load(context_lens_ptr + request)
@@ -159,7 +161,8 @@ def attention_kernel(
 
     let_next_come(OVERLAP)
     if PARTIAL:
-        index = (request * tl.num_programs(1) * GROUP + head).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
+        index = (request * tl.num_programs(HEAD_AXIS) * GROUP + head).to(tl.int64) * tl.num_programs(2)
+        index += tl.program_id(2)
         tl.store(mix_ptr + index[:, None] * BLOCK_D + d[None, :], acc, mask=row_mask[:, None])
         tl.store(stats_ptr + index * 2, m, mask=row_mask)
         tl.store(stats_ptr + index * 2 + 1, total, mask=row_mask)

@@ -60,7 +60,12 @@ class CompileWorkers:
     def __init__(self, count: int) -> None:
         fork = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(count, mp_context=fork, initializer=_begin, initargs=(os.getpid(),))
-        self._pool.submit(triton_key)  # with the first job all of them begin
+        try:
+            self._pool.submit(triton_key)  # with the first job all of them begin
+        except OSError:
+            for process in self._pool._processes.values():  # those that did before there was no room for one more
+                process.kill()
+            raise
 
     def submit(self, job: CompileJob) -> "Future[bool]":
         """Whether it had been compiled before. Raises what compiling raises, or that a process is gone."""

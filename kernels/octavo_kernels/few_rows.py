@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-"""Two to 128 rows times a weight in Triton: decode steps, where the reading of the weight is the work.
+"""Two to 160 rows times a weight in Triton: decode steps, where the reading of the weight is the work.
 
     y = x Wᵀ + b,   or, gated,   y = silu(x Gᵀ + a) · (x Uᵀ + c) with W = (G, U), b = (a, c)
 

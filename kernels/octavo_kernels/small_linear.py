@@ -2,7 +2,7 @@
 
 One row goes to `gemv`, 2 to `MOST_ROWS` rows to `few_rows`: there the reading of the weights is the work, and a kernel
 of our own can begin it before its input is there. Which tile for which shape, `product_choices` says; for some shapes
-that holds up to 128 rows. More rows go to cuBLAS, but with SwiGLU behind them, on Hopper, to `hopper_linear`; from
+that holds up to 160 rows. More rows go to cuBLAS, but with SwiGLU behind them, on Hopper, to `hopper_linear`; from
 `MANY_ROWS` on cuBLAS also adds the residual stream, so that the norm behind it has half as much to read and write.
 Float32, where the library is exact and nothing is won, goes to cuBLAS.
 The twins are `reference`'s functions of the same names.

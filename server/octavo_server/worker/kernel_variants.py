@@ -88,7 +88,7 @@ def begin_workers(device: torch.device) -> "CompileWorkers | None":
     triton_ops()  # what is imported now none of them has to import
     try:
         return CompileWorkers(count)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # no room for processes, or no semaphores
         log.warning("no processes for compiling kernels, threads compile them: %s", error)
         return None
 

@@ -165,6 +165,7 @@ def test_what_lies_between(compiled: list[Any]) -> None:
     few_rows_gated(w[:16], w, w[0, :64], FewRowsConfig(16, 128, 4, 6, ahead=256))
     few_rows_parts(w[:16], w, FewRowsConfig(32, 128, 4, 6, splits=2))
     few_rows_parts(w[:16, :1000], w[:, :1000], FewRowsConfig(32, 256, 4, 4, splits=2))
+    few_rows_parts(w, w, FewRowsConfig(64, 128, 4, 4, splits=2, block_rows=64))
     few_rows_linear(w[:16], w, w[0, :64], FewRowsConfig(16, 256, 2, 1, registers=True))
     few_rows_parts(w[:8, :1000], w[:, :1000], FewRowsConfig(16, 256, 4, 1, splits=2, registers=True))
     cache = torch.zeros(2, 4, 16, 2, 64, dtype=torch.bfloat16)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,24 @@ def test_threads_compile_what_a_process_that_died_has_left(hopper: Hopper) -> No
     hopper.launched.clear()
     launch_norms()
     assert len(hopper.launched) == 4
+
+
+def test_where_not_all_processes_can_begin_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, begin = [], ForkProcess.start
+
+    def start(process: ForkProcess) -> None:
+        if len(begun) == 2:
+            raise BlockingIOError("no more processes")
+        begin(process)
+        begun.append(process)
+
+    monkeypatch.setattr(ForkProcess, "start", start)
+    with pytest.raises(BlockingIOError):
+        CompileWorkers(3)
+    assert len(begun) == 2
+    for process in begun:
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
 
 
 def test_processes_do_not_outlive_the_one_that_made_them() -> None:

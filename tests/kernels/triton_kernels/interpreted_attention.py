@@ -46,6 +46,9 @@ def test_attention_over_ragged_requests(page_size: int, window: int | None, dtyp
     case = make_case(RAGGED, page_size=page_size, dtype=dtype, heads_first=page_size != 64)
     found = poisoned(partial(case.run, window, partial(paged_attention, configs=CONFIGS)))
     check(case, window, found)
+    if page_size == 64:
+        other_order = replace(SMALL, heads_first=True), SMALL
+        assert torch.equal(found, poisoned(partial(case.run, window, partial(paged_attention, configs=other_order))))
     # The twin sees the same pages: what is wrong in the oracle alone would show here.
     assert (found.double() - case.run(window, twin).double()).abs().max() <= TOLERANCE[dtype]
 

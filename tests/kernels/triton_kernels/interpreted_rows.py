@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo_kernels import reference, small_linear
+from octavo_kernels import product_choices, reference, small_linear
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import GemvConfig, gated_gemv, gemv
 from octavo_kernels.linear import LinearConfig, linear_invariant, linear_tiles
@@ -165,6 +165,36 @@ def test_maps_of_the_normed_stream_are_their_twins(rows: int, pending: bool, dty
         assert_close(found(residual, norm, (weight, bias)), expected)
         assert residual.pending is None
         assert_close(residual.hidden, hidden + more if pending else hidden)
+
+
+@dtypes
+@pytest.mark.parametrize("block_rows", [16, 32])
+def test_more_rows_than_a_tile_has_are_taken_by_more_programs(block_rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = draw(39, 100, dtype=dtype) / 8, draw(74, 100, dtype=dtype, seed=1), draw(74, dtype=dtype, seed=2)
+    config = FewRowsConfig(16, 32, 4, 2, splits=2, block_rows=block_rows)
+    plain = exact(x, weight, None)
+    assert_close(few_rows_linear(x, weight, bias, config), exact(x, weight, bias))
+    assert_close(few_rows_gated(x, weight, None, config), reference.silu_and_mul(plain))
+    assert_close(few_rows_parts(x, weight, config).sum(0).to(dtype), plain)
+
+
+def test_rows_for_which_a_tile_was_measured_go_to_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, outputs = 64, 34
+    chosen = {20: FewRowsConfig(16, 32, 4, 2, splits=2, block_rows=16)}
+    monkeypatch.setitem(product_choices.SOME_ROWS, (outputs, inputs), chosen)
+    weight, norm = draw(outputs, inputs, dtype=torch.float16, seed=1) / 8, torch.ones(inputs, dtype=torch.float16)
+    for rows, in_parts in ((17, 3), (20, 3), (21, 2)):  # above 20 rows the library's, in one piece
+        x = draw(rows, inputs, dtype=torch.float16)
+        residual = Residual(torch.zeros(rows, outputs, dtype=torch.float16))
+        small_linear.linear_add(x, (weight, None), residual)
+        assert residual.pending is not None and residual.pending.dim() == in_parts
+        total = residual.pending.sum(0) if in_parts == 3 else residual.pending
+        assert_close(total.half(), exact(x, weight, None))
+        normed = reference.rms_norm(x, norm, 1e-5)
+        expected = exact(normed, weight, None)
+        assert_close(small_linear.norm_linear(Residual(x.clone()), (norm, 1e-5), (weight, None)), expected)
+        gated = small_linear.norm_gated_linear(Residual(x.clone()), (norm, 1e-5), (weight, None))
+        assert_close(gated, reference.silu_and_mul(expected))
 
 
 @dtypes
