@@ -11,6 +11,7 @@ import yaml
 from kube_fixture import ControlPlane, Kube, run_deployment
 from least_role import LEASE_RULES, RULES
 from llm_deployments import IMAGE, RunningOperator, llm_deployment, until_condition
+from octavo_operator.kube import connect
 from octavo_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
@@ -71,13 +72,18 @@ async def test_the_least_role_is_enough(control_plane: ControlPlane, octavo: Kub
 
         async def told() -> bool:
             reasons = {each["reason"] for each in await octavo.list("v1", "Event") if each["type"] == "Normal"}
-            return {"Created", "Updated", "Ready"} <= reasons
+            return {"Created", "Scaled", "Ready"} <= reasons
 
         await octavo.until(told)
         for kind in (("apps/v1", "Deployment"), ("v1", "Service")):
             await octavo.patch(await octavo.get(*kind, "demo"), {"metadata": {"ownerReferences": None}})
             await octavo.until(lambda kind=kind: owned(octavo, kind, made["metadata"]["uid"]), 30, "adoption")
         assert running.counted("error") == 0
+        async with connect(tmp_path / "config") as api:
+            for _ in range(3):
+                await api.record(made, "Normal", "Again", "the same once more")
+        again = [each for each in await octavo.list("v1", "Event") if each["reason"] == "Again"]
+        assert [(each["count"], each["message"]) for each in again] == [(3, "the same once more")]
     finally:
         running.stop()
         assert running.result.result(timeout=20) == 0

@@ -6,7 +6,8 @@ from typing import Any
 
 from octavo_operator.api import LLMDeployment
 from octavo_operator.local.replica import ReplicaState
-from octavo_operator.status import Observation, build_status
+from octavo_operator.observation import Observation
+from octavo_operator.status import build_status
 
 Manifest = dict[str, Any]
 
