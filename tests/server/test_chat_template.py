@@ -23,6 +23,7 @@ import serving
 import tiny_tokenizers
 from octavo_server.errors import ModelError, RequestError
 from octavo_server.frontend.text.chat_template import ChatTemplate
+from octavo_server.frontend.text.line_process import as_line
 from octavo_server.frontend.text.template_files import load_chat_template
 from octavo_server.frontend.text.tokenizer import TextTokenizer
 from octavo_server.frontend.text_threads import SHORT_TEXT
@@ -248,7 +249,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
 def test_a_process_that_fails_by_no_fault_of_the_chat_is_told_as_the_servers(killed: bool) -> None:
     before = renderers()
     template = ChatTemplate("{{ messages[0].role }}", {})
-    template._processes._patience = 60.0 if killed else 0.2
+    template._processes.patience = 60.0 if killed else 0.2
     (pid,) = renderers() - before
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
@@ -259,7 +260,7 @@ def test_a_process_that_fails_by_no_fault_of_the_chat_is_told_as_the_servers(kil
         with pytest.raises(RequestError, match="try again") as caught:
             rendering.result()
     assert (caught.value.status, caught.value.type, caught.value.param) == (503, "server_error", None)
-    template._processes._patience = 60.0
+    template._processes.patience = 60.0
     assert template.render(CHAT) == "system"
 
 
@@ -369,6 +370,54 @@ async def test_callers_take_turns_and_long_chats_leave_a_thread_to_the_short() -
     assert done[:3] == ["short", "hangs", "a0"] and done.index("b") <= 3
     gates["long"].set()
     assert sorted(await asyncio.gather(*tasks)) == ["a0", "a1", "a2", "hangs", "long", "long 0", "long 1", "long 2"]
+    template.close()
+
+
+async def sent(template: ChatTemplate, text: str) -> str:
+    """Rendered as the event loop has it done."""
+    question = template.question([{"role": "user", "content": text}])
+    return await template.in_turn(b"", len(text), lambda: template.asked(question), lambda: as_line(question))
+
+
+async def test_the_event_loop_renders_short_chats_without_a_thread_and_long_ones_whole() -> None:
+    before = renderers()
+    template = ChatTemplate("{{ messages[0].content * 2 }}", {})
+    (pid,) = renderers() - before
+    assert [await sent(template, text) for text in ("one", "two")] == ["oneone", "twotwo"]
+    assert not template._threads._threads and renderers() - before == {pid}
+    text = "äöü🙂" * 200_000  # more than the pipes hold
+    assert await sent(template, text) == text * 2
+    template.close()
+
+
+async def test_the_event_loop_is_told_why_nothing_was_rendered() -> None:
+    template = ChatTemplate(SPELLS, {}, seconds=0.3)
+    hanging, others = asyncio.create_task(sent(template, "hang")), list[str]()
+    while not hanging.done():
+        others.append(await sent(template, "other"))
+    with pytest.raises(RequestError, match="no end in the time that it has") as caught:
+        await hanging
+    assert caught.value.status == 400 and len(others) > 1 and set(others) == {"other"}
+    template.close()
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
+async def test_the_event_loop_is_told_of_a_process_that_fails_by_no_fault_of_the_chat(killed: bool) -> None:
+    before = renderers()
+    template = ChatTemplate("{{ messages[0].role }}", {})
+    template._processes.patience = 60.0 if killed else 0.2
+    (pid,) = renderers() - before
+    os.kill(pid, signal.SIGSTOP)
+    rendering = asyncio.create_task(sent(template, "x"))
+    await asyncio.sleep(0)
+    if killed:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RequestError, match="try again") as caught:
+        await rendering
+    assert (caught.value.status, caught.value.param) == (503, None)
+    template._processes.patience = 60.0
+    assert await sent(template, "x") == "user"
+    assert not serving.is_alive(pid)
     template.close()
 
 

@@ -342,7 +342,7 @@ async def test_whatever_takes_long_to_render_counts_as_a_long_chat(
 ) -> None:
     lengths: list[int] = []
 
-    async def in_turn(_self: ChatTemplate, _caller: bytes, length: int, _render: Callable[[], str]) -> str:
+    async def in_turn(_self: ChatTemplate, _caller: bytes, length: int, *_: object) -> str:
         lengths.append(length)
         raise RequestError("enough")
 

@@ -27,14 +27,20 @@ M = TypeVar("M", bound=BaseModel)
 PARSE_HERE_BYTES: Final = 64 * 1024  # a millisecond or two at most
 
 
-def body_route(state: ServerState) -> type[APIRoute]:
+class BodyRoute(APIRoute):
+    """A route of which `answer` is all that there is to do, if its endpoint takes a `body`."""
+
+    answer: Callable[[Request], Coroutine[Any, Any, Response]] | None = None
+
+
+def body_route(state: ServerState) -> type[BodyRoute]:
     """Routes whose endpoint takes a `body` get it from here; FastAPI describes them as its own.
 
     A full server refuses such a request before it looks at the body, if that is large or of unknown length. A small one
     is looked at: whoever asks for what can never fit should not try again.
     """
 
-    class BodyRoute(APIRoute):
+    class Route(BodyRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             parameter = inspect.signature(self.endpoint, eval_str=True).parameters.get("body")
             if parameter is None:
@@ -49,9 +55,10 @@ def body_route(state: ServerState) -> type[APIRoute]:
                 response: Response = await endpoint(body=body, request=request)
                 return response
 
+            self.answer = handle
             return handle
 
-    return BodyRoute
+    return Route
 
 
 def _check_encoding(request: Request) -> None:

@@ -1,6 +1,6 @@
 """From a chat's messages to what is asked of the engine: a prompt, and a grammar where one is needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -17,12 +17,13 @@ from octavo_server.frontend.openai import ChatCompletionRequest
 from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.text.chat_template import ChatTemplate
+from octavo_server.frontend.text.line_process import as_line
 from octavo_server.frontend.text_threads import SHORT_TEXT
 from octavo_server.frontend.tool_use import ToolUse, tool_use
 from octavo_server.frontend.truncation import prompt_ids
 
 _PER_MESSAGE: Final = 64  # characters that a message, or a part or call in it, counts besides its text
-ENCODE_HERE: Final = 16 * 1024  # characters of a prompt that the thread which renders it tokenizes, too: milliseconds
+ASK_HERE: Final = 8 * 1024  # characters, and messages by their count, that the event loop sends: half a millisecond
 _OF_ANSWERS: Final = frozenset(  # they say nothing to a model
     {"refusal", "annotations", "audio", "function_call", "parsed"}
     | {"images", "thinking_blocks", "provider_specific_fields"}
@@ -51,13 +52,12 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
     tools = tool_use(request, model)
     if request.truncate_prompt_tokens is None:  # else what is too long is cut
         await state.check_texts(model, shown_texts(request.messages), "messages")
-    ids: list[list[int]] = []
-    text = await _in_turn(request, model, caller.salt, _encoding(request, model, tools.shown, ids))
+    text = await chat_text(request, model, caller.salt, tools.shown)
     hidden = () if request.skip_special_tokens is False else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools, caller)
-    ids = ids or await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
+    ids = await prompt_ids(state, request, [text], "messages", alone=bool(request.add_special_tokens))
     wanted = Wanted(
         request.token_limit,
         default=None,
@@ -80,39 +80,14 @@ async def chat_text(
     Raises:
         RequestError: the model has no template, or its template refuses the messages.
     """
-    return await _in_turn(request, model, caller, _rendering(request, model, tools))
-
-
-def _encoding(
-    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None, ids: list[list[int]]
-) -> Callable[[], str]:
-    """What renders the prompt and, where it is short, puts its tokens into `ids`: another turn costs as much."""
-    render, alone = _rendering(request, model, tools), bool(request.add_special_tokens)
-
-    def encode() -> str:
-        text = render()
-        if len(text) <= ENCODE_HERE and request.truncate_prompt_tokens is None:
-            ids.append(model.tokenizer.encode(text, add_special_tokens=alone))
-        return text
-
-    return encode
-
-
-def _rendering(
-    request: ChatCompletionRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]] | None
-) -> Callable[[], str]:
-    """What renders the prompt."""
     template = _template(model)
     variables = template_variables(request, template, thinks=model.format.supports_reasoning)
-    return partial(_render, template, request, tools, variables)
-
-
-async def _in_turn(request: ChatCompletionRequest, model: ServedModel, caller: bytes, render: Callable[[], str]) -> str:
-    """The prompt, beside the event loop."""
     length = sum(map(_length, request.messages))
     if length <= SHORT_TEXT and request.tools:
         length += sum(tool.length for tool in request.tools)
-    return await _template(model).in_turn(caller, length, render)
+    asked = partial(_question, template, request, tools, variables)
+    here = (lambda: as_line(asked())) if length <= ASK_HERE else None
+    return await template.in_turn(caller, length, lambda: template.asked(asked()), here)
 
 
 def _length(message: Message) -> int:
@@ -172,14 +147,14 @@ def _template(model: ServedModel) -> ChatTemplate:
     return template
 
 
-def _render(
+def _question(
     template: ChatTemplate,
     request: ChatCompletionRequest,
     tools: Sequence[Mapping[str, Any]] | None,
     variables: Mapping[str, Any],
-) -> str:
+) -> dict[str, Any]:
     continues = bool(request.continue_final_message)
-    return template.render(
+    return template.question(
         messages_for(template, request.messages),
         tools=tools,
         variables=variables,

@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -30,12 +31,15 @@ class Turns(Generic[K, T]):
     """Used by the event loop alone. What nobody waits for any more is never begun."""
 
     def __init__(self, work: Callable[[K], Awaitable[T]], at_once: int, most: int, most_of_caller: int) -> None:
-        """at_once: pieces that are worked on. most: that wait, besides; most_of_caller: of these, one caller's."""
+        """at_once: pieces that are worked on. most: that wait, besides; most_of_caller: of these, one caller's.
+
+        work: where it gives a future, no task is made for it.
+        """
         self._work = work
         self._at_once, self._most, self._most_of_caller = at_once, most, most_of_caller
         self._jobs: dict[K, _Job[T]] = {}
         self._queues: OrderedDict[bytes, dict[K, None]] = OrderedDict()  # of callers, who is next first
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Future[T]] = set()
         self._closed: Exception | None = None
 
     @property
@@ -112,27 +116,28 @@ class Turns(Generic[K, T]):
             key = next(iter(self._queues[caller]))
             job = self._jobs[key]
             self._take_out(key, job)
-            task = asyncio.create_task(self._run(key, job))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+            try:
+                work = asyncio.ensure_future(self._work(key))
+            except Exception as error:
+                del self._jobs[key]
+                _fail(job, error)
+                continue
+            self._running.add(work)
+            work.add_done_callback(partial(self._ended, key, job))
 
-    async def _run(self, key: K, job: _Job[T]) -> None:
-        try:
-            found = await self._work(key)
-            if not job.result.done():
-                job.result.set_result(found)
-        except Exception as error:
+    def _ended(self, key: K, job: _Job[T], work: "asyncio.Future[T]") -> None:
+        self._running.discard(work)
+        del self._jobs[key]
+        if work.cancelled():
+            job.result.cancel()
+        elif (error := work.exception()) is not None:
             _fail(job, error)
-        finally:
-            job.result.cancel()  # of no effect but where this was cancelled
-            del self._jobs[key]
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._running.discard(task)
+        elif not job.result.done():
+            job.result.set_result(work.result())
         self._begin()
 
 
-def _fail(job: _Job[T], error: Exception) -> None:
+def _fail(job: _Job[T], error: BaseException) -> None:
     if not job.result.done():
         job.result.set_exception(error)
         job.result.exception()  # maybe nobody waits for it

@@ -1,19 +1,21 @@
 """A model's chat template, rendered by a process that can be killed: see `template_worker.py`.
 
 There is one from the start on, and a second while the first is busy, so that messages that make a template slow hold
-back one other chat at a time.
+back one other chat at a time. Short chats are sent there by the event loop, others by threads.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 from octavo_server.errors import ModelError, RequestError
-from octavo_server.frontend.text.line_process import LinePool, Stopped
+from octavo_server.frontend.text.line_exchange import LineExchange
+from octavo_server.frontend.text.line_process import LinePool, LineProcess, Stopped, reply_of
 from octavo_server.frontend.text_threads import SHORT_TEXT
 from octavo_server.frontend.turns import Turns
 
@@ -26,9 +28,18 @@ RESERVED: Final = frozenset(
     {"messages", "tools", "add_generation_prompt", "chat_template", "raise_exception", "strftime_now"}
     | {f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 )
-_NO_VARIABLES: Final[Mapping[str, Any]] = MappingProxyType({})
 _WORKER: Final = "octavo_server.frontend.text.template_worker"
 _GRACE_SECONDS: Final = 15.0  # beyond the CPU time after which the process ends itself: where the machine is busy
+READ_HERE_BYTES: Final = 64 * 1024  # of an answer that the event loop reads: a fraction of a millisecond
+
+
+class How(TypedDict, total=False):
+    """How a chat is rendered, where not as usual: without tools and variables, up to where an answer begins."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any]
+    add_generation_prompt: bool
+    continue_final_message: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +48,10 @@ class _Chat:
 
     caller: bytes
     render: Callable[[], str]
+    question: Callable[[], bytes] | None
+
+
+_Found: TypeAlias = str | bytes | Stopped  # a text, the answer that holds it, or why there is none
 
 
 class ChatTemplate:
@@ -70,37 +85,63 @@ class ChatTemplate:
         }
         self._processes = LinePool(_WORKER, start, seconds + _GRACE_SECONDS)
         self._threads = ThreadPoolExecutor(RENDERERS, thread_name_prefix="chat template")
-        self._turns = Turns(self._run, RENDERERS, _MOST_WAITING, _MOST_WAITING)
-        self._turns_of_long = Turns(self._run_long, 1, _MOST_WAITING, _MOST_WAITING)
+        self._turns: Turns[_Chat, _Found] = Turns(self._run, RENDERERS, _MOST_WAITING, _MOST_WAITING)
+        self._turns_of_long: Turns[_Chat, _Found] = Turns(self._run_long, 1, _MOST_WAITING, _MOST_WAITING)
         self.source = "\n".join(sources.values())
         self.knows_developer_role = "developer" in self.source
         reads = _names_read(self._processes)
         self.knows_tools = "tools" in reads
         self.variables = frozenset(reads) - RESERVED - set(special_tokens)
 
-    async def in_turn(self, caller: bytes, length: int, render: Callable[[], str]) -> str:
+    async def in_turn(
+        self, caller: bytes, length: int, render: Callable[[], str], question: Callable[[], bytes] | None = None
+    ) -> str:
         """Run what renders with this template beside the event loop, in threads that nothing else waits for.
 
         Callers take turns; chats of long texts, of `length` characters together, take one of the threads at most.
+        question: makes what `render` asks the process, in a moment; then no thread is needed.
+
+        Raises:
+            RequestError: as `render` does.
         """
-        chat = _Chat(caller, render)
-        return await (self._turns_of_long if length > SHORT_TEXT else self._turns).result(chat, caller)
+        chat = _Chat(caller, render, question)
+        found = await (self._turns_of_long if length > SHORT_TEXT else self._turns).result(chat, caller)
+        if isinstance(found, Stopped):
+            return _refused_or_failed(found)
+        if isinstance(found, str):
+            return found
+        if len(found) <= READ_HERE_BYTES:
+            return _text_of(reply_of(found))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: _text_of(reply_of(found)))
 
-    async def _run(self, chat: "_Chat") -> str:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, chat.render)
+    def _run(self, chat: _Chat) -> "asyncio.Future[_Found]":
+        """The text, or the answer that holds it."""
+        line = None if chat.question is None else chat.question()
+        process = None if line is None else self._processes.idle()
+        if process is None or line is None:
+            return asyncio.get_running_loop().run_in_executor(self._threads, chat.render)
+        return self._exchanged(process, line)
 
-    async def _run_long(self, chat: "_Chat") -> str:
+    def _exchanged(self, process: LineProcess, line: bytes) -> "asyncio.Future[_Found]":
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[_Found] = loop.create_future()
+
+        def done(answer: bytes, *, late: bool) -> None:
+            if answer:
+                self._processes.give_back(process)
+                found.set_result(answer)
+                return
+            with contextlib.suppress(RuntimeError):  # the threads are closed, and nobody waits any more
+                ended = loop.run_in_executor(self._threads, partial(process.stopped, late=late))
+                ended.add_done_callback(lambda ended: found.set_result(ended.result()))
+
+        LineExchange(process, line, self._processes.patience, done)
+        return found
+
+    async def _run_long(self, chat: _Chat) -> _Found:
         return await self._turns.result(chat, chat.caller)
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] = _NO_VARIABLES,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], **how: Unpack[How]) -> str:
         """The prompt as transformers renders it: up to where the assistant's answer begins, or into its last message.
 
         Raises:
@@ -108,37 +149,30 @@ class ChatTemplate:
                 read one of the variables; the last message cannot be continued. 503: it was not rendered, by no fault
                 of theirs.
         """
-        self.check_variables(variables)
-        if continue_final_message and add_generation_prompt:
+        return self.asked(self.question(messages, **how))
+
+    def asked(self, question: Mapping[str, Any]) -> str:
+        """What comes of a question; raises as `render` does."""
+        try:
+            reply = self._processes.ask(question)
+        except Stopped as error:
+            return _refused_or_failed(error)
+        return _text_of(reply)
+
+    def question(self, messages: Sequence[Mapping[str, Any]], **how: Unpack[How]) -> dict[str, Any]:
+        """What a process is asked to render.
+
+        Raises:
+            RequestError: the template does not read one of the variables; a message is begun and continued.
+        """
+        chat = {"tools": None, "variables": {}, "add_generation_prompt": True, "continue_final_message": False, **how}
+        self.check_variables(how.get("variables", {}))
+        if chat["continue_final_message"] and chat["add_generation_prompt"]:
             raise RequestError(
                 "continue_final_message: it needs add_generation_prompt: false, which begins no new message",
                 param="continue_final_message",
             )
-        chat = {
-            "messages": messages,
-            "tools": tools,
-            "variables": dict(variables),
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-        }
-        try:
-            reply = self._processes.ask(chat)
-        except Stopped as error:
-            if not error.by_question:
-                raise RequestError(
-                    f"the chat could not be rendered now, try again: {error}",
-                    code="unavailable",
-                    status=HTTPStatus.SERVICE_UNAVAILABLE,
-                    type="server_error",
-                ) from error
-            reply = {"refused": str(error)}
-        if "text" in reply:
-            return str(reply["text"])
-        if "cannot_continue" in reply:
-            reason = reply["cannot_continue"]
-            raise RequestError(f"continue_final_message: {reason}", param="continue_final_message")
-        reason = reply["refused"]
-        raise RequestError(f"the model's chat template refuses these messages: {reason}", param="messages")
+        return {"messages": messages, **chat}
 
     def check_variables(self, variables: Mapping[str, Any]) -> None:
         """Raises RequestError where one of them is not on the list of what a request may set."""
@@ -155,6 +189,29 @@ class ChatTemplate:
         """End the processes, also those that are busy."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._processes.close()
+
+
+def _text_of(reply: Mapping[str, Any]) -> str:
+    """The prompt. Raises RequestError where there is none."""
+    if "text" in reply:
+        return str(reply["text"])
+    if "cannot_continue" in reply:
+        reason = reply["cannot_continue"]
+        raise RequestError(f"continue_final_message: {reason}", param="continue_final_message")
+    reason = reply["refused"]
+    raise RequestError(f"the model's chat template refuses these messages: {reason}", param="messages")
+
+
+def _refused_or_failed(error: Stopped) -> str:
+    """Raises RequestError: whose fault it was that nothing was rendered."""
+    if error.by_question:
+        return _text_of({"refused": str(error)})
+    raise RequestError(
+        f"the chat could not be rendered now, try again: {error}",
+        code="unavailable",
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        type="server_error",
+    ) from error
 
 
 def _names_read(processes: LinePool) -> list[str]:

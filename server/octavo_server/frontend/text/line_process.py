@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 PIPE_BYTES: Final = 2**20  # what Linux allows everybody
-_READ_BYTES: Final = 64 * 1024  # at a time: room is made for as many
+READ_BYTES: Final = 64 * 1024  # at a time: room is made for as many
 # No keys and no paths of the server's: the little that Python and the clock need.
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG")
 
@@ -58,6 +58,7 @@ class LineProcess:
         for pipe in (self._stdin, self._stdout):  # long chats in few pieces
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.questions, self.answers = self._stdin.fileno(), self._stdout.fileno()
 
     @property
     def alive(self) -> bool:
@@ -72,17 +73,19 @@ class LineProcess:
         """
         deadline = time.monotonic() + seconds
         answer = self._exchange(line, deadline)
-        if answer:
-            reply: dict[str, Any] = msgspec.json.decode(answer)
-            return reply
-        late = time.monotonic() >= deadline
+        if not answer:
+            raise self.stopped(late=time.monotonic() >= deadline)
+        return reply_of(answer)
+
+    def stopped(self, *, late: bool) -> Stopped:
+        """Ends it, as it gave no answer; returns why. late: there was no time left for one."""
         self.end()
         number = -self._process.returncode
         if number == signal.SIGPROF:
-            raise Stopped("it came to no end in the time that it has, and was stopped", by_question=True)
+            return Stopped("it came to no end in the time that it has, and was stopped", by_question=True)
         if late:
-            raise Stopped("the process that was to do it did not answer")
-        raise Stopped("the process that was to do it broke down", by_question=number in _OWN_DOING)
+            return Stopped("the process that was to do it did not answer")
+        return Stopped("the process that was to do it broke down", by_question=number in _OWN_DOING)
 
     def kill(self) -> None:
         """Whatever it does; of no effect if it has ended."""
@@ -96,12 +99,23 @@ class LineProcess:
             with contextlib.suppress(OSError):
                 pipe.close()
 
+    def write(self, pending: memoryview) -> memoryview:
+        """Never waits; returns what is left of it. Raises BrokenPipeError."""
+        try:
+            return pending[os.write(self.questions, pending[:PIPE_BYTES]) :]
+        except BlockingIOError:
+            return pending
+
+    def read(self) -> bytes:
+        """A piece of an answer, once there is one; empty if the process has gone."""
+        return os.read(self.answers, READ_BYTES)
+
     def _exchange(self, line: bytes, deadline: float) -> bytes:
         """Writes a line and reads one; empty if the other side is gone or the deadline has passed."""
         poll, received = select.poll(), bytearray()
         poll.register(self._stdout, select.POLLIN)
         try:
-            pending = self._write(memoryview(line))  # mostly all of it
+            pending = self.write(memoryview(line))  # mostly all of it
             if pending:
                 poll.register(self._stdin, select.POLLOUT)
             while not received.endswith(b"\n"):
@@ -109,25 +123,18 @@ class LineProcess:
                 if not ready:
                     return b""
                 for descriptor, _ in ready:
-                    if descriptor == self._stdout.fileno():
-                        piece = os.read(descriptor, _READ_BYTES)
+                    if descriptor == self.answers:
+                        piece = self.read()
                         if not piece:
                             return b""
                         received += piece
                         continue
-                    pending = self._write(pending)
+                    pending = self.write(pending)
                     if not pending:
                         poll.unregister(descriptor)
         except BrokenPipeError:
             return b""
         return bytes(received)
-
-    def _write(self, pending: memoryview) -> memoryview:
-        """What is left of it. Raises BrokenPipeError."""
-        try:
-            return pending[os.write(self._stdin.fileno(), pending[:PIPE_BYTES]) :]
-        except BlockingIOError:
-            return pending
 
 
 class LinePool:
@@ -139,7 +146,7 @@ class LinePool:
 
     def __init__(self, module: str, start: Any, patience: float) -> None:
         """start: what each process is told first. patience: seconds for an answer."""
-        self._module, self._start, self._patience = module, as_line(start), patience
+        self._module, self._start, self.patience = module, as_line(start), patience
         self._lock = threading.Lock()
         self._idle: list[LineProcess] = []
         self._all: set[LineProcess] = set()
@@ -152,7 +159,7 @@ class LinePool:
             Stopped: there was no answer.
         """
         process, reply = self._new()
-        self._give_back(process)
+        self.give_back(process)
         return reply
 
     def ask(self, question: Any) -> dict[str, Any]:
@@ -162,9 +169,24 @@ class LinePool:
             Stopped: there was none in time, the process ended, or its first line is "invalid" to it.
         """
         process = self._take()
-        reply = process.ask(as_line(question), self._patience)
-        self._give_back(process)
+        reply = process.ask(as_line(question), self.patience)
+        self.give_back(process)
         return reply
+
+    def idle(self) -> LineProcess | None:
+        """One that can be asked, whoever takes it; None if one had to be started."""
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if process.alive:
+                    return process
+                process.end()
+        return None
+
+    def give_back(self, process: LineProcess) -> None:
+        """It has answered."""
+        with self._lock:
+            self._idle.append(process)
 
     def close(self) -> None:
         """End the processes, also those that are busy."""
@@ -176,28 +198,26 @@ class LinePool:
             process.kill()  # whoever waits for its answer ends it
 
     def _take(self) -> LineProcess:
-        with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if process.alive:
-                    return process
-                process.end()
+        if (idle := self.idle()) is not None:
+            return idle
         process, reply = self._new()
         if "invalid" in reply:
             process.end()
             raise Stopped(str(reply["invalid"]))
         return process
 
-    def _give_back(self, process: LineProcess) -> None:
-        with self._lock:
-            self._idle.append(process)
-
     def _new(self) -> tuple[LineProcess, dict[str, Any]]:
         process = LineProcess(self._module)
         with self._lock:
             self._all.difference_update([other for other in self._all if not other.alive])
             self._all.add(process)
-        return process, process.ask(self._start, self._patience)
+        return process, process.ask(self._start, self.patience)
+
+
+def reply_of(answer: bytes) -> dict[str, Any]:
+    """What an answer says."""
+    reply: dict[str, Any] = msgspec.json.decode(answer)
+    return reply
 
 
 def as_line(value: Any) -> bytes:
