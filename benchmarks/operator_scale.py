@@ -308,7 +308,9 @@ class Bench:
         made = Counter(
             (each["objectRef"]["namespace"], each["objectRef"]["name"])
             for each in requests
-            if each["verb"] == "patch" and each["objectRef"]["resource"] == "deployments"
+            if each["verb"] == "patch"
+            and each["objectRef"]["resource"] == "deployments"
+            and each["responseStatus"]["code"] < 300
         )
         figures = {"lease_s": round(took, 1), "all_there_s": round(done, 1), "exit": first.process.poll()}
         self.report(

@@ -86,7 +86,10 @@ class RealControlPlane:
 
     @contextlib.contextmanager
     def without_api_server(self) -> Iterator[None]:
-        """No kube-apiserver inside the block, killed; a new one, at the same port and on the same etcd, after it."""
+        """No kube-apiserver inside the block, killed; a new one, at the same port and on the same etcd, after it.
+
+        To be called in the main thread: what a thread has started is killed with it.
+        """
         self._kill("kube-apiserver")
         try:
             yield
