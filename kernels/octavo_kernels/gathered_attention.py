@@ -72,7 +72,7 @@ def _single_tokens(
     sliding_window: int | None = None,
 ) -> torch.Tensor:
     """As `paged_attention` for requests with one token; the other rows may be anything."""
-    if len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):  # all are chunks
+    if metadata.all_chunks or len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     singles = replace(metadata, max_query_len=1)
     return paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)

@@ -151,7 +151,8 @@ def paged_attention(
     decode, chunk = configs or _configs(q, (block_d, group, num_requests * kv_heads), longest, invariant)
     most_keys = min(metadata.max_context_len or table_width * page_size, table_width * page_size)
     launch = Launch(q, k_cache, v_cache, out, metadata, scale, sliding_window or 0, group, block_d)
-    launch.decode(decode, num_requests, kv_heads, most_keys, invariant)
+    if not metadata.all_chunks:
+        launch.decode(decode, num_requests, kv_heads, most_keys, invariant)
     if longest > 1:
         launch.chunks(chunk, num_tokens, num_requests, kv_heads, invariant)
     return out

@@ -170,7 +170,8 @@ class StepGraphs:
         sharing = self._smallest((is_decode, True), tokens, count)
         if sharing is not None and self._prefixes.find(rows):
             return sharing
-        return self._smallest((is_decode, False), tokens, count)
+        # A piece of a prompt that is one token long, and not the last, is for no graph of one request alone.
+        return self._smallest((is_decode, False), tokens, count if is_decode or tokens > 1 else 2)
 
     def _smallest(self, kind: tuple[bool, bool], tokens: int, rows: int) -> GraphShape | None:
         shapes = self._by_kind[kind]
@@ -224,6 +225,7 @@ class StepGraphs:
             max_query_len=1 if shape.is_decode else None,
             max_context_len=limits.width * limits.block_size,
             shared=self._shared.sections(shape.rows) if shape.shares else None,
+            all_chunks=shape.is_alone,
         )
         logits = self._logits[: shape.rows]
         self._forward(batch, None if shape.is_decode else inputs.last_index, logits)

@@ -1,6 +1,8 @@
 """The kernels compiled for Hopper (sm_90) without a GPU: the interpreter takes programs that the compiler refuses."""
 
+import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +97,9 @@ def test_chunks_on_hopper(
     case = make_case([(90, 600), (40, 600)], heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype)
     case.run(None, attention)
     check(compiled, 4)  # single tokens in splits, their merge, tiles, chunks
+    case.metadata = replace(case.metadata, all_chunks=True)
+    case.run(None, attention)
+    check(compiled, 5)  # the tiles were made once for the step; no kernel for single tokens
     for config in CONFIGS:
         hopper_attention(case.q, case.k_cache, case.v_cache, case.metadata, 0.25, config)
     assert all(kernel.metadata.shared <= SHARED_MEMORY for kernel in compiled)
@@ -134,6 +139,16 @@ def test_products_of_many_rows_on_hopper(
     product(torch.zeros(300, 192, dtype=dtype), torch.zeros(512, 192, dtype=dtype), config)
     check(compiled, 1)
     assert "wgmma" in compiled[0].asm["ptx"]
+    # What the copy engine reads no sanitizer follows: that it is written when all warps know that the last copy is
+    # through with it, and copied when all have written, and for the copy engine to see.
+    around = re.findall(
+        r"(wait_group\.read|bar\.sync|stmatrix|fence\.proxy\.async|bulk\.tensor\.2d\.global)", compiled[0].asm["ptx"]
+    )
+    runs = " ".join(each for each, before in zip(around, ["", *around], strict=False) if each != before)
+    stores = runs.count("stmatrix")
+    assert stores == config.groups * (1 if product is products.hopper_gated else 2)
+    in_order = "wait_group.read bar.sync stmatrix fence.proxy.async bar.sync bulk.tensor.2d.global"
+    assert runs.count(in_order) == stores == runs.count("bulk.tensor.2d.global")
 
 
 def test_invariant_attention_in_float32(compiled: list[Any]) -> None:
