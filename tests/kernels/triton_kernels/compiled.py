@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from octavo_kernels import few_tokens, logit_entries, sampling, truncation
+from octavo_kernels import few_tokens, logit_entries, product_choices, sampling, shared_memory, truncation
 from octavo_kernels import hopper_linear as products
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gathered_attention import attention, gathered_attention
@@ -19,7 +20,7 @@ from octavo_kernels.gemv import gated_gemv, gemv
 from octavo_kernels.hopper_attention import CONFIGS, hopper_attention
 from octavo_kernels.linear import linear_config, linear_invariant, linear_tiles
 from octavo_kernels.logprobs import logprobs
-from octavo_kernels.paged_attention import paged_attention
+from octavo_kernels.paged_attention import paged_attention, paged_attention_invariant
 from octavo_kernels.residual import Residual
 from octavo_kernels.rms_norm import add_rms_norm, norm_residual
 from octavo_kernels.rope import rotate_and_store
@@ -58,11 +59,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(run(self, *args, grid=grid, warmup=True, **options))
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    for module in [module for name, module in sys.modules.items() if name.startswith("octavo_kernels.")]:
-        if hasattr(module, "overlap"):
-            monkeypatch.setattr(module, "overlap", lambda _, late=False: {"OVERLAP": 1 + late, "launch_pdl": True})
+    set_overlap(monkeypatch, lambda _, late=False: {"OVERLAP": 1 + late, "launch_pdl": True})
     driver.set_active(Hopper())
     return found
+
+
+def set_overlap(monkeypatch: pytest.MonkeyPatch, overlap: Callable[..., dict[str, Any]]) -> None:
+    for module in [module for name, module in sys.modules.items() if name.startswith("octavo_kernels.")]:
+        if hasattr(module, "overlap"):
+            monkeypatch.setattr(module, "overlap", overlap)
 
 
 def check(compiled: list[Any], count: int) -> None:
@@ -217,3 +222,48 @@ def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -
         expand_step(int32, state, out, tokens)
     assert len({kernel.hash for kernel in compiled}) == 1
     check(compiled, 3)
+
+
+# What graphics cards of the generations before and after give a program; an A100 gives 163 KiB, an H100 227.
+SMALL_MEMORY = 99 * 1024
+
+
+def test_what_is_chosen_for_an_unknown_device_fits_into_its_shared_memory(
+    compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (shared_memory, product_choices):
+        monkeypatch.setattr(module, "shared_memory", lambda _: SMALL_MEMORY)
+    monkeypatch.setattr(Hopper, "get_current_target", lambda _: GPUTarget("cuda", 89, 32))
+    set_overlap(monkeypatch, lambda _, late=False: {"OVERLAP": 0, "launch_pdl": False})
+    case = make_case([(5, 600), (1, 600)], heads=8, head_dim=128, dtype=torch.bfloat16)
+    case.run(None, paged_attention)
+    case.run(None, paged_attention_invariant)
+    requests = make_case([(1, 600)] * 80, heads=8, kv_heads=8, head_dim=128, dtype=torch.bfloat16)
+    requests.metadata = replace(requests.metadata, max_query_len=1)
+    requests.run(None, paged_attention)
+    long = make_case([(1030, 1030)], heads=8, head_dim=128, dtype=torch.bfloat16)
+    long.run(None, paged_attention)
+    shared = make_shared_case([600] * 20, [(list(range(20)), 30)], heads=8, head_dim=128, dtype=torch.bfloat16)
+    shared_prefix_attention(shared.q, shared.k_cache, shared.v_cache, shared.metadata, 0.25)
+    x, w = torch.zeros(7, 4096, dtype=torch.bfloat16), torch.zeros(64, 4096, dtype=torch.bfloat16)
+    few_rows_gated(x, w, None, product_choices.few_rows_of_gates(w, 7))
+    few_rows_linear(x, w, None, product_choices.few_rows(w, 7))
+    few_rows_parts(x, w, product_choices.few_rows_in_parts(w, 7))
+    gemv(x[:1], w, None, product_choices.one_row(w))
+    linear_invariant(x, w)
+    assert len(compiled) == 17
+    assert max(kernel.metadata.shared for kernel in compiled) <= SMALL_MEMORY
+
+
+def test_a_device_takes_its_own_table_else_one_of_its_architecture_else_the_rules() -> None:
+    text = product_choices.FILE.read_text(encoding="utf-8")
+    tables = product_choices.read(text)
+    assert product_choices.to_json(tables) == text
+    (name, own), weight = next(iter(tables.items())), torch.empty(28672, 4096, device="meta")
+    assert own.one_row and own.eight_rows and own.sixteen_rows
+    other = product_choices.Tuned(own.capability)
+    tables["another"] = other
+    for asked, capability, expected in ((name, "9.0", own), ("another", "9.0", other), ("a third", "9.0", own)):
+        assert product_choices.choose(tables, asked, capability) is expected
+    assert product_choices.choose(tables, "a fourth", "7.5") == product_choices.Tuned("7.5")
+    assert product_choices.few_rows_of_gates(weight, 8) == FewRowsConfig(32, 128, 4, 5, ahead=512)
