@@ -104,8 +104,8 @@ def to_json(tables: Mapping[str, Tuned]) -> str:
     """What `read` reads, a line for each configuration."""
     parts = []
     for name, table in sorted(tables.items()):
-        kinds = zip(_KINDS, (table.one_row, table.eight_rows, table.sixteen_rows), strict=True)
-        rows = [f'   "{rows}": {{\n{_lines(found)}\n   }}' for (rows, _), found in kinds if found]
+        kinds: dict[str, Mapping[Shape, Any]] = {"1": table.one_row, "8": table.eight_rows, "16": table.sixteen_rows}
+        rows = [f'   "{rows}": {{\n{_lines(found)}\n   }}' for rows, found in kinds.items() if found]
         of_device = f'  "capability": {json.dumps(table.capability)},\n  "rows": {{\n' + ",\n".join(rows) + "\n  }"
         parts.append(f" {json.dumps(name)}: {{\n{of_device}\n }}")
     return "{\n" + ",\n".join(parts) + "\n}\n"

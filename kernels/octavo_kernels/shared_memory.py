@@ -3,14 +3,18 @@
 from functools import cache
 
 import torch
+from triton.runtime.driver import driver
 
 _HOPPER = 227 * 1024
 
 
 @cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes that a program may have; as on Hopper where there is no GPU."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else _HOPPER
+    """Bytes that a program may have, as Triton will check; those of Hopper where there is no GPU."""
+    if device.type != "cuda":
+        return _HOPPER
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def fitting(rows: int, keys: int, stages: int, row_bytes: int, device: torch.device) -> tuple[int, int]:
