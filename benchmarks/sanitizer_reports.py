@@ -8,9 +8,10 @@ them all the same, in any such kernel. It counts them to the lines of the kernel
 divides the warps, in which a kernel of ours does nothing with shared memory itself.
 
 So reports are left out whose every access is at such a line, and only if racecheck makes such a report of
-`racecheck_controls.ordered_kernel`, too, which shares nothing but by an mbarrier. Nothing else may be reported of that
-one; and of `unordered_kernel` the race must be. What the copy engine and the matrix units do with shared memory
-racecheck does not follow: the order of these is held by a test on the compiled code (`tests/kernels`, `compiled.py`).
+`racecheck_controls.apart_kernel`, too, whose groups of warps share nothing. Nothing else may be reported of that one;
+and of `racing_kernel` the race must be. What the copy engine and the matrix units do with shared memory racecheck does
+not follow, nor an mbarrier at which one thread arrives for others (a kernel that shares by one is reported). What
+orders these is in the compiled code, and a test holds it for the copies (`tests/kernels/triton_kernels/compiled.py`).
 """
 
 import ast
@@ -19,13 +20,13 @@ import re
 import textwrap
 from typing import Any, Final, NamedTuple
 
-from racecheck_controls import ordered_kernel, unordered_kernel
+from racecheck_controls import apart_kernel, racing_kernel
 
 from octavo_kernels.hopper_kernel import hopper_kernel
 from octavo_kernels.hopper_linear_kernel import hopper_linear_kernel
 
 DIVIDED: Final[dict[str, Any]] = {
-    kernel.fn.__name__: kernel for kernel in (hopper_kernel, hopper_linear_kernel, ordered_kernel, unordered_kernel)
+    kernel.fn.__name__: kernel for kernel in (hopper_kernel, hopper_linear_kernel, apart_kernel, racing_kernel)
 }
 _ACCESS: Final = re.compile(r"(?:Read|Write) access at (\w+)\+0x[0-9a-f]+(?: in \S+?:(\d+))?")
 _SUMMARY: Final = re.compile(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+) warnings?\)")
@@ -73,10 +74,10 @@ def races(output: str) -> list[str]:
         return [str(error)]
     is_dispatch = {name: dispatch_lines(kernel) for name, kernel in DIVIDED.items()}
     others = [race for race in reports if not race.lines <= is_dispatch.get(race.kernel, frozenset())]
-    if len(others) < len(reports) and not any(race.kernel == "ordered_kernel" for race in reports):
+    if len(others) < len(reports) and not any(race.kernel == "apart_kernel" for race in reports):
         others = reports  # the tool has learnt it
-    if not any(race.kernel == "unordered_kernel" for race in others):
+    if not any(race.kernel == "racing_kernel" for race in others):
         return ["the control with a race is not reported", *(race.text for race in others)]
-    found = [race.text for race in others if race.kernel != "unordered_kernel"]
+    found = [race.text for race in others if race.kernel != "racing_kernel"]
     print(f"    {len(reports)} reports, of which {len(reports) - len(others)} of how Triton divides warps", flush=True)
     return found

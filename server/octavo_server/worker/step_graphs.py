@@ -56,7 +56,7 @@ class GraphLimits:
 
     rows: of the largest graph. tokens: of the largest mixed one, 0 if there is none. width: pages in a block table.
     scratch_page: of the KV cache, nobody's. least_shared: pages for each row that shared prefixes must save to be read
-    once; 0: they never are.
+    once; 0: they never are. joining_words: see `StepMemory`.
     """
 
     rows: int
@@ -66,6 +66,7 @@ class GraphLimits:
     vocab_size: int
     scratch_page: int
     least_shared: int = 0
+    joining_words: int = 0
 
 
 class GraphOutputs(NamedTuple):
@@ -93,7 +94,7 @@ class StepGraphs:
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
         self._expand = pick_expand_step(device)
         self._packed = torch.zeros(packed_words(tokens, rows) + MOST_PAGES, dtype=torch.int32, device=device)
-        pool = StepMemoryPool(len(self._packed), rows, device)
+        pool = StepMemoryPool(len(self._packed), rows, device, limits.joining_words)
         self._packer = StepPacker(len(last), pool, pinned=device.type == "cuda")
 
         def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
