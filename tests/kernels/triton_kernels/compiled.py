@@ -1,5 +1,6 @@
 """The kernels compiled for Hopper (sm_90) without a GPU: the interpreter takes programs that the compiler refuses."""
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -267,3 +268,37 @@ def test_a_device_takes_its_own_table_else_one_of_its_architecture_else_the_rule
         assert product_choices.choose(tables, asked, capability) is expected
     assert product_choices.choose(tables, "a fourth", "7.5") == product_choices.Tuned("7.5")
     assert product_choices.few_rows_of_gates(weight, 8) == FewRowsConfig(32, 128, 4, 5, ahead=512)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([("apart", "divides"), ("racing", "own"), ("hopper", "divides")], []),
+        ([("apart", "divides"), ("racing", "own"), ("hopper", "own")], ["hopper"]),
+        ([("apart", "divides"), ("racing", "own"), ("merge", "own")], ["merge"]),
+        ([("apart", "own"), ("apart", "divides"), ("racing", "own")], ["apart"]),
+        ([("racing", "own"), ("hopper", "divides")], ["hopper"]),  # the control is not reported: so it is ours
+        ([("apart", "divides"), ("racing", "divides")], ["the control with a race"]),
+        ([], ["the control with a race"]),
+    ],
+)
+def test_reports_of_races_are_left_out_only_where_a_control_shows_the_tool_to_be_wrong(
+    reports: list[tuple[str, str]], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend("benchmarks")
+    sanitizer_reports = importlib.import_module("sanitizer_reports")
+    lines = {"own": (1000, 1001)}
+    output = ""
+    for kernel, where in reports:
+        if where == "divides":
+            lines[where] = tuple(
+                sorted(sanitizer_reports.dispatch_lines(sanitizer_reports.DIVIDED[f"{kernel}_kernel"]))
+            )
+        first, second = lines[where]
+        output += f"========= Error: Race reported between Read access at {kernel}_kernel+0xf0 in k.py:{first}\n"
+        output += f"=========     and Write access at {kernel}_kernel+0x1f0 in k.py:{second} [5 hazards]\n========= \n"
+    summary = f"========= RACECHECK SUMMARY: {len(reports)} hazards displayed ({len(reports)} errors, 0 warnings)\n"
+    found = sanitizer_reports.races(output + summary)
+    assert len(found) == len(expected) and all(name in each for name, each in zip(expected, found, strict=True))
+    assert "reports, but" in sanitizer_reports.races(output)[0]
+    assert "reports, but" in sanitizer_reports.races(output + summary.replace("SUMMARY: ", "SUMMARY: 9"))[0]
