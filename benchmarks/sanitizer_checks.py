@@ -20,6 +20,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 import octavo_kernels  # noqa: E402
 from octavo_kernels import reference, step_inputs, step_inputs_kernel, step_start  # noqa: E402
+from octavo_kernels import sampling_table as columns  # noqa: E402
 from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts  # noqa: E402
 from octavo_kernels.gemv import gated_gemv  # noqa: E402
 from octavo_kernels.hopper_attention import CONFIGS  # noqa: E402
@@ -133,6 +134,14 @@ def check_sampling(errors: Errors) -> None:
     settings = [*gpu_sampling.KINDS.values(), {"bad_words": ((1, 2), (3,)), "logprobs": 2}, {"min_tokens": 30}]
     params = [SamplingParams(seed=row, **setting) for row, setting in enumerate(settings)]
     pair = SamplingPair(params, [list(range(40))] * len(params), 20, VOCAB, CUDA, eos=(5,))
+    table = pair.slots.table.clone()
+    pair.slots.table.zero_()
+    memory = torch.zeros(64, pair.slots.joining_words, dtype=torch.int64).pin_memory()
+    pair.slots.apply(pair.slots.changes(pair.states, ()), memory)
+    entries = (columns.ENTRIES.value, columns.WORDS.value)  # addresses, of memory that is new each time
+    differing = (pair.slots.table != table).any(0).nonzero().flatten().tolist()
+    if not set(differing) <= set(entries):
+        errors.failures.append(f"rows read from the host differ in {differing}")
     for step in range(2):
         logits = 3 * torch.randn(len(params), VOCAB, device=CUDA, generator=torch.Generator(CUDA).manual_seed(step))
         got, want = pair.step(logits)

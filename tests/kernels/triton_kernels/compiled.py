@@ -31,6 +31,7 @@ from octavo_kernels.silu_and_mul import silu_and_mul
 from octavo_kernels.step_inputs import ExpandedStep, SlotState
 from octavo_kernels.step_inputs_kernel import expand_step
 from octavo_kernels.step_start import begin_step
+from octavo_kernels.table_rows import write_rows
 from paged_case import make_case
 from shared_case import make_shared_case
 
@@ -212,7 +213,8 @@ def test_sampling(compiled: list[Any]) -> None:
     sampling.finish_draw(slots, table, work, last, tokens)
     logit_entries.match_words(slots, table, tokens)
     logprobs(logits, tokens, slots, 20)
-    check(compiled, 17)
+    write_rows(table, torch.zeros(2, 1 + COLUMNS, dtype=torch.int64))
+    check(compiled, 18)
 
 
 def test_the_inputs_of_steps_of_all_sizes_take_one_kernel(compiled: list[Any]) -> None:
