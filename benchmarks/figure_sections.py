@@ -98,7 +98,8 @@ def invariance_figures(bench: BenchEngine) -> list[Figure]:
     figures += time_prefill(bench, [(1, 8192), (16, 2048)])
     figures += time_first_token(bench, [128, 1024])
     for figure in figures:
-        print(f"   invariant {bench.config.batch_invariant}, {figure.name}: {figure.value} {figure.unit}", flush=True)
+        told = f"{figure.name}: {figure.value} {figure.unit} {dict(figure.details)}"
+        print(f"   invariant {bench.config.batch_invariant}, {told}", flush=True)
     return figures
 
 

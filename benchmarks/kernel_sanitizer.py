@@ -13,6 +13,7 @@ or a result is wrong, 2 if there is no compute-sanitizer.
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -60,12 +61,13 @@ def run_under(program: str, tool: str, seconds: float) -> tuple[int, str]:
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
     inside = [sys.executable, __file__, "--inside", tool]
     with subprocess.Popen(
-        [*command, *inside], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as run:
+        [*command, *inside], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as run:  # fmt: skip
         try:
             output, _ = run.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            run.kill()
+            os.killpg(run.pid, signal.SIGKILL)  # the tool, and the program under it
             output, _ = run.communicate()
             output += f"\nstopped after {seconds:.0f} s"
     return run.returncode, output

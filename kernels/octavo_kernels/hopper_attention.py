@@ -42,7 +42,7 @@ _ONE: Final = HopperConfig(2, 128, 2, 1, heads_first=True, backwards=True)
 _SEVERAL: Final = HopperConfig(2, 128, 2, 1, heads_first=False, backwards=True)
 _SHORT: Final = HopperConfig(1, 64, 3, 2, heads_first=False)
 CONFIGS: Final = (_ONE, _SEVERAL, _SHORT)
-_FEW_TOKENS: Final = 128  # of a step: large tiles of these are fewer than the processors, however long contexts are
+_FEW_TOKENS: Final = 256  # of a step: large tiles of these are fewer than the processors, however long contexts are
 
 
 def hopper_config(longest: int, most_keys: int, num_tokens: int) -> HopperConfig:
