@@ -77,6 +77,34 @@ def figures_8b() -> list[Measured]:
         bench.close()
 
 
+def price_of_invariance() -> dict[str, Any]:
+    """What `--batch-invariant` costs: the 8B shape with and without, one engine after the other; what is more, in %."""
+    found: dict[bool, dict[str, float]] = {}
+    for invariant in (True, False):
+        bench = engine("8b", batch_invariant=invariant)
+        try:
+            found[invariant] = {figure.name: figure.value for figure in invariance_figures(bench)}
+        finally:
+            bench.close()
+    with_it, without = found[True], found[False]
+    price = {
+        name: round(100 * ((value / with_it[name] if name.startswith("prefill") else with_it[name] / value) - 1), 1)
+        for name, value in without.items()
+    }
+    return {"with": with_it, "without": without, "more time, %": price, "failures": []}
+
+
+def invariance_figures(bench: BenchEngine) -> list[Figure]:
+    """Milliseconds of decode steps and to the first token, prompt tokens a second."""
+    figures = time_decode(bench, BATCHES, 1024)
+    figures += time_prefill(bench, [(1, 8192), (16, 2048)])
+    figures += time_first_token(bench, [128, 1024])
+    for figure in figures:
+        told = f"{figure.name}: {figure.value} {figure.unit} {dict(figure.details)}"
+        print(f"   invariant {bench.config.batch_invariant}, {told}", flush=True)
+    return figures
+
+
 def figures_06b() -> list[Measured]:
     """Decode and throughput A."""
     bench = engine("0.6b")

@@ -1,10 +1,11 @@
 """What a decode step of few rows is made of, on a GPU: products alone, and the choices in steps of whole models.
 
-    python benchmarks/gpu_decode.py [--json FILE] [--only right search profile products] [--models …] [--rows …]
+    python benchmarks/gpu_decode.py [--only right search profile products] [--models …] [--rows …] [--write]
 
 - right: products against float64; logits of a whole step with overlapping launches equal to the bit to those without.
 - search: a step in one CUDA graph at a context of 1024, of 1 and of 8 rows; choice after choice each candidate is
-  tried, and the best is kept for those that follow. Then steps of other sizes with what was kept.
+  tried, and the best is kept for those that follow. Then steps of other sizes with what was kept. With --write the
+  products' best go into `octavo_kernels/tuned_products.json` as those of this device (`product_choices`).
 - profile: the kernels of a layer, one after the other. (The profiler slows all that is timed after it.)
 - products: each product of a step at 1 and 8 rows alone, by configuration, with weights past the L2.
 
@@ -90,6 +91,7 @@ REGISTERS: Final[dict[str, tuple[tuple[int, int, int, int], ...]]] = {
     "gated": (),
     "split": ((16, 512, 4, 1), (16, 512, 4, 2), (16, 512, 4, 4), (32, 512, 4, 4), (32, 512, 8, 1)),
 }
+DEVICE: Final = torch.device("cuda", 0)
 OFF: Final = {"OVERLAP": False, "launch_pdl": False}
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -163,8 +165,8 @@ def compile_one(task: Task) -> str | None:
 
 
 def sizes(searched: list[int]) -> list[int]:
-    """Rows of which each that are searched stand for: 8 for 2 to 16, which are two variants."""
-    return [rows for each in searched for rows in ((1,) if each == 1 else (8, 13))]
+    """Rows of which each that are searched stand for: up to 8 and up to 16 are two variants, and the search's own."""
+    return sorted({rows for each in searched for rows in ((1,) if each == 1 else (8, 13))})
 
 
 def compile_all(seconds: float, models: list[str], rows_of: list[int]) -> None:
@@ -320,8 +322,8 @@ def descend(name: str, rows: int, step: Callable[[], object], end: float) -> dic
     """Milliseconds of each candidate of each choice, on top of the best of those before."""
     best = step_ms(step)
     found: dict[str, Any] = {"first": best}
-    print(f"{name} {rows}: {best} ms; predicted {PREDICTIONS[f'{name} {rows}']}", flush=True)
-    for choice, options in (choices_of_one(name) if rows == 1 else choices_of_few(name)).items():
+    print(f"{name} {rows}: {best} ms; predicted {PREDICTIONS.get(f'{name} {rows}', '-')}", flush=True)
+    for choice, options in (choices_of_one(name) if rows == 1 else choices_of_few(name, rows)).items():
         if time.perf_counter() > end:
             break
         times = {}
@@ -368,16 +370,21 @@ def attentions(rows: int, *cuts: tuple[int, int, int, int, int, int, bool]) -> d
     return {"as chosen": setter(paged_attention, "decode_config", usual), **{str(cut): patch(cut) for cut in cuts}}
 
 
-def choices_of_one(name: str) -> dict[str, dict[str, Patch]]:
-    def table(shape: tuple[int, int], config: GemvConfig) -> Patch:
-        return lambda: product_choices.ONE_ROW.update({shape: config})
+def entry(table: dict[tuple[int, int], Any], shape: tuple[int, int], config: object, usual: object) -> Patch:
+    """Puts a configuration into a table; what comes of the rules, or stands there, stays as it is."""
+    if config == usual and shape not in table:
+        return lambda: table.pop(shape, None) and None
+    return lambda: table.update({shape: config})
 
+
+def choices_of_one(name: str) -> dict[str, dict[str, Patch]]:
+    table = product_choices.tuned(DEVICE).one_row
     found: dict[str, dict[str, Patch]] = {}
     for outputs, inputs, _, kind in PRODUCTS[name]:
         shape = (2 * outputs if kind == "gated" else outputs, inputs)
-        usual = product_choices.one_row(torch.empty(shape, device="meta"))
+        usual = product_choices.one_row(torch.empty(shape, device=DEVICE, dtype=torch.bfloat16))
         configs = dict.fromkeys((usual, *(GemvConfig(*c) for c in GEMV if c[1] <= inputs)))
-        found[f"{inputs} to {shape[0]}"] = {str(c): table(shape, c) for c in configs}
+        found[f"{inputs} to {shape[0]}"] = {str(c): entry(table, shape, c, usual) for c in configs}
     found["attention"] = attentions(
         *(1, (128, 4, 3, 128, 128, 0, False), (128, 4, 3, 128, 128, 128, True), (64, 4, 3, 128, 64, 64, False)),
         *((64, 4, 2, 264, 64, 64, False), (128, 8, 3, 64, 128, 128, False)),
@@ -385,19 +392,18 @@ def choices_of_one(name: str) -> dict[str, dict[str, Patch]]:
     return found
 
 
-def choices_of_few(name: str) -> dict[str, dict[str, Patch]]:
-    def table(shape: tuple[int, int], config: FewRowsConfig) -> Patch:
-        return lambda: product_choices.EIGHT_ROWS.update({shape: config})
-
-    found: dict[str, dict[str, Patch]] = {}
+def choices_of_few(name: str, rows: int) -> dict[str, dict[str, Patch]]:
+    tuned, found = product_choices.tuned(DEVICE), dict[str, dict[str, Patch]]()
+    table = tuned.eight_rows if rows <= 8 else tuned.sixteen_rows
     for outputs, inputs, _, kind in PRODUCTS[name]:
         shape = (2 * outputs if kind == "gated" else outputs, inputs)
         rule = {"gated": product_choices.few_rows_of_gates, "split": product_choices.few_rows_in_parts}
-        usual = rule.get(kind, product_choices.few_rows)(torch.empty(shape, device="meta"), 8)
+        weight = torch.empty(shape, device=DEVICE, dtype=torch.bfloat16)
+        usual = rule.get(kind, product_choices.few_rows)(weight, rows)
         configs = dict.fromkeys((usual, *few_rows_configs(kind, inputs)))
-        found[f"{inputs} to {shape[0]}"] = {name_of(c): table(shape, c) for c in configs}
+        found[f"{inputs} to {shape[0]}"] = {name_of(c): entry(table, shape, c, usual) for c in configs}
     found["attention"] = attentions(
-        *(8, (64, 4, 2, 528, 256, 0, True), (64, 4, 2, 528, 256, 128, True), (64, 4, 2, 528, 256, 64, False)),
+        *(rows, (64, 4, 2, 528, 256, 0, True), (64, 4, 2, 528, 256, 128, True), (64, 4, 2, 528, 256, 64, False)),
         *((128, 4, 2, 264, 256, 64, True), (64, 4, 3, 264, 256, 64, True)),
     )
     found["norms overlap"], found["products overlap"] = overlaps(rms_norm), overlaps(few_rows)
@@ -463,8 +469,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--models", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), metavar="MODEL")
     parser.add_argument(
-        "--rows", nargs="*", type=int, choices=(1, 8), default=[1, 8], help="of `right`, `search`, `products`"
+        "--rows", nargs="*", type=int, choices=(1, 8, 16), default=[1, 8], help="of `right`, `search`, `products`"
     )
+    parser.add_argument("--write", action="store_true", help="the best products of `search`, into the table of devices")
     parser.add_argument("--compiled", action="store_true", help="the kernels are in Triton's cache")
     parser.add_argument("--tiles-only", action="store_true", help="no candidates with the weight in registers")
     parser.add_argument("--seconds", type=float, default=80.0, help="nothing begins after so many (default: 80)")
@@ -492,6 +499,10 @@ def main() -> int:
         print(f"== {name}: {report[name].get('failures', 'ok')}, {time.perf_counter() - begin:.0f} s", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if arguments.write and "failures" not in report.get("search", {}):
+        tables = product_choices.read(product_choices.FILE.read_text(encoding="utf-8"))
+        tables[report["device"]] = product_choices.tuned(DEVICE)
+        product_choices.FILE.write_text(product_choices.to_json(tables), encoding="utf-8")
     return int(any("failures" in report[name] for name in arguments.only))
 
 

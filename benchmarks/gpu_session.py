@@ -271,7 +271,10 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "start": figures_of(figure_sections.figures_start),
 }
 # By name alone: it takes minutes.
-EXTRAS: dict[str, Callable[[], dict[str, Any]]] = {"sanitizer": sanitizer}
+EXTRAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "sanitizer": sanitizer,
+    "price": figure_sections.price_of_invariance,
+}
 SECTIONS = {**CHECKS, **EXTRAS, **FIGURES}
 
 

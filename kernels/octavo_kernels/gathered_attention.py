@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.hopper_attention import hopper_attention, takes_chunks
 from octavo_kernels.metadata import AttentionMetadata
-from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, paged_attention
+from octavo_kernels.paged_attention import AttentionConfig, Launch, chunk_config, for_device, paged_attention
 from octavo_kernels.shared_prefix_attention import shared_prefix_attention, takes
 
 _ALIGNMENT: Final = 128  # rows of a request's stretch: a multiple of every tile of keys
@@ -72,7 +72,7 @@ def _single_tokens(
     sliding_window: int | None = None,
 ) -> torch.Tensor:
     """As `paged_attention` for requests with one token; the other rows may be anything."""
-    if len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):  # all are chunks
+    if metadata.all_chunks or len(q) == len(metadata.block_tables) * (metadata.max_query_len or 0):
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     singles = replace(metadata, max_query_len=1)
     return paged_attention(q, k_cache, v_cache, singles, scale, sliding_window)
@@ -156,7 +156,8 @@ def gathered_attention(
     kv_heads = k_cache.shape[2]
     found = gather_pages(k_cache, v_cache, metadata, _most_keys(metadata, k_cache))
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    config = config or gathered_config(q.dtype, block_d, group, metadata.max_query_len or num_tokens)
+    longest = metadata.max_query_len or num_tokens
+    config = config or for_device(gathered_config(q.dtype, block_d, group, longest), block_d, q)
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     rows = [half.view(-1, head_dim) for half in found]
     k, v = (TensorDescriptor.from_tensor(half, [config.block_keys, block_d]) for half in rows)

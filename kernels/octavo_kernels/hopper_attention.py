@@ -42,11 +42,12 @@ _ONE: Final = HopperConfig(2, 128, 2, 1, heads_first=True, backwards=True)
 _SEVERAL: Final = HopperConfig(2, 128, 2, 1, heads_first=False, backwards=True)
 _SHORT: Final = HopperConfig(1, 64, 3, 2, heads_first=False)
 CONFIGS: Final = (_ONE, _SEVERAL, _SHORT)
+_FEW_TOKENS: Final = 256  # of a step: large tiles of these are fewer than the processors, however long contexts are
 
 
 def hopper_config(longest: int, most_keys: int, num_tokens: int) -> HopperConfig:
     """By the longest chunk's tokens, the longest context, and the step's tokens: whether it is nearly all one chunk."""
-    if most_keys <= 1024:
+    if most_keys <= 1024 or num_tokens <= _FEW_TOKENS:
         return _SHORT
     return _ONE if 2 * longest >= num_tokens else _SEVERAL
 

@@ -52,7 +52,8 @@ def hopper_linear_config(rows: int, outputs: int, processors: int) -> HopperLine
     if rows > 1024:
         return _MANY
     if rows <= 128:
-        return _FEW if 4 * _tiles(_FEW, rows, outputs) >= 3 * processors else _LEAST
+        usual = _FEW if rows <= 64 else _SOME
+        return usual if 4 * _tiles(usual, rows, outputs) >= 3 * processors else _LEAST
     rows = -(-rows // 128) * 128
 
     def takes_time(config: HopperLinearConfig) -> float:

@@ -53,6 +53,7 @@ class AttentionMetadata:
     max_query_len, max_context_len: the host's upper bounds of a request's tokens in the step and in the cache; None if
         it knows no better than q and block_tables show. They may exceed the truth, as they do in a graph.
     shared: for a step in which every request has one token; what it says changes how keys are read, not what is seen.
+    all_chunks: no request has one token in the step, so that no kernel for single tokens is launched.
     """
 
     query_start: torch.Tensor
@@ -63,3 +64,4 @@ class AttentionMetadata:
     max_query_len: int | None = None
     max_context_len: int | None = None
     shared: SharedPrefixes | None = None
+    all_chunks: bool = False

@@ -28,7 +28,7 @@ What other requests left in the cache has no influence, NaN included: keys that 
 - products and sums are not contracted (`enable_fp_fusion=False`), as two kernels could be contracted differently.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -37,6 +37,7 @@ import triton
 from octavo_kernels.attention_kernel import attention_kernel, merge_kernel
 from octavo_kernels.metadata import AttentionMetadata
 from octavo_kernels.programmatic_launch import overlap
+from octavo_kernels.shared_memory import fitting
 
 LOG2_E: Final = 1.4426950408889634
 INVARIANT_SPLIT: Final = 1024  # keys; a multiple of every BLOCK_N
@@ -121,8 +122,17 @@ def _configs(
     """shape: BLOCK_D, query heads a key head, and requests times key heads."""
     block_d, group, programs = shape
     if invariant:
-        return (invariant_config(q.dtype, block_d, group),) * 2
-    return decode_config(q.dtype, block_d, group, programs), chunk_config(q.dtype, block_d, group, longest)
+        decode = chunk = invariant_config(q.dtype, block_d, group)
+    else:
+        decode, chunk = decode_config(q.dtype, block_d, group, programs), chunk_config(q.dtype, block_d, group, longest)
+    return for_device(decode, block_d, q), for_device(chunk, block_d, q)
+
+
+def for_device(config: AttentionConfig, block_d: int, q: torch.Tensor) -> AttentionConfig:
+    """What of it fits into the device's shared memory."""
+    row_bytes = block_d * q.element_size()
+    keys, stages = fitting(config.block_rows, config.block_keys, config.num_stages, row_bytes, q.device)
+    return replace(config, block_keys=keys, num_stages=stages)
 
 
 def paged_attention(
@@ -154,7 +164,8 @@ def paged_attention(
     decode, chunk = configs or _configs(q, (block_d, group, num_requests * kv_heads), longest, invariant)
     most_keys = min(metadata.max_context_len or table_width * page_size, table_width * page_size)
     launch = Launch(q, k_cache, v_cache, out, metadata, scale, sliding_window or 0, group, block_d)
-    launch.decode(decode, num_requests, kv_heads, most_keys, invariant)
+    if not metadata.all_chunks:
+        launch.decode(decode, num_requests, kv_heads, most_keys, invariant)
     if longest > 1:
         launch.chunks(chunk, num_tokens, num_requests, kv_heads, invariant)
     return out

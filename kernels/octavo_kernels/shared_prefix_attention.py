@@ -20,7 +20,7 @@ Keys that no row of a program sees are never loaded, so NaN in other requests' s
 are depends on the company that a row is in, and so do its bits: not for `--batch-invariant`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -29,6 +29,7 @@ import triton.language as tl
 
 from octavo_kernels.metadata import TILE_MEMBERS, AttentionMetadata
 from octavo_kernels.paged_attention import LOG2_E
+from octavo_kernels.shared_memory import fitting
 
 _MOST_SPLITS: Final = 16  # of each kind
 
@@ -48,6 +49,11 @@ class PartConfig:
     @property
     def least_tiles(self) -> int:
         return max(1, self.least_keys // self.keys)
+
+    def for_device(self, row_bytes: int, device: torch.device) -> "PartConfig":
+        """What of it fits into the device's shared memory."""
+        keys, stages = fitting(self.rows, self.keys, self.num_stages, row_bytes, device)
+        return replace(self, keys=keys, num_stages=stages)
 
     def num_splits(self, programs: int, most_keys: int) -> int:
         """Over how many programs keys are split, `programs` being those without."""
@@ -102,7 +108,9 @@ def shared_prefix_attention(
         )
     _, page_size, kv_heads, _ = k_cache.shape
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    config = config or shared_config(q.dtype, block_d, group)
+    if config is None:
+        usual, row_bytes = shared_config(q.dtype, block_d, group), block_d * q.element_size()
+        config = SharedConfig(*[part.for_device(row_bytes, q.device) for part in (usual.prefix, usual.own)])
     prefix, own, most_keys = config.prefix, config.own, _most_keys(metadata, k_cache)
     of_one_group = -(-num_requests // min(TILE_MEMBERS, prefix.rows // group))
     prefix_splits = prefix.num_splits(of_one_group * kv_heads, most_keys)

@@ -36,7 +36,7 @@ from octavo_server.engine.scheduler import Scheduler, SchedulerLimits
 from octavo_server.errors import ConfigError, ModelError
 from octavo_server.grammar_store import GrammarStore
 from octavo_server.ipc import Pooling, SamplingParams
-from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
+from octavo_server.worker.device import fix_threads, pick_device, pick_dtype, wake_on_time
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
@@ -80,6 +80,8 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     device = pick_device(config.device)
     profiler = None if config.profile_dir is None else StepProfiler(config.profile_dir, device)
     fix_threads(device)
+    if device.type == "cuda":
+        wake_on_time()
     model, eos_token_ids = _read_model(config.model)
     known = KnownVariants(cache_directory(), f"{config!r} {model!r}".encode()) if has_triton(device) else None
     workers = None if known is not None and known.exist else begin_workers(device)

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from octavo_server.step import PageEvent, PageKey, SampledRow, SchedulerOutput, StepHandle
 from octavo_server.worker.model_runner import ModelRunner
-
-_POLL_SECONDS: Final = 5e-5
+from octavo_server.worker.step_handle import pause
 
 
 class MeteredHandle:
@@ -31,8 +30,8 @@ class MeteredHandle:
         begin = time.perf_counter()
         end = float("inf") if timeout is None else begin + timeout
         # A step that broke always "may be computing": with a timeout that ends, and the engine gives one.
-        while self._handle.may_be_computing and time.perf_counter() < end:
-            time.sleep(_POLL_SECONDS)
+        while self._handle.may_be_computing and (now := time.perf_counter()) < end:
+            pause(now - begin)
         self._runner.waited += time.perf_counter() - begin
         rows: list[SampledRow] | None = self._handle.wait(timeout)
         return rows

@@ -3,7 +3,8 @@
 A decode step is the reading of weights and of contexts, and a row more costs next to nothing: rungs are near each other
 where batches are small, and up to 7 (from 256 rows on, 31) rows fill up. The tokens of a mixed step are work: from 128
 on, rungs are a tile of matrix products apart. What its rows cost is logits and empty programs of attention, so there
-are four bounds. Few rows are one of them: only then are the keys of a long context split over many programs.
+are five bounds. Few rows are one of them: only then are the keys of a long context split over many programs. One row is
+another: a prompt alone needs no kernel for single tokens, in any layer, and has nobody to wait for but itself.
 """
 
 from typing import Final, NamedTuple
@@ -11,7 +12,7 @@ from typing import Final, NamedTuple
 MOST_ROWS: Final = 512
 MOST_TOKENS: Final = 2048  # above it the device takes longer than the launches, and graphs longer to capture
 _TILE: Final = 128
-_ROW_BOUNDS: Final = (8, 64, 256)
+_ROW_BOUNDS: Final = (1, 8, 64, 256)
 
 
 class GraphShape(NamedTuple):
@@ -24,6 +25,11 @@ class GraphShape(NamedTuple):
     rows: int
     is_decode: bool
     shares: bool = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is for one request with two tokens or more."""
+        return not self.is_decode and self.rows == 1 < self.tokens
 
 
 def decode_ladder(largest: int) -> list[int]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from octavo_server.worker.step_packing import GraphInputs
 from octavo_server.worker.step_profiler import StepProfiler
 from octavo_server.worker.swapper import Swapper
 from octavo_server.worker.transfer import upload
+
+if TYPE_CHECKING:
+    from octavo_server.worker.sampling_slots import SlotChanges
 
 
 class ModelRunner:
@@ -84,7 +87,8 @@ class ModelRunner:
         self._graph_rows = min(max_num_seqs, MOST_ROWS) if recorder is not None else 0
         self._graph_tokens = min(max_num_batched_tokens, MOST_TOKENS) if recorder is not None else 0
         self._tokens = NextTokens(num_slots, config.vocab_size, eos_token_ids, device)
-        self._memory = StepMemoryPool(0, 0, device)  # of steps without a graph: their events
+        # Of steps without a graph: their events.
+        self._memory = StepMemoryPool(0, 0, device, self._tokens.joining_words)
         self._idle_work: deque[Callable[[], bool]] = deque()
         self._under_way: list[StepHandle] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo step") if threaded else None
@@ -178,6 +182,7 @@ class ModelRunner:
         limits = GraphLimits(
             *(self._graph_rows, self._graph_tokens, width, block_size, self.config.vocab_size, scratch_page),
             least_shared=self._least_shared(max_model_len),
+            joining_words=self._tokens.joining_words,
         )
         self.graphs = StepGraphs(self._to_logits, self._tokens.draw_plain, self.recorder, limits, self._tokens.last)
         return self.graphs
@@ -233,8 +238,10 @@ class ModelRunner:
             if failure is not None:
                 raise failure
             try:
-                self._tokens.apply(changes)
-                return Launched() if inputs is None else self._compute(inputs, handle, progress)
+                if inputs is None:
+                    self._tokens.apply(changes)
+                    return Launched()
+                return self._compute(inputs, changes, handle, progress)
             finally:
                 if self.swapper is not None:
                     self.swapper.step_launched()
@@ -252,8 +259,8 @@ class ModelRunner:
     def rehearse(self, rows: list[ScheduledRow]) -> None:
         """Computes a step whose rows are nobody's, and waits for it. Raises what it raises."""
         handle, inputs = StepHandle(None), self.batch.build(rows)
-        self._tokens.apply(self._tokens.changes((row.state for row in rows), ()))
-        handle.run(lambda: self._compute(inputs, handle, lambda: None))
+        changes = self._tokens.changes((row.state for row in rows), ())
+        handle.run(lambda: self._compute(inputs, changes, handle, lambda: None))
         handle.wait()
         self._tokens.apply(self._tokens.changes((), (row.state.request_id for row in rows)))
 
@@ -344,12 +351,17 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _compute(
-        self, inputs: StepInputs | GraphInputs, handle: StepHandle, on_progress: Callable[[], None]
+        self,
+        inputs: StepInputs | GraphInputs,
+        changes: "SlotChanges | None",
+        handle: StepHandle,
+        on_progress: Callable[[], None],
     ) -> Launched:
         decoder, vocab_size, prompts, drawn, pooled = self._decoder(), self.config.vocab_size, {}, None, None
         rows = [row for row in inputs.rows if row.samples]
-        masks = self._begin_masks(rows, handle)
         memory = inputs.memory if isinstance(inputs, GraphInputs) else self._memory.take()
+        self._tokens.apply(changes, memory.joining)
+        masks = self._begin_masks(rows, handle)
         if isinstance(inputs, GraphInputs):
             found, slot, drawn = self._replay(inputs)
             on_progress()

@@ -49,10 +49,18 @@ class NextTokens:
         """What a step that these requests join must bring, to be called before it counts their tokens."""
         return None if self._device_sampler is None else self._device_sampler.slots.changes(joining, leaving)
 
-    def apply(self, changes: "SlotChanges | None") -> None:
-        """Brings it, before the step draws. Only enqueues."""
+    @property
+    def joining_words(self) -> int:
+        """Of 8 bytes, that a request which joins brings to the device."""
+        return 0 if self._device_sampler is None else self._device_sampler.slots.joining_words
+
+    def apply(self, changes: "SlotChanges | None", joining: torch.Tensor | None = None) -> None:
+        """Brings it, before the step draws. Only enqueues.
+
+        joining: [n, joining_words] int64 of pinned memory to use for it, which is the step's.
+        """
         if self._device_sampler is not None and changes is not None:
-            self._device_sampler.slots.apply(changes)
+            self._device_sampler.slots.apply(changes, joining)
 
     def are_plain(self, rows: Sequence[ScheduledRow]) -> bool:
         """Whether `draw_plain` draws for these rows; to be asked once their requests have joined."""

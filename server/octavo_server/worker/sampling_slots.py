@@ -16,6 +16,7 @@ import torch
 from octavo_kernels import logit_entries
 from octavo_kernels import sampling_table as columns
 from octavo_kernels.few_tokens import MOST_FEW
+from octavo_kernels.table_rows import write_rows
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
 from octavo_server.worker.logits_processors import has_penalties
@@ -81,10 +82,16 @@ class SamplingSlots:
         by_slot = {state.slot: state for state in joining}
         return SlotChanges(tuple(leaving), [self._joins(state) for state in by_slot.values()])
 
-    def apply(self, changes: SlotChanges) -> None:
+    @property
+    def joining_words(self) -> int:
+        """Of 8 bytes, that a request which joins brings: its slot and its row."""
+        return 1 + columns.COLUMNS
+
+    def apply(self, changes: SlotChanges, memory: torch.Tensor | None = None) -> None:
         """Tells the device, in the order of the steps. Only enqueues.
 
-        What requests that left have held is given back: steps under way still find it, being ahead on the stream.
+        memory: [n, joining_words] int64, pinned, which the device reads rows from itself if they fit. What requests
+        that left have held is given back: steps under way still find it, being ahead on the stream.
         """
         if self._held and changes.leaving:
             gone = set(changes.leaving)
@@ -93,10 +100,13 @@ class SamplingSlots:
             for joins in changes.joining:
                 self._take(joins)
             slots = np.array([joins.slot for joins in changes.joining], dtype=np.int64)
-            where, rows = upload_together(
-                [slots, np.stack([joins.row for joins in changes.joining])], self.table.device
-            )
-            self.table.index_copy_(0, where, rows)
+            rows = np.stack([joins.row for joins in changes.joining])
+            if memory is not None and len(slots) <= len(memory):
+                memory = memory[: len(slots)]
+                memory.numpy()[:, 0], memory.numpy()[:, 1:] = slots, rows
+                write_rows(self.table, memory)
+            else:
+                self.table.index_copy_(0, *upload_together([slots, rows], self.table.device))
 
     def flags(self, rows: Sequence[ScheduledRow]) -> int:
         """What any of the rows asks for."""

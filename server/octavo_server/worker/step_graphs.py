@@ -58,7 +58,7 @@ class GraphLimits:
 
     rows: of the largest graph. tokens: of the largest mixed one, 0 if there is none. width: pages in a block table.
     scratch_page: of the KV cache, nobody's. least_shared: pages for each row that shared prefixes must save to be read
-    once; 0: they never are.
+    once; 0: they never are. joining_words: see `StepMemory`.
     """
 
     rows: int
@@ -68,6 +68,7 @@ class GraphLimits:
     vocab_size: int
     scratch_page: int
     least_shared: int = 0
+    joining_words: int = 0
 
 
 class GraphOutputs(NamedTuple):
@@ -95,7 +96,7 @@ class StepGraphs:
         device, rows, tokens = last.device, limits.rows, max(limits.rows, limits.tokens)
         self._expand = pick_expand_step(device)
         self._packed = torch.zeros(packed_words(tokens, rows) + MOST_PAGES, dtype=torch.int32, device=device)
-        pool = StepMemoryPool(len(self._packed), rows, device)
+        pool = StepMemoryPool(len(self._packed), rows, device, limits.joining_words)
         self._packer = StepPacker(len(last), pool, pinned=device.type == "cuda")
 
         def room(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -174,7 +175,8 @@ class StepGraphs:
         sharing = self._smallest((is_decode, True), tokens, count)
         if sharing is not None and self._prefixes.find(rows):
             return sharing
-        return self._smallest((is_decode, False), tokens, count)
+        # A piece of a prompt that is one token long, and not the last, is for no graph of one request alone.
+        return self._smallest((is_decode, False), tokens, count if is_decode or tokens > 1 else 2)
 
     def _smallest(self, kind: tuple[bool, bool], tokens: int, rows: int) -> GraphShape | None:
         shapes = self._by_kind[kind]
@@ -231,6 +233,7 @@ class StepGraphs:
             max_query_len=1 if shape.is_decode else None,
             max_context_len=limits.width * limits.block_size,
             shared=self._shared.sections(shape.rows) if shape.shares else None,
+            all_chunks=shape.is_alone,
         )
         logits = self._logits[: shape.rows]
         self._forward(batch, None if shape.is_decode else inputs.last_index, logits)

@@ -19,7 +19,8 @@ from octavo_server.worker.sampler import SampledTensors
 
 NO_DISTRIBUTION: Final = "the model gave no probabilities for the next token (its logits are not finite numbers)"
 NOTHING_LEFT: Final = "every token that the grammar allows here is excluded by "  # what does it follows
-_POLL_SECONDS: Final = 5e-5
+_LONGEST_PAUSE: Final = 5e-5  # seconds
+_PAUSES: Final = 500
 
 
 class StepBehindFailed(RuntimeError):
@@ -48,11 +49,12 @@ class Launched:
         if timeout is None:
             self.event.synchronize()
             return True
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        begin = now = time.monotonic()
+        while now < begin + timeout:
+            pause(now - begin)
             if _has_come(self.event):
                 return True
+            now = time.monotonic()
         return False
 
     def collect(self) -> list[SampledRow]:
@@ -183,6 +185,15 @@ def _why_failed(state: RequestState) -> tuple[str, ErrorKind]:
     given = (("bad_words", params.bad_words), ("min_tokens, with stop_token_ids", params.min_tokens))
     excluding = " or ".join(name for name, value in given if value)
     return (NOTHING_LEFT + excluding, "invalid") if excluding else (NO_DISTRIBUTION, "internal")
+
+
+def pause(waited: float) -> None:
+    """Sleeps until the device is worth asking again, by the seconds waited so far.
+
+    A part of these: short waits are not made longer by a sleep, whose processor would go idle and wake up slowly, and
+    long ones cost little of it.
+    """
+    time.sleep(min(waited / _PAUSES, _LONGEST_PAUSE))
 
 
 def _has_come(event: torch.cuda.Event) -> bool:

@@ -3,6 +3,7 @@
 bfloat16 is left out: the interpreter computes it wrongly, without a word (Triton 3.6 to 3.9).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -58,6 +59,13 @@ def test_attention_of_any_heads(heads: int, kv_heads: int, head_dim: int) -> Non
     requests = [(1, 40), (9, 33), (3, 3)]
     case = make_case(requests, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=torch.float32)
     check(case, None, poisoned(partial(case.run, None, paged_attention)))
+
+
+@pytest.mark.parametrize("attend", [paged_attention, paged_attention_invariant, attention])
+def test_chunks_need_no_kernel_for_single_tokens(attend: Callable[..., torch.Tensor]) -> None:
+    case = make_case([(5, 5), (0, 30), (2, 97)], dtype=torch.float32)
+    case.metadata = replace(case.metadata, all_chunks=True)
+    check(case, None, poisoned(partial(case.run, None, attend)))
 
 
 def test_scores_of_any_size_overflow_nothing() -> None:

@@ -56,6 +56,19 @@ def _bits_kernel(table_ptr, high_ptr, low_ptr, COUNT: tl.constexpr):  # type: ig
     tl.store(low_ptr + index, low.to(tl.int64))
 
 
+@pytest.mark.parametrize("room", [2, 5])
+def test_rows_that_the_device_reads_itself_are_those_that_are_copied(room: int) -> None:
+    params = [SamplingParams(seed=2**63 + row, temperature=0.5 + row, top_p=0.9, top_k=row) for row in range(3)]
+    pair = SamplingPair(params, [[1, 2, 3]] * 3, 2, 50, CPU)
+    expected = pair.slots.table.clone()
+    used = (expected != 0).any(1)
+    assert used.sum() == 3
+    pair.slots.table.fill_(-1)
+    pair.slots.apply(pair.slots.changes(pair.states, ()), torch.full((room, pair.slots.joining_words), -2))
+    assert torch.equal(pair.slots.table[used], expected[used])
+    assert (pair.slots.table[~used] == -1).all()
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
 def test_the_noise_has_the_same_bits(seed: int) -> None:
     for choice, position in ((0, 0), (3, 70_000)):

@@ -86,6 +86,7 @@ class Decoder:
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
             shared=batch.shared,
+            all_chunks=batch.all_chunks,
         )
         hidden, rope = ops.begin_step(self.embedding, self.cos, self.sin, batch.token_ids, batch.positions)
         residual = Residual(hidden)

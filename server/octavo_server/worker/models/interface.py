@@ -54,6 +54,7 @@ class ForwardBatch:
     max_query_len, max_context_len: upper bounds of a request's tokens in the pass and in the cache, as far as the host
         knows them; with max_query_len 1 no kernel for chunks is launched.
     shared: in a step in which each request has one token, which of them share the beginnings of their tables.
+    all_chunks: no request has one token in the pass; no kernel for single tokens is launched then.
     """
 
     token_ids: torch.Tensor
@@ -65,6 +66,7 @@ class ForwardBatch:
     max_query_len: int | None = None
     max_context_len: int | None = None
     shared: SharedPrefixes | None = None
+    all_chunks: bool = False
 
 
 class Decoder(Protocol):
