@@ -104,11 +104,10 @@ def read(text: str) -> dict[str, Tuned]:
     """The tables in a file, by the device's name."""
     found = {}
     for name, given in json.loads(text).items():
-        tables = [_table(given["rows"].get(rows, {}), kind) for rows, kind in _KINDS]
-        more = sorted(int(rows) for rows in given["rows"] if int(rows) > 16)
-        found[name] = Tuned(
-            given["capability"], *tables, {most: _table(given["rows"][str(most)], FewRowsConfig) for most in more}
-        )
+        rows = {int(most): table for most, table in given["rows"].items()}
+        one, eight, sixteen = (_table(rows.pop(most, {}), kind) for most, kind in _KINDS)
+        more = {most: _table(rows[most], FewRowsConfig) for most in sorted(rows)}
+        found[name] = Tuned(given["capability"], one, eight, sixteen, more)
     return found
 
 
@@ -124,7 +123,7 @@ def to_json(tables: Mapping[str, Tuned]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-_KINDS: Final[tuple[tuple[str, Any], ...]] = (("1", GemvConfig), ("8", FewRowsConfig), ("16", FewRowsConfig))
+_KINDS: Final[tuple[tuple[int, Any], ...]] = ((1, GemvConfig), (8, FewRowsConfig), (16, FewRowsConfig))
 
 
 def _table(given: Mapping[str, Any], kind: Any) -> dict[Shape, Any]:
