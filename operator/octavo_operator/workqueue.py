@@ -97,6 +97,8 @@ class WorkQueue(Generic[KeyT]):
             finally:
                 self._working.discard(key)
             self._finish(key, delay)
+            # A pass that has all at hand waits for nothing, nor does a queue that is not empty: the Lease has its turn.
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Forget every backoff, at the end."""

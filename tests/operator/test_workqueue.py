@@ -144,3 +144,22 @@ def test_delays_double_up_to_the_most_with_jitter() -> None:
         delays = [backoff.delay(failures, random) for _ in range(200)]
         assert all(whole / 2 <= delay <= whole for delay in delays)
         assert max(delays) - min(delays) > whole / 4
+
+
+async def test_others_have_their_turn_between_keys_that_wait_for_nothing() -> None:
+    queue, order = WorkQueue[str](), list[str]()
+
+    async def handle(key: str) -> None:
+        order.append(key)
+
+    async def other() -> None:
+        while "last" not in order:
+            order.append("other")
+            await asyncio.sleep(0)
+
+    for key in ("first", "second", "last"):
+        queue.add(key)
+    async with workers(queue, handle):
+        await other()
+    assert [each for each in order if each != "other"] == ["first", "second", "last"]
+    assert "other" in order[order.index("first") : order.index("last")]
