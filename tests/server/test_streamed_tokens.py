@@ -2,8 +2,8 @@
 
 import asyncio
 import codecs
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import prometheus_client
@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 
 import tiny_tokenizers
 from octavo_server.frontend.answer import Delta
-from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.responses import (
     ChatChunk,
     ChatChunkChoice,
@@ -135,67 +134,33 @@ def test_a_count_is_told_as_the_librarys_is(amounts: list[int]) -> None:
 
 
 class Client:
-    """Tells whoever waits that it has gone, once `leave` was called: by ASGI's `receive`, or by its connection."""
+    """An ASGI `receive` that says `http.disconnect` once `leave` was called."""
 
-    def __init__(self, connected: bool) -> None:
+    def __init__(self) -> None:
         self._gone = asyncio.Event()
-        self._watchers: dict[Outlet, Callable[[], object]] = {}
-        self.disconnected = False
-        self.flow = self
-        self._outlet = Outlet(cast(Any, self), self._watchers) if connected else None
-
-    def resume_reading(self) -> None:
-        pass
 
     def leave(self) -> None:
-        self.disconnected = True
         self._gone.set()
-        for gone in list(self._watchers.values()):
-            gone()
 
-    async def until_gone(self, work: Awaitable[Any]) -> Any:
-        async def receive() -> dict[str, Any]:
-            await self._gone.wait()
-            return {"type": "http.disconnect"}
-
-        try:
-            return await until_disconnect(receive, work, self._outlet)
-        finally:
-            assert not self._watchers
+    async def receive(self) -> dict[str, Any]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
 
 
-@pytest.fixture(params=[False, True], ids=["by receiving", "by its connection"])
-def client(request: pytest.FixtureRequest) -> Client:
-    return Client(request.param)
-
-
-async def test_work_for_a_client_that_has_gone_before_ends_at_its_first_wait(client: Client) -> None:
-    client.leave()
-    with pytest.raises(ClientGone):
-        await client.until_gone(asyncio.Event().wait())
-
-    async def at_once() -> str:
-        return "done"
-
-    assert await client.until_gone(at_once()) == "done"
-    for _ in range(5):
-        await asyncio.sleep(0)  # no cancellation is left behind
-
-
-async def test_work_whose_client_stays_gives_its_result_and_nothing_is_left_over(client: Client) -> None:
+async def test_work_whose_client_stays_gives_its_result_and_nothing_is_left_over() -> None:
     before = asyncio.all_tasks()
 
     async def work() -> str:
         await asyncio.sleep(0)
         return "done"
 
-    assert await client.until_gone(work()) == "done"
+    assert await until_disconnect(Client().receive, work()) == "done"
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
 
 
-async def test_work_ends_with_its_client(client: Client) -> None:
-    ended = []
+async def test_work_ends_with_its_client() -> None:
+    client, ended = Client(), []
 
     async def work() -> None:
         asyncio.get_running_loop().call_soon(client.leave)
@@ -205,33 +170,33 @@ async def test_work_ends_with_its_client(client: Client) -> None:
             ended.append(True)
 
     with pytest.raises(ClientGone):
-        await client.until_gone(work())
+        await until_disconnect(client.receive, work())
     assert ended
     await asyncio.sleep(0)  # no cancellation is left behind
 
 
 async def test_a_client_that_leaves_when_the_work_is_done_cancels_nothing_else() -> None:
-    client = Client(connected=False)
+    client = Client()
 
     async def work() -> str:
         client.leave()
         await asyncio.sleep(0)  # the watcher hears of it …
         return "done"  # … and its task ends now
 
-    assert await client.until_gone(work()) == "done"
+    assert await until_disconnect(client.receive, work()) == "done"
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-async def test_who_cancels_from_outside_gets_the_cancellation(leaves: bool, client: Client) -> None:
-    begun = asyncio.Event()
+async def test_who_cancels_from_outside_gets_the_cancellation(leaves: bool) -> None:
+    client, begun = Client(), asyncio.Event()
 
     async def work() -> None:
         begun.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(client.until_gone(work()))
+    task = asyncio.create_task(until_disconnect(client.receive, work()))
     await begun.wait()
     if leaves:
         client.leave()
@@ -244,10 +209,10 @@ async def test_who_cancels_from_outside_gets_the_cancellation(leaves: bool, clie
         assert caught.type is asyncio.CancelledError
 
 
-async def test_a_failure_of_the_work_is_its_own(client: Client) -> None:
+async def test_a_failure_of_the_work_is_its_own() -> None:
     async def work() -> None:
         await asyncio.sleep(0)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        await client.until_gone(work())
+        await until_disconnect(Client().receive, work())

@@ -20,8 +20,6 @@ def install(directory: Path) -> None:
 
     def count(_signal: int, _frame: FrameType | None) -> None:
         gc.collect()
-        if (ids := sys.modules.get("octavo_server.frontend.ids")) is not None:
-            ids._drawn.clear()  # names drawn ahead, up to 255 of them, are of no request
         types = Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
         found = {"blocks": sys.getallocatedblocks(), "types": types}
         fresh = directory / f"{os.getpid()}.new"
