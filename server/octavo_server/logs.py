@@ -14,7 +14,6 @@ import traceback
 import warnings
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final, Literal
 
 import msgspec
@@ -33,9 +32,6 @@ def configure(level: str, form: LogFormat, descriptor: int = 2) -> None:
     handler = LineHandler(descriptor)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # What no line tells need not be found out, as the library's documentation says under "Optimization".
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
     warnings.showwarning = _warn  # type: ignore[assignment]  # where to is decided here
 
 
@@ -125,12 +121,7 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 
 
 def _time(record: logging.LogRecord) -> str:
-    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
-
-
-@lru_cache(maxsize=1)
-def _second(since_1970: int) -> str:
-    return datetime.fromtimestamp(since_1970, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{int(record.msecs):03d}Z"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -145,8 +136,6 @@ def _printable(line: str) -> str:
 
 def _plain(value: object) -> str:
     """As it is if that is one word of printable characters, else quoted."""
-    if type(value) in (int, float):
-        return str(value)
     if isinstance(value, bool):
         return json.dumps(value)  # the word that the other form has
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -31,8 +31,7 @@ from octavo_server.frontend.responses import (
     encode,
 )
 from octavo_server.frontend.responses_api.routes import add_responses_routes
-from octavo_server.frontend.short_way import ShortWay
-from octavo_server.frontend.sse import ClientGone, stream, while_there
+from octavo_server.frontend.sse import ClientGone, stream, until_disconnect
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.tokenization import (
     Detokenized,
@@ -61,7 +60,6 @@ def create_app(state: ServerState) -> FastAPI:
     add_responses_routes(app, state, _caller)
     _add_operations_routes(app, state)
     # The last one added is the first that a request meets.
-    app.add_middleware(ShortWay, main=app)
     app.add_middleware(OpenRequests, state=state)
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, keys=state.keys)
@@ -100,7 +98,7 @@ def _add_openai_routes(app: FastAPI, state: ServerState) -> None:
         async def computed() -> Embeddings:
             return await (await Embeddings.prepare(state, body, _caller(request))).compute()
 
-        return await (await while_there(request, computed())).response()
+        return await (await until_disconnect(request.receive, computed())).response()
 
     @app.post("/tokenize", responses=answers(Tokenized))
     async def tokens_of(body: TokenizeRequest, request: Request) -> Response:
@@ -145,7 +143,7 @@ async def _whole(request: Request, job: Awaitable[Chat | Completions]) -> Respon
     async def answer() -> bytes:
         return await (await job).answer()
 
-    return _encoded(await while_there(request, answer()))
+    return _encoded(await until_disconnect(request.receive, answer()))
 
 
 async def _nobody_there(request: Request, error: Exception) -> Response:

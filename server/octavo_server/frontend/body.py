@@ -27,20 +27,14 @@ M = TypeVar("M", bound=BaseModel)
 PARSE_HERE_BYTES: Final = 64 * 1024  # a millisecond or two at most
 
 
-class BodyRoute(APIRoute):
-    """A route of which `answer` is all that there is to do, if its endpoint takes a `body`."""
-
-    answer: Callable[[Request], Coroutine[Any, Any, Response]] | None = None
-
-
-def body_route(state: ServerState) -> type[BodyRoute]:
+def body_route(state: ServerState) -> type[APIRoute]:
     """Routes whose endpoint takes a `body` get it from here; FastAPI describes them as its own.
 
     A full server refuses such a request before it looks at the body, if that is large or of unknown length. A small one
     is looked at: whoever asks for what can never fit should not try again.
     """
 
-    class Route(BodyRoute):
+    class BodyRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             parameter = inspect.signature(self.endpoint, eval_str=True).parameters.get("body")
             if parameter is None:
@@ -55,10 +49,9 @@ def body_route(state: ServerState) -> type[BodyRoute]:
                 response: Response = await endpoint(body=body, request=request)
                 return response
 
-            self.answer = handle
             return handle
 
-    return Route
+    return BodyRoute
 
 
 def _check_encoding(request: Request) -> None:

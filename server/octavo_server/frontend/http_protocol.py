@@ -8,7 +8,6 @@ answered with 408. What is late is looked for every second, as that costs a requ
 
 import logging
 import math
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -90,7 +89,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._deadline = math.inf  # of what is expected of the client, if anything is
         self._body_latest = math.inf  # that a body's deadline may become
         self._unread, self._unread_since = 0, math.inf
-        self._watchers: dict[Outlet, Callable[[], object]] = {}  # who waits for the client to leave
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
@@ -111,8 +109,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._door.idle.pop(self, None)
         self._door.heads.pop(self, None)
         super().connection_lost(exc)
-        for gone in list(self._watchers.values()):
-            gone()
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives while something is incomplete: an endless header never reaches `on_header`."""
@@ -174,7 +170,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._framing = _framing(self.headers) if self.parser.should_upgrade() else b""
             super().on_headers_complete()
             if self.cycle is not None:
-                self.scope["state"]["outlet"] = Outlet(self.cycle, self._watchers)  # its task has not begun yet
+                self.scope["state"]["outlet"] = Outlet(self.cycle)  # its task has not begun yet
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, of no interest once refused or answered."""

@@ -6,7 +6,6 @@ a stream's pieces take it, token by token.
 
 import logging
 import time
-from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import quote
 
@@ -96,7 +95,6 @@ def _read_error(record: RequestRecord, body: bytes) -> None:
     record.refused(error.code or error.type, error.param)
 
 
-@lru_cache(maxsize=64)
 def _shown(path: str) -> str:
     """As one word: what a client made up should not look like what we say."""
     return quote(path, safe="/{}:.,~@+-_%")

@@ -1,7 +1,4 @@
-"""The short way between an answer and its connection: pieces of a stream, and that the client has gone."""
-
-import asyncio
-from collections.abc import Callable
+"""The short way of a streamed answer's pieces to their connection."""
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -9,22 +6,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 class Outlet:
     """Writes pieces of a streamed answer to its connection at once, past the task that sends it."""
 
-    def __init__(self, cycle: RequestResponseCycle, watchers: "dict[Outlet, Callable[[], object]]") -> None:
-        """watchers: whom the connection calls when it is lost."""
+    def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
-        self._watchers = watchers
-
-    def watch(self, gone: Callable[[], object]) -> None:
-        """Call `gone` when the client leaves, or soon if it has. For whoever has received all of the body."""
-        if self._cycle.disconnected:
-            asyncio.get_running_loop().call_soon(gone)
-            return
-        self._watchers[self] = gone
-        self._cycle.flow.resume_reading()  # else nothing is heard of it: a long body stops the reading
-
-    def unwatch(self) -> None:
-        """The counterpart of `watch`."""
-        self._watchers.pop(self, None)
 
     @property
     def is_open(self) -> bool:

@@ -12,18 +12,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from octavo_server.errors import EngineError
-from octavo_server.frontend.outlet import Outlet
 from octavo_server.frontend.refusal import ErrorBody, ErrorObject, engine_error
 from octavo_server.frontend.responses import encode
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_HEADERS: Final = (
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-)
 DONE: Final = b"data: [DONE]\n\n"
 _MARK: Final = uuid.uuid4().hex  # stands for a text; nobody could have put it anywhere else in an event
 
@@ -51,11 +45,10 @@ class TextFrames:
         return encode(text).join(self._around)
 
 
-async def until_disconnect(receive: Receive, work: Awaitable[T], outlet: Outlet | None = None) -> T:
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away.
 
     It runs in the task that calls, as with `asyncio.timeout`: a task of its own would cost as much as what it does.
-    `outlet` tells that the client has gone, where there is one; else whoever receives, who needs a task.
 
     Raises:
         ClientGone: it did.
@@ -64,14 +57,14 @@ async def until_disconnect(receive: Receive, work: Awaitable[T], outlet: Outlet 
     if task is None:
         raise RuntimeError("it needs a task to cancel")
 
-    def leave() -> None:
+    def leave(watcher: "asyncio.Task[None]") -> None:
         nonlocal gone
-        if working:
+        if working and not watcher.cancelled():
+            watcher.exception()  # whatever it was, the connection is of no use
             gone = task.cancel()
 
-    watcher = None if outlet is not None else _watching(receive, leave)
-    if outlet is not None:
-        outlet.watch(leave)
+    watcher = asyncio.create_task(_disconnected(receive))
+    watcher.add_done_callback(leave)
     try:
         return await work
     except asyncio.CancelledError:
@@ -80,31 +73,7 @@ async def until_disconnect(receive: Receive, work: Awaitable[T], outlet: Outlet 
         raise  # somebody else wants it to end, too
     finally:
         working = False
-        if outlet is not None:
-            outlet.unwatch()
-        if watcher is not None:
-            watcher.cancel()
-
-
-async def while_there(request: Request, work: Awaitable[T]) -> T:
-    """`until_disconnect` of a request whose body has been received."""
-    return await until_disconnect(request.receive, work, _outlet(request.scope))
-
-
-def _outlet(scope: Scope) -> Outlet | None:
-    outlet: Outlet | None = scope.get("state", {}).get("outlet")
-    return outlet
-
-
-def _watching(receive: Receive, leave: Callable[[], None]) -> "asyncio.Task[None]":
-    def ended(watcher: "asyncio.Task[None]") -> None:
-        if not watcher.cancelled():
-            watcher.exception()  # whatever it was, the connection is of no use
-            leave()
-
-    watcher = asyncio.create_task(_disconnected(receive))
-    watcher.add_done_callback(ended)
-    return watcher
+        watcher.cancel()
 
 
 async def stream(request: Request, job: Awaitable["Streamed"]) -> Response:
@@ -118,7 +87,7 @@ async def stream(request: Request, job: Awaitable["Streamed"]) -> Response:
         events = (await job).events()
         return EventStream(await anext(events), events)
 
-    return await while_there(request, begin())
+    return await until_disconnect(request.receive, begin())
 
 
 class Streamed(Protocol):
@@ -131,16 +100,18 @@ class Streamed(Protocol):
 class EventStream(Response):
     """Sends events as they come, and closes their source when they end or the client goes away."""
 
+    media_type = "text/event-stream"
+
     def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
-        self.status_code, self.background = 200, None
-        self.raw_headers = list(_HEADERS)  # the framework would make them anew
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
         self._first = first
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
         try:
-            await until_disconnect(receive, self._send_all(scope, send), _outlet(scope))
+            await until_disconnect(receive, self._send_all(scope, send))
         except ClientGone:
             log.debug("a client left its stream")
         finally:

@@ -17,7 +17,7 @@ from octavo_server.frontend.responses_api.events import Event
 from octavo_server.frontend.responses_api.fields import ResponsesRequest
 from octavo_server.frontend.responses_api.respond import Responding
 from octavo_server.frontend.responses_api.store import ResponseStore, Stored, Turn
-from octavo_server.frontend.sse import stream, while_there
+from octavo_server.frontend.sse import stream, until_disconnect
 from octavo_server.frontend.state import ServerState
 
 ResponseId = Annotated[str, Path(min_length=1, max_length=256)]
@@ -46,7 +46,7 @@ def _add_asking(app: FastAPI, state: ServerState, store: ResponseStore, caller_o
         async def answer() -> bytes:
             return await (await job).answer()
 
-        return _json(await while_there(request, answer()))
+        return _json(await until_disconnect(request.receive, answer()))
 
     @app.post("/v1/responses/input_tokens", responses=answers(InputTokens))
     async def count_input_tokens(body: InputTokensRequest, request: Request) -> Response:
