@@ -180,8 +180,9 @@ def test_more_rows_than_a_tile_has_are_taken_by_more_programs(block_rows: int, d
 
 def test_rows_for_which_a_tile_was_measured_go_to_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, outputs = 64, 34
-    chosen = {20: FewRowsConfig(16, 32, 4, 2, splits=2, block_rows=16)}
-    monkeypatch.setitem(product_choices.SOME_ROWS, (outputs, inputs), chosen)
+    chosen = {(outputs, inputs): FewRowsConfig(16, 32, 4, 2, splits=2, block_rows=16)}
+    tuned = product_choices.Tuned(more_rows={18: {}, 20: chosen})
+    monkeypatch.setattr(product_choices, "tuned", lambda device: tuned)
     weight, norm = draw(outputs, inputs, dtype=torch.float16, seed=1) / 8, torch.ones(inputs, dtype=torch.float16)
     for rows, in_parts in ((17, 3), (20, 3), (21, 2)):  # above 20 rows the library's, in one piece
         x = draw(rows, inputs, dtype=torch.float16)
