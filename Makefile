@@ -54,6 +54,8 @@ imports: $(STAMP)
 
 # So many tests at a time, shared out by tests/conftest.py; WORKERS=0: in one process, one by one.
 WORKERS ?= 2
+# Tests start some hundred processes, which import the same: it is compiled once, whatever containers are set up to do.
+unit: export PYTHONDONTWRITEBYTECODE :=
 unit: $(STAMP)
 	$(BIN)/pytest --numprocesses $(WORKERS)
 

@@ -337,11 +337,11 @@ def profile_small_engine() -> dict[str, Any]:
         bench.close()
 
 
-def throughput_by_steps(bench: Any) -> dict[str, Any]:
-    """Throughput B, and where its seconds go: steps with prefill, full decodes, the end."""
+def throughput_by_steps(bench: Any, workload: str = "b") -> dict[str, Any]:
+    """A throughput, and where its seconds go: steps with prefill, full decodes, the end."""
     from octavo_server.bench.workloads import WORKLOADS
 
-    asks = WORKLOADS["b"].asks(0, bench.vocab_size)
+    asks = WORKLOADS[workload].asks(0, bench.vocab_size)
     bench.warm(asks)
     kinds = list[tuple[int, int]]()
     with bench.fresh() as engine:
@@ -368,7 +368,7 @@ def throughput_by_steps(bench: Any) -> dict[str, Any]:
         "s": round(run.seconds, 3),
         "preempted": run.preemptions,
     }
-    print(f"   B: {found}; steps, s, host s: {table}", flush=True)
+    print(f"   {workload}: {found}; steps, s, host s: {table}", flush=True)
     print(f"      first steps: {kinds[:12]} ... {kinds[30:36]}", flush=True)
     return {**found, "steps": table}
 

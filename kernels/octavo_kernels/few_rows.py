@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-"""Two to 16 rows times a weight in Triton: decode steps of small batches, where the reading of the weight is the work.
+"""Two to 128 rows times a weight in Triton: decode steps, where the reading of the weight is the work.
 
     y = x Wᵀ + b,   or, gated,   y = silu(x Gᵀ + a) · (x Uᵀ + c) with W = (G, U), b = (a, c)
 
-The matrix units' smallest tile has 16 rows, however few there are. A program takes some outputs; where these are too
+The matrix units' smallest tile has 16 rows, however few there are; where there are more than a tile has, other programs
+take the same outputs. A program takes some outputs; where these are too
 few to give every processor enough to read, their inputs are split over programs as well, which leave their sums behind,
 [splits, T, out] float32, for whatever comes next to add up: `rms_norm.add_rms_norm` does. Before it waits for x a
 program has the first of its rows of W fetched into the L2 (`programmatic_launch`).
@@ -28,6 +29,7 @@ class FewRowsConfig:
     """Outputs of a program (gated: pairs), inputs at a time, splits of the inputs, and what is fetched ahead.
 
     ahead: inputs of each row of W fetched into the L2 before the wait; a multiple of 32.
+    block_rows: of a tile, a power of two from 16 on; where there are more rows, more programs take the same outputs.
     registers: not gated by `register_rows`, where launches overlap; it has neither that nor stages.
     """
 
@@ -38,6 +40,7 @@ class FewRowsConfig:
     splits: int = 1
     ahead: int = 0
     registers: bool = False
+    block_rows: int = BLOCK_ROWS
 
 
 def few_rows_linear(
@@ -47,7 +50,7 @@ def few_rows_linear(
     config: FewRowsConfig,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[T, in] × [out, in] → [T, out], T ≤ 16, plus bias [out]. Without splits.
+    """[T, in] × [out, in] → [T, out], plus bias [out]. Without splits.
 
     out: where it goes, contiguous, of any floating type.
     """
@@ -59,7 +62,7 @@ def few_rows_linear(
 def few_rows_gated(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: FewRowsConfig
 ) -> torch.Tensor:
-    """[T, in] × [2 n, in] (gate first) → [T, n], T ≤ 16: SwiGLU's first half. Without splits."""
+    """[T, in] × [2 n, in] (gate first) → [T, n]: SwiGLU's first half. Without splits."""
     y = x.new_empty(len(x), len(weight) // 2)
     _launch(x, weight, bias, y, replace(config, splits=1), gated=True)
     return y
@@ -90,7 +93,7 @@ def _launch(
 ) -> None:
     (rows, inputs), outputs = x.shape, y.shape[-1]
     share = _share(inputs, config)
-    grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share))
+    grid = (triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, share), triton.cdiv(rows, config.block_rows))
     arguments = (x, weight, weight if bias is None else bias, y, rows, outputs, x.stride(0), weight.stride(0))
     constants = {"INPUTS": inputs, "SHARE": share, "BIAS": bias is not None, **overlap(x.device)}
     if config.registers and constants["OVERLAP"] and not gated:
@@ -107,7 +110,7 @@ def _launch(
         *arguments,
         **constants,
         GATED=gated,
-        BLOCK_M=BLOCK_ROWS,
+        BLOCK_M=config.block_rows,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         AHEAD=min(config.ahead, share) if inputs % share == 0 and weight.stride(0) % 8 == 0 else 0,
@@ -136,10 +139,10 @@ def _few_rows_kernel(
     AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid: (tiles of outputs, splits)."""
+    """Grid: (tiles of outputs, splits, tiles of rows)."""
     begin = tl.program_id(1) * SHARE
     end = tl.minimum(INPUTS, begin + SHARE)
-    row = tl.arange(0, BLOCK_M)
+    row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = begin + tl.arange(0, BLOCK_K)
     # Past the last output the last one stands in, and is not stored. Rows that are not there are not loaded.

@@ -43,7 +43,8 @@ class Launcher:
         compiled = self._compiled.get(key)
         if compiled is None:
             found = self.kernel[grid](*arguments, **constants)
-            if found is not None:  # None under the interpreter, and where kernels are compiled ahead
+            # None under the interpreter; without a function where kernels are compiled ahead, and this one is noted.
+            if getattr(found, "function", None) is not None:
                 values = tuple(value for name, value in constants.items() if name != "num_warps")
                 self._compiled[key] = _Compiled(found.run, found.function, found.packed_metadata, values)
             return

@@ -60,9 +60,9 @@ class AttentionConfig:
 
 
 # What was fastest on an H100 for heads of 128 in bf16, 4 query heads a key head, pages of 16 (benchmarks/LOG.md).
-# Decode without splits: three stages. With them: two, which leave room for more programs on a processor. For one or
-# two requests: a program a processor, the largest tile and whatever hides the way to memory.
-_DECODE: Final = (64, 4, 3)  # keys, warps, stages
+# Decode without splits: the largest tile. With them: a small one and two stages, which leave room for more programs on
+# a processor. For one or two requests: a program a processor, the largest tile and whatever hides the way to memory.
+_DECODE: Final = (128, 4, 2)  # keys, warps, stages
 _DECODE_SPLIT: Final = (64, 4, 2)
 _DECODE_SOME: Final = (128, 4, 2, 264, 256)  # and programs, and the least keys of a split
 _DECODE_FEW: Final = (128, 4, 3, 128, 128)

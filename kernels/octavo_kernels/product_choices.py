@@ -25,6 +25,26 @@ EIGHT_ROWS: Final[dict[tuple[int, int], FewRowsConfig]] = {
     (4096, 1024): FewRowsConfig(16, 1024, 4, 1, registers=True),
     (1024, 2048): FewRowsConfig(16, 512, 4, 1, splits=4, registers=True),
 }
+# Up to 128 rows, as far as a kernel that begins to read the weight before its input is there beats the library's; by
+# the most rows that a choice is for.
+SOME_ROWS: Final[dict[tuple[int, int], dict[int, FewRowsConfig]]] = {
+    (4096, 1024): {
+        32: FewRowsConfig(64, 128, 4, 4, block_rows=32),
+        64: FewRowsConfig(64, 128, 4, 4, block_rows=64),
+    },
+    (1024, 2048): {
+        32: FewRowsConfig(64, 128, 4, 4, splits=4, block_rows=32),
+        128: FewRowsConfig(64, 128, 4, 4, splits=4, block_rows=64),
+    },
+    (1024, 3072): {
+        32: FewRowsConfig(64, 128, 4, 4, splits=4, ahead=256, block_rows=32),
+        128: FewRowsConfig(64, 128, 4, 4, splits=4, block_rows=64),
+    },
+    (6144, 1024): {
+        32: FewRowsConfig(32, 128, 4, 4, block_rows=32),
+        64: FewRowsConfig(32, 128, 4, 4, block_rows=64),
+    },
+}
 
 
 def one_row(weight: torch.Tensor) -> GemvConfig:
@@ -52,6 +72,13 @@ def few_rows_in_parts(weight: torch.Tensor, rows: int) -> FewRowsConfig:
     outputs, inputs = weight.shape
     rule = FewRowsConfig(32, 128, 4, 6, splits=max(1, min(8, 8448 // outputs, inputs // 384)))
     return _measured(weight, rows) or rule
+
+
+def some_rows(weight: torch.Tensor, rows: int) -> FewRowsConfig | None:
+    """For more than few; None where the library is as fast, or it is not known."""
+    outputs, inputs = weight.shape
+    choices = SOME_ROWS.get((outputs, inputs), {})
+    return next((config for most, config in choices.items() if rows <= most), None)
 
 
 def _measured(weight: torch.Tensor, rows: int) -> FewRowsConfig | None:

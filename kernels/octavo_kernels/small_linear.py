@@ -1,10 +1,10 @@
 """Linear maps as a model calls them on a GPU, each with what stands before and behind it, by the number of rows.
 
 One row goes to `gemv`, 2 to `MOST_ROWS` rows to `few_rows`: there the reading of the weights is the work, and a kernel
-of our own can begin it before its input is there. Which tile for which shape, `product_choices` says. More rows go to
-cuBLAS, but with SwiGLU behind them, on Hopper, to `hopper_linear`; from `MANY_ROWS` on cuBLAS also adds the residual
-stream, so that the norm behind it has half as much to read and write. Float32, where the library is exact and nothing
-is won, goes to cuBLAS.
+of our own can begin it before its input is there. Which tile for which shape, `product_choices` says; for some shapes
+that holds up to 128 rows. More rows go to cuBLAS, but with SwiGLU behind them, on Hopper, to `hopper_linear`; from
+`MANY_ROWS` on cuBLAS also adds the residual stream, so that the norm behind it has half as much to read and write.
+Float32, where the library is exact and nothing is won, goes to cuBLAS.
 The twins are `reference`'s functions of the same names.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo_kernels import product_choices as choices
-from octavo_kernels.few_rows import few_rows_gated, few_rows_linear, few_rows_parts
+from octavo_kernels.few_rows import FewRowsConfig, few_rows_gated, few_rows_linear, few_rows_parts
 from octavo_kernels.gemv import gated_gemv, gemv
 from octavo_kernels.hopper_linear import hopper_gated, takes
 from octavo_kernels.residual import Linear, Norm, Residual
@@ -26,6 +26,8 @@ MANY_ROWS = 512
 def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, out]: the linear map of the normed stream."""
     x = norm_residual(residual, norm)
+    if (some := _some_rows(x, linear)) is not None:
+        return few_rows_linear(x, *linear, some)
     if not _is_small(x):
         return F.linear(x, *linear)
     if len(x) == 1:
@@ -36,6 +38,8 @@ def norm_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
 def norm_gated_linear(residual: Residual, norm: Norm, linear: Linear) -> torch.Tensor:
     """[T, n]: SwiGLU's first half of the normed stream; weight [2 n, in], gate first."""
     x = norm_residual(residual, norm)
+    if (some := _some_rows(x, linear)) is not None:
+        return few_rows_gated(x, *linear, some)
     if len(x) > MOST_ROWS and takes(x, *linear):
         return hopper_gated(x, linear[0])
     if not _is_small(x):
@@ -50,6 +54,8 @@ def linear_add(x: torch.Tensor, linear: Linear, residual: Residual) -> None:
     weight, bias = linear
     if _is_small(x) and len(x) == 1:
         residual.pending = gemv(x, weight, bias, choices.one_row(weight))
+    elif bias is None and (some := _some_rows(x, linear)) is not None:
+        residual.pending = few_rows_parts(x, weight, some)
     elif bias is None and _is_small(x):
         residual.pending = few_rows_parts(x, weight, choices.few_rows_in_parts(weight, len(x)))
     elif bias is None and len(x) >= MANY_ROWS and x.dtype != torch.float32:
@@ -71,6 +77,13 @@ def logits(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = Non
     if len(x) <= MOST_ROWS:
         return few_rows_linear(x, weight, None, choices.few_rows(weight, len(x)), out)
     return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+
+
+def _some_rows(x: torch.Tensor, linear: Linear) -> FewRowsConfig | None:
+    """How `few_rows` takes more rows than `MOST_ROWS`, for the weights of which it is known to be faster."""
+    if len(x) <= MOST_ROWS or x.dtype == torch.float32:
+        return None
+    return choices.some_rows(linear[0], len(x))
 
 
 def _is_small(x: torch.Tensor) -> bool:

@@ -28,5 +28,9 @@ def _one_node(deployment: LLMDeployment) -> Iterator[str]:
 def _moving(deployment: LLMDeployment) -> Iterator[str]:
     hub = deployment.spec.model.source.hugging_face
     if hub is not None and re.fullmatch(r"[0-9a-f]{40}", hub.revision) is None:
-        text = f"{hub.revision} may move, and pods or volumes made later get another model: give a commit"
+        cached = deployment.spec.storage.cache is not None
+        when = (
+            "a volume made later gets" if cached else "with each change of the spec it is asked for again, and pods get"
+        )
+        text = f"{hub.revision} may move: {when} what it is by then: give a commit"
         yield f"spec.model.source.huggingFace.revision: {text}"

@@ -3,17 +3,21 @@
 Whichever deployment's turn it is, the same objects are wanted: they are made of all that share them.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo_common.names import CACHE_LABEL, FIELD_MANAGER, KIND, MANAGED_BY_LABEL
 from octavo_operator import drift
 from octavo_operator.api import LLMDeployment, ManifestError, parse
-from octavo_operator.events import Event
+from octavo_operator.downloads import told_revision
+from octavo_operator.events import Event, events_of_apply
+from octavo_operator.jobs import has_condition, is_terminating, why_it_failed
 from octavo_operator.kube import Kube, KubeError
+from octavo_operator.observation import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
 from octavo_operator.pods import unscheduled, why_it_fails
 from octavo_operator.render import (
+    REVISION_ANNOTATION,
     RenderSettings,
     cache_name,
     claim,
@@ -22,18 +26,23 @@ from octavo_operator.render import (
     pull_source,
     wants_prefetch,
 )
-from octavo_operator.status import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
 
 Manifest = dict[str, Any]
 
 CLAIM: Final = "PersistentVolumeClaim"
 
+_MOST_READ: Final = 4096
+_READ: Final[dict[tuple[str, int], LLMDeployment | None]] = {}
+
 
 @dataclass(slots=True)
 class CacheState:
-    """What became of the cache. `cached`: the condition ModelCached, None where no Job sees to it."""
+    """What became of the cache. `cached`: the condition ModelCached, None where no Job sees to it. `revision`: what the
+    model on the volume is, where that is known.
+    """
 
     cached: Verdict | None = None
+    revision: str | None = None
     problem: Problem | None = None
     actions: list[Event] = field(default_factory=list)
 
@@ -56,11 +65,10 @@ class Sharers:
         by_claim: dict[str, list[LLMDeployment]] = {}
         unreadable = set()
         for body in await kube.select(KIND, namespace):
-            if "deletionTimestamp" in body["metadata"]:
+            if "deletionTimestamp" in body["metadata"] or not (body["spec"].get("storage") or {}).get("cache"):
                 continue
-            try:
-                deployment = parse(body)
-            except ManifestError:
+            deployment = _read(body)
+            if deployment is None:
                 unreadable.add(str(body["metadata"]["uid"]))
                 continue
             if (name := cache_name(deployment)) is not None:
@@ -102,6 +110,7 @@ class ModelCache:
             if wants_prefetch(deployment):
                 job = prefetch_job(together, self._settings, volume)
                 await self._job(deployment, job, volume, state)
+                await self._remember(name, sharers, volume, state)
         elif wants_prefetch(deployment):
             state.cached = Verdict("False", "NoVolume", state.problem.message if state.problem is not None else "")
         return state
@@ -145,7 +154,9 @@ class ModelCache:
         if drift.in_sync(wanted, live):
             return live
         try:
-            return await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            applied = await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            state.actions += events_of_apply(live, applied, "")
+            return applied
         except KubeError as error:
             if not error.is_refusal:
                 raise
@@ -154,58 +165,98 @@ class ModelCache:
             return live
 
     async def _policy(self, name: str, wanted: Manifest | None, volume: Manifest, state: CacheState) -> None:
-        live = await self._kube.find("NetworkPolicy", self._namespace, name)
+        look = self._kube.find_ours if wanted is None else self._kube.find
+        live = await look("NetworkPolicy", self._namespace, name)
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             return  # of an earlier volume, or a stranger's: neither is ours to change
         if wanted is None:
             if live is not None:
                 await self._kube.delete(live)
+                state.actions.append(Event("Normal", "Deleted", f"deleted NetworkPolicy {name}: nobody wants it"))
             return
         wanted = drift.stamped(wanted)
         if live is None:
             await self._kube.create_by_apply(wanted)
+            state.actions.append(Event("Normal", "Created", f"created NetworkPolicy {name}"))
         elif not drift.in_sync(wanted, live):
-            await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            applied = await self._kube.update_by_apply(wanted, live["metadata"]["uid"])
+            state.actions += events_of_apply(live, applied, "")
 
     async def _job(
         self, deployment: LLMDeployment, wanted: Manifest | None, volume: Manifest, state: CacheState
     ) -> None:
         """A Job's pods cannot be changed: one that is not done is replaced. What it has downloaded stays."""
         name, source = volume["metadata"]["name"], pull_source(deployment.spec.model.source)
-        live = await self._kube.find("Job", self._namespace, name)
+        look = self._kube.find_ours if wanted is None else self._kube.find
+        live = await look("Job", self._namespace, name)
         state.cached = Verdict("False", "Downloading", f"Job {name} downloads {source}")
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             state.problem = Problem("PredecessorTerminating", f"the Job {name} of an earlier volume is still there")
-        elif live is not None and _has(live, "Complete"):
-            state.cached = Verdict("True", "Cached", f"{source} is on the volume {name}")
+        elif live is not None and has_condition(live, "Complete"):
+            state.revision = await self._revision(volume)
+            told = f", revision {state.revision}" if state.revision is not None else ""
+            state.cached = Verdict("True", "Cached", f"{source} is on the volume {name}{told}")
         elif wanted is None:
             state.cached = Verdict("False", "Suspended", f"nothing is downloaded while spec.suspend is true: {source}")
-            if live is not None and not _terminating(live):
+            if live is not None and not is_terminating(live):
                 await self._kube.delete(live)
+                state.actions.append(Event("Normal", "Deleted", f"deleted Job {name}: spec.suspend is true"))
         elif live is None:
             await self._kube.create_by_apply(drift.stamped(wanted))
             state.actions.append(Event("Normal", "Created", f"created Job {name}"))
-        elif _terminating(live):
+        elif is_terminating(live):
             state.problem = Problem(CHILD_TERMINATING, f"the Job {name} is being replaced")
         elif drift.digest(live) != drift.digest(drift.stamped(wanted)):
             await self._kube.delete(live)
+            state.actions.append(Event("Normal", "Deleted", f"deleted Job {name}: another spec of it is wanted"))
             state.problem = Problem(CHILD_TERMINATING, f"the Job {name} is being replaced")
         else:
             await self._explain(live, state)
+
+    async def _remember(self, name: str, sharers: Sharers, volume: Manifest, state: CacheState) -> None:
+        """On the volume, what is on it: those that share it later find no pod that tells it."""
+        annotations = volume["metadata"].get("annotations", {})
+        if state.revision is None or state.problem is not None or REVISION_ANNOTATION in annotations:
+            return
+        told = volume["metadata"] | {"annotations": annotations | {REVISION_ANNOTATION: state.revision}}
+        await self._kube.update_by_apply(sharers.claim(name, volume | {"metadata": told}), volume["metadata"]["uid"])
+
+    async def _revision(self, volume: Manifest) -> str | None:
+        """Which revision is on the volume: what it says itself, else the pod that downloaded it, which may go."""
+        metadata = volume["metadata"]
+        known: str | None = metadata.get("annotations", {}).get(REVISION_ANNOTATION)
+        if known is not None:
+            return known
+        pods = await self._kube.select("Pod", self._namespace, f"{CACHE_LABEL}={metadata['name']}")
+        return next((told for pod in pods if (told := told_revision(pod)) is not None), None)
 
     async def _explain(self, job: Manifest, state: CacheState) -> None:
         """In the words of the Job's pods."""
         name = job["metadata"]["name"]
         pods = await self._kube.select("Pod", self._namespace, f"{CACHE_LABEL}={name}")
         words = why_it_fails(pods)
-        if _has(job, "Failed"):
-            text = f"the download has failed: {words or _message(job)}; once that is mended, delete Job {name}"
+        if has_condition(job, "Failed"):
+            text = f"the download has failed: {why_it_failed(job, pods)}; once that is mended, delete Job {name}"
             state.cached = Verdict("False", DOWNLOAD_FAILED, text)
             state.problem = state.problem or Problem(DOWNLOAD_FAILED, text)
             return
         words = words or "; ".join(unscheduled(pods).messages)
         if words and state.cached is not None:
             state.cached = Verdict("False", "Downloading", f"{state.cached.message}: {words}")
+
+
+def _read(body: Manifest) -> LLMDeployment | None:
+    """Parsed, None if it is not valid. Of a generation once: whoever shares a cache reads all that are beside it."""
+    metadata = body["metadata"]
+    key = (str(metadata["uid"]), int(metadata.get("generation") or 0))
+    if key not in _READ:
+        while len(_READ) >= _MOST_READ:
+            del _READ[next(iter(_READ))]
+        try:
+            _READ[key] = parse(body)
+        except ManifestError:
+            _READ[key] = None
+    return _READ[key]
 
 
 def claims_of(pod_spec: Manifest) -> set[str]:
@@ -217,18 +268,3 @@ def claims_of(pod_spec: Manifest) -> set[str]:
 def _ours(live: Manifest, name: str) -> bool:
     labels = live["metadata"].get("labels", {})
     return (labels.get(CACHE_LABEL), labels.get(MANAGED_BY_LABEL)) == (name, FIELD_MANAGER)
-
-
-def _terminating(live: Manifest) -> bool:
-    return "deletionTimestamp" in live["metadata"]
-
-
-def _has(job: Manifest, kind: str) -> bool:
-    return any(
-        each["type"] == kind and each["status"] == "True" for each in job.get("status", {}).get("conditions") or ()
-    )
-
-
-def _message(job: Manifest) -> str:
-    conditions: Sequence[Manifest] = job.get("status", {}).get("conditions") or ()
-    return next((str(each.get("message", "")) for each in conditions if each["type"] == "Failed"), "")

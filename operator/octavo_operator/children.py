@@ -8,7 +8,7 @@ from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
 from octavo_operator.events import Event
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.status import Problem
+from octavo_operator.observation import Problem
 
 Manifest = dict[str, Any]
 
@@ -29,12 +29,13 @@ class Children:
     missing: set[str] = field(default_factory=set)
 
     @classmethod
-    async def find(cls, kube: Kube, namespace: str, name: str) -> "Children":
-        """Look for every kind."""
+    async def find(cls, kube: Kube, namespace: str, name: str, wanted: set[str]) -> "Children":
+        """Look for every kind; for a stranger's only where the kind is `wanted`."""
         found = cls()
         for kind in (*KINDS, *OPTIONAL_KINDS):
+            look = kube.find if kind in wanted else kube.find_ours
             try:
-                found.live[kind] = await kube.find(kind, namespace, name)
+                found.live[kind] = await look(kind, namespace, name)
             except KubeError as error:
                 # A role that does not name what the cluster lacks is as good as a cluster that lacks it.
                 if kind not in OPTIONAL_KINDS or error.status not in {403, 404}:

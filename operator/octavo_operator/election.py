@@ -42,7 +42,8 @@ class Election:
         self._identity = identity
         self._timing = timing or Timing()
         self._seen = ("", 0.0)  # the Lease's resourceVersion, and when it was first seen here
-        self._renewed = 0.0
+        self._renewed = float("-inf")
+        self._lease: Manifest | None = None  # as it was written last
         self._stands_by = False
 
     async def acquire(self) -> None:
@@ -71,10 +72,18 @@ class Election:
             except TimeoutError as error:
                 raise LeadershipLostError("the Lease could not be renewed in time") from error
 
+    def may_act(self) -> bool:
+        """Whether nobody else can hold the Lease yet: asked before every write, so that none comes late.
+
+        The clock goes on while a process is stopped, or its machine asleep; its tasks do not.
+        """
+        return monotonic() < self._renewed + self._timing.deadline
+
     async def release(self) -> None:
         """Let others have it without a wait. Best effort: the end of the process does not depend on it."""
         try:
             async with asyncio.timeout(self._timing.retry):
+                self._renewed = float("-inf")
                 lease = await self._get()
                 if lease is not None and _holder(lease) == self._identity:
                     await self._write(lease, holder="", duration=1)
@@ -87,9 +96,8 @@ class Election:
         if lease is None:
             metadata = {"name": LEASE_NAME, "namespace": self._namespace}
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}}
-            await self._kube.create(
-                "Lease", self._namespace, self._written(lease, self._identity, self._timing.duration)
-            )
+            wanted = self._written(lease, self._identity, self._timing.duration)
+            self._lease = await self._kube.create("Lease", self._namespace, wanted)
         elif _holder(lease) in {"", self._identity} or self._stood_still(lease):
             await self._write(lease, self._identity, self._timing.duration)
         else:
@@ -104,11 +112,13 @@ class Election:
         while True:
             started = monotonic()
             try:
-                lease = await self._get()
+                # Nobody else writes it while all is well: it is read again only where that was wrong.
+                lease = self._lease or await self._get()
                 if lease is None or _holder(lease) != self._identity:
                     raise LeadershipLostError(f"the Lease is held by {lease and _holder(lease)}")
                 await self._write(lease, self._identity, self._timing.duration)
             except KubeError as error:
+                self._lease = None
                 log.warning("the Lease was not renewed yet: %s", error)
                 await asyncio.sleep(self._timing.retry)
             else:
@@ -128,7 +138,7 @@ class Election:
 
     async def _write(self, lease: Manifest, holder: str, duration: float) -> None:
         """With the resourceVersion that was read: of two that write at once one gets 409."""
-        await self._kube.replace("Lease", self._written(lease, holder, duration))
+        self._lease = await self._kube.replace("Lease", self._written(lease, holder, duration))
 
     def _written(self, lease: Manifest, holder: str, duration: float) -> Manifest:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,86 +1,73 @@
-"""Thin kopf handlers: every event only says which key to look at. kopf watches, and writes nothing anywhere."""
+"""Thin kopf handlers: kopf watches the LLMDeployments, and writes nothing anywhere.
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+What is made for them our own informers watch: kopf tells neither what vanished between two watches nor when a list is
+over, and takes a millisecond of Python and some kilobytes for each object that it hears of.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, Final
 
 import kopf
 
-from octavo_common.names import (
-    API_GROUP,
-    API_VERSION,
-    CACHE_LABEL,
-    DEPLOYMENT_LABEL,
-    FIELD_MANAGER,
-    MANAGED_BY_LABEL,
-    PLURAL,
-)
-from octavo_operator.api import ManifestError, parse
+from octavo_common.names import API_GROUP, API_VERSION, PLURAL
 from octavo_operator.kube import Kube
-from octavo_operator.reconcile import Key
-from octavo_operator.render import cache_name
-from octavo_operator.workqueue import WorkQueue
+from octavo_operator.store import Store
 
-CHILDREN: Final = (
-    ("apps", "v1", "deployments"),
-    ("", "v1", "services"),
-    ("policy", "v1", "poddisruptionbudgets"),
-    ("networking.k8s.io", "v1", "networkpolicies"),
-    ("", "v1", "persistentvolumeclaims"),
-    ("batch", "v1", "jobs"),
-    ("", "v1", "pods"),
-)
-"""What every cluster has. Of other kinds kopf would wait for the definition; the resync looks after those."""
+Manifest = dict[str, Any]
+
+_PAUSE_SECONDS: Final = 5.0
+
+log = logging.getLogger(__name__)
 
 
-def registry(queue: WorkQueue[Key], known: dict[Key, Any], kube: Kube) -> kopf.OperatorRegistry:
-    """Handlers that feed `queue`, and keep in `known` which LLMDeployments there are."""
+async def watch(
+    kube: Kube,
+    store: Store,
+    heard: Callable[[Manifest, bool], None],
+    namespaces: Sequence[str],
+    stop: asyncio.Event,
+    served: Callable[[], Awaitable[None]],
+) -> None:
+    """Keep `store` as the API server has it, until `stop`, or a signal, which kopf takes for itself.
+
+    What kopf gives up for is waited out: `served` waits for it.
+
+    To be started after all other tasks: those that began later kopf takes for its own, and cancels when it ends.
+    """
+    while not stop.is_set():
+        try:
+            await kopf.operator(
+                registry=_registry(kube, store, heard),
+                settings=_settings(),
+                standalone=True,
+                namespaces=tuple(namespaces),
+                clusterwide=not namespaces,
+                stop_flag=stop,
+            )
+            return
+        except Exception as error:  # an ERROR event, a definition that is gone: kopf ends for either
+            log.warning("the watch of LLMDeployments has ended, and is begun again: %s", error)
+        await asyncio.sleep(_PAUSE_SECONDS)
+        await served()
+
+
+def _registry(kube: Kube, store: Store, heard: Callable[[Manifest, bool], None]) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
 
-    async def on_deployment(event: Mapping[str, Any], **_: Any) -> None:
-        metadata = event["object"]["metadata"]
-        key, version = Key(metadata["namespace"], metadata["name"]), _version(event["object"])
-        changed = known.get(key) != version
-        if event["type"] == "DELETED":
-            known.pop(key, None)
-            add_sharers(key.namespace, version[2], urgent=False)
-        else:
-            known[key] = version
-        queue.add(key, urgent=changed)
-
-    async def on_child(event: Mapping[str, Any], **_: Any) -> None:
-        metadata = event["object"]["metadata"]
-        labels, namespace = metadata.get("labels", {}), metadata["namespace"]
-        urgent = event["type"] == "DELETED"
-        if DEPLOYMENT_LABEL in labels:
-            queue.add(Key(namespace, labels[DEPLOYMENT_LABEL]), urgent=urgent)
-        else:
-            add_sharers(namespace, labels.get(CACHE_LABEL), urgent=urgent)
-
-    def add_sharers(namespace: str, cache: str | None, *, urgent: bool) -> None:
-        """What becomes of a shared cache is seen to by those that share it."""
-        for key, (_, _, name) in known.items():
-            if cache is not None and (key.namespace, name) == (namespace, cache):
-                queue.add(key, urgent=urgent)
+    async def on_event(event: Mapping[str, Any], **_: Any) -> None:
+        body, gone = dict(event["object"]), event["type"] == "DELETED"
+        if store.remove(body) if gone else store.put(body):
+            heard(body, gone)
 
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await _connection_info(kube)
 
     kopf.on.login(registry=handlers)(login)
-    kopf.on.event(API_GROUP, API_VERSION, PLURAL, registry=handlers)(on_deployment)
-    for group, version, plural in CHILDREN:
-        kopf.on.event(group, version, plural, registry=handlers, labels={MANAGED_BY_LABEL: FIELD_MANAGER})(on_child)
+    kopf.on.event(API_GROUP, API_VERSION, PLURAL, registry=handlers)(on_event)
     return handlers
-
-
-def _version(body: Mapping[str, Any]) -> tuple[str, int | None, str | None]:
-    """What tells one state of an LLMDeployment from another, and the cache that it has a share in."""
-    metadata, cache = body["metadata"], None
-    if (body.get("spec") or {}).get("storage"):
-        with suppress(ManifestError):
-            cache = cache_name(parse(body))
-    return metadata["uid"], metadata.get("generation"), cache
 
 
 class _Backoffs:
@@ -90,14 +77,12 @@ class _Backoffs:
         return chain((0.5, 1.0, 2.0, 4.0, 8.0), repeat(10.0))
 
 
-def settings() -> kopf.OperatorSettings:
-    """kopf as a watcher and nothing else: no events posted, no scan of namespaces and CRDs, only our children."""
+def _settings() -> kopf.OperatorSettings:
+    """kopf as a watcher and nothing else: no events posted, no scan of namespaces and CRDs."""
     result = kopf.OperatorSettings()
     result.posting.enabled = False
     result.scanning.disabled = True
     result.networking.error_backoffs = _Backoffs()
-    for group, version, plural in CHILDREN:
-        result.watching.label_selectors[(group or version, plural)] = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
     return result
 
 

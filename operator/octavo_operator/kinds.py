@@ -20,6 +20,7 @@ COLLECTIONS: Final = {
 }
 
 
-def collection(kind: str, namespace: str) -> str:
-    """The path of all objects of a kind in a namespace."""
-    return COLLECTIONS[kind].format(namespace)
+def collection(kind: str, namespace: str | None) -> str:
+    """The path of all objects of a kind in a namespace, or (None) in all of them."""
+    path = COLLECTIONS[kind]
+    return path.replace("namespaces/{}/", "") if namespace is None else path.format(namespace)

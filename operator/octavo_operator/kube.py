@@ -1,31 +1,35 @@
-"""The only module that talks to the API server. Reads and writes plain dicts; every request has a timeout.
+"""The only module that talks to the API server. Reads and writes plain dicts; every request has a timeout."""
 
-What the operator reads here it reads live: kopf's events only say where to look, because a cache is a hint.
-"""
-
+import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
-from uuid import uuid4
 
 import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 
-from octavo_common.names import API_GROUP, API_VERSION, FIELD_MANAGER, KIND
+from octavo_common.names import API_GROUP, API_VERSION, FIELD_MANAGER, KIND, MANAGED_BY_LABEL
 from octavo_operator.kinds import collection
 
 Manifest = dict[str, Any]
 
 REQUEST_SECONDS: Final = 15.0
+WATCH_SECONDS: Final = 570
+"""After which the API server is asked to end a watch, so that no lost connection is one for ever."""
+SILENT_SECONDS: Final = 150.0
+"""Of a watch, before it is taken for lost: the API server sends a bookmark each minute."""
+PAGE: Final = 500
+OURS: Final = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
+_LONGEST_EVENT: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +67,15 @@ class Connection:
 
 
 class Kube:
-    """A connection to one API server."""
+    """A connection to one API server. While `may_write` says no, nothing but a Lease is written: a KubeError."""
 
-    def __init__(self, api: client.ApiClient) -> None:
-        self._api = api
+    def __init__(self, api: client.ApiClient, may_write: Callable[[], bool] = lambda: True) -> None:
+        self.api = api
+        self._may_write = may_write
 
     async def connection(self) -> Connection:
         """Where the API server is and how to identify to it, with a token that is still good."""
-        known = self._api.configuration
+        known = self.api.configuration
         return Connection(
             server=known.host,
             authorization=await known.get_api_key_with_prefix("BearerToken", alias="authorization"),
@@ -84,6 +89,10 @@ class Kube:
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """One object, None where there is none."""
+        return await self.get_live(kind, namespace, name)
+
+    async def get_live(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The same, from the API server itself, whatever is remembered."""
         try:
             return await self._request("GET", f"{collection(kind, namespace)}/{name}")
         except KubeError as error:
@@ -99,10 +108,58 @@ class Kube:
         found = await self._list(kind, namespace, {"fieldSelector": f"metadata.name={name}"})
         return found[0] if found else None
 
+    async def find_ours(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The same of an object that carries our label: nobody else's is looked for."""
+        query = {"fieldSelector": f"metadata.name={name}", "labelSelector": OURS}
+        found = await self._list(kind, namespace, query)
+        return found[0] if found else None
+
     async def select(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
         """The objects of a kind whose labels `selector` means, all of them when it is empty; by name."""
         found = await self._list(kind, namespace, {"labelSelector": selector} if selector else {})
         return sorted(found, key=lambda each: str(each["metadata"]["name"]))
+
+    async def pages(self, kind: str, namespace: str | None, selector: str) -> AsyncIterator[Manifest]:
+        """All objects of a kind, in one namespace or (None) in all, as lists of some hundreds; all of one version."""
+        query = {"labelSelector": selector} if selector else {}
+        following = ""
+        while True:
+            more = {"continue": following} if following else {}
+            page = await self._request("GET", collection(kind, namespace), query=query | more | {"limit": str(PAGE)})
+            # The items of a list do not say what they are; the list does.
+            page["items"] = [{"apiVersion": page["apiVersion"], "kind": kind} | each for each in page["items"]]
+            yield page
+            following = page["metadata"].get("continue") or ""
+            if not following:
+                return
+
+    async def watch(
+        self, kind: str, namespace: str | None, selector: str, version: str
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        """What happens to a kind after `version`, as (ADDED, MODIFIED, DELETED or BOOKMARK, object), until it breaks.
+
+        Raises:
+            KubeError: the watch could not begin, or cannot go on from here: 410 where `version` is too old.
+        """
+        query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+        query |= {"timeoutSeconds": str(WATCH_SECONDS)} | ({"labelSelector": selector} if selector else {})
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=SILENT_SECONDS)
+        answer = await self._send("GET", collection(kind, namespace), None, _JSON, query, timeout)
+        try:
+            if answer.status >= 300:
+                raise _error(answer.status, await _body(answer), answer.headers.get("Retry-After", ""))
+            async for line in _lines(answer.response.content):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise KubeError(int(event["object"].get("code") or 0), str(event["object"].get("message", "")))
+                yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            log.debug("a watch of %s broke: %s", kind, error)
+        finally:
+            connection = answer.response.connection
+            if connection is not None and connection.transport is not None:
+                connection.transport.abort()  # a close in good order would wait for the other side's
+            answer.response.close()
 
     async def create_by_apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply of an object that was not there.
@@ -115,6 +172,10 @@ class Kube:
         """Forced server-side apply of the object with this uid; if it is gone, nothing is made: a KubeError, 409."""
         pinned = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
         return await self._apply(pinned, force=True)
+
+    async def preview(self, manifest: Manifest, manager: str) -> Manifest:
+        """What a forced server-side apply by `manager` would give; nothing is changed."""
+        return await self._apply(manifest, force=True, manager=manager, dry_run=True)
 
     async def delete(self, live: Manifest) -> None:
         """Delete this very object, and what it owns after it; 409 if another has taken its name. Gone is gone."""
@@ -135,27 +196,25 @@ class Kube:
         return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
 
     async def record(self, live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """An Event about an LLMDeployment. Best effort: one that is lost is logged, and hinders nothing."""
-        metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
-        about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": metadata["namespace"]},
-            "involvedObject": about,
-            "type": kind,
-            "reason": reason,
-            "message": message[:1024],
-            "source": {"component": FIELD_MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        """An Event about an LLMDeployment; what is told again is counted on the first. Best effort: one that is lost is
+        logged, and hinders nothing.
+        """
+        event = event_of(live, kind, reason, message)
+        metadata = event["metadata"]
         try:
-            await self.create("Event", metadata["namespace"], event)
+            try:
+                await self.create("Event", metadata["namespace"], event)
+            except KubeError as error:
+                if error.status != 409:
+                    raise
+                # By its name it says the same of the same object.
+                again = {"lastTimestamp": event["lastTimestamp"]}
+                path = f"{collection('Event', metadata['namespace'])}/{metadata['name']}"
+                told = await self._request("PATCH", path, again, _MERGE, {"fieldManager": FIELD_MANAGER})
+                counted = {"count": int(told.get("count") or 1) + 1}
+                await self._request("PATCH", path, counted, _MERGE, {"fieldManager": FIELD_MANAGER})
         except KubeError as error:
-            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], metadata["name"], error)
+            log.warning("an event of %s/%s was lost: %s", metadata["namespace"], live["metadata"]["name"], error)
 
     async def create(self, kind: str, namespace: str, body: Manifest) -> Manifest:
         """A new object, under the name that `body` says; 409 where there is one."""
@@ -177,15 +236,17 @@ class Kube:
             raise
         return True
 
-    async def _apply(self, manifest: Manifest, *, force: bool) -> Manifest:
+    async def _apply(
+        self, manifest: Manifest, *, force: bool, manager: str = FIELD_MANAGER, dry_run: bool = False
+    ) -> Manifest:
         metadata = manifest["metadata"]
         path = f"{collection(manifest['kind'], metadata['namespace'])}/{metadata['name']}"
-        query = {"fieldManager": FIELD_MANAGER, "force": str(force).lower(), "fieldValidation": "Strict"}
+        query = {"fieldManager": manager, "force": str(force).lower(), "fieldValidation": "Strict"}
+        query |= {"dryRun": "All"} if dry_run else {}
         return await self._request("PATCH", path, manifest, _APPLY, query)
 
     async def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
         listed = await self._request("GET", collection(kind, namespace), query=query)
-        # The items of a list do not say what they are; the list does.
         return [{"apiVersion": listed["apiVersion"], "kind": kind} | item for item in listed["items"]]
 
     async def _request(
@@ -197,7 +258,27 @@ class Kube:
         query: Mapping[str, str] | None = None,
     ) -> Manifest:
         """Raises KubeError for every answer but success, and where there is none."""
-        request = await self._api.param_serialize(
+        if method != "GET" and not self._may_write():
+            raise KubeError(0, "nothing is written: the Lease may be another's by now")
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        answer = await self._send(method, path, body, content_type, query, timeout)
+        text = await _body(answer)
+        if answer.status >= 300:
+            raise _error(answer.status, text, answer.headers.get("Retry-After", ""))
+        result: Manifest = json.loads(text)
+        return result
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Manifest | None,
+        content_type: str,
+        query: Mapping[str, str] | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> Any:
+        """The head of an answer, whatever its status. Raises KubeError where there is none."""
+        request = await self.api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
@@ -206,15 +287,9 @@ class Kube:
             auth_settings=["BearerToken"],
         )
         try:
-            timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-            answer = await self._api.call_api(*request, _request_timeout=timeout)
-            text = await answer.read()  # type: ignore[no-untyped-call]
+            return await self.api.call_api(*request, _request_timeout=timeout)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubeError(0, f"no answer from the API server: {error or type(error).__name__}") from error
-        if answer.status >= 300:
-            raise _error(answer.status, text, answer.headers.get("Retry-After", ""))
-        result: Manifest = json.loads(text)
-        return result
+            raise _silence(error) from error
 
 
 @asynccontextmanager
@@ -239,11 +314,74 @@ async def connect(kubeconfig: Path | None = None) -> AsyncIterator[Kube]:
         yield Kube(api)
 
 
+def current_namespace(kubeconfig: Path | None = None) -> str:
+    """The namespace of the kubeconfig's current context, "default" where it names none.
+
+    Raises:
+        KubeError: there is no kubeconfig, or no current context in it.
+    """
+    try:
+        _, current = config.list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            str(kubeconfig) if kubeconfig is not None else None
+        )
+    except ConfigException as error:
+        raise KubeError(0, f"no cluster: {error}") from error
+    return str(current["context"].get("namespace") or "default")
+
+
 async def _load_default_config(settings: client.Configuration) -> None:
     try:
         config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except ConfigException:
         await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+
+
+async def _body(answer: Any) -> bytes:
+    try:
+        text: bytes = await answer.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _silence(error) from error
+    return text
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines, however long: an object has up to some megabytes."""
+    rest: list[bytes] = []
+    async for piece in content.iter_any():
+        *lines, last = piece.split(b"\n")
+        if lines:
+            yield b"".join([*rest, lines[0]])
+            rest = []
+            for line in lines[1:]:
+                yield line
+        if last:
+            rest.append(last)
+
+
+def _silence(error: BaseException) -> KubeError:
+    return KubeError(0, f"no answer from the API server: {error or type(error).__name__}")
+
+
+def event_of(live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> Manifest:
+    """The Event that tells this of an LLMDeployment, under a name that stands for what it tells."""
+    metadata, now = live["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    about = {"apiVersion": live["apiVersion"], "kind": live["kind"]}
+    about |= {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    message = message if len(message) <= _LONGEST_EVENT else message[: _LONGEST_EVENT - 1] + "…"
+    told = hashlib.sha256(json.dumps([metadata["uid"], kind, reason, message]).encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.{told}", "namespace": metadata["namespace"]},
+        "involvedObject": about,
+        "type": kind,
+        "reason": reason,
+        "message": message,
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
 
 
 def _error(status: int, text: bytes, retry_after: str) -> KubeError:

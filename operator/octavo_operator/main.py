@@ -4,28 +4,33 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 from uuid import uuid4
 
-import kopf
-
-from octavo_common.names import API_GROUP
+from octavo_common.names import API_GROUP, KIND
 from octavo_operator import handlers
+from octavo_operator.cached import OPTIONAL, WATCHED, CachedKube, informers
+from octavo_operator.dispatch import Dispatcher
 from octavo_operator.election import Election, LeadershipLostError, Timing
+from octavo_operator.informer import Informer
 from octavo_operator.kube import Kube, KubeError, connect
 from octavo_operator.probes import Metrics, probe_server
 from octavo_operator.reconcile import Key, Reconciler
 from octavo_operator.render import RenderSettings
 from octavo_operator.settings import OperatorSettings
+from octavo_operator.store import Store
 from octavo_operator.workqueue import Retry, WorkQueue
 
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _STOP_SECONDS: Final = 10.0
+_LIST_SECONDS: Final = 30.0
+"""For the first lists: a namespace whose Role is missing holds up no other for longer."""
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +94,15 @@ class Operator:
     async def _work(self, kube: Kube, stop: asyncio.Event) -> None:
         await _served(kube)
         self.is_ready = True
-        async with self._leadership(kube) as holding:
+        async with self._leadership(kube) as election:
             self.is_leading.set()
             self.metrics.leading.set(1)
             log.info("acting in %s", ", ".join(self._settings.namespaces) or "all namespaces")
-            await self._act(kube, stop, holding)
+            await self._act(kube, stop, election)
 
     @asynccontextmanager
-    async def _leadership(self, kube: Kube) -> AsyncIterator[Coroutine[Any, Any, None] | None]:
-        """Yields what must run on for as long as we lead; None where nobody else is expected."""
+    async def _leadership(self, kube: Kube) -> AsyncIterator[Election | None]:
+        """Yields what we lead by, to be held on to; None where nobody else is expected."""
         if not self._settings.leader_elect:
             yield None
             return
@@ -105,9 +110,8 @@ class Operator:
         identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
         election = Election(kube, namespace, identity, Timing(*self._settings.lease_seconds))
         await election.acquire()
-        holding = election.hold()
         try:
-            yield holding
+            yield election
         except LeadershipLostError:
             raise
         except BaseException:
@@ -115,36 +119,49 @@ class Operator:
             raise
         else:
             await election.release()
-        finally:
-            holding.close()
 
-    async def _act(self, kube: Kube, stop: asyncio.Event, holding: Coroutine[Any, Any, None] | None) -> None:
-        reconciler = Reconciler(kube, _render_settings(self._settings), _now)
-        watching = kopf.operator(
-            registry=handlers.registry(self.queue, self.known, kube),
-            settings=handlers.settings(),
-            standalone=True,
-            namespaces=self._settings.namespaces,
-            clusterwide=not self._settings.namespaces,
-            stop_flag=stop,
-        )
-        others = [self.queue.work(self._measured(reconciler)) for _ in range(self._settings.workers)]
-        others += [self._resync(), *([holding] if holding is not None else [])]
-        tasks = [asyncio.create_task(each) for each in (watching, *others)]
+    async def _act(self, kube: Kube, stop: asyncio.Event, election: Election | None) -> None:
+        namespaces = self._settings.namespaces
+        stores = {kind: Store() for kind in (KIND, *WATCHED, *OPTIONAL)}
+        dispatch = Dispatcher(self.queue, self.known)
+        deployments = [
+            Informer(kube, KIND, namespace, stores[KIND], dispatch.deployment) for namespace in (namespaces or (None,))
+        ]
+        children = informers(kube, namespaces, stores, dispatch)
+        may_write = election.may_act if election is not None else lambda: True
+        cached = CachedKube(kube, stores, [*deployments, *children], dispatch.written, may_write)
+        reconciler = Reconciler(cached, _render_settings(self._settings), _now, self.metrics.ledger)
+        handle = self._measured(reconciler, cached)
+        listing = [asyncio.create_task(each.relist_until_done()) for each in deployments]
+        lasting = [each.run() for each in children]
+        lasting += [self._worker(cached, handle) for _ in range(self._settings.workers)]
+        lasting += [self._resync(deployments), *([election.hold()] if election is not None else [])]
+        lasting += [handlers.watch(kube, stores[KIND], dispatch.deployment, namespaces, stop, partial(_served, kube))]
+        tasks = [asyncio.create_task(each) for each in lasting]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
             self.queue.close()
-            for task in reversed(tasks):  # the writers first
+            for task in (*tasks, *listing):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *listing, return_exceptions=True)
 
-    def _measured(self, reconciler: Reconciler) -> Callable[[Key], Awaitable[None]]:
+    async def _worker(self, cached: CachedKube, handle: Callable[[Key], Awaitable[None]]) -> None:
+        """One of those that pass over keys, once everything is listed, or as much as there will be for a while."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(cached.synced(), _LIST_SECONDS)
+        await self.queue.work(handle)
+
+    def _measured(
+        self, reconciler: Callable[[Key], Awaitable[bool]], cached: CachedKube
+    ) -> Callable[[Key], Awaitable[None]]:
         async def handle(key: Key) -> None:
             result, known = "error", self.known.get(key)
             try:
+                if not cached.is_synced(key.namespace):
+                    raise Retry(f"not every kind could be listed in {key.namespace} yet")
                 with self.metrics.seconds.time():
                     is_there = await reconciler(key)
                 if not is_there and self.known.get(key) == known:
@@ -158,13 +175,18 @@ class Operator:
 
         return handle
 
-    async def _resync(self) -> None:
-        """What no event told, such as a child deleted while its watch was broken, is found within one period."""
-        random = Random()
+    async def _resync(self, deployments: Sequence[Informer]) -> None:
+        """What no event told is found within one period: by one list, and passes that read what is at hand."""
+        random, period = Random(), self._settings.resync_seconds
         while True:
-            await asyncio.sleep(self._settings.resync_seconds)
+            await asyncio.sleep(period)
+            for each in deployments:
+                try:
+                    await each.relist()
+                except KubeError as error:
+                    log.warning("no resync now: %s", error)
             for key in list(self.known):
-                self.queue.add_later(key, random.uniform(0.0, self._settings.resync_seconds / 2))
+                self.queue.add_later(key, random.uniform(0.0, period / 2))
 
 
 async def _served(kube: Kube) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from octavo_operator.endings import is_silent
+
 Manifest = Mapping[str, Any]
 
 _WAITING_IN_VAIN: Final = frozenset(
@@ -12,6 +14,11 @@ _WAITING_IN_VAIN: Final = frozenset(
         *("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"),
     }
 )
+
+
+OUT_OF_MEMORY: Final = "OOMKilled"
+_CRASHES: Final = 2
+"""Restarts from which on one that is not ready counts as crashing, also while it runs: one may be mended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,13 @@ class Trouble:
 
 
 def living(pods: Sequence[Manifest]) -> list[Manifest]:
-    """The pods that are not ending: what those say is about the past."""
-    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    """The pods that neither are ending nor have ended: what those say is about the past."""
+    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp") and not has_ended(pod)]
+
+
+def has_ended(pod: Manifest) -> bool:
+    """Whether none of its containers will ever run again: evicted, or finished."""
+    return (pod.get("status") or {}).get("phase") in {"Failed", "Succeeded"}
 
 
 def unscheduled(pods: Sequence[Manifest]) -> Unscheduled:
@@ -54,14 +66,31 @@ def unscheduled(pods: Sequence[Manifest]) -> Unscheduled:
 
 def describe_trouble(pods: Sequence[Manifest]) -> Trouble | None:
     """The first container that cannot run, and how many pods have one like it."""
-    found = [(pod, each) for pod in pods for each in _containers(pod) if _reason(each) in _WAITING_IN_VAIN]
+    found = [(pod, each) for pod in pods for each in _containers(pod) if _trouble(each)]
     if not found:
         return None
     pod, container = found[0]
-    reason = _reason(container)
+    reason = _trouble(container)
     others = len({each["metadata"]["name"] for each, _ in found}) - 1
     more = f" (and {others} more {'pod' if others == 1 else 'pods'})" if others else ""
     return Trouble(reason, f"pod {pod['metadata']['name']}{more}: {reason}: {_explanation(container)}")
+
+
+def describe_start(pods: Sequence[Manifest]) -> str:
+    """What pods that are not ready yet do now, and what became of the last that was put off its node."""
+    doing: dict[str, int] = {}
+    for pod in pods:
+        if not pod["metadata"].get("deletionTimestamp") and not has_ended(pod) and not _is_ready(pod):
+            step = _step(pod)
+            doing[step] = doing.get(step, 0) + 1
+    told = ", ".join(f"{count} {step}" for step, count in sorted(doing.items()))
+    lost = max(
+        (pod for pod in pods if _lost(pod)), key=lambda pod: str(pod["status"].get("startTime", "")), default=None
+    )
+    if lost is None:
+        return told
+    words = f"pod {lost['metadata']['name']} was ended: {lost['status']['reason']}: {lost['status'].get('message', '')}"
+    return f"{told}; {words}" if told else words
 
 
 def why_it_fails(pods: Sequence[Manifest]) -> str:
@@ -78,16 +107,57 @@ def why_it_fails(pods: Sequence[Manifest]) -> str:
     return lines[-1] if lines else f"exit code {last.get('exitCode')} ({last.get('reason', 'no reason given')})"
 
 
+def _trouble(container: Manifest) -> str:
+    """Why it cannot run; empty where it runs, or may yet. Between two crashes it runs for a while, and is not well."""
+    waiting, ended = _reason(container), _last_end(container)
+    if waiting not in _WAITING_IN_VAIN:
+        again = container.get("restartCount", 0) >= _CRASHES and ended.get("exitCode", 0) != 0
+        waiting = "CrashLoopBackOff" if again and not container.get("ready") else ""
+    killed = ended.get("reason") == OUT_OF_MEMORY and not container.get("ready")
+    return OUT_OF_MEMORY if killed and waiting in ("", "CrashLoopBackOff") else waiting
+
+
 def _explanation(container: Manifest) -> str:
     """What the container said when it ended, else what the kubelet says."""
-    ended = container.get("lastState", {}).get("terminated")
-    waiting = str(container["state"]["waiting"].get("message", ""))
-    if ended is None:
+    ended, waiting = _last_end(container), str(container["state"].get("waiting", {}).get("message", ""))
+    if not ended:
         return waiting
     cause = f"it ended with exit code {ended.get('exitCode')}"
     cause += f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error") else ""
+    if ended.get("reason") == OUT_OF_MEMORY and container.get("name") == "server":
+        return f"{cause}: it needs more memory than its limit: raise spec.resources.memory"
     last_words = [line.strip() for line in str(ended.get("message", "")).splitlines() if line.strip()]
-    return f"{cause}: {last_words[-1]}" if last_words else f"{cause}; {waiting}"
+    return f"{cause}: {last_words[-1]}" if last_words else "; ".join(filter(None, [cause, waiting]))
+
+
+def _last_end(container: Manifest) -> Manifest:
+    """How it ended last, empty where it has not: what it is now where it has yet to be started again, else before."""
+    now, before = container.get("state", {}).get("terminated"), container.get("lastState", {}).get("terminated")
+    return now if now is not None and container.get("restartCount") else before or {}
+
+
+def _step(pod: Manifest) -> str:
+    """What a pod is doing, in the words that complete "2 …"."""
+    if is_silent(pod):
+        return f"on node {pod['spec'].get('nodeName')}, which does not answer"
+    running = [each["name"] for each in _containers(pod) if "running" in (each.get("state") or {})]
+    if "server" in running:
+        return "loading the model"
+    if "pull" in running:
+        return "downloading the model"
+    if running:
+        return "in their init containers"
+    return "waiting for images and volumes" if pod["spec"].get("nodeName") else "waiting for a node"
+
+
+def _is_ready(pod: Manifest) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in _conditions(pod))
+
+
+def _lost(pod: Manifest) -> bool:
+    """Whether its node did away with it: an eviction, or a device that could not be had."""
+    status = pod.get("status") or {}
+    return status.get("phase") == "Failed" and bool(status.get("reason"))
 
 
 def _reason(container: Manifest) -> str:

@@ -1,10 +1,15 @@
 """/healthz, /readyz and /metrics of the operator, on a port of their own."""
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from octavo_operator.accounting import Ledger
 
 
 class Metrics:
@@ -21,6 +26,28 @@ class Metrics:
         self.leading = Gauge("octavo_operator_leading", "1 while this operator acts, else 0", registry=self.registry)
         waiting = Gauge("octavo_operator_queue_length", "LLMDeployments that wait for a worker", registry=self.registry)
         waiting.set_function(queue_length)
+        self.ledger = Ledger()
+        self.registry.register(_Usage(self.ledger))
+
+
+class _Usage(Collector):
+    """What each LLMDeployment has used, as of when it is asked for."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Two counters with namespace and name."""
+        labels = ["namespace", "name"]
+        text = "Seconds that pods of an LLMDeployment had a node"
+        replicas = CounterMetricFamily("octavo_operator_replica_seconds", text, labels=labels)
+        text = "The same times the accelerators that each of them held"
+        devices = CounterMetricFamily("octavo_operator_accelerator_seconds", text, labels=labels)
+        for namespace, name, (seconds, units) in self._ledger.used(time.time()):
+            replicas.add_metric([namespace, name], seconds)
+            devices.add_metric([namespace, name], units)
+        yield replicas
+        yield devices
 
 
 @asynccontextmanager

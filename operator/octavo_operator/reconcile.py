@@ -12,21 +12,18 @@ from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
+from octavo_operator.accounting import Ledger
 from octavo_operator.api import LLMDeployment, ManifestError, parse
+from octavo_operator.api.status import Resolved
 from octavo_operator.cache import CacheState, ModelCache, claims_of
 from octavo_operator.children import MISSING_API, Children, remove
-from octavo_operator.events import Event, events_of
+from octavo_operator.events import Event, events_of, events_of_apply
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.render import RenderSettings, cache_name, render_own, wants_prefetch
-from octavo_operator.status import (
-    DOWNLOAD_FAILED,
-    TERMINATING,
-    Observation,
-    Problem,
-    Verdict,
-    build_status,
-    status_patch,
-)
+from octavo_operator.observation import DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Verdict
+from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
+from octavo_operator.resolved import pinned, resolve
+from octavo_operator.revision import find_revision
+from octavo_operator.status import build_status, status_patch
 from octavo_operator.workqueue import Retry
 
 Manifest = dict[str, Any]
@@ -48,16 +45,23 @@ class Key:
         return f"{self.namespace}/{self.name}"
 
 
+class _GoneError(Exception):
+    """There is no such LLMDeployment any more."""
+
+
 class Reconciler:
     """Brings one LLMDeployment after the other to its wanted state.
 
     `now` gives the time as RFC 3339, for conditions that change.
     """
 
-    def __init__(self, kube: Kube, settings: RenderSettings, now: Callable[[], str]) -> None:
+    def __init__(
+        self, kube: Kube, settings: RenderSettings, now: Callable[[], str], ledger: Ledger | None = None
+    ) -> None:
         self._kube = kube
         self._settings = settings
         self._now = now
+        self._ledger = ledger if ledger is not None else Ledger()
 
     async def __call__(self, key: Key) -> bool:
         """One pass. Whether there still is such an LLMDeployment.
@@ -67,19 +71,29 @@ class Reconciler:
         """
         try:
             return await self._pass(key)
+        except _GoneError:
+            self._ledger.close(key.namespace, key.name)
+            return False
         except KubeError as error:
             raise Retry(str(error), after=error.retry_after) from error
 
     async def _pass(self, key: Key) -> bool:
         live = await self._kube.get(KIND, key.namespace, key.name)
         if live is None:
+            self._ledger.close(key.namespace, key.name)
             return False
-        children = await Children.find(self._kube, key.namespace, key.name)
-        wanted, deployment, problem = self._wanted(live)
+        wanted, deployment, resolved, problem = self._wanted(live)
+        kinds = {str(each["kind"]) for each in wanted}
+        children = await Children.find(self._kube, key.namespace, key.name, kinds)
         problem = _terminating(live) or problem or children.conflict(live, wanted)
         cache, actions = CacheState(), list[Event]()
-        if problem is None and deployment is not None:
+        if problem is None and deployment is not None and resolved is not None:
             cache = await self._cache(live, deployment)
+            if lacks_commit(deployment) and resolved.revision is None and deployment.desired_replicas:
+                cache = await self._revision(live, deployment, resolved)
+                if cache.revision is not None:
+                    resolved = resolved.model_copy(update={"revision": cache.revision})
+                    wanted = self._rendered(deployment, resolved)
             now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
             problem = await self._apply(live, now, children, actions) or cache.problem or children.lacking(wanted)
             actions += await remove(self._kube, children.unwanted(live, wanted))
@@ -95,6 +109,9 @@ class Reconciler:
             pods=pods,
             problem=problem,
             cached=cache.cached,
+            resolved=resolved,
+            revision=cache.revision,
+            accounting=self._ledger.look(live, pods, self._now()),
         )
         await self._report(live, deployment, observed, [*cache.actions, *actions])
         if problem is not None and problem.reason not in _FOR_PEOPLE:
@@ -110,20 +127,38 @@ class Reconciler:
                 raise
             text = f"the API server refused the volume for the model, or its Job: {error.message}"
             unknown = Verdict("False", "ApplyRefused", text) if wants_prefetch(deployment) else None
-            return CacheState(unknown, Problem("ApplyRefused", text))
+            return CacheState(unknown, problem=Problem("ApplyRefused", text))
 
-    def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Problem | None]:
+    async def _revision(self, live: Manifest, deployment: LLMDeployment, resolved: Resolved) -> CacheState:
         try:
-            deployment = parse(live)
-            return [drift.stamped(each) for each in render_own(deployment, self._settings)], deployment, None
+            found = await find_revision(
+                self._kube, self._settings, deployment, resolved.for_spec, partial(self._expect_alive, live)
+            )
+        except KubeError as error:
+            if not error.is_refusal:
+                raise
+            text = f"the API server refused the Job that asks which commit the model is: {error.message}"
+            return CacheState(Verdict("False", "ApplyRefused", text), problem=Problem("ApplyRefused", text))
+        return CacheState(found.waiting, found.revision, found.problem, found.actions)
+
+    def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Resolved | None, Problem | None]:
+        try:
+            # Its status is ours: what a later version has written there is no fault of the spec.
+            deployment = parse({name: value for name, value in live.items() if name != "status"})
+            resolved = resolve(live, deployment, self._settings)
+            return self._rendered(deployment, resolved), deployment, resolved, None
         except ManifestError as error:
-            return [], None, Problem("InvalidSpec", str(error).replace("\n", "; "))
+            return [], None, None, Problem("InvalidSpec", str(error).replace("\n", "; "))
+
+    def _rendered(self, deployment: LLMDeployment, resolved: Resolved) -> list[Manifest]:
+        return [drift.stamped(each) for each in render_own(*pinned(deployment, self._settings, resolved))]
 
     async def _apply(
         self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event]
     ) -> Problem | None:
         """Write what differs, and put what came back into `children`."""
         problem: Problem | None = None
+        is_alive = False
         for manifest in wanted:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             if kind in children.missing:
@@ -137,14 +172,16 @@ class Reconciler:
                 continue
             try:
                 if child is None:
-                    await self._expect_alive(live)
+                    if not is_alive:
+                        await self._expect_alive(live)
+                        is_alive = True
                     children.live[kind] = await self._kube.create_by_apply(manifest)
                     actions.append(Event("Normal", "Created", f"created {kind} {name}"))
                 else:
                     applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
                     children.live[kind] = applied
-                    if applied["metadata"]["resourceVersion"] != child["metadata"]["resourceVersion"]:
-                        actions.append(Event("Normal", "Updated", f"applied {kind} {name}"))
+                    by = "spec.suspend is true" if live["spec"].get("suspend") else "spec.replicas"
+                    actions += events_of_apply(child, applied, by)
             except KubeError as error:
                 if not error.is_refusal:
                     raise
@@ -154,8 +191,10 @@ class Reconciler:
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""
         metadata = live["metadata"]
-        again = await self._kube.get(KIND, metadata["namespace"], metadata["name"])
-        if again is None or again["metadata"]["uid"] != metadata["uid"] or "deletionTimestamp" in again["metadata"]:
+        again = await self._kube.get_live(KIND, metadata["namespace"], metadata["name"])
+        if again is None:
+            raise _GoneError
+        if again["metadata"]["uid"] != metadata["uid"] or "deletionTimestamp" in again["metadata"]:
             raise Retry("it was deleted meanwhile")
 
     async def _report(

@@ -4,72 +4,30 @@ Every condition says why in one word for programs, and in a sentence that a pers
 own words (the scheduler, the kubelet, a quota), they are quoted.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import MAX_MESSAGE
-from octavo_operator.pods import Trouble, describe_trouble, living, unscheduled
+from octavo_operator.downloads import restarts, revisions
+from octavo_operator.endings import Endings, endings
+from octavo_operator.model_status import kept, known, model_cached, template_of
+from octavo_operator.observation import (
+    COMPLETE,
+    PASSING,
+    TERMINATING,
+    Counts,
+    Manifest,
+    Observation,
+    Verdict,
+)
+from octavo_operator.pods import Trouble, describe_start, describe_trouble, living, unscheduled
 
-Manifest = Mapping[str, Any]
 Status = dict[str, Any]
 
-COMPLETE: Final = "Complete"
-TERMINATING: Final = "Terminating"
-CHILD_TERMINATING: Final = "ChildTerminating"
-DOWNLOAD_FAILED: Final = "DownloadFailed"
-_PASSING: Final = frozenset({TERMINATING, "PredecessorTerminating", CHILD_TERMINATING})
-"""Problems that end by themselves: they are progress, and no degradation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why the objects are not as they should be. `reason` becomes the condition's: InvalidSpec, NameConflict, …"""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One condition before it has a time: status is "True", "False" or "Unknown"."""
-
-    status: str
-    reason: str
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the API server holds of one LLMDeployment. None: there is none, or it is not ours.
-
-    `cached`: the condition ModelCached, None where the model is not downloaded beforehand.
-    """
-
-    deployment: Manifest | None = None
-    service: Manifest | None = None
-    pods: Sequence[Manifest] = ()
-    problem: Problem | None = None
-    cached: Verdict | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Pods by the Deployment's own count, which may be of an older generation of it."""
-
-    desired: int
-    total: int = 0
-    updated: int = 0
-    ready: int = 0
-    current: bool = False
-    conditions: Mapping[str, Manifest] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Nothing is left to do: as many as wanted are there, all of the newest spec and ready, and no other."""
-        return self.current and self.total == self.updated == self.ready == self.desired
+_LAZY: Final = frozenset({"accounting"})
+"""What changes all the time: it is written along with what else has changed."""
 
 
 def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Observation, now: str) -> Status:
@@ -80,8 +38,8 @@ def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Obs
     """
     previous: Manifest = live.get("status") or {}
     counts = _count(deployment, observed.deployment)
-    known = _known(deployment, observed) if deployment is not None else _kept(previous)
-    conditions = _conditions(counts, observed, deployment)
+    told = known(deployment, observed, previous) if deployment is not None else kept(previous)
+    conditions = _conditions(counts, observed, deployment, endings(observed.pods, now))
     generation = live["metadata"].get("generation", 0)
     return {
         "conditions": [_dated(kind, verdict, previous, generation, now) for kind, verdict in conditions.items()],
@@ -90,35 +48,30 @@ def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Obs
         "readyReplicas": counts.ready,
         "updatedReplicas": counts.updated,
         "desiredReplicas": counts.desired,
+        "restarts": restarts(observed.pods),
         "selector": f"{DEPLOYMENT_LABEL}={live['metadata']['name']}",
-        **known,
+        **told,
+        **({"accounting": dict(observed.accounting)} if observed.accounting is not None else {}),
     }
 
 
 def status_patch(previous: Manifest, wanted: Manifest) -> Status | None:
-    """The merge patch that leads from one status to the other; None where they are equal."""
-    changed = {key: value for key, value in wanted.items() if previous.get(key) != value}
+    """The merge patch that leads from one status to the other; None where they are equal but for what can wait."""
+    changed = {key: _patched(previous.get(key), value) for key, value in wanted.items() if previous.get(key) != value}
     gone = {key: None for key in previous if key not in wanted}
-    return (changed | gone) or None
+    return (changed | gone) if (changed.keys() | gone.keys()) - _LAZY else None
+
+
+def _patched(before: Any, after: Any) -> Any:
+    """A merge keeps what a patch does not name: fields of an object that are gone are named."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return {key: None for key in before if key not in after} | after
+    return after
 
 
 def condition(status: Manifest, kind: str) -> Manifest:
     """A condition of a status by its type; empty where there is none."""
     return next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
-
-
-def service_url(deployment: LLMDeployment) -> str:
-    """The base URL for OpenAI clients inside the cluster."""
-    return f"http://{deployment.name}.{deployment.namespace}.svc:{deployment.spec.networking.service.port}/v1"
-
-
-def _known(deployment: LLMDeployment, observed: Observation) -> Status:
-    url = {"url": service_url(deployment)} if observed.service is not None else {}
-    return {"model": deployment.model_name, **url}
-
-
-def _kept(previous: Manifest) -> Status:
-    return {key: previous[key] for key in ("model", "url") if key in previous}
 
 
 def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
@@ -135,21 +88,23 @@ def _count(deployment: LLMDeployment | None, live: Manifest | None) -> Counts:
     )
 
 
-def _conditions(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> dict[str, Verdict]:
+def _conditions(
+    counts: Counts, observed: Observation, deployment: LLMDeployment | None, ends: Endings
+) -> dict[str, Verdict]:
     degraded = _degraded(counts, observed)
     scheduled = _scheduled(living(observed.pods), counts)
-    progressing = _progressing(counts, observed, deployment)
+    progressing = _progressing(counts, observed, deployment, ends)
     available = _available(counts, observed, deployment)
     ready = _ready(counts, degraded, scheduled, progressing, available)
     if observed.problem is not None and observed.problem.reason == TERMINATING:
         ready = available = Verdict("False", TERMINATING, observed.problem.message)
-    cached = {"ModelCached": observed.cached} if observed.cached is not None else {}
     return {
         "Ready": ready,
         "Available": available,
         "Progressing": progressing,
-        **cached,
+        "ModelCached": observed.cached or model_cached(deployment, observed),
         "Scheduled": scheduled,
+        "ScalingActive": _scaling(deployment),
         "Degraded": degraded,
     }
 
@@ -177,9 +132,9 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
     return Verdict("False", "NoReplicaReady", f"none of {counts.desired} replicas takes requests yet")
 
 
-def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None) -> Verdict:
+def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None, ends: Endings) -> Verdict:
     if observed.problem is not None:
-        if observed.problem.reason in _PASSING:
+        if observed.problem.reason in PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
         return Verdict("False", "Blocked", f"nothing is changed while there is a problem: {observed.problem.message}")
     if counts.desired and observed.cached is not None and observed.cached.status != "True":
@@ -188,9 +143,11 @@ def _progressing(counts: Counts, observed: Observation, deployment: LLMDeploymen
     if counts.current and deadline.get("reason") == "ProgressDeadlineExceeded":
         return Verdict("False", "ProgressDeadlineExceeded", deadline.get("message", ""))
     if counts.complete:
-        if counts.desired == 0:
-            return Verdict("False", COMPLETE, "no replica is wanted, and none is there")
-        return Verdict("False", COMPLETE, f"{_all(counts.desired, 'replica')} of the newest spec and ready")
+        if counts.desired == 0 and ends.draining:
+            return Verdict("True", "Draining", f"no replica is wanted; {ends}")
+        text = f"{_all(counts.desired, 'replica')} of the newest spec and ready"
+        text = text if counts.desired else "no replica is wanted, and none is there"
+        return Verdict("False", COMPLETE, f"{text}; {ends}" if ends.overdue else text)
     if observed.deployment is None or not counts.current:
         return Verdict("True", "Applying", "the Deployment was just applied, its controller has not seen it yet")
     if counts.updated < counts.desired or (counts.total > counts.updated and counts.updated):
@@ -198,9 +155,10 @@ def _progressing(counts: Counts, observed: Observation, deployment: LLMDeploymen
         return Verdict("True", "RollingOut", what + _pause(deployment, counts))
     if counts.total > counts.desired:
         return Verdict("True", "ScalingDown", f"{counts.total - counts.desired} replicas are ending their requests")
-    return Verdict(
-        "True", "Starting", f"{counts.desired - counts.ready} replicas load the model or wait for their node"
-    )
+    lacking = counts.desired - counts.ready
+    doing = describe_start(observed.pods) or "waiting for their pods"
+    late = f"; {ends}" if ends.overdue else ""
+    return Verdict("True", "Starting", f"{lacking} of {counts.desired} replicas not ready yet: {doing}{late}")
 
 
 def _pause(deployment: LLMDeployment | None, counts: Counts) -> str:
@@ -213,6 +171,14 @@ def _pause(deployment: LLMDeployment | None, counts: Counts) -> str:
 def _all(count: int, noun: str) -> str:
     """Subject and verb: "the only replica is", "all 3 replicas are"."""
     return f"the only {noun} is" if count == 1 else f"all {count} {noun}s are"
+
+
+def _scaling(deployment: LLMDeployment | None) -> Verdict:
+    """As an HPA says it: false where nothing scales, and why."""
+    if deployment is not None and deployment.spec.suspend:
+        return Verdict("False", "Suspended", "spec.suspend is true: there are no replicas, whatever the load")
+    text = "the number of replicas is spec.replicas, whatever the load; kubectl scale or an autoscaler can change it"
+    return Verdict("False", "FixedReplicas", text)
 
 
 def _scheduled(pods: Sequence[Manifest], counts: Counts) -> Verdict:
@@ -233,7 +199,7 @@ def _scheduled(pods: Sequence[Manifest], counts: Counts) -> Verdict:
 
 def _degraded(counts: Counts, observed: Observation) -> Verdict:
     problem = observed.problem
-    if problem is not None and problem.reason not in _PASSING:
+    if problem is not None and problem.reason not in PASSING:
         return Verdict("True", problem.reason, problem.message)
     failure = counts.conditions.get("ReplicaFailure", {})
     if failure.get("status") == "True":
@@ -241,8 +207,14 @@ def _degraded(counts: Counts, observed: Observation) -> Verdict:
     trouble: Trouble | None = describe_trouble(living(observed.pods))
     if trouble is not None:
         return Verdict("True", trouble.reason, trouble.message)
+    template = template_of(observed)
+    different = revisions(living(observed.pods), template) if template is not None else []
+    if len(different) > 1:
+        text = f"pods serve different models, as the source changed between their downloads: {', '.join(different)}"
+        return Verdict("True", "RevisionsDiffer", f"{text}; storage.cache would give all of them the same")
     if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
-        return Verdict("True", "RolloutStuck", "pods did not become ready in time; see their events and logs")
+        doing = describe_start(observed.pods) or "there are none"
+        return Verdict("True", "RolloutStuck", f"pods did not become ready in time: {doing}; see their events and logs")
     return Verdict("False", "AsExpected")
 
 

@@ -5,6 +5,7 @@
 | 0 | done |
 | 1 | it was tried and failed: a replica died, a request was refused, a cluster could not be reached |
 | 2 | it would fail again: a wrong command line or manifest, a part that is not installed, no such model to pull |
+| 3 | `octavo plan --diff` could not ask the cluster, or was refused; its 0 is no difference, its 1 some |
 | 130 | interrupted by Ctrl-C before it was done; what was started has been stopped |
 | 129, 143 | likewise by SIGHUP and SIGTERM |
 """
@@ -13,6 +14,7 @@ from typing import Final
 
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
+NOT_COMPARED: Final = 3
 INTERRUPTED: Final = 130
 
 

@@ -1,4 +1,4 @@
-"""`octavo plan`: what a manifest becomes, and the memory that it needs, without a cluster."""
+"""`octavo plan`: what a manifest becomes, and the memory that it needs, without a cluster; or what it would change."""
 
 import dataclasses
 import json
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
+from octavo_cli.errors import FAILED, NOT_COMPARED, WRONG_INPUT, CommandError
 from octavo_cli.manifest_file import in_fields, read_manifest, wrong_manifest
 from octavo_common.version import __version__
 
 if TYPE_CHECKING:
     from octavo_common.memory import MemoryBill
+    from octavo_operator.diff import Comparison
 
 CHART_IMAGE = f"octavo-server:{__version__}"
 CHART_PULL_IMAGE = f"octavo-operator:{__version__}"
@@ -49,6 +51,20 @@ CHART_PULL_IMAGE = f"octavo-operator:{__version__}"
     show_default=True,
     help="Namespace of the operator, which network policies let in.",
 )
+@click.option("--diff", is_flag=True, help="Show what applying it would change in the kubeconfig's cluster instead.")
+@click.option("-n", "--namespace", metavar="NAME", help="For --diff.  [default: the manifest's, else the context's]")
+@click.option(
+    "--field-manager",
+    metavar="NAME",
+    default="kubectl",
+    show_default=True,
+    help="For --diff: who would apply it, server-side; argocd-controller, for one.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    help="For --diff: how to reach the cluster.  [default: KUBECONFIG, ~/.kube/config, the pod's service account]",
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print objects, memory bill, warnings and advice as a JSON object."
 )
@@ -59,13 +75,17 @@ def plan(
     server_image: str,
     pull_image: str,
     operator_namespace: str,
+    diff: bool,
     as_json: bool,
+    **cluster: Any,
 ) -> int:
     """Show the objects that a manifest becomes as YAML, and on stderr its memory bill and every warning.
 
-    Exits with 2 if the manifest is wrong, with 1 if the model cannot fit.
+    Exits with 2 if the manifest is wrong, with 1 if the model cannot fit. With --diff exits with 0 if nothing would
+    change, with 1 if something would, with 2 or 3 if that cannot be told.
     """
     from octavo_cli.memory_plan import plan_memory, server_config
+    from octavo_cli.plan_diff import compare
     from octavo_common.memory import DoesNotFit
     from octavo_operator.advice import advice
     from octavo_operator.api import ManifestError
@@ -82,18 +102,45 @@ def plan(
     try:
         memory = plan_memory(deployment, config, None if gpu_memory is None else _bytes(gpu_memory), model_config)
     except DoesNotFit as error:
-        raise CommandError(f"{filename}: {in_fields(str(error))}", exit_code=FAILED) from error
+        code = NOT_COMPARED if diff else FAILED
+        raise CommandError(f"{filename}: {in_fields(str(error))}", exit_code=code) from error
     warnings = [in_fields(warning) for warning in memory.warnings]
     advised = advice(deployment)
+    compared = None
+    if diff:
+        known = RenderSettings(
+            _if_given("server_image", server_image),
+            _if_given("pull_image", pull_image),
+            _if_given("operator_namespace", operator_namespace) or "",
+        )
+        fallback = RenderSettings(server_image, pull_image, operator_namespace)
+        compared = compare(filename, deployment, known, fallback, **cluster)
     if as_json:
         bill = None if memory.bill is None else _bill_document(memory.bill)
-        click.echo(json.dumps({"objects": objects, "memory": bill, "warnings": warnings, "advice": advised}))
-        return 0
-    _print_yaml(objects)
+        told = {"objects": objects, "memory": bill, "warnings": warnings, "advice": advised}
+        click.echo(json.dumps(told | (_difference_document(compared) if compared is not None else {})))
+        return 1 if compared is not None and compared.differences else 0
+    if compared is not None:
+        for each in compared.differences:
+            click.echo(each.text, nl=False)
+        for note in compared.notes:
+            click.echo(f"octavo: note: {note}", err=True)
+    else:
+        _print_yaml(objects)
     _print_memory(deployment.name, memory.bill, warnings)
     for sentence in advised:
         click.echo(f"octavo: advice: {sentence}", err=True)
-    return 0
+    return 1 if compared is not None and compared.differences else 0
+
+
+def _if_given(option: str, value: str) -> str | None:
+    """None where the option was left out: the cluster may know better than the default."""
+    source = click.get_current_context().get_parameter_source(option)
+    return None if source is ParameterSource.DEFAULT else value
+
+
+def _difference_document(compared: "Comparison") -> dict[str, Any]:
+    return {"differences": [dataclasses.asdict(each) for each in compared.differences], "notes": compared.notes}
 
 
 def _bytes(size: str) -> int:

@@ -19,7 +19,7 @@ _FILE = click.Path(path_type=Path)
 
 @click.command(short_help="Fetch a model, verified and whole or not at all.")
 @click.argument("source", metavar="SOURCE")
-@click.argument("directory", metavar="DIR", type=_FILE)
+@click.argument("directory", metavar="DIR", type=_FILE, required=False)
 @click.option("--sha256", metavar="HEX", help="Digest of an https:// archive, or of a directory's SHA256SUMS.")
 @click.option("--endpoint", metavar="URL", help="Address of an S3 store.  [default: AWS's]")
 @click.option("--anonymous", is_flag=True, help="Ask S3 without credentials, for a public bucket.")
@@ -38,9 +38,10 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="Ranges fetched at a time.",
 )
+@click.option("--resolve", is_flag=True, help="Only tell which revision SOURCE is now; takes no DIR.")
 @click.option("--result-file", metavar="FILE", type=_FILE, help="Also write the result there: /dev/termination-log.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object a line: progress, and at the end the result.")
-def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, **given: Any) -> int:
+def pull(source: str, directory: Path | None, result_file: Path | None, as_json: bool, **given: Any) -> int:
     """Fetch a model into DIR, which is there whole in the end, or not at all.
 
     \b
@@ -57,10 +58,15 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
     from octavo_cli.pull_progress import PullProgress
     from octavo_pull.errors import PullError, RefusedError
     from octavo_pull.open_origin import Options
+    from octavo_pull.peek import resolve
     from octavo_pull.pull import pull as fetch
     from octavo_pull.source import parse_source
     from octavo_pull.tally import Tally
 
+    if given.pop("resolve") == (directory is not None):
+        raise CommandError(
+            "pull: give a DIR to fetch the model into, or --resolve, and not both", exit_code=WRONG_INPUT
+        )
     signal.signal(signal.SIGTERM, _end)
     tally = Tally()
     try:
@@ -69,6 +75,9 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
         except RefusedError as error:
             _keep(result_file, str(error))
             raise CommandError(f"pull: {error}", exit_code=WRONG_INPUT) from error
+        if directory is None:
+            _tell_revision(str(parsed), resolve(parsed, Options(**given)), result_file, as_json=as_json)
+            return 0
         with PullProgress(tally, as_json=as_json):
             pulled = fetch(parsed, directory, Options(**given), tally)
     except PullError as error:
@@ -76,6 +85,12 @@ def pull(source: str, directory: Path, result_file: Path | None, as_json: bool, 
         raise CommandError(f"pull: {error}", exit_code=FAILED if error.retryable else WRONG_INPUT) from error
     _tell(pulled, directory, result_file, as_json=as_json)
     return 0
+
+
+def _tell_revision(source: str, revision: str, result_file: Path | None, *, as_json: bool) -> None:
+    result = {"source": source, "revision": revision}
+    _keep(result_file, json.dumps(result))
+    click.echo(json.dumps({"event": "resolved", **result}) if as_json else revision)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

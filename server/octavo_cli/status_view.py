@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from octavo_operator.local.replica import ReplicaState
 
 # How a condition is when all is well; another status is shown in the colour of trouble.
-WELL: Final = {"Degraded": "False", "Progressing": "False"}
+WELL: Final = {"Degraded": "False", "Progressing": "False", "ScalingActive": "False"}
 COLUMNS: Final = ("CONDITION", "STATUS", "REASON", "MESSAGE")
 
 

@@ -10,6 +10,7 @@ FIELD_MANAGER: Final = "octavo-operator"
 LABEL_PREFIX: Final = "octavo.dev/"
 DEPLOYMENT_LABEL: Final = "octavo.dev/deployment"
 CACHE_LABEL: Final = "octavo.dev/cache"
+REVISION_LABEL: Final = "octavo.dev/revision-of"
 MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 
 SERVER_PORT: Final = 8000

@@ -1,4 +1,4 @@
-"""One small file of a model that is elsewhere, for who wants to know the model and not have it."""
+"""What a model elsewhere is: its revision, or one small file of it, for who wants to know it and not have it."""
 
 from octavo_pull.digests import has_digest
 from octavo_pull.errors import RefusedError, UnfinishedError
@@ -6,6 +6,19 @@ from octavo_pull.http_get import get_small
 from octavo_pull.open_origin import Options, open_origin
 from octavo_pull.source import Source
 from octavo_pull.web import TransientError, client
+
+
+def resolve(source: Source, options: Options) -> str:
+    """The revision that `source` is now: a commit, a digest; asked for once.
+
+    Raises:
+        PullError: it cannot be told.
+    """
+    try:
+        with client(1, options.seconds) as http:
+            return open_origin(source, http, options).plan().revision
+    except TransientError as error:
+        raise UnfinishedError(str(error)) from error
 
 
 def peek(source: Source, name: str, limit: int, options: Options) -> bytes:

@@ -40,7 +40,8 @@ from octavo_server.worker.device import fix_threads, pick_device, pick_dtype
 from octavo_server.worker.disk_store import DiskStore
 from octavo_server.worker.fingerprint import device_facts, fingerprint
 from octavo_server.worker.graph_recorder import pick_recorder
-from octavo_server.worker.kernel_variants import compile_kernels
+from octavo_server.worker.kernel_variants import begin_workers, compile_kernels
+from octavo_server.worker.known_variants import KnownVariants, cache_directory
 from octavo_server.worker.memory import measure, outside_bytes, reserve, reserved_bytes, weights_bytes
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds
@@ -48,6 +49,8 @@ from octavo_server.worker.step_profiler import StepProfiler
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+    from octavo_kernels.compile_ahead import Compiled
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,8 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
     profiler = None if config.profile_dir is None else StepProfiler(config.profile_dir, device)
     fix_threads(device)
     model, eos_token_ids = _read_model(config.model)
+    known = KnownVariants(cache_directory(), f"{config!r} {model!r}".encode()) if has_triton(device) else None
+    workers = None if known is not None and known.exist else begin_workers(device)
     dtype = pick_dtype(config.dtype, model, device)
     overlap = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
     limits = _memory_limits(config, model, device, dtype)
@@ -101,7 +106,7 @@ def _start(config: EngineConfig, begin_phase: Callable[[str], None], note: Calla
         grammars=grammars,
     )
     outside = outside_bytes(device)
-    _load(runner, config, bounds, note)
+    _load(runner, config, lambda: compile_kernels(runner, bounds, workers, known), note)
     begin_phase("measure memory")
     bill = _bill(model, limits, measure(runner, bounds, plan, outside))
     if free_bytes is not None:
@@ -173,11 +178,16 @@ def _keep_compiled(directory: Path | None) -> None:
     os.environ["TRITON_CACHE_DIR"] = str(directory)
 
 
-def _load(runner: ModelRunner, config: EngineConfig, bounds: StepBounds, note: Callable[[str, float], None]) -> None:
+def _load(
+    runner: ModelRunner,
+    config: EngineConfig,
+    compile_steps: "Callable[[], Compiled]",
+    note: Callable[[str, float], None],
+) -> None:
     """Weights, and beside them what steps will launch."""
 
     def compile_all() -> None:
-        compiled = compile_kernels(runner, bounds)
+        compiled = compile_steps()
         note("kernels", compiled.kernels)
         note("kernels_cached", compiled.cached)
         note("kernels_seconds", compiled.seconds)

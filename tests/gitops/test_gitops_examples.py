@@ -7,16 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import helm_python as helm
 import pytest
 import yaml
 
 from argo_health import FOLDER, SCRIPT, health
+from kstatus import kstatus
 from kube_fixture import Kube
 from octavo_chart import CHART, Object, of_kind, render
-from octavo_operator.api import load_manifest
+from octavo_operator.api import LLMDeploymentStatus, load_manifest
+from octavo_operator.api.status import ConditionType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples" / "gitops"
@@ -51,6 +53,22 @@ def test_every_input_of_the_health_script_has_a_case_and_every_health_an_input()
         f"testdata/{path.name}" for path in (FOLDER / "testdata").iterdir()
     }
     assert {case["healthStatus"]["status"] for case in CASES} == {"Healthy", "Progressing", "Degraded", "Suspended"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: Path(case["inputPath"]).stem)
+def test_kstatus_takes_for_current_what_is_healthy_and_nothing_else(case: dict[str, Any]) -> None:
+    resource = yaml.safe_load((FOLDER / case["inputPath"]).read_text())
+    if "status" in resource:  # before the operator's first look kstatus has nothing to go by
+        is_well = case["healthStatus"]["status"] in {"Healthy", "Suspended"}
+        assert (kstatus(resource) == "Current") == is_well
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: Path(case["inputPath"]).stem)
+def test_the_inputs_are_what_the_api_server_would_store(case: dict[str, Any]) -> None:
+    status = yaml.safe_load((FOLDER / case["inputPath"]).read_text()).get("status")
+    if status is not None:
+        LLMDeploymentStatus.model_validate(status)
+        assert [each["type"] for each in status["conditions"]] == list(get_args(ConditionType))
 
 
 def test_the_configuration_of_argo_cd_holds_the_script() -> None:

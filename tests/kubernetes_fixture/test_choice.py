@@ -13,6 +13,8 @@ from kube_fixture import find_assets, kinds_to_run
 from kube_fixture.plane import CHOICE
 
 HERE = Path(__file__).parent
+# Of the plugins those that our settings name, and those that conftest.py hooks into.
+LEAN = ("--disable-plugin-autoload", "-p", "asyncio", "-p", "timeout", "-p", "xdist", "-p", "no:cacheprovider")
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_what_is_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPat
 async def run_pytest(choice: str, assets: Path, *files: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "pytest", "-p", "no:cacheprovider", *(str(HERE / name) for name in files)),
+        *("-m", "pytest", *LEAN, *(str(HERE / name) for name in files)),
         env={**os.environ, CHOICE: choice, "KUBEBUILDER_ASSETS": str(assets)},
         cwd=HERE.parents[1],
         stdin=asyncio.subprocess.DEVNULL,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
 
 from kube_fixture import ControlPlane, Faults, Kube
 from llm_deployments import Passes, conditions, llm_deployment, reconciling
@@ -14,6 +15,7 @@ from optional_kinds import definition, remove
 Object = dict[str, Any]
 POLICY = ("networking.k8s.io/v1", "NetworkPolicy")
 BUDGET = ("policy/v1", "PodDisruptionBudget")
+POOL = ("inference.networking.k8s.io/v1", "InferencePool")
 MONITOR = ("monitoring.coreos.com/v1", "PodMonitor")
 
 
@@ -24,8 +26,8 @@ async def passes(control_plane: ControlPlane, octavo: Kube, faults: Faults) -> A
 
 
 def writes_but_status(faults: Faults) -> list[str]:
-    """Status may follow the Deployment's controller meanwhile."""
-    return [write.path for write in faults.writes() if not write.path.endswith("/status")]
+    """Status may follow the Deployment's controller meanwhile, and tell of it."""
+    return [write.path for write in faults.writes() if not write.path.endswith(("/status", "/events"))]
 
 
 async def test_what_a_spec_asks_for_no_more_is_deleted_and_told(octavo: Kube, passes: Passes) -> None:
@@ -96,5 +98,45 @@ async def test_a_kind_that_the_cluster_lacks_is_told_and_everything_else_works(
         await octavo.patch(made, {"spec": {"observability": {"podMonitor": "Disabled"}}})
         await passes.once()
         assert await octavo.find(*MONITOR, "demo") is None
+    finally:
+        await remove(octavo, crd)
+
+
+@pytest.mark.real
+async def test_an_inference_pool_is_as_its_published_api_wants_it_and_no_drift_of_its_defaults(
+    octavo: Kube, passes: Passes, faults: Faults
+) -> None:
+    crd = definition("inference.networking.k8s.io", "InferencePool")
+    await octavo.install_crd(crd)
+    try:
+        picker: Object = {"name": "llama-epp"}
+        made = await octavo.create(llm_deployment(networking={"inferencePool": {"endpointPickerRef": picker}}))
+        await passes.once()
+        found = await octavo.get(*POOL, "demo")
+        assert found["spec"] == {
+            "selector": {"matchLabels": {"octavo.dev/deployment": "demo"}},
+            "targetPorts": [{"number": 8000}],
+            "endpointPickerRef": {
+                **{"group": "", "kind": "Service", "name": "llama-epp"},
+                **{"port": {"number": 9002}, "failureMode": "FailClose"},
+            },
+        }
+        faults.reset()
+        await passes.once()
+        assert writes_but_status(faults) == []
+        changed = {"endpointPickerRef": picker | {"port": 9100, "failureMode": "FailOpen"}}
+        await octavo.patch(made, {"spec": {"networking": {"inferencePool": changed}}})
+        await passes.once()
+        found = await octavo.get(*POOL, "demo")
+        assert (
+            found["spec"]["endpointPickerRef"].items() >= {"port": {"number": 9100}, "failureMode": "FailOpen"}.items()
+        )
+        await octavo.patch(found, {"spec": {"targetPorts": [{"number": 9999}]}})
+        await passes.once()
+        assert (await octavo.get(*POOL, "demo"))["spec"]["targetPorts"] == [{"number": 8000}]
+        # The schema bites: what the operator must not forget is refused.
+        for bad in ({"endpointPickerRef": {"name": "a", "port": None}}, {"targetPorts": []}, {"selector": None}):
+            with pytest.raises(ApiException):
+                await octavo.patch(found, {"spec": bad})
     finally:
         await remove(octavo, crd)

@@ -41,6 +41,17 @@ async def test_the_first_leads_and_renews(control_plane: ControlPlane, kube: Kub
         assert await holder(kube) == "a"
 
 
+async def test_whoever_leads_may_act_until_the_deadline_however_late_that_is_noticed(
+    control_plane: ControlPlane, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with candidate(control_plane, kube.namespace, "a") as a:
+        assert not a.may_act()
+        await a.acquire()
+        assert a.may_act()
+        monkeypatch.setattr("octavo_operator.election.monotonic", lambda: monotonic() + TIMING.deadline)
+        assert not a.may_act()
+
+
 async def test_a_lease_that_stands_still_is_taken_after_its_duration(control_plane: ControlPlane, kube: Kube) -> None:
     async with candidate(control_plane, kube.namespace, "a") as a, candidate(control_plane, kube.namespace, "b") as b:
         await a.acquire()

@@ -83,12 +83,14 @@ async def test_status_comes_back(control_plane: ControlPlane, octavo: Kube, pass
         *("True", "True", "False", "True", "False")
     ]
     status = (await octavo.get(API, KIND, "demo"))["status"]
-    assert {key: status[key] for key in status if key != "conditions"} == {
+    assert status["resolved"].items() >= {"image": IMAGE, "startupTimeoutSeconds": 600}.items()
+    assert {key: status[key] for key in status if key not in {"conditions", "resolved", "accounting"}} == {
         "observedGeneration": made["metadata"]["generation"],
         "replicas": 2,
         "readyReplicas": 2,
         "updatedReplicas": 2,
         "desiredReplicas": 2,
+        "restarts": 0,
         "selector": "octavo.dev/deployment=demo",
         "url": f"http://demo.{octavo.namespace}.svc:8000/v1",
         "model": "demo",
@@ -492,6 +494,6 @@ async def test_every_change_of_state_is_told_in_an_event_once(octavo: Kube, pass
     await octavo.create(llm_deployment())
     await passes.once()
     await passes.once()
-    events = await octavo.list("v1", "Event", fields=f"involvedObject.kind={KIND}")
+    events = await octavo.list("v1", "Event", fields=f"involvedObject.kind={KIND},reason=Created")
     kinds = ("Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service")
     assert sorted(each["message"] for each in events) == [f"created {kind} demo" for kind in kinds]

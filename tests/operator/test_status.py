@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from llm_deployments import llm_deployment
 from octavo_operator.api import LLMDeploymentStatus, parse
+from octavo_operator.api.status import ConditionType, Resolved
 from octavo_operator.events import events_of
-from octavo_operator.status import Observation, Problem, Verdict, build_status, condition, status_patch
+from octavo_operator.observation import Observation, Problem, Verdict
+from octavo_operator.status import build_status, condition, status_patch
 
 Object = dict[str, Any]
 THEN, NOW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
@@ -146,13 +150,40 @@ def test_the_kubelet_is_quoted_over_an_image() -> None:
 def test_a_crashing_server_is_told_by_its_last_words() -> None:
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}
     last = {"exitCode": 1, "reason": "Error", "message": "loading\nno such directory: /models/x\n\n"}
-    killed = {"exitCode": 137, "reason": "OOMKilled"}
     first = built(observed(deployment(2, 2, 0), pod("a", waiting=waiting, last=last), pod("b", waiting=waiting)))
     assert told(first, "Degraded")[2] == (
         "pod a (and 1 more pod): CrashLoopBackOff: it ended with exit code 1: no such directory: /models/x"
     )
-    second = built(observed(deployment(1, 1, 0), pod("a", waiting=waiting, last=killed)))
-    assert "it ended with exit code 137 (OOMKilled); back-off 40s" in told(second, "Degraded")[2]
+    signalled = {"exitCode": 139, "reason": "ContainerDied"}
+    second = built(observed(deployment(1, 1, 0), pod("a", waiting=waiting, last=signalled)))
+    assert "it ended with exit code 139 (ContainerDied); back-off 40s" in told(second, "Degraded")[2]
+
+
+@pytest.mark.parametrize("waiting", [{"reason": "CrashLoopBackOff", "message": "back-off 40s"}, None])
+def test_who_was_killed_for_memory_is_told_which_field_to_raise(waiting: Object | None) -> None:
+    killed = pod("a", waiting=waiting, last={"exitCode": 137, "reason": "OOMKilled"})
+    status = built(observed(deployment(1, 1, 0), killed))
+    assert told(status, "Degraded") == (
+        *("True", "OOMKilled"),
+        "pod a: OOMKilled: it ended with exit code 137 (OOMKilled): it needs more memory than its limit: "
+        "raise spec.resources.memory",
+    )
+    killed["status"]["containerStatuses"][0] |= {"ready": True, "state": {"running": {}}}
+    assert told(built(observed(deployment(1, 1, 1), killed)), "Degraded")[0] == "False"
+
+
+def test_a_crash_loop_is_one_while_the_server_runs_between_two_crashes_too() -> None:
+    last = {"exitCode": 1, "reason": "Error", "message": "no such file"}
+    running = pod("a", last=last)
+    once, twice = copy.deepcopy(running), copy.deepcopy(running)
+    once["status"]["containerStatuses"][0]["restartCount"] = 1
+    twice["status"]["containerStatuses"][0]["restartCount"] = 2
+    assert told(built(observed(deployment(1, 1, 0), once)), "Degraded")[0] == "False"
+    assert told(built(observed(deployment(1, 1, 0), twice)), "Degraded") == (
+        *("True", "CrashLoopBackOff"),
+        "pod a: CrashLoopBackOff: it ended with exit code 1: no such file",
+    )
+    assert built(observed(deployment(1, 1, 0), twice))["restarts"] == 2
 
 
 def test_pods_that_are_ending_are_not_asked() -> None:
@@ -208,7 +239,9 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
     first = build_status(body, parse(body), observed(deployment(1, 1, 0), pod()), THEN)
     second = built(observed(deployment(1, 1, 1), pod()), status=first)
     times = {each["type"]: each["lastTransitionTime"] for each in second["conditions"]}
-    assert times == {"Ready": NOW, "Available": NOW, "Progressing": NOW, "Scheduled": THEN, "Degraded": THEN}
+    assert times == dict.fromkeys(("Ready", "Available", "Progressing"), NOW) | dict.fromkeys(
+        ("ModelCached", "Scheduled", "ScalingActive", "Degraded"), THEN
+    )
 
 
 def test_a_status_that_is_the_same_needs_no_patch() -> None:
@@ -224,6 +257,108 @@ def test_a_patch_holds_what_changed_and_removes_what_is_gone() -> None:
 def test_a_message_too_long_for_the_schema_is_cut() -> None:
     status = built(observed(None, problem=Problem("ApplyRefused", "x" * 10_000)))
     assert len(told(status, "Degraded")[2]) == 4096
+
+
+def test_a_start_is_told_step_by_step_and_who_was_ended_by_its_node() -> None:
+    loading, fetching, pulling = pod("a"), pod("b"), pod("c", waiting={"reason": "ContainerCreating"})
+    fetching["status"]["initContainerStatuses"] = [{"name": "pull", "state": {"running": {}}}]
+    fetching["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "PodInitializing"}}
+    evicted = pod("z")
+    evicted["status"] = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on disk."}
+    status = built(observed(deployment(4, 4, 1), loading, fetching, pulling, evicted), replicas=4)
+    assert told(status, "Progressing") == (
+        *("True", "Starting"),
+        "3 of 4 replicas not ready yet: 1 downloading the model, 1 loading the model, 1 waiting for images and "
+        "volumes; pod z was ended: Evicted: The node was low on disk.",
+    )
+    assert told(status, "Scheduled")[2] == "all 3 pods have a node"
+
+
+def test_nothing_scales_a_fixed_number_of_replicas() -> None:
+    status = built(observed(deployment(2, 2, 2)), replicas=2)
+    assert told(status, "ScalingActive")[:2] == ("False", "FixedReplicas")
+    assert "spec.replicas" in told(status, "ScalingActive")[2]
+    assert told(built(observed(deployment(0, 0, 0)), suspend=True), "ScalingActive")[:2] == ("False", "Suspended")
+
+
+def test_every_condition_is_there_with_a_reason_and_the_generation_it_was_seen_for() -> None:
+    for found in (observed(None), observed(deployment(1, 1, 1), pod()), observed(None, problem=Problem("X", "y"))):
+        status = built(found)
+        assert [each["type"] for each in status["conditions"]] == list(get_args(ConditionType))
+        assert all(each["reason"] and each["observedGeneration"] == 4 for each in status["conditions"])
+    invalid = build_status(live(), None, observed(None, problem=Problem("InvalidSpec", "y")), NOW)
+    assert told(invalid, "ModelCached")[0] == "Unknown"
+
+
+PULLED = {"source": {"huggingFace": {"repo": "org/model"}}}
+
+
+def downloaded(revision: str, name: str = "a") -> Object:
+    found = pod(name)
+    end = {"exitCode": 0, "message": json.dumps({"source": "hf://org/model@main", "revision": revision})}
+    found["status"]["initContainerStatuses"] = [{"name": "pull", "state": {"terminated": end}}]
+    found["status"]["containerStatuses"][0]["imageID"] = f"docker-pullable://r.example/s@sha256:{name * 64}"
+    found["spec"] |= template("s:1")["spec"]
+    return found
+
+
+def template(image: str) -> Object:
+    return {"spec": {"initContainers": [{"name": "pull"}], "containers": [{"name": "server", "image": image}]}}
+
+
+def of_template(total: int, image: str = "s:1") -> Object:
+    return deployment(total, total, total) | {
+        "metadata": {"generation": 7},
+        "spec": {"replicas": total, "template": template(image)},
+    }
+
+
+RESOLVED = Resolved(forSpec="ab", image="s:1", startupTimeoutSeconds=600)
+
+
+def test_what_pods_downloaded_and_run_is_told_and_pinned() -> None:
+    first = built(replace(observed(of_template(1), downloaded("c1")), resolved=RESOLVED), model=PULLED)
+    assert first["modelRevision"] == "c1"
+    assert first["resolved"] == {
+        **{"forSpec": "ab", "image": "s:1", "startupTimeoutSeconds": 600},
+        "imageID": f"r.example/s@sha256:{'a' * 64}",
+    }
+    later = replace(observed(of_template(1), downloaded("c2", "b")), resolved=RESOLVED)
+    second = built(later, status=first, model=PULLED)
+    assert (second["modelRevision"], second["resolved"]) == ("c1", first["resolved"])
+    third = built(replace(later, resolved=RESOLVED.model_copy(update={"for_spec": "cd"})), status=first, model=PULLED)
+    assert (third["modelRevision"], third["resolved"]["imageID"]) == ("c2", f"r.example/s@sha256:{'b' * 64}")
+
+
+def test_pods_of_an_earlier_spec_tell_nothing_of_this_one() -> None:
+    status = built(replace(observed(of_template(1, "s:2"), downloaded("c1")), resolved=RESOLVED), model=PULLED)
+    assert "modelRevision" not in status and "imageID" not in status["resolved"]
+
+
+def test_pods_that_serve_different_models_are_degraded() -> None:
+    both = observed(of_template(2), downloaded("c1"), downloaded("c2", "b"))
+    assert told(built(both, model=PULLED), "Degraded")[:2] == ("True", "RevisionsDiffer")
+    assert "c1, c2" in told(built(both, model=PULLED), "Degraded")[2]
+
+
+def test_accounting_alone_is_no_reason_to_write() -> None:
+    used = observed(deployment(1, 1, 1), pod())
+    first = built(replace(used, accounting=ACCOUNTING))
+    later = ACCOUNTING | {"replicaSeconds": 99, "asOf": NOW}
+    second = built(replace(used, accounting=later), status=first)
+    assert second["accounting"] == later and status_patch(first, second) is None
+    third = built(replace(used, accounting=later, pods=()), status=first)
+    patch = status_patch(first, third)
+    assert patch is not None and patch["accounting"] == later
+
+
+ACCOUNTING = {"replicaSeconds": 10, "acceleratorSeconds": 20, "asOf": THEN}
+
+
+def test_a_patch_takes_away_what_is_gone_inside_an_object() -> None:
+    assert status_patch({"resolved": {"image": "a", "imageID": "b"}}, {"resolved": {"image": "c"}}) == {
+        "resolved": {"image": "c", "imageID": None}
+    }
 
 
 def test_events_tell_changes_only() -> None:
@@ -244,3 +379,32 @@ def test_what_is_going_away_is_not_ready_however_many_replicas_still_are(reason:
     assert told(status, "Ready")[:2] == ("False", reason)
     assert told(status, "Progressing") == ("True", reason, "why") and told(status, "Degraded")[0] == "False"
     assert told(status, "Available")[0] == ("False" if reason == "Terminating" else "True")
+
+
+def ending(name: str, until: str) -> Object:
+    found = pod(name)
+    found["metadata"]["deletionTimestamp"] = until
+    return found
+
+
+def test_suspended_is_ready_when_the_pods_are_gone_or_will_never_say_so() -> None:
+    draining = built(observed(deployment(0, 0, 0), ending("a", "2026-01-02T00:02:40Z")), suspend=True)
+    assert told(draining, "Progressing") == ("True", "Draining", "no replica is wanted; 1 pod ends its requests")
+    assert told(draining, "Ready")[:2] == ("False", "Draining")
+    late = built(observed(deployment(0, 0, 0), ending("a", "2026-01-01T12:00:00Z")), suspend=True)
+    assert told(late, "Ready")[:2] == ("True", "Suspended")
+    assert (
+        "pod a should have ended at 2026-01-01T12:00:00Z, and node n-1 does not say so" in told(late, "Progressing")[2]
+    )
+
+
+def test_a_replica_whose_node_does_not_answer_is_told_of_and_what_it_holds() -> None:
+    silent = pod("a")
+    silent["status"]["conditions"] += [
+        {"type": "Ready", "status": "False"},
+        {"type": "ContainersReady", "status": "True"},
+    ]
+    status = built(observed(deployment(2, 2, 1), silent, ending("old", "2026-01-01T12:00:00Z")), replicas=2)
+    kind, reason, text = told(status, "Progressing")
+    assert (kind, reason) == ("True", "Starting") and "1 on node n-1, which does not answer" in text
+    assert "pod old should have ended at" in text and status["readyReplicas"] == 1

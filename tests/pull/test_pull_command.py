@@ -65,6 +65,25 @@ def test_done_is_a_line_and_done_again_asks_nobody(hub: Hub, tmp_path: Path) -> 
     assert (code, last["event"], last["wasThere"], hub.asked) == (0, "done", True, [])
 
 
+def test_a_branch_is_resolved_and_nothing_fetched(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.branches["main"]
+    code, out, err = ended(command(SOURCE, "--resolve", "--result-file", tmp_path / "result"))
+    assert (code, out) == (0, f"{commit}\n"), err
+    assert json.loads((tmp_path / "result").read_text()) == {"source": f"{SOURCE}@main", "revision": commit}
+    assert {path.name for path in tmp_path.iterdir()} == {"result"} and not any(
+        "/resolve/" in str(a) for a in hub.asked
+    )
+    hub.token = "hf_secret"
+    code, out, _ = ended(command(SOURCE, "--resolve", "--result-file", tmp_path / "result"))
+    assert (code, out) == (2, "") and "401" in (tmp_path / "result").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["DIR", "--resolve"]])
+def test_a_pull_is_into_a_directory_or_only_resolves(hub: Hub, arguments: list[str]) -> None:
+    code, _, err = ended(command(SOURCE, *arguments))
+    assert code == 2 and "give a DIR to fetch the model into, or --resolve, and not both" in err and hub.asked == []
+
+
 def test_what_cannot_succeed_exits_with_2_and_a_short_last_line(hub: Hub, tmp_path: Path) -> None:
     hub.token = "hf_secret"
     code, out, err = ended(command(SOURCE, tmp_path / "m", "--json", "--result-file", tmp_path / "result"))

@@ -15,11 +15,13 @@ import pytest
 import octavo_server
 from octavo_server.errors import RequestError
 from octavo_server.frontend.grammars import Grammars
-from octavo_server.frontend.structured import Reasoning, grammar_source
+from octavo_server.frontend.structured import GrammarSource, Reasoning, grammar_source
 from octavo_server.frontend.structured_fields import StructuredOutputs
 from octavo_server.frontend.text.closed_schemas import closed
-from octavo_server.frontend.text.counted_lengths import MAX_COUNTED
+from octavo_server.frontend.text.counted_lengths import MAX_COUNTED, MAX_IN_PATTERNS, repeated
+from octavo_server.frontend.text.json_characters import unspellable
 from octavo_server.frontend.text.json_schemas import served
+from octavo_server.frontend.text.output_parsers import Tool, choose_format
 from octavo_server.frontend.text.output_parsers.lark import arguments_schema
 from octavo_server.grammar_compiler import compile_grammar, read_tokenizer
 from schema_corpus import NOT_SERVED, SERVED, UNSATISFIABLE, check, random_answer
@@ -135,6 +137,31 @@ def test_text_that_spells_a_special_token_is_text(grammars: Grammars, outputs: d
     assert b"<|im_end|>" in TOKENIZER.decode_bytes(written)
 
 
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize(
+    "schema", [{"const": "x<|im_end|>y"}, {"type": "string", "pattern": r"^x<\|im_end\|>$"}, {"const": "x"}], ids=str
+)
+def test_beside_tools_text_that_spells_a_special_token_is_text(
+    grammars: Grammars, schema: dict[str, Any], thinks: bool
+) -> None:
+    end = TOKENIZER.tokenize_str("<|im_end|>", parse_special=True)[0]
+    form = choose_format("<tool_call>", token_ids={"<|im_end|>": end})
+    calls = form.call_grammar([Tool("f")], required=True, parallel=True)
+    assert calls is not None
+    thoughts = Reasoning("<|im_start|>", "</think>", is_open=False) if thinks else None
+    lark = form.call_or_json(calls, json.dumps(served(schema, "x")))
+    source = GrammarSource("lark", lark, "x", thoughts)
+    matcher = compile_grammar(TOKENIZER, asyncio.run(grammars.compile(source))).deep_copy()
+    written: list[int] = TOKENIZER.tokenize_str('"')
+    assert matcher.consume_tokens(written)
+    while not matcher.is_accepting():
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        assert not bits[end]
+        written.append(max(int(one) for one in np.flatnonzero(bits) if not TOKENIZER.is_special_token(int(one))))
+        assert matcher.consume_token(written[-1])
+    assert json.loads(TOKENIZER.decode_bytes(written)) in ("x<|im_end|>y", "x<|im_end|>", "x")
+
+
 FINITE: dict[str, dict[str, Any]] = {
     **{f"format {name}": {"type": "string", "format": name} for name in ("date-time", "time", "duration", "date")},
     "integer": {"type": "integer"},
@@ -214,6 +241,7 @@ def test_what_no_answer_can_spell_is_refused(schema: dict[str, Any], told: str) 
     [
         ({"const": "a\b\t\n\f\r\\x01b€"}, [json.dumps("a\b\t\n\f\r\\x01b€", ensure_ascii=False)], ['"ab"']),
         ({"type": "string", "pattern": r"^[^\x00-\x1f\x7f]{1,3}$"}, ['"ab€"'], ['""', '"a\\tb"']),
+        ({"type": "string", "pattern": r"^[\x00-\x7F]{1,3}$"}, ['"ab~"'], ['"é"', '""']),
         ({"type": "string", "pattern": r"^\\x01[\x01-\x1fa]$"}, [r'"\\x01a"'], [r'"\\x01"']),
         ({"const": [2**53, -(2**53), 10**20]}, [f"[{2**53},{-(2**53)},{10**20}]"], ["[0]"]),
         (
@@ -247,6 +275,9 @@ def test_strings_have_as_many_characters_together_as_a_lexers_table_can_count(gr
         {"type": "string", "maxLength": 60_000.0},
         {"type": "string", "pattern": "^(?:[a-z {}]{90}|b+){91}$"},
         {"patternProperties": {f"^{letter}{{4000}}$": {} for letter in "abc"}},
+        {"type": "string", "pattern": f"a{{{'9' * 5000}}}"},
+        {"type": "string", "pattern": "a" + "{9}" * 8000},
+        {"type": "string", "pattern": f"^a{{{'0' * 30}9000}}$"},
     ):
         with pytest.raises(RequestError, match=f"^x: .* {MAX_COUNTED} can be counted"):
             served(schema, "x")
@@ -260,6 +291,31 @@ def test_strings_have_as_many_characters_together_as_a_lexers_table_can_count(gr
             for token in TOKENIZER.tokenize_str(answer):
                 following.compute_bitmask()
                 assert following.consume_token(token), following.get_error()
+
+
+def test_patterns_are_read_once_and_have_so_many_characters_together() -> None:
+    """A set that nothing ends was looked for from each of its beginnings: 16,000 of them took 10 s."""
+    for schema in (
+        {"type": "string", "pattern": "[" * (MAX_IN_PATTERNS + 1)},
+        {"anyOf": [{"type": "string", "pattern": f"{at}{'a' * 999}"} for at in range(MAX_IN_PATTERNS // 1000 + 1)]},
+        {"patternProperties": {"x" * (MAX_IN_PATTERNS + 1): {}}},
+    ):
+        with pytest.raises(RequestError, match=rf"^x: its patterns have \d+ characters, and {MAX_IN_PATTERNS}"):
+            served(schema, "x")
+    for piece in ("[", "[^", "(", r"\x{0", "[\x01"):
+        pattern = (piece * MAX_IN_PATTERNS)[: MAX_IN_PATTERNS - 1]
+        assert repeated(pattern) == 0
+        assert unspellable({"pattern": pattern}) in ("", unspellable({"pattern": "\x01"}))
+
+
+def test_bounds_of_64_bits_are_those_of_any_integer(grammars: Grammars) -> None:
+    for bounds in (
+        {"minimum": -(2**63), "maximum": 2**63 - 1},
+        {"minimum": 0, "maximum": 2**64 - 1},
+        {"exclusiveMinimum": -(2**63) - 1, "exclusiveMaximum": 2**63},
+    ):
+        matcher = compiled(grammars, {"type": "integer", **bounds})
+        assert accepts(matcher, "0") and accepts(matcher, str(2**53)) and not accepts(matcher, str(2**65))
 
 
 def test_names_of_properties_are_no_keywords() -> None:

@@ -134,3 +134,63 @@ def test_text_that_stop_strings_hold_back_keeps_its_tokens() -> None:
             delta.add_text("a" if number == 0 else "bc")
     second.finish_reason = "stop"
     assert told(*read([first, second]))["tokens"] == [0, 1, 2]
+
+
+def halves(tokens: list[str], cuts: set[int]) -> list[Delta]:
+    """Deltas that end in the middle of tokens, as where a stop string holds back what may be its beginning."""
+    made, delta, at = [], Delta(), 0
+    for number, text in enumerate(tokens):
+        delta.add_token(number, at)
+        delta.logprobs.append(TokenLogprobs([number], [0.0], 1))
+        at += len(text)
+        if number in cuts:
+            delta.add_text(text[: len(text) // 2])
+            made.append(delta)
+            delta, text = Delta(), text[len(text) // 2 :]
+        delta.add_text(text)
+    delta.finish_reason = "stop"
+    return [*made, delta]
+
+
+HALVED = [
+    "<<",
+    "<",
+    "<|",
+    "|>",
+    "a<",
+    "</think>",
+    "</th",
+    "ink>x",
+    "<think>",
+    "<tool",
+    "_call>",
+    CALL,
+    " y",
+    "}}",
+    "\n<",
+]
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.sampled_from(HALVED), min_size=1, max_size=9), st.sets(st.integers(0, 8)), *[st.booleans()] * 3)
+def test_a_token_counts_once_whichever_half_of_it_comes_when(
+    tokens: list[str], cuts: set[int], opened: bool, hides: bool, called: bool
+) -> None:
+    parsing = Parsing(FORMAT, TOOLS if called else (), opened, FORMAT.kept_markers if hides else ())
+    whole = told(*read([together(tokens)], parsing))
+    assert told(*read(halves(tokens, cuts), parsing)) == whole
+    if whole["content"] == "".join(tokens) and not whole["reasoning"]:
+        assert whole["tokens"] == list(range(len(tokens)))
+
+
+def test_of_what_is_held_back_no_token_is_lost() -> None:
+    for tokens in (["a", "<", "<", "b"], ["<", "<", "<", "<tool", "x"], ["a", "  ", "<", "<"]):
+        assert told(*read(list(one_each(tokens))))["tokens"] == list(range(len(tokens)))
+
+
+def test_a_marker_that_is_hidden_is_so_however_it_is_spelt() -> None:
+    parsing = Parsing(FORMAT, (), reasoning_open=False, hidden=FORMAT.kept_markers)
+    for tokens in (["a", "<", "think", ">", "b"], ["a<think", ">b"], ["a<think>b"]):
+        for pieces in (list(one_each(tokens)), [together(tokens)]):
+            assert told(*read(pieces, parsing))["content"] == "ab"
+    assert told(*read(list(one_each(["a", "<", "thin", "b<th"])), parsing))["content"] == "a<thinb<th"

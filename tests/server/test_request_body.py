@@ -318,3 +318,12 @@ def test_the_largest_objects_are_taken_as_they_are() -> None:
 def test_every_field_there_is_may_be_given_at_once() -> None:
     whole = dict.fromkeys(CompletionRequest.model_fields) | {"model": "m", "prompt": "a"}
     assert parse_body(CompletionRequest, json.dumps(whole).encode(), "application/json").prompt == "a"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "embeddings", "../tokenize"])
+async def test_a_name_with_half_of_a_surrogate_pair_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    """Nothing can be said of such a field by its name."""
+    for body in (r'{"model": "m", "\ud800": 1}', r'{"model": "m", "messages": [{"role": "user", "a\udfff": []}]}'):
+        answer = await client.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+        assert "half of a surrogate pair" in answer.json()["error"]["message"]

@@ -125,6 +125,18 @@ async def test_what_others_wait_for_too_does_not_give_way() -> None:
     assert all([await task for task in [*crowd[:2], crowd[3], shared, other]])
 
 
+async def test_where_the_longest_queue_is_shared_the_next_one_gives_way() -> None:
+    worker = Worker(at_once=1, most=5, most_of_caller=4)
+    first = await worker.ask("first")
+    shared = [await worker.ask(f"s{number}", caller) for number in range(3) for caller in ("a", "b")]
+    crowd = [await worker.ask(f"d{number}", "d") for number in range(2)]
+    other = await worker.ask("c0", "c")
+    with pytest.raises(Full):
+        await crowd[1]
+    await worker.drain()
+    assert all([await task for task in [first, *shared, crowd[0], other]])
+
+
 async def test_an_error_is_for_those_who_waited_and_the_next_is_begun() -> None:
     worker = Worker()
     first, second = await worker.ask("one"), await worker.ask("two")

@@ -28,19 +28,19 @@ RULES: list[Rule] = [
         "resources": ["networkpolicies"],
         "verbs": ["list", "watch", "create", "patch", "delete"],
     },
-    # Kinds that not every cluster has are not watched.
     {
         "apiGroups": ["monitoring.coreos.com"],
         "resources": ["podmonitors"],
-        "verbs": ["list", "create", "patch", "delete"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
     },
     {
         "apiGroups": ["inference.networking.k8s.io"],
         "resources": ["inferencepools"],
-        "verbs": ["list", "create", "patch", "delete"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
     },
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    # patch: one that is told again is counted.
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
 ]
 # In the operator's own namespace alone.
 LEASE_RULES: list[Rule] = [

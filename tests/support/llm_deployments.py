@@ -39,8 +39,9 @@ def llm_deployment(name: str = "demo", **spec: Any) -> Object:
 
 
 def rendered(objects: list[Object], kind: str) -> Object:
-    """The only object of this kind."""
-    (found,) = [each for each in objects if each["kind"] == kind]
+    """The only object of this kind, but for what asks which commit a branch is."""
+    labels = "app.kubernetes.io/component", "model-revision"
+    (found,) = [each for each in objects if each["kind"] == kind and labels not in each["metadata"]["labels"].items()]
     return found
 
 

@@ -1,4 +1,7 @@
-"""CustomResourceDefinitions that clusters may have or lack, with no schema to speak of: what is sent is kept."""
+"""CustomResourceDefinitions that clusters may have or lack.
+
+They keep what is sent, but for InferencePool, whose spec is checked by the rules of the published API, said anew.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ OPTIONAL: Final = (("monitoring.coreos.com", "PodMonitor"), ("inference.networki
 def definition(group: str, kind: str) -> dict[str, Any]:
     """The definition of `kind`, version v1, in `group`."""
     plural = f"{kind.lower()}s"
-    spec = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    spec: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    if kind == "InferencePool":
+        spec = _inference_pool()
     schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -27,6 +32,39 @@ def definition(group: str, kind: str) -> dict[str, Any]:
             "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
         },
     }
+
+
+def _inference_pool() -> dict[str, Any]:
+    """Facts of inference.networking.k8s.io/v1 (Gateway API Inference Extension): names, bounds, defaults, its CEL."""
+
+    def text(most: int, **more: Any) -> dict[str, Any]:
+        return {"type": "string", "maxLength": most} | more
+
+    def struct(properties: dict[str, Any], *required: str, **more: Any) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "required": list(required)} | more
+
+    port = struct({"number": {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535}}, "number")
+    unique = "self.all(a, self.filter(b, b.number == a.number).size() == 1)"
+    ports: dict[str, Any] = {"type": "array", "items": port, "minItems": 1, "maxItems": 8}
+    ports |= {"x-kubernetes-list-type": "atomic", "x-kubernetes-validations": [{"rule": unique}]}
+    picker = {
+        "group": text(253, default=""),
+        "kind": text(63, minLength=1, default="Service"),
+        "name": text(253, minLength=1),
+        "port": port,
+        "failureMode": {"type": "string", "enum": ["FailOpen", "FailClose"], "default": "FailClose"},
+    }
+    needs_port = {"rule": "self.kind != 'Service' || has(self.port)", "message": "a Service needs a port"}
+    labels = {"type": "object", "additionalProperties": text(63)}
+    return struct(
+        {
+            "selector": struct({"matchLabels": labels}, "matchLabels"),
+            "targetPorts": ports,
+            "appProtocol": {"type": "string", "enum": ["http", "kubernetes.io/h2c"]},
+            "endpointPickerRef": struct(picker, "name", **{"x-kubernetes-validations": [needs_port]}),
+        },
+        *("selector", "targetPorts", "endpointPickerRef"),
+    )
 
 
 async def remove(kube: Kube, crd: dict[str, Any]) -> None:

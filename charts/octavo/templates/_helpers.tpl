@@ -114,18 +114,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [list, watch, create, patch, delete]
-- apiGroups: [monitoring.coreos.com] # not every cluster has it: it is not watched
+- apiGroups: [monitoring.coreos.com] # not every cluster has it
   resources: [podmonitors]
-  verbs: [list, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [inference.networking.k8s.io] # nor that
   resources: [inferencepools]
-  verbs: [list, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, patch]
 {{- end }}
 
 {{- /* The Lease is always beside the operator. */}}

@@ -64,7 +64,8 @@ class HuggingFaceSource(ApiModel):
     ] = Field(description="Organisation and name.", examples=["meta-llama/Llama-3.1-8B-Instruct"])
     revision: Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] = Field(
         "main",
-        description="Commit, tag or branch. Best a commit: a branch may move between one pod and the next.",
+        description="Commit, tag or branch. Best a commit: which one a branch is, is asked once for all pods, and "
+        "again with each change of the spec but of replicas and suspend.",
         examples=["0e9e39f249a16976918f6564b8830bc894c89659"],
     )
     token_secret_ref: TokenReference | None = Field(

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from octavo_operator.api.base import ApiModel, ListType
 
-ConditionType = Literal["Ready", "Available", "Progressing", "ModelCached", "Scheduled", "Degraded"]
+ConditionType = Literal["Ready", "Available", "Progressing", "ModelCached", "Scheduled", "ScalingActive", "Degraded"]
 MAX_MESSAGE: int = 4096
 
 _Replicas = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -17,8 +17,9 @@ class Condition(ApiModel):
 
     type: ConditionType = Field(
         description="Ready: what is wanted is there. Available: at least one replica takes requests. Progressing: pods "
-        "are being started or replaced. ModelCached: the model is on storage.cache. Scheduled: every pod has a node. "
-        "Degraded: something stands in the way that waiting does not cure."
+        "are being started or replaced. ModelCached: the model is where the pods read it from. Scheduled: every pod "
+        "has a node. ScalingActive: something scales the pods by load. Degraded: something stands in the way that "
+        "waiting does not cure."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
     reason: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")] = (
@@ -33,12 +34,47 @@ class Condition(ApiModel):
     )
 
 
+class Resolved(ApiModel):
+    """What the spec leaves open and was decided once, so that neither a new operator nor a moved branch rolls pods."""
+
+    for_spec: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]+$")] = Field(
+        description="Digest of the spec that this holds for, without replicas and suspend: scaling changes none of it."
+    )
+    image: Annotated[str, Field(max_length=1024)] = Field(description="Image of the server, as pods ask for it.")
+    image_id: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, alias="imageID", description="The same by digest, as the node of the first pod of this spec resolved it."
+    )
+    pull_image: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, description="Image that downloads the model, where pods do so themselves."
+    )
+    revision: Annotated[str, Field(max_length=255)] | None = Field(
+        None, description="Commit of model.source.huggingFace that every pod downloads, where pods do so themselves."
+    )
+    startup_timeout_seconds: Annotated[int, Field(ge=1, le=2**31 - 1)] = Field(
+        description="Seconds that a replica has to become ready: startup.timeoutSeconds, or what was computed for it."
+    )
+
+
+class Accounting(ApiModel):
+    """What was used since the LLMDeployment was made. Written along with other changes; live values are metrics."""
+
+    replica_seconds: Annotated[int, Field(ge=0, le=2**53)] = Field(
+        description="Seconds that pods had a node, summed over the pods."
+    )
+    accelerator_seconds: Annotated[int, Field(ge=0, le=2**53)] = Field(
+        description="The same times the units of resources.accelerator that each pod held: GPU-seconds, of whole GPUs."
+    )
+    as_of: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] = Field(
+        description="Until when that is counted."
+    )
+
+
 class LLMDeploymentStatus(ApiModel):
     """What the operator saw of an LLMDeployment."""
 
     conditions: Annotated[list[Condition], Field(max_length=16), ListType("map", ("type",))] = Field(
         [],
-        description="Ready, Available, Progressing, ModelCached (for storage.cache), Scheduled and Degraded, each with "
+        description="Ready, Available, Progressing, ModelCached, Scheduled, ScalingActive and Degraded, each with "
         "reason and message.",
     )
     observed_generation: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
@@ -55,3 +91,13 @@ class LLMDeploymentStatus(ApiModel):
         None, description="Base URL for OpenAI clients inside the cluster."
     )
     model: Annotated[str, Field(max_length=253)] | None = Field(None, description="Name that clients ask for.")
+    model_revision: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="Revision of the model's source that the pods of this spec serve, as the download told it."
+    )
+    restarts: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="Restarts of the servers of those pods that are there."
+    )
+    resolved: Resolved | None = Field(
+        None, description="What the spec leaves open, decided once for all pods until the spec changes."
+    )
+    accounting: Accounting | None = Field(None, description="What was used since the LLMDeployment was made.")

@@ -6,7 +6,8 @@ from typing import Any
 
 from octavo_operator.api import LLMDeployment
 from octavo_operator.local.replica import ReplicaState
-from octavo_operator.status import Observation, build_status
+from octavo_operator.observation import Observation, Verdict
+from octavo_operator.status import build_status
 
 Manifest = dict[str, Any]
 
@@ -37,6 +38,8 @@ def observe(deployment: LLMDeployment, states: Sequence[ReplicaState]) -> Observ
     pods = [_pod(state) for state in alive]
     # Replicas that were not started, for want of memory, are pods without a node.
     pods += [_unscheduled(f"{deployment.name}-{index}") for index in range(len(states), deployment.desired_replicas)]
+    source = deployment.spec.model.source
+    is_fetched = source.is_downloaded or source.oci is not None
     counts = {"replicas": len(pods), "updatedReplicas": len(pods), "readyReplicas": ready, "availableReplicas": ready}
     return Observation(
         deployment={
@@ -46,6 +49,8 @@ def observe(deployment: LLMDeployment, states: Sequence[ReplicaState]) -> Observ
         },
         service={"metadata": {"name": deployment.name}},
         pods=pods,
+        # Replicas are started when it is there.
+        cached=Verdict("True", "Cached", "the model is on this machine") if is_fetched else None,
     )
 
 

@@ -1,5 +1,6 @@
 """How a model is downloaded: the command line of `octavo pull`, the container that runs it, where it connects to."""
 
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from octavo_operator.render.common import RESTRICTED, Manifest, RenderSettings, 
 CREDENTIALS_DIRECTORY: Final = "/octavo/credentials"
 FINAL_EXIT_CODES: Final = (2,)
 """Of `octavo pull`: trying again is useless."""
+
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 _TERMINATION_LOG: Final = "/dev/termination-log"
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
@@ -62,22 +65,47 @@ def pulls_itself(deployment: LLMDeployment) -> bool:
     return deployment.spec.model.source.is_downloaded and not wants_prefetch(deployment)
 
 
+def lacks_commit(deployment: LLMDeployment) -> bool:
+    """Whether pods that resolved the revision themselves, each when it starts, could get different models."""
+    hub = deployment.spec.model.source.hugging_face
+    return hub is not None and deployment.spec.storage.cache is None and not COMMIT.fullmatch(hub.revision)
+
+
 def pull_container(deployment: LLMDeployment, settings: RenderSettings, *, on_disk: bool) -> Manifest:
     """The container that downloads the model of `deployment` onto the volume `model`; `on_disk`: of the pod's node.
 
     Raises:
         ManifestError: the operator does not know its own image.
     """
+    source = deployment.spec.model.source
+    arguments = pull_arguments(source, PULLED_DIRECTORY, _token_file(source))
+    mounts: list[Manifest] = [{"name": "model", "mountPath": MODEL_DIRECTORY}]
+    container = _container(deployment, settings, arguments, mounts)
+    return container | {"resources": _resources(deployment, on_disk=on_disk)}
+
+
+def resolve_container(deployment: LLMDeployment, settings: RenderSettings) -> Manifest:
+    """The container that only asks which revision the source is now.
+
+    Raises:
+        ManifestError: the operator does not know its own image.
+    """
+    source = deployment.spec.model.source
+    token_file = _token_file(source)
+    arguments = ["pull", pull_source(source), "--resolve"]
+    arguments += ["--token-file", token_file] if token_file is not None else []
+    return _container(deployment, settings, arguments, [{"name": "tmp", "mountPath": "/tmp"}])
+
+
+def _container(
+    deployment: LLMDeployment, settings: RenderSettings, arguments: list[str], mounts: list[Manifest]
+) -> Manifest:
     if not settings.pull_image:
         text = "is downloaded by the operator's own image, which it was not told: start it with --pull-image"
         raise ManifestError([FieldError("spec.model.source", text)])
     source = deployment.spec.model.source
-    token = source.hugging_face.token_secret_ref if source.hugging_face is not None else None
-    mounts: list[Manifest] = [{"name": "model", "mountPath": MODEL_DIRECTORY}]
-    if token is not None:
-        mounts += [{"name": "credentials", "mountPath": CREDENTIALS_DIRECTORY, "readOnly": True}]
-    token_file = f"{CREDENTIALS_DIRECTORY}/{token.key}" if token is not None else None
-    arguments = pull_arguments(source, PULLED_DIRECTORY, token_file)
+    if _token_file(source) is not None:
+        mounts = [*mounts, {"name": "credentials", "mountPath": CREDENTIALS_DIRECTORY, "readOnly": True}]
     return without_empty(
         {
             "name": "pull",
@@ -86,12 +114,17 @@ def pull_container(deployment: LLMDeployment, settings: RenderSettings, *, on_di
             # Its last word, an error or the revision that was found, is what the pod says when it has ended.
             "args": [*arguments, "--result-file", _TERMINATION_LOG],
             "env": _credentials(source) + [plain(each) for each in _variables(deployment)],
-            "resources": _resources(deployment, on_disk=on_disk),
+            "resources": _RESOURCES,
             "volumeMounts": mounts,
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": dict(RESTRICTED),
         }
     )
+
+
+def _token_file(source: ModelSource) -> str | None:
+    token = source.hugging_face.token_secret_ref if source.hugging_face is not None else None
+    return f"{CREDENTIALS_DIRECTORY}/{token.key}" if token is not None else None
 
 
 def pull_volumes(deployment: LLMDeployment) -> list[Manifest]:

@@ -35,6 +35,8 @@ from octavo_operator.render.pull import (
 )
 
 SOURCE_ANNOTATION: Final = f"{LABEL_PREFIX}source"
+REVISION_ANNOTATION: Final = f"{LABEL_PREFIX}revision"
+"""Of a volume that is filled: what its model is."""
 _ATTEMPTS: Final = 20
 """Of the Job, with pauses of up to ten minutes: hours in which a network or a hub may come back."""
 
@@ -64,6 +66,8 @@ def claim(sharers: Sequence[LLMDeployment], live: Manifest | None = None) -> Man
     if live is not None:
         sizes.append(live["spec"]["resources"]["requests"]["storage"])
     metadata = _metadata(sharers[0])
+    filled = ((live or {}).get("metadata") or {}).get("annotations", {}).get(REVISION_ANNOTATION)
+    metadata["annotations"] |= {REVISION_ANNOTATION: filled} if filled is not None else {}
     if not any(_cache(each).retain for each in sharers):
         metadata["ownerReferences"] = [owner_reference(each) for each in sharers if each.metadata.uid is not None]
     return {

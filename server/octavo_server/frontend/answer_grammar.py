@@ -1,8 +1,11 @@
 """The grammar of a request's answers: their format, tools that are to be called, or the tokens that they may have."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
+from typing import Final, TypeVar
+
+import msgspec
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.generation import Caller
@@ -10,9 +13,20 @@ from octavo_server.frontend.generation_fields import GenerationRequest
 from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.state import ServerState
 from octavo_server.frontend.structured import GrammarSource, Reasoning, grammar_source
-from octavo_server.frontend.structured_fields import ResponseFormat, TextFormat
-from octavo_server.frontend.tool_schemas import Compile, held_tools
+from octavo_server.frontend.structured_fields import (
+    MAX_SCHEMA_BYTES,
+    JsonSchemaFormat,
+    ResponseFormat,
+    StructuredOutputs,
+    TextFormat,
+)
+from octavo_server.frontend.text.output_parsers import Tool
+from octavo_server.frontend.tool_schemas import held_tools
 from octavo_server.frontend.tool_use import ToolUse
+
+T = TypeVar("T")
+_READ_HERE: Final = 16 * 1024  # bytes of schemas that the event loop reads itself: a few milliseconds
+MAX_TOOLS_BYTES: Final = 4 * MAX_SCHEMA_BYTES  # of the schemas of all tools that a grammar holds
 
 
 async def completion_grammar(state: ServerState, request: GenerationRequest, caller: Caller) -> str:
@@ -21,7 +35,8 @@ async def completion_grammar(state: ServerState, request: GenerationRequest, cal
     Raises:
         RequestError: a schema or grammar is wrong; two fields say what the answer must look like.
     """
-    source = grammar_source(request.response_format, request.structured_outputs)
+    form, outputs = request.response_format, request.structured_outputs
+    source = await _read(state, _length(form, outputs), partial(grammar_source, form, outputs))
     return await _compiled(state, request, source, caller)
 
 
@@ -41,23 +56,42 @@ async def chat_grammar(
     thoughts = None if markers is None else Reasoning(*markers, is_open=parsing.reasoning_open)
     form, outputs = request.response_format, request.structured_outputs
     if not tools.callable:
-        return await _compiled(state, request, grammar_source(form, outputs, None, thoughts), caller)
+        source = await _read(state, _length(form, outputs), partial(grammar_source, form, outputs, None, thoughts))
+        return await _compiled(state, request, source, caller)
     if outputs is not None or request.allowed_token_ids is not None:
         field = "allowed_token_ids" if outputs is None else "structured_outputs"
         raise RequestError(
             f"{field}: is not allowed together with tools; response_format is, or tool_choice: none", param=field
         )
     if tools.required:
-        await _compiled(state, request, grammar_source(form, None, None, thoughts), caller)
+        source = await _read(state, _length(form, None), partial(grammar_source, form, None, None, thoughts))
+        await _compiled(state, request, source, caller)
+    required = tools.required or not (form is None or isinstance(form, TextFormat))
+    if not parsing.format.forces_calls(tools.callable, required=required, parallel=tools.parallel):
+        return await _compiled(state, request, None, caller)
+    length = _length(form, None, tools.callable)
+    if length > MAX_TOOLS_BYTES:
+        raise RequestError(f"tools: their schemas have {length} bytes, {MAX_TOOLS_BYTES} at most", param="tools")
     try:
-        return await _compiled(state, request, _of_tools(form, parsing, tools, thoughts), caller)
+        source = await _read(state, length, partial(_of_tools, form, parsing, tools, thoughts))
+        return await _compiled(state, request, source, caller)
     except RequestError as error:
         if error.status != HTTPStatus.BAD_REQUEST:
             raise
-        held = await held_tools(_compiler(state, request, caller), parsing, tools)
+        held = await held_tools(partial(_one_call, state, request, parsing, caller), tools)
         if held == tools:
             raise
-    return await _compiled(state, request, _of_tools(form, parsing, held, thoughts), caller)
+    source = await _read(state, length, partial(_of_tools, form, parsing, held, thoughts))
+    return await _compiled(state, request, source, caller)
+
+
+async def _one_call(
+    state: ServerState, request: GenerationRequest, parsing: Parsing, caller: Caller, tool: Tool, param: str
+) -> None:
+    """Compiles what forces calls of this tool. Raises RequestError, `param` is the field of its schema."""
+    make = partial(parsing.format.call_grammar, [tool], required=True, parallel=False)
+    if (call := await _read(state, _length(None, None, [tool]), make)) is not None:
+        await _compiler(state, request, caller)(GrammarSource("lark", call, param))
 
 
 def _of_tools(
@@ -74,8 +108,19 @@ def _of_tools(
             "the format",
             param="response_format",
         )
-    either = f"start: calls | answer\ncalls: %lark {{\n{calls}\n}}\nanswer: %json {text.text}\n"
-    return GrammarSource("lark", either, text.param, thoughts)
+    return GrammarSource("lark", parsing.format.call_or_json(calls, text.text), text.param, thoughts)
+
+
+def _length(form: ResponseFormat | None, outputs: StructuredOutputs | None, tools: Sequence[Tool] = ()) -> int:
+    """Bytes of the schemas and texts that a grammar is made of."""
+    schema = form.json_schema.schema_ if isinstance(form, JsonSchemaFormat) else None
+    texts = None if outputs is None else (outputs.json_, outputs.choice)
+    return len(msgspec.json.encode((schema, texts, [tool.parameters for tool in tools])))
+
+
+async def _read(state: ServerState, length: int, make: Callable[[], T]) -> T:
+    """What is made of schemas of this length, beside the event loop if it is long."""
+    return make() if length <= _READ_HERE else await state.text_threads.run_on_text(length, make)
 
 
 async def _compiled(
@@ -93,7 +138,9 @@ async def _compiled(
     return await _compiler(state, request, caller)(source)
 
 
-def _compiler(state: ServerState, request: GenerationRequest, caller: Caller) -> Compile:
+def _compiler(
+    state: ServerState, request: GenerationRequest, caller: Caller
+) -> Callable[[GrammarSource], Awaitable[str]]:
     """By the caller's turn, and as long as the request has time."""
     deadline = caller.deadline(request.timeout, state.config.request_timeout)
     return partial(state.grammars.compile, caller=caller.salt, deadline=deadline)

@@ -107,9 +107,16 @@ def _parse(raw: bytes) -> Any:
             raise RequestError(f"the body is not valid JSON: {why}", code="invalid_json") from error
     # Python's parser takes a little more (NaN, halves of surrogate pairs), and says better what is wrong.
     try:
-        return json.loads(raw)
+        return json.loads(raw, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {why_unreadable(error)}", code="invalid_json") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises UnicodeEncodeError for a name with half of a surrogate pair: no error could be made that names it."""
+    for name, _ in pairs:
+        name.encode()
+    return dict(pairs)
 
 
 @lru_cache(maxsize=64)

@@ -1,18 +1,17 @@
 """What an answer's text says: content, thoughts and tool calls, told apart while it comes.
 
-A parser is given the text and says which of it is what. Log-probabilities of the content and the number of tokens of
-thoughts need to know that of tokens: so it is given them one by one, and what it gives out is looked for in the text
-that it has been given since.
+A parser is given the text and says which of it is what, and where that stood. Log-probabilities of the content and the
+number of tokens of thoughts need to know that of tokens: so it is given them one by one.
 """
 
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise, zip_longest
 
 from octavo_server.frontend.answer import Delta
-from octavo_server.frontend.text.output_parsers import CallDelta, OutputFormat, Parsed, Tool
+from octavo_server.frontend.text.output_parsers import CallDelta, OutputFormat, Parsed, Tool, Without
 from octavo_server.ipc import TokenLogprobs
 
 
@@ -45,6 +44,15 @@ class Piece:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Token:
+    """One that is not settled: where its text begins, and whether a part of it was given out, which tells it."""
+
+    offset: int
+    entry: TokenLogprobs | None
+    is_told: bool = False
+
+
 class ChoiceParser:
     """Reads one answer. `called`: it has called a tool; `reasoning_tokens`: of its thoughts so far."""
 
@@ -52,13 +60,11 @@ class ChoiceParser:
         """by_token: what each token says is wanted, too."""
         self._parser = parsing.format.parser(parsing.tools, reasoning_open=parsing.reasoning_open)
         self._by_token = by_token
-        self._parsing = parsing
-        self._only_calls, self._hidden = parsing.only_calls, parsing.hidden
+        self._only_calls = parsing.only_calls
+        self._visible = Without(parsing.hidden) if parsing.hidden else None
         self._arguments: list[str] = []  # of the last call
         self._given = 0  # characters that the parser has been given
-        self._unsettled: list[str] = []  # the last of them, of which nothing has been given out
-        self._settled = 0  # characters before those
-        self._tokens: deque[tuple[int, TokenLogprobs | None]] = deque()  # (offset, log-probabilities) of unsettled ones
+        self._tokens: deque[_Token] = deque()  # those of which more may be said
         self.called = False
         self.reasoning_tokens = 0
 
@@ -67,17 +73,18 @@ class ChoiceParser:
         text = delta.text
         if text and delta.finish_reason is None and (plain := self._plain(delta, text)) is not None:
             return plain
-        found = _Found(self._parsing)
+        found = _Found(self._visible, only_calls=self._only_calls)
         if self._by_token:
             offsets = delta.offsets
             entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(offsets)
-            self._tokens.extend(zip(offsets, entries, strict=False))
+            self._tokens.extend(map(_Token, offsets, entries))
             for part in self._parts(text, offsets):
-                self._take(part, self._parser.add(part), found)
+                self._take(len(part), self._parser.add(part), found)
         elif text:
             found.take(self._parser.add(text))
         if delta.finish_reason is not None:
-            self._take("", self._parser.end(), found)
+            self._take(0, self._parser.end(), found)
+            found.end()
         for name, arguments in found.calls.values():
             self.called = True
             if name is not None:
@@ -90,15 +97,17 @@ class ChoiceParser:
         begins: list[int] = []
         if self._by_token:
             begins = delta.offsets
-            if self._tokens or not begins or begins[0] != self._given or begins[-1] >= self._given + len(text):
+            if not begins or begins[0] != self._given or begins[-1] >= self._given + len(text):
                 return None  # not all of these tokens are told by this text, or others are
-        if self._only_calls or (self._hidden and any(marker in text for marker in self._hidden)):
+            if self._tokens and self._tokens[-1].offset >= self._given:
+                return None  # one that was before them, too
+        if self._only_calls or (self._visible is not None and not self._visible.passes(text)):
             return None
         kind = self._parser.plain(text)
         if kind is None:
             return None
         self._given += len(text)
-        self._settled = self._given
+        self._tokens.clear()  # those before: what they say has come, or is none
         if kind == "content":
             return Piece(text, logprobs=delta.logprobs)
         self.reasoning_tokens += len(begins)
@@ -119,42 +128,41 @@ class ChoiceParser:
             if begin < end:
                 yield text[begin:end]
 
-    def _take(self, part: str, parsed: Parsed, found: "_Found") -> None:
+    def _take(self, length: int, parsed: Parsed, found: "_Found") -> None:
         found.take(parsed)
         if not self._by_token:
             return
-        self._given += len(part)
-        self._unsettled.append(part)
+        self._given += length
         if parsed.reasoning:
-            self.reasoning_tokens += len(self._settle(parsed.reasoning))
+            self.reasoning_tokens += len(self._tell(*parsed.reasoning_at))
         if parsed.content and not self._only_calls:
-            found.logprobs += [entry for entry in self._settle(parsed.content) if entry is not None]
-        elif parsed.calls:
-            self._settle("")
+            found.logprobs += [entry for entry in self._tell(*parsed.content_at) if entry is not None]
+        self._forget(self._given - self._parser.held)
 
-    def _settle(self, said: str) -> list[TokenLogprobs | None]:
-        """The tokens by which this was said: the last place where it stands. All before its end is settled then."""
-        text = "".join(self._unsettled)
-        at = text.rfind(said)
-        begin, end = (0, len(text)) if at < 0 else (at, at + len(said))
-        self._unsettled = [text[end:]]
-        begin, end = self._settled + begin, self._settled + end
-        self._settled = end
-        tokens = []
-        while self._tokens and self._tokens[0][0] < end:
-            offset, entry = self._tokens.popleft()
-            behind = self._tokens[0][0] if self._tokens else end
-            if offset >= begin or behind > begin:
-                tokens.append(entry)
-        return tokens
+    def _tell(self, begin: int, end: int) -> list[TokenLogprobs | None]:
+        """The tokens by which these characters were said; each once, however its text is cut."""
+        told = []
+        for token, behind in zip_longest(self._tokens, islice(self._tokens, 1, None)):
+            if token.offset >= end:
+                break
+            if not token.is_told and (behind is None or token.offset >= begin or behind.offset > begin):
+                token.is_told = True
+                told.append(token.entry)
+        return told
+
+    def _forget(self, decided: int) -> None:
+        """Tokens whose text ends before that: only where the next one begins tells where one ends."""
+        tokens = self._tokens
+        while len(tokens) > 1 and tokens[0].offset < decided and tokens[1].offset <= decided:
+            tokens.popleft()
 
 
 class _Found:
     """Gathers what a parser gives out, at a cost that does not grow with what is there."""
 
-    def __init__(self, parsing: Parsing) -> None:
-        self._hidden = parsing.hidden
-        self._only_calls = parsing.only_calls
+    def __init__(self, visible: Without | None, *, only_calls: bool) -> None:
+        self._visible = visible
+        self._only_calls = only_calls
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self.calls: dict[int, tuple[str | None, list[str]]] = {}
@@ -163,13 +171,16 @@ class _Found:
     def take(self, parsed: Parsed) -> None:
         """Add what was given out."""
         content = "" if self._only_calls else parsed.content
-        for marker in self._hidden:  # a token's text comes whole
-            content = content.replace(marker, "")
-        self._content.append(content)
+        self._content.append(content if self._visible is None else self._visible.add(content))
         self._reasoning.append(parsed.reasoning)
         for call in parsed.calls:
             _, pieces = self.calls.setdefault(call.index, (call.name, []))
             pieces.append(call.arguments)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        if self._visible is not None:
+            self._content.append(self._visible.end())
 
     def piece(self) -> Piece:
         """All of it."""

@@ -166,6 +166,8 @@ def why_unreadable(error: ValueError | RecursionError) -> str:
             return error.msg
         case UnicodeDecodeError():
             return f"it is not UTF-8 (byte {error.start})"
+        case UnicodeEncodeError():
+            return "a name in it holds half of a surrogate pair, which is no character"
         case RecursionError():
             return "it is nested too deeply"
     return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"

@@ -7,16 +7,14 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.parsing import Parsing
-from octavo_server.frontend.structured import GrammarSource
 from octavo_server.frontend.text.output_parsers import Tool
 from octavo_server.frontend.tool_use import ToolUse
 
-Compile = Callable[[GrammarSource], Awaitable[str]]  # raises RequestError
+OneCall = Callable[[Tool, str], Awaitable[None]]  # raises RequestError, if no grammar holds its schema, of this field
 _PATIENCE_SECONDS: Final = 3.0  # each schema may take as long to compile as all together should
 
 
-async def held_tools(compile_one: Compile, parsing: Parsing, tools: ToolUse) -> ToolUse:
+async def held_tools(compile_one: OneCall, tools: ToolUse) -> ToolUse:
     """The tools with what can be held of their schemas: of one that is not strict, the names of its arguments at least.
 
     Those that could not be looked at in time stay as they are.
@@ -28,7 +26,7 @@ async def held_tools(compile_one: Compile, parsing: Parsing, tools: ToolUse) -> 
     for position, tool in enumerate(found):
         if asyncio.get_running_loop().time() > until:
             break
-        refusal = await _refusal(compile_one, parsing, tool)
+        refusal = await _refusal(compile_one, tool)
         if refusal is not None and tool.strict:
             raise refusal
         if refusal is not None:
@@ -36,12 +34,10 @@ async def held_tools(compile_one: Compile, parsing: Parsing, tools: ToolUse) -> 
     return replace(tools, callable=tuple(found))
 
 
-async def _refusal(compile_one: Compile, parsing: Parsing, tool: Tool) -> RequestError | None:
+async def _refusal(compile_one: OneCall, tool: Tool) -> RequestError | None:
     param = f"tools[{tool.index}].function.parameters"
     try:
-        call = parsing.format.call_grammar([tool], required=True, parallel=False)
-        if call is not None:
-            await compile_one(GrammarSource("lark", call, param))
+        await compile_one(tool, param)
     except RequestError as error:
         if error.status != HTTPStatus.BAD_REQUEST:
             raise

@@ -83,17 +83,20 @@ class Turns(Generic[K, T]):
         return job
 
     def _give_way(self, waiting: int) -> bool:
-        """Whether a caller that has so much waiting gets the place of the last piece of the one that has the most."""
-        queue = max(self._queues.values(), key=len)
-        if len(queue) <= waiting + 1:
-            return False
-        key = next((key for key in reversed(queue) if len(self._jobs[key].callers) == 1), None)
-        if key is None:  # others wait for each of them, too
-            return False
-        job = self._jobs.pop(key)
-        self._take_out(key, job)
-        _fail(job, Full(len(queue)))
-        return True
+        """Whether a caller that has so much waiting gets the place of the last piece of the one that has the most.
+
+        What others wait for, too, gives no way.
+        """
+        for queue in sorted(self._queues.values(), key=len, reverse=True):
+            if len(queue) <= waiting + 1:
+                break
+            key = next((key for key in reversed(queue) if len(self._jobs[key].callers) == 1), None)
+            if key is not None:
+                job = self._jobs.pop(key)
+                self._take_out(key, job)
+                _fail(job, Full(len(queue)))
+                return True
+        return False
 
     def _take_out(self, key: K, job: _Job[T]) -> None:
         for caller in job.callers:

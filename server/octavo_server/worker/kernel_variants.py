@@ -17,21 +17,27 @@ import msgspec
 import torch
 from torch.overrides import TorchFunctionMode
 
+from octavo_common.free_memory import free_host_bytes
+from octavo_kernels.ops import has_triton, triton_ops
 from octavo_server.ipc import SamplingParams
 from octavo_server.step import NewRequest
 from octavo_server.worker.device import available_cpus
 from octavo_server.worker.grammar import RequestGrammar
 from octavo_server.worker.input_batch import RequestState, ScheduledRow
+from octavo_server.worker.known_variants import KnownVariants
 from octavo_server.worker.memory import FULL_SAMPLING
 from octavo_server.worker.model_runner import ModelRunner
 from octavo_server.worker.shallow import StepBounds, shallow_runner
 
 if TYPE_CHECKING:
     from octavo_kernels.compile_ahead import Compiled
+    from octavo_kernels.compile_workers import CompileWorkers
 
 log = logging.getLogger(__name__)
 
 _MOST_THREADS: Final = 16
+_LEAST_WORKERS: Final = 3  # fewer processes are no better than threads
+_WORKER_BYTES: Final = 2**29  # that one takes at most, of host memory
 _SHORT: Final = 64  # tokens of a context that needs no splits
 _MOST_ASKING: Final = 17  # rows of a step in which they ask for more than the likeliest token: that takes long
 # What requests ask for, by what sampling does with it.
@@ -68,23 +74,56 @@ class ZeroedMemory(TorchFunctionMode):
         return found.zero_() if func in _ALLOCATING else found
 
 
-def compile_kernels(like: ModelRunner, bounds: StepBounds) -> "Compiled":
-    """Compiles what steps within `bounds` launch, in threads.
+def begin_workers(device: torch.device) -> "CompileWorkers | None":
+    """Processes that compile; None where they would not help. The earlier the better: a fork copies what is mapped."""
+    if not has_triton(device) or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    free_bytes = free_host_bytes()
+    room = _MOST_THREADS if free_bytes is None else free_bytes // _WORKER_BYTES
+    count = min(_MOST_THREADS, available_cpus() - 1, room)
+    if count < _LEAST_WORKERS:
+        return None
+    from octavo_kernels.compile_workers import CompileWorkers
 
-    like: the runner that will launch them, left as it is. Its decoder's weights are finite.
+    triton_ops()  # what is imported now none of them has to import
+    try:
+        return CompileWorkers(count)
+    except OSError as error:
+        log.warning("no processes for compiling kernels, threads compile them: %s", error)
+        return None
+
+
+def compile_kernels(
+    like: ModelRunner,
+    bounds: StepBounds,
+    workers: "CompileWorkers | None" = None,
+    known: KnownVariants | None = None,
+) -> "Compiled":
+    """Compiles what steps within `bounds` launch, in processes of their own if there are `workers`, else in threads.
+
+    like: the runner that will launch them, left as it is. Its decoder's weights are finite. known: from an earlier
+    start, in whose place no step is run; or where what is found is left for later ones.
     """
     from octavo_kernels.compile_ahead import KernelCompiler
 
-    recorder = None if like.recorder is None else DryRecorder()
-    runner = shallow_runner(like, bounds, 1, recorder)
-    compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()))
+    compiler = KernelCompiler(min(_MOST_THREADS, available_cpus()), workers)
+    variants = [] if known is None else known.read(like.device)
     try:
-        with compiler, ZeroedMemory():
-            run_variants(runner, bounds)
+        with compiler:
+            if variants:
+                compiler.take(variants)
+            else:
+                recorder = None if like.recorder is None else DryRecorder()
+                with ZeroedMemory():
+                    run_variants(shallow_runner(like, bounds, 1, recorder), bounds)
+                if known is not None:
+                    known.write(like.device, compiler.variants)
     except Exception:  # of no consequence but for the time that the first steps then take
         log.exception("not all kernels are compiled ahead")
     finally:
         found = compiler.finish()
+        if workers is not None:
+            workers.close()
     return found
 
 
@@ -99,12 +138,14 @@ def run_variants(runner: ModelRunner, bounds: StepBounds) -> None:
 
 
 def _steps(runner: ModelRunner, bounds: StepBounds) -> Iterator[list[ScheduledRow]]:
-    """What requests can ask for, in few rows; then greedily decode alone, chunks alone, and both together.
+    """Chunks alone, whose kernels take longest to compile; what requests can ask for, in few rows; decode; both.
 
     Sizes are on both sides of every power of two, where choices change; a few are odd, as alignment tells, too.
     """
     make, longest = _Rows(runner, bounds), bounds.max_model_len
     most_rows = min(bounds.max_num_seqs, bounds.max_num_batched_tokens)
+    for tokens in reversed(_sizes(bounds.max_num_batched_tokens)):
+        yield make([(tokens, tokens)])
     yield make.asking()
     for kind in range(len(_SAMPLINGS)):
         for count in _sizes(min(_MOST_ASKING, most_rows)):
@@ -113,8 +154,6 @@ def _steps(runner: ModelRunner, bounds: StepBounds) -> Iterator[list[ScheduledRo
         yield make([(1, longest)] * count)
     for count in (1, most_rows):
         yield make([(1, _SHORT)] * count)
-    for tokens in _sizes(bounds.max_num_batched_tokens):
-        yield make([(tokens, tokens)])
     for tokens in _sizes(bounds.max_num_batched_tokens, odd=False):
         yield make([(tokens, longest)])
         yield make([(tokens - tokens // 2, tokens), (tokens // 2, tokens)])

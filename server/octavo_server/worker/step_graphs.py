@@ -27,7 +27,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 import torch
 
@@ -42,6 +43,7 @@ from octavo_server.worker.step_memory import StepMemoryPool
 from octavo_server.worker.step_packing import MOST_PAGES, GraphInputs, StepPacker
 
 _log = logging.getLogger(__name__)
+_START: Final = attrgetter("start")
 
 # Draws tokens [n] int32 from logits [n, vocab] float32 for slots [n] int64, none where the slot is below 0, −1 where
 # there is no distribution, and puts them where the next step takes them.
@@ -159,14 +161,16 @@ class StepGraphs:
             return False
 
     def shape_for(self, rows: Sequence[ScheduledRow]) -> GraphShape | None:
-        """Of the graph that computes these rows; None if none does."""
+        """Of the graph that computes these rows, in the order of their tokens; None if none does."""
+        return self._shape_of(rows, rows[-1].last_index + 1, _is_decode(rows))
+
+    def _shape_of(self, rows: Sequence[ScheduledRow], tokens: int, is_decode: bool) -> GraphShape | None:
         # Lists, as a generator takes as long again for each of the rows.
         if [row for row in rows if row.wants_prompt_logprobs or row.state.pooling]:
             return None
         if max([row.state.num_blocks for row in rows]) > self._limits.width:
             return None
-        tokens, count = rows[-1].last_index + 1, len(rows)
-        is_decode = tokens == count == sum([row.samples for row in rows])
+        count = len(rows)
         sharing = self._smallest((is_decode, True), tokens, count)
         if sharing is not None and self._prefixes.find(rows):
             return sharing
@@ -179,7 +183,10 @@ class StepGraphs:
 
     def build(self, rows: list[ScheduledRow]) -> GraphInputs | None:
         """The inputs of a step of these rows, one or more; None if there is no graph for it."""
-        shape = self.shape_for(rows)
+        tokens, is_decode = rows[-1].last_index + 1, _is_decode(rows)
+        if is_decode:
+            rows = longest_first(rows)
+        shape = self._shape_of(rows, tokens, is_decode)
         return None if shape is None else self._pack(rows, shape)
 
     def run(self, inputs: GraphInputs, *, draws: bool) -> "GraphOutputs":
@@ -228,6 +235,21 @@ class StepGraphs:
         logits = self._logits[: shape.rows]
         self._forward(batch, None if shape.is_decode else inputs.last_index, logits)
         self._draw(logits, inputs.draw_slot, self._drawn[: shape.rows])
+
+
+def _is_decode(rows: Sequence[ScheduledRow]) -> bool:
+    """Whether each has one token, and samples. The rows are in the order of their tokens."""
+    return rows[-1].last_index + 1 == len(rows) == sum([row.samples for row in rows])
+
+
+def longest_first(rows: list[ScheduledRow]) -> list[ScheduledRow]:
+    """Rows of one token each, those with long contexts first.
+
+    The device takes up the rows of a decode step one after the other; what it takes up last should be short, so that
+    the memory is read by all of its processors until the end. Contexts grow alike: the order stays while the same
+    requests run.
+    """
+    return sorted(rows, key=_START, reverse=True)
 
 
 def _told(shape: GraphShape) -> str:

@@ -81,8 +81,9 @@ class StepPacker:
         if shape.is_decode:
             to.sampling[:count] = to.query_start[:count]
             to.token_ids[:count] = -1
-            for row in [] if go_on else [row for row in rows if row.start < row.state.num_given]:
-                to.token_ids[row.offset] = row.state.token_ids[row.start]
+            for index, row in enumerate([] if go_on else rows):
+                if row.start < row.state.num_given:
+                    to.token_ids[index] = row.state.token_ids[row.start]
         elif rows:
             sampling = [index for index, row in enumerate(rows) if row.samples]
             num_sampling = len(sampling)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from octavo_kernels import logit_entries
 from octavo_server.ipc import SamplingParams
 from octavo_server.worker import next_tokens
 from octavo_server.worker.device_sampler import DeviceSampler
@@ -19,6 +20,12 @@ from replayed import record_on_the_cpu
 from tiny_models import SMALL, config_json, write_checkpoint
 
 CPU, VOCAB = torch.device("cpu"), SMALL["vocab_size"]
+
+
+@pytest.fixture(autouse=True)
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row has more entries than a program takes at a time; `interpreted_sampling.py` has such rows."""
+    monkeypatch.setattr(logit_entries, "_SPLITS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def requests() -> dict[str, Asked]:
     return {
         f"request {index}": (
             [(17 * position + 3 * index) % VOCAB for position in range(5 + 2 * index)],
-            SamplingParams(**{"seed": index, "max_tokens": 26 - 3 * index, "logprobs": 0, **setting}),
+            SamplingParams(**{"seed": index, "max_tokens": 17 - 2 * index, "logprobs": 0, **setting}),
         )
         for index, setting in enumerate(asked)
     }

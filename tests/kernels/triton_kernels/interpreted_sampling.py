@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels import logit_entries
 from octavo_kernels.logprobs import logprobs
 from octavo_kernels.sampling_noise import position_key, words
 from octavo_server.ipc import SamplingParams
@@ -24,6 +25,12 @@ from sampling_pair import SamplingPair
 CPU = torch.device("cpu")
 # numpy, which the interpreter computes with, warns of arithmetic on infinities and NaN: here they are meant to be.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of up to two blocks of entries, a program each: the other six of a row would find nothing to do."""
+    monkeypatch.setattr(logit_entries, "_SPLITS", 2)
 
 
 def logits_of(rows: int, vocab: int, seed: int, ties: bool = False) -> torch.Tensor:
@@ -147,8 +154,11 @@ def test_penalties_bias_and_exclusions_follow_the_answer_without_the_host(seed: 
         assert_same(*pair.step(logits_of(11, vocab, 100 * seed + step), which))
 
 
-def test_many_distinct_tokens_are_counted() -> None:
-    """More entries than a program takes at a time, and a vocabulary that the answer fills up."""
+@pytest.mark.parametrize("splits", [2, 8])
+def test_many_distinct_tokens_are_counted(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More entries than a program takes at a time, and a vocabulary that the answer fills up: of three blocks of
+    entries, the first program of two takes two; of eight programs, five take none."""
+    monkeypatch.setattr(logit_entries, "_SPLITS", splits)
     draw, vocab = random.Random(1), 1300
     params = [SamplingParams(seed=n, repetition_penalty=1.5, frequency_penalty=0.5, logprobs=n % 2) for n in range(2)]
     known = [[draw.randrange(vocab) for _ in range(length)] for length in (3000, 40)]

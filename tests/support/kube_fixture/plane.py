@@ -41,6 +41,8 @@ class ControlPlane:
     parts: list[str] = field(default_factory=list)
     """the binaries that run: of etcd, kube-apiserver, kube-controller-manager, kube-scheduler"""
     closers: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    real: RealControlPlane | None = field(default=None, repr=False)
+    """where its binaries are ours to stop and start"""
 
     @property
     def is_real(self) -> bool:
@@ -87,6 +89,7 @@ def start(kind: Kind) -> ControlPlane:
     folder = Path(tempfile.mkdtemp(prefix="octavo-kube-"))
     closers: list[Callable[[], None]] = [lambda: shutil.rmtree(folder, ignore_errors=True)]
     parts: list[str] = []
+    real: RealControlPlane | None = None
     try:
         write_certificates(folder)
         background = Background()
@@ -117,6 +120,7 @@ def start(kind: Kind) -> ControlPlane:
             faults=proxy.faults,
             parts=parts,
             closers=closers,
+            real=real,
         )
     except BaseException:
         while closers:

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kube_fixture.kubeconfig import write_kubeconfig
@@ -31,6 +31,8 @@ USERS = {
     "administrator": ("octavo-tests", "system:masters"),
     "kube-controller-manager": ("system:kube-controller-manager", ""),
     "kube-scheduler": ("system:kube-scheduler", ""),
+    # The same rights under another name, for who is measured.
+    "octavo-operator": ("octavo-operator", "system:masters"),
 }
 
 
@@ -47,12 +49,14 @@ def find_assets() -> Path | None:
 class RealControlPlane:
     """Starts in `folder`, which has certificates, what `assets` has.
 
-    `close` kills it all; so does the end of this process, however it ends.
+    `close` kills it all; so does the end of this process, however it ends. `flags`: more of those that a binary takes.
     """
 
-    def __init__(self, assets: Path, folder: Path) -> None:
+    def __init__(self, assets: Path, folder: Path, flags: Mapping[str, Sequence[str]] | None = None) -> None:
         self._assets = assets
         self._folder = folder
+        self._flags = flags or {}
+        self._arguments: dict[str, tuple[str, ...]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._tokens = {name: secrets.token_hex(16) for name in USERS}
         tokens = [f'{self._tokens[name]},{user},{user},"{group}"' for name, (user, group) in USERS.items()]
@@ -78,10 +82,30 @@ class RealControlPlane:
 
     def close(self) -> None:
         for name in reversed(list(self._processes)):
-            process = self._processes.pop(name)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=10)
+            self._kill(name)
+
+    @contextlib.contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """No kube-apiserver inside the block, killed; a new one, at the same port and on the same etcd, after it.
+
+        To be called in the main thread: what a thread has started is killed with it.
+        """
+        self._kill("kube-apiserver")
+        try:
+            yield
+        finally:
+            self._start("kube-apiserver", *self._arguments["kube-apiserver"])
+            self._wait(self.url, "kube-apiserver", self._tokens["administrator"])
+
+    def pid(self, name: str) -> int:
+        """Of one of the binaries that run."""
+        return self._processes[name].pid
+
+    def _kill(self, name: str) -> None:
+        process = self._processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
 
     def _first_start(self) -> str:
         """Free ports are taken by others now and then between the asking and the binding: then start over."""
@@ -167,9 +191,10 @@ class RealControlPlane:
                 )
 
     def _start(self, name: str, *arguments: str) -> None:
-        with self._log(name).open("wb") as log:
+        self._arguments[name] = arguments
+        with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [str(self._assets / name), *arguments],
+                [str(self._assets / name), *arguments, *self._flags.get(name, ())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

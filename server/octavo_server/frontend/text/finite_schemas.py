@@ -65,20 +65,30 @@ def _also(found: dict[str, Any], pattern: str) -> None:
 
 
 def _bound_numbers(found: dict[str, Any], has_multiples: bool) -> None:
+    is_integer = found.get("type") == "integer"
+    if is_integer:
+        _narrow(found)
     given = {name: found[name] for name in (*_LOWER, *_UPPER) if name in found}
     values = [value for value in given.values() if _is_number(value)]
-    is_integer = found.get("type") == "integer"
     if len(values) < sum(not isinstance(value, bool) for value in given.values()) or not (
         values or is_integer or "multipleOf" in found
     ):
         return
-    if all(abs(value) < MOST for value in values):
+    if all(abs(value) <= MOST for value in values):
         if not any(name in found for name in _LOWER):
             found["minimum"] = -MOST
         if not any(name in found for name in _UPPER):
             found["maximum"] = MOST
     if not is_integer and not has_multiples and _has_room(found):
         found["multipleOf"] = SMALLEST
+
+
+def _narrow(found: dict[str, Any]) -> None:
+    """Bounds of integers that are further away than llguidance's go, as those of 64 bits are."""
+    for names, sign in ((_LOWER, -1), (_UPPER, 1)):
+        for name in names:
+            if _is_number(found.get(name)) and sign * found[name] > MOST:
+                found[name] = sign * MOST
 
 
 def _has_room(found: Mapping[str, Any]) -> bool:

@@ -82,10 +82,11 @@ def serialize(source: dict[str, Any], tokenizer: LLTokenizer) -> str:
         answer = {"name": "answer", "lark_grammar": _lark_of_regex(text)}
     else:
         answer = {"name": "answer", "lark_grammar": text if kind in ("lark", "choice") else _lark(text)}
-    head = "%llguidance {}\n" if kind == "lark" or not _spells_special(text, tokenizer) else _NO_FORCING
+    spells_special = text.startswith(_NO_FORCING) if kind == "lark" else _spells_special(text, tokenizer)
+    head = _NO_FORCING if spells_special else "%llguidance {}\n"
     if reasoning is not None:
         outer = head + _thoughts_first(reasoning, tokenizer)
-    elif head == _NO_FORCING:
+    elif spells_special and kind != "lark":
         outer = head + "start: @answer\n"
     else:
         return json.dumps({"grammars": [answer]}, ensure_ascii=False)

@@ -16,8 +16,9 @@ _SPELT: Final = (  # as patterns spell them
     rf"(?:[{_CONTROL}]|\\(?:[av]|(?:x|u00)(?:0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])|"
     r"[xuU]\{0*(?:[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])\}))"
 )
-# Alone or as all that a set holds; and what else stands in a pattern: another escape, a set, any character.
-_PIECES: Final = re.compile(rf"(?P<control>{_SPELT}|\[(?:{_SPELT}-?)+\])|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+# Alone or as all that a set holds, in which a range may go on to other characters; and what else stands in a pattern:
+# another escape, a set, which may have no end (it is looked for once), any character.
+_PIECES: Final = re.compile(rf"(?P<control>{_SPELT}|\[(?:{_SPELT})+\])|\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]?|.", re.DOTALL)
 _EXACT: Final = 2**53  # up to which all integers are doubles
 
 

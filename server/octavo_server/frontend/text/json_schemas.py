@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from octavo_server.errors import RequestError
-from octavo_server.frontend.text.counted_lengths import MAX_COUNTED, CountedLengths
+from octavo_server.frontend.text.counted_lengths import MAX_COUNTED, MAX_IN_PATTERNS, CountedLengths
 from octavo_server.frontend.text.finite_schemas import finite
 from octavo_server.frontend.text.json_characters import unspellable
 
@@ -72,6 +72,11 @@ def served(schema: Mapping[str, Any], param: str) -> dict[str, Any]:
         lengths.add(found)
 
     mapped(schema, looked_at)
+    if lengths.in_patterns > MAX_IN_PATTERNS:
+        raise RequestError(
+            f"{param}: its patterns have {lengths.in_patterns} characters, and {MAX_IN_PATTERNS} can be read",
+            param=param,
+        )
     if lengths.total > MAX_COUNTED:
         raise RequestError(
             f"{param}: its strings have {lengths.total} characters by minLength, maxLength and what patterns repeat, "

@@ -5,13 +5,15 @@ spell a marker either, since parsers see only text.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.json_schemas import ESCAPES, served
 
 MOST_CALLS: Final = 128
+# Text that must come is tokenized by llguidance, and would become special tokens where it spells them.
+NO_FORCING: Final = '%llguidance {"no_forcing": true}'
 # As `json.dumps` and `tojson` write it: what models have seen. Some go on forever with white space where it is free.
 _OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", **ESCAPES}
 # With one of these, a schema says by other means than `properties` what an object may hold.
@@ -32,8 +34,7 @@ class Lark:
         self._forcing = True
 
     def __str__(self) -> str:
-        # Text that must come would become special tokens where it spells them.
-        head = "%llguidance {}" if self._forcing else '%llguidance {"no_forcing": true}'
+        head = "%llguidance {}" if self._forcing else NO_FORCING
         return "".join(f"{line}\n" for line in (head, *self._lines))
 
     def add(self, name: str, body: str) -> str:
@@ -50,7 +51,7 @@ class Lark:
         """A rule for JSON that is valid by a tool's schema. Raises RequestError for what cannot be held of it."""
         # A client's own options would be the server's to check.
         text = json.dumps({**served(schema, "tools"), "x-guidance": _OPTIONS}, ensure_ascii=False)
-        self._forcing &= not any(marker in text for marker in self._token_ids)
+        self._forcing &= not spells_token(text, self._token_ids)
         return self.add(name, f"%json {text}")
 
     def is_token(self, marker: str) -> bool:
@@ -70,6 +71,12 @@ class Lark:
         if self.is_token(marker):
             return self.add("opened", f"TEXT {self.marker(marker)}")
         return self.add("opened[lazy]", f"TEXT {quoted(marker)}")
+
+
+def spells_token(text: str, tokens: Collection[str]) -> bool:
+    """Whether a schema's text has one of these in it; in patterns backslashes may part it."""
+    plain = text.replace("\\", "")
+    return any(token in plain for token in tokens)
 
 
 def without(*markers: str) -> str:

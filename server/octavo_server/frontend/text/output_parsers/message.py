@@ -3,7 +3,7 @@
 from typing import Final
 
 from octavo_server.frontend.text.output_parsers.parsed import CallDelta, Kind, Parsed
-from octavo_server.frontend.text.output_parsers.source import Emit
+from octavo_server.frontend.text.output_parsers.source import Emit, Source
 
 _SPACE: Final = " \t\r\n"
 _SPACES: Final = tuple(_SPACE)
@@ -12,12 +12,16 @@ _SPACES: Final = tuple(_SPACE)
 class TrimmedText:
     """Text without the white space around what stands in it and is none: calls, thoughts.
 
-    White space within the text is left as it is; so it waits for what comes behind it.
+    White space within the text is left as it is; so it waits for what comes behind it. `at`: where that which was not
+    taken stood.
     """
 
-    def __init__(self, *, waits: bool) -> None:
-        """`waits`: a border may come behind white space."""
+    def __init__(self, source: Source, *, waits: bool) -> None:
+        """source: has just read what is added. `waits`: a border may come behind white space."""
+        self._source = source
         self._waits = waits
+        self.at = (0, 0)
+        self._held_from = 0
         self._given: list[str] = []
         self._held: list[str] = []
         self._empty = True
@@ -30,11 +34,15 @@ class TrimmedText:
         if self._at_border and self._empty:
             text = text.lstrip(_SPACE)
         words = text.rstrip(_SPACE) if self._waits else text
+        end = self._source.position - len(text) + len(words)
         if words:
+            self._stood(self._held_from if self._held else end - len(words), end)
             self._given += (*self._held, words)
             self._held = []
             self._empty = self._at_border = False
         if len(words) < len(text):
+            if not self._held:
+                self._held_from = end
             self._held.append(text[len(words) :])
 
     def passes(self, text: str) -> bool:
@@ -43,6 +51,11 @@ class TrimmedText:
             return False
         return not (self._waits and text.endswith(_SPACES))
 
+    @property
+    def held(self) -> int:
+        """Characters of white space that wait."""
+        return sum(map(len, self._held))
+
     def border(self) -> None:
         """Something else stands here."""
         self._held = []
@@ -50,7 +63,8 @@ class TrimmedText:
 
     def end(self) -> None:
         """Nothing more comes."""
-        if not self._at_border:
+        if self._held and not self._at_border:
+            self._stood(self._held_from, self._source.position)
             self._given += self._held
         self._held = []
 
@@ -61,13 +75,18 @@ class TrimmedText:
         given, self._given = self._given, []
         return given[0] if len(given) == 1 else "".join(given)
 
+    def _stood(self, begin: int, end: int) -> None:
+        """Before what it gives is added."""
+        self.at = (self.at[0] if self._given else begin, end)
+
 
 class Message:
     """Collects content, thoughts and calls."""
 
-    def __init__(self, *, with_calls: bool) -> None:
-        self._content = TrimmedText(waits=with_calls)
-        self._thoughts = TrimmedText(waits=True)
+    def __init__(self, source: Source, *, with_calls: bool) -> None:
+        """source: has just read what it is given."""
+        self._content = TrimmedText(source, waits=with_calls)
+        self._thoughts = TrimmedText(source, waits=True)
         self._calls: list[tuple[int, str | None, list[str]]] = []
         self._num_calls = 0
         self.content = self._content.add
@@ -80,6 +99,11 @@ class Message:
         if emit is self.thoughts:
             return "reasoning" if self._thoughts.passes(text) else None
         return None
+
+    @property
+    def held(self) -> int:
+        """Characters of white space that wait for what comes behind them."""
+        return self._content.held + self._thoughts.held
 
     def thoughts_begin(self) -> None:
         """What comes next is thought."""
@@ -111,7 +135,8 @@ class Message:
         """What is certain and was not taken yet."""
         content, thoughts = self._content.take(), self._thoughts.take()
         if not self._calls:
-            return Parsed(content, thoughts)
+            return Parsed(content, thoughts, (), self._content.at, self._thoughts.at)
         calls, self._calls = self._calls, []
         deltas = (CallDelta(index, name, "".join(pieces)) for index, name, pieces in calls)
-        return Parsed(content, thoughts, tuple(delta for delta in deltas if delta.name is not None or delta.arguments))
+        said = tuple(delta for delta in deltas if delta.name is not None or delta.arguments)
+        return Parsed(content, thoughts, said, self._content.at, self._thoughts.at)

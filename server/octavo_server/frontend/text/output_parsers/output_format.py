@@ -15,7 +15,7 @@ from octavo_server.frontend.text.output_parsers import (
     pythonic,
     qwen3_coder,
 )
-from octavo_server.frontend.text.output_parsers.lark import Lark
+from octavo_server.frontend.text.output_parsers.lark import NO_FORCING, Lark, spells_token
 from octavo_server.frontend.text.output_parsers.machine import Machine, PlainText, Reader
 from octavo_server.frontend.text.output_parsers.parsed import OutputParser, Tool
 
@@ -147,12 +147,27 @@ class OutputFormat:
         """Lark, in llguidance's dialect, of answers with calls of these tools; None where nothing is to be forced.
 
         required: nothing but calls (for a named tool: give that one alone). parallel: more than one call may come.
+        See `forces_calls`.
+        """
+        if self._tools is None or not self.forces_calls(tools, required=required, parallel=parallel):
+            return None
+        return self._tools.grammar(Lark(self._token_ids), tools, required=required, parallel=parallel)
+
+    def forces_calls(self, tools: Sequence[Tool], *, required: bool, parallel: bool) -> bool:
+        """Whether `call_grammar` makes one.
+
         Where calls are free to come, they are forced to be of these tools, with valid arguments, if one tool is strict
         or there may be no second call.
         """
-        if self._tools is None or not tools or not (required or not parallel or any(tool.strict for tool in tools)):
-            return None
-        return self._tools.grammar(Lark(self._token_ids), tools, required=required, parallel=parallel)
+        if self._tools is None or not tools:
+            return False
+        return required or not parallel or any(tool.strict for tool in tools)
+
+    def call_or_json(self, calls: str, schema: str) -> str:
+        """Lark of answers that are calls, by a `call_grammar`, or JSON by this schema."""
+        forcing = not calls.startswith(NO_FORCING) and not spells_token(schema, self._token_ids)
+        head = "" if forcing else f"{NO_FORCING}\n"
+        return f"{head}start: calls | answer\ncalls: %lark {{\n{calls}\n}}\nanswer: %json {schema}\n"
 
     def call_id(self) -> str:
         """A new id for a call."""

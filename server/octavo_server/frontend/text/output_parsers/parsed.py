@@ -21,11 +21,17 @@ class CallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a piece of text adds to a message. At most one delta a call, in the order of the calls."""
+    """What a piece of text adds to a message. At most one delta a call, in the order of the calls.
+
+    `content_at`, `reasoning_at`: from which of the answer's characters to which one they stood; what stands between
+    parts of them, and is neither, came in the same piece.
+    """
 
     content: str = ""
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    content_at: tuple[int, int] = (0, 0)
+    reasoning_at: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,11 @@ class OutputParser(Protocol):
 
         So it mostly is, token by token. None: it has to be added.
         """
+        ...
+
+    @property
+    def held(self) -> int:
+        """Of the text so far, how many of the last characters nothing was made of yet."""
         ...
 
     def end(self) -> Parsed:

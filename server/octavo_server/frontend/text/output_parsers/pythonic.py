@@ -39,9 +39,11 @@ def _calls(source: Source, message: Message, tools: dict[str, Tool]) -> Read[boo
         comma = yield from source.starts(",")
         yield from source.space()
         if (yield from source.starts("]")):
-            source.kept()
-            space = yield from source.space()
-            if not (yield from source.starts(PYTHON_END)):
+            source.keep()
+            yield from source.space()
+            ends = yield from source.starts(PYTHON_END)
+            space = source.kept()
+            if not ends:
                 message.content(space)
             return True
         if not comma:

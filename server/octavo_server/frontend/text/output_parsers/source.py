@@ -22,6 +22,7 @@ class Source:
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
+        self.position = 0  # of `at` in all of the text
         self.ended = False
         self._kept: list[str] | None = None
         self._passing: tuple[Markers, Emit] | None = None  # where `until` waits, with nothing held back or kept
@@ -41,6 +42,11 @@ class Source:
                 return None
         return emit
 
+    @property
+    def held(self) -> int:
+        """Characters that are not read, and those that are kept."""
+        return len(self.text) - self.at + sum(map(len, self._kept or ()))
+
     def keep(self) -> None:
         """From here on, keep what is read."""
         self._kept = []
@@ -53,6 +59,7 @@ class Source:
     def take(self, end: int) -> str:
         """Read up to a position in `text`."""
         piece = self.text[self.at : end]
+        self.position += end - self.at
         self.at = end
         if self._kept is not None:
             self._kept.append(piece)

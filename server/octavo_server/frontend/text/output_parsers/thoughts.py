@@ -13,8 +13,11 @@ def read_thoughts(source: Source, message: Message, markers: tuple[str, str], *,
     the end of the text.
     """
     start, end = markers
-    space = yield from source.space()
-    if not (yield from source.starts(start)) and not is_open:
+    source.keep()
+    yield from source.space()
+    begins = yield from source.starts(start)
+    space = source.kept()
+    if not begins and not is_open:
         message.content(space)
         return
     message.thoughts_begin()
