@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -19,6 +20,9 @@ from kube_fixture.plane import CHOICE
 
 # As in the engine process: threads that spin while they wait are slow on shared cores. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# An engine takes all cores, and other workers have them too: tiny matrices among two threads cost more than they save.
+# Tests of what several threads do set their number themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ABSENT = f"needs a real Kubernetes: etcd and kube-apiserver in KUBEBUILDER_ASSETS, or {CHOICE}=kubeconfig"
 
@@ -68,6 +72,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=ABSENT))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: a collection goes through what tests make, and not through some million objects beside.
+
+    Each start of an engine collects, to see what a step takes.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

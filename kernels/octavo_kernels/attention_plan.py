@@ -56,7 +56,8 @@ class KeyTiles:
 
     What is masked must be finite all the same, as 0 · NaN is NaN. So only pages with a visible token are read:
 
-    pages: [n, pages per tile] int64. Where a page holds no visible token, one of the tile that does stands in.
+    pages: [n, kv_heads, pages per tile] int64, page · kv_heads + head: each page of a head lies together in the cache.
+        Where a page holds no visible token, one of the tile that does stands in.
     stale: [m] int64, rows of the gathered [n · kv_heads · tile, d] that come from hidden tokens of these pages. They
         may hold anything, and are overwritten with zeros.
     """
@@ -201,4 +202,5 @@ def _key_tiles(pages: torch.Tensor, hidden: torch.Tensor, shape: AttentionShape)
     source = torch.where(unused, (~unused).int().argmax(1, keepdim=True), index)  # which page of the tile to show
     shown = by_page.gather(1, source.unsqueeze(2).expand_as(by_page)).view(len(pages), 1, shape.tile)
     stale = shown.expand(-1, shape.kv_heads, -1).flatten().nonzero().squeeze(1)
-    return KeyTiles(pages.gather(1, source), stale)
+    head = torch.arange(shape.kv_heads, device=pages.device).unsqueeze(1)
+    return KeyTiles(pages.gather(1, source).unsqueeze(1) * shape.kv_heads + head, stale)

@@ -44,8 +44,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if padding:
         x = torch.cat((x, x.new_zeros(padding, x.shape[1])))
     product = _packed_product if weight.is_mkldnn else F.linear
-    tiles = [product(tile, weight) for tile in torch.split(x, ROW_TILE)]
-    y = (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:num_rows]
+    if len(x) == ROW_TILE:
+        y = product(x, weight)[:num_rows]
+    else:
+        y = torch.cat([product(tile, weight) for tile in torch.split(x, ROW_TILE)])[:num_rows]
     return y if bias is None else y.add_(bias)
 
 

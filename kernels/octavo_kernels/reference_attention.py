@@ -123,17 +123,16 @@ class _Work:
         """[n, kv_heads, tile, d] of the wanted type, in memory that the next call takes again."""
         shape, num_tiles = self.shape, len(tiles.pages)
         by_head = cache.transpose(1, 2)
-        pages = tiles.pages.unsqueeze(1)
-        head = torch.arange(shape.kv_heads, device=pages.device).unsqueeze(1)
         found = self.workspace.take("keys", (num_tiles, shape.kv_heads, shape.tile, shape.head_dim), like)
         if by_head.is_contiguous() and cache.dtype == like.dtype:
             # A page's tokens of one head lie together: copied as a whole.
             size = shape.page_size * shape.head_dim
-            index = (pages * shape.kv_heads + head).flatten()
-            torch.index_select(by_head.view(-1, size), 0, index, out=found.view(-1, size))
+            torch.index_select(by_head.view(-1, size), 0, tiles.pages.flatten(), out=found.view(-1, size))
         else:
-            found.view(num_tiles, shape.kv_heads, -1, shape.page_size, shape.head_dim).copy_(by_head[pages, head])
-        found.view(-1, shape.head_dim).index_fill_(0, tiles.stale, 0.0)
+            pages = by_head[tiles.pages // shape.kv_heads, tiles.pages % shape.kv_heads]
+            found.view(num_tiles, shape.kv_heads, -1, shape.page_size, shape.head_dim).copy_(pages)
+        if tiles.stale.numel():
+            found.view(-1, shape.head_dim).index_fill_(0, tiles.stale, 0.0)
         return found
 
     def _chunk_rows(self, q: torch.Tensor, piece: ChunkPiece) -> torch.Tensor:

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from octavo_server import page_hash
-from octavo_server.config import EngineConfig
-from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, EngineStats, SamplingParams, TokenLogprobs
 from octavo_server.worker.models.decoder import Decoder
 from paged_loop import PagedLoop, Sequence
+from real_engine import start
 from tiny_models import config_json, random_decoder, write_checkpoint
 
 # Widths and depths that leave remainders in every tile and vector, and as many requests as fill several tiles.
@@ -132,21 +131,18 @@ def test_broken_numbers_of_one_request_stay_with_it(decoder: Decoder) -> None:
     assert torch.equal(healthy, expected[-1:])
 
 
-# What an engine may do to requests, and the counters that say that it did.
-TIGHT = {"max_model_len": 96, "num_gpu_blocks_override": 16, "max_num_batched_tokens": 24}
+# On one thread `test_same_bits` has all that an engine may do to requests; here two share the work.
 ENGINES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "overlap": ({"async_scheduling": True}, ["prefix_hits"]),
-    "overlap, nothing shared": ({"async_scheduling": True, "enable_prefix_caching": False}, []),
-    "overlap, pages computed again": (
-        {**TIGHT, "async_scheduling": True, "preemption_mode": "recompute"},
-        ["preemptions"],
-    ),
     "overlap, pages swapped": (
-        {**TIGHT, "async_scheduling": True, "preemption_mode": "swap", "swap_space": 0.01},
-        ["preemptions_by_swap", "swapped_out", "swapped_in"],
-    ),
-    "pages swapped": (
-        {**TIGHT, "preemption_mode": "swap", "swap_space": 0.01},
+        {
+            "max_model_len": 96,
+            "num_gpu_blocks_override": 16,
+            "max_num_batched_tokens": 24,
+            "async_scheduling": True,
+            "preemption_mode": "swap",
+            "swap_space": 0.01,
+        },
         ["preemptions_by_swap", "swapped_out", "swapped_in"],
     ),
 }
@@ -154,9 +150,8 @@ ENGINES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 def answers(model: Path, **config: Any) -> tuple[dict[str, list[tuple[int, TokenLogprobs]]], EngineStats]:
     """Tokens and log-probabilities of 24 requests of all kinds, half of which begin alike."""
-    core = start_engine(EngineConfig(model=model, device="cpu", block_size=8, **config), lambda _phase: None)
-    while core.idle():
-        continue
+    core = start(model, **config)
+    assert torch.get_num_threads() == 2
     found: dict[str, list[tuple[int, TokenLogprobs]]] = {}
     for index in range(24):
         prompt = (tokens(32, seed=0) if index % 2 else []) + tokens(3 + index, seed=index)
@@ -182,7 +177,17 @@ def answers(model: Path, **config: Any) -> tuple[dict[str, list[tuple[int, Token
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[tuple[int, TokenLogprobs]]]]:
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    _two_threads: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[tuple[int, TokenLogprobs]]]]:
     """A model, and what it answers one step after the other, nothing being shared, in pages for all."""
     folder = tmp_path_factory.mktemp("model")
     write_checkpoint(folder, config_json("Qwen3ForCausalLM"))

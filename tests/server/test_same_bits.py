@@ -65,7 +65,7 @@ TOGETHER: Final = dict(sorted((PROBES | OTHERS).items(), key=lambda item: str(ha
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(folder, config_json("Qwen3ForCausalLM", head_dim=20))
+    write_checkpoint(folder, config_json("Qwen3ForCausalLM", head_dim=20, num_hidden_layers=2))
     return folder
 
 
@@ -273,46 +273,6 @@ def test_the_demo_model_among_others_swapped_and_from_disk(tmp_path: Path) -> No
     assert answers(core, few) == expected
     happened(core.stats(), "loaded", "prefix_hits_disk")
     core.close(10.0)
-
-
-# --- 64 requests in a pool for 8
-
-
-@pytest.fixture(scope="module")
-def crowd(tiny: Path) -> tuple[dict[str, Asked], dict[str, Answer]]:
-    """64 requests that come to 40 tokens each, and their answers where there is room for all."""
-    requests = {
-        f"r{index}": (tokens(3 + index % 11, index), sampling(37 - index % 11, temperature=index % 3 / 2, seed=index))
-        for index in range(64)
-    }
-    core = start(tiny)
-    found = answers(core, requests)
-    assert core.stats().preemptions == 0 and all(
-        len(found[name]) == asked[1].max_tokens for name, asked in requests.items()
-    )
-    return requests, found
-
-
-@pytest.mark.parametrize(("mode", "overlap"), [("swap", False), ("auto", True)])
-def test_64_requests_in_a_pool_for_8(
-    mode: str, overlap: bool, tiny: Path, crowd: tuple[dict[str, Asked], dict[str, Answer]]
-) -> None:
-    requests, expected = crowd
-    core = start(
-        tiny,
-        async_scheduling=overlap,
-        max_model_len=40,
-        num_gpu_blocks_override=8 * 5,
-        preemption_mode=mode,
-        swap_space=0.01,
-    )
-    if not overlap:
-        poison_free_pages(core)
-    assert answers(core, requests) == expected
-    stats = core.stats()
-    happened(stats, "preemptions", "swapped_out", "swapped_in")
-    assert mode != "swap" or stats.preemptions_by_swap == stats.preemptions
-    core.close(1.0)
 
 
 # --- names that collide

@@ -37,7 +37,7 @@ from replayed import CallingRecorder, record_on_the_cpu
 from tiny_models import config_json, random_decoder, write_checkpoint
 
 CPU: Final = torch.device("cpu")
-CONFIG: Final = config_json("Qwen3ForCausalLM", head_dim=20)
+CONFIG: Final = config_json("Qwen3ForCausalLM", head_dim=20, num_hidden_layers=2)
 OVERLAP: Final = [pytest.param(False, id="step by step"), pytest.param(True, id="overlap")]
 BLOCK, SLOTS, SCRATCH, WIDTH = 4, 60, 999, 12
 

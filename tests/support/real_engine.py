@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -14,15 +15,21 @@ from octavo_server.engine_process import STALL_SECONDS
 from octavo_server.engine_start import start_engine
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams, TokenLogprobs
 from octavo_server.step import SchedulerOutput
+from octavo_server.worker import memory
 
 Asked = tuple[list[int], SamplingParams]
 Answer = list[tuple[int, TokenLogprobs]]
 
 
 def start(model: Path, **config: Any) -> EngineCore:
-    """An engine on the CPU with pages of 8 tokens, if nothing else is said, and all of its host memory."""
-    defaults: dict[str, Any] = {"model": model, "device": "cpu", "block_size": 8}
-    core = start_engine(EngineConfig(**{**defaults, **config}), lambda _phase: None)
+    """An engine on the CPU with 2048 pages of 8 tokens, if nothing else is said, and all of its host memory.
+
+    The step that a start measures, by which nothing is decided on a CPU, is a small one: `test_measured_memory` has
+    the real one.
+    """
+    defaults: dict[str, Any] = {"model": model, "device": "cpu", "block_size": 8, "num_gpu_blocks_override": 2048}
+    with mock.patch.object(memory, "_CPU_OPERATIONS", 1e7):
+        core = start_engine(EngineConfig(**{**defaults, **config}), lambda _phase: None)
     while core.idle():
         continue
     core.idle()  # takes in what the last call brought
