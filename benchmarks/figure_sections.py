@@ -97,8 +97,8 @@ def price_of_invariance() -> dict[str, Any]:
 def invariance_figures(bench: BenchEngine) -> list[Figure]:
     """Milliseconds of decode steps and to the first token, prompt tokens a second."""
     figures = time_decode(bench, BATCHES, 1024)
-    figures += time_prefill(bench, [(1, 8192), (16, 2048)])
     figures += time_first_token(bench, [128, 1024])
+    figures += time_prefill(bench, [(1, 8192), (8, 2048)])
     for figure in figures:
         told = f"{figure.name}: {figure.value} {figure.unit} {dict(figure.details)}"
         print(f"   invariant {bench.config.batch_invariant}, {told}", flush=True)
