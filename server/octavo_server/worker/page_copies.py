@@ -150,9 +150,11 @@ class StreamCopies:
         count = min(slots, self._batch)
         with torch.cuda.stream(self._stream):
             begin = self._event()
-            for first in range(count):
-                self._host.rows(first, 1).copy_(self._staging[first : first + 1], non_blocking=True)
-                self._staging[first : first + 1].copy_(self._host.rows(first, 1), non_blocking=True)
+            # In few large copies: page by page it would tell how fast the host, busy with the start, enqueues them.
+            for index, first, length in self._host.stretches(list(range(count))):
+                staged = self._staging[index : index + length]
+                self._host.rows(first, length).copy_(staged, non_blocking=True)
+                staged.copy_(self._host.rows(first, length), non_blocking=True)
             self._finish(begin, 2 * count)
 
     def poll(self) -> None:
