@@ -117,6 +117,8 @@ def test_white_space_is_bounded_and_json_stands_alone(grammars: Grammars) -> Non
         {"json": {"const": "x<|im_end|>y"}},
         {"json": {"type": "object", "properties": {"<|im_end|>": {"const": 1}}, "required": ["<|im_end|>"]}},
         {"regex": r"a<\|im_end\|>b"},
+        {"regex": r"a(<)(\|)im_end[|]>b"},
+        {"json": {"type": "string", "pattern": r"^a<{1}\|im_end\x7c>b$"}},
         {"grammar": 'start: "<|im_end|>" "!"'},
     ],
     ids=str,
@@ -139,7 +141,16 @@ def test_text_that_spells_a_special_token_is_text(grammars: Grammars, outputs: d
 
 @pytest.mark.parametrize("thinks", [False, True])
 @pytest.mark.parametrize(
-    "schema", [{"const": "x<|im_end|>y"}, {"type": "string", "pattern": r"^x<\|im_end\|>$"}, {"const": "x"}], ids=str
+    "schema",
+    [
+        {"const": "x<|im_end|>y"},
+        *(
+            {"type": "string", "pattern": pattern}
+            for pattern in (r"^x<\|im_end\|>$", r"^x[<]\|im_end\|>$", r"^x<\x7Cim_end\|>$")
+        ),
+        {"const": "x"},
+    ],
+    ids=str,
 )
 def test_beside_tools_text_that_spells_a_special_token_is_text(
     grammars: Grammars, schema: dict[str, Any], thinks: bool
@@ -261,7 +272,12 @@ def test_other_characters_and_integers_come_out_as_they_are_given(
 
 def test_bounds_of_numbers_may_be_of_any_size() -> None:
     huge = 10**400
-    for bounds in ({"minimum": 0.5, "maximum": huge}, {"exclusiveMinimum": -huge, "maximum": 1.5}):
+    for bounds in (
+        {"minimum": 0.5, "maximum": huge},
+        {"exclusiveMinimum": -huge, "maximum": 1.5},
+        {"minimum": huge, "maximum": 1.5},
+        {"minimum": -1.5, "maximum": -huge},
+    ):
         assert served({"type": "number", **bounds}, "x")["type"] == "number"
 
 

@@ -93,7 +93,11 @@ def parse_body(model: type[M], raw: bytes, content_type: str) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        located = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
+        try:
+            located = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
+        except UnicodeEncodeError as unprintable:  # pydantic cannot tell of a name or a word with such a half in it
+            why = why_unreadable(unprintable)
+            raise RequestError(f"the body is not valid JSON: {why}", code="invalid_json") from error
         raise RequestValidationError(located, body=value) from error
 
 
@@ -107,16 +111,9 @@ def _parse(raw: bytes) -> Any:
             raise RequestError(f"the body is not valid JSON: {why}", code="invalid_json") from error
     # Python's parser takes a little more (NaN, halves of surrogate pairs), and says better what is wrong.
     try:
-        return json.loads(raw, object_pairs_hook=_object)
+        return json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {why_unreadable(error)}", code="invalid_json") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises UnicodeEncodeError for a name with half of a surrogate pair: no error could be made that names it."""
-    for name, _ in pairs:
-        name.encode()
-    return dict(pairs)
 
 
 @lru_cache(maxsize=64)

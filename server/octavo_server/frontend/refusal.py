@@ -167,7 +167,7 @@ def why_unreadable(error: ValueError | RecursionError) -> str:
         case UnicodeDecodeError():
             return f"it is not UTF-8 (byte {error.start})"
         case UnicodeEncodeError():
-            return "a name in it holds half of a surrogate pair, which is no character"
+            return "it holds half of a surrogate pair, which is no character"
         case RecursionError():
             return "it is nested too deeply"
     return f"it holds a number of more than {sys.get_int_max_str_digits()} digits"

@@ -95,7 +95,8 @@ def _has_room(found: Mapping[str, Any]) -> bool:
     """Whether there are numbers of so few digits between the bounds."""
     lower = max((found[name] for name in _LOWER if _is_number(found.get(name))), default=-MOST)
     upper = min((found[name] for name in _UPPER if _is_number(found.get(name))), default=MOST)
-    return bool(min(upper, MOST) - max(lower, -MOST) > 4 * SMALLEST)  # integers of any size are no floats
+    # Integers of any size are no floats.
+    return bool(max(min(upper, MOST), -MOST) - min(max(lower, -MOST), MOST) > 4 * SMALLEST)
 
 
 def _is_number(value: Any) -> bool:

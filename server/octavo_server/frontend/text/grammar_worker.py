@@ -20,6 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from octavo_common.json_fields import ModelConfigError
+from octavo_server.frontend.text.output_parsers.lark import NO_FORCING
 from octavo_server.frontend.text.quiet import say_no_more
 from octavo_server.grammar_compiler import (
     LIMITS,
@@ -36,8 +37,6 @@ KEPT_BYTES: Final = 32 * 2**20  # that a grammar may take once it is compiled
 PIPE_BYTES: Final = 2**20
 TRIED_TOKENS: Final = 256  # of an answer at random
 TRIED_SECONDS: Final = 0.5  # of CPU time, where they take long
-# Text that must come is tokenized by llguidance, and if it spells a special token becomes that: an end in mid-answer.
-_NO_FORCING: Final = '%llguidance {"no_forcing": true}\n'
 _OF_LINES: Final = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?| \d+ \| .*$")
 _PAGE: Final = resource.getpagesize()
 
@@ -82,21 +81,11 @@ def serialize(source: dict[str, Any], tokenizer: LLTokenizer) -> str:
         answer = {"name": "answer", "lark_grammar": _lark_of_regex(text)}
     else:
         answer = {"name": "answer", "lark_grammar": text if kind in ("lark", "choice") else _lark(text)}
-    spells_special = text.startswith(_NO_FORCING) if kind == "lark" else _spells_special(text, tokenizer)
-    head = _NO_FORCING if spells_special else "%llguidance {}\n"
-    if reasoning is not None:
-        outer = head + _thoughts_first(reasoning, tokenizer)
-    elif spells_special and kind != "lark":
-        outer = head + "start: @answer\n"
-    else:
-        return json.dumps({"grammars": [answer]}, ensure_ascii=False)
-    return json.dumps({"grammars": [{"lark_grammar": outer}, answer]}, ensure_ascii=False)
-
-
-def _spells_special(text: str, tokenizer: LLTokenizer) -> bool:
-    """Whether there is a special token's text in it, such as the model's end; in patterns backslashes may part it."""
-    tokens = tokenizer.tokenize_str(text.replace("\\", ""), parse_special=True)
-    return any(map(tokenizer.is_special_token, tokens))
+    if kind == "lark" and reasoning is None:
+        return json.dumps({"grammars": [answer]}, ensure_ascii=False)  # which says so itself
+    start = "start: @answer\n" if reasoning is None else _thoughts_first(reasoning, tokenizer)
+    outer = {"lark_grammar": f"{NO_FORCING}\n{start}"}
+    return json.dumps({"grammars": [outer, answer]}, ensure_ascii=False)
 
 
 def _lark_of_regex(regex: str) -> str:

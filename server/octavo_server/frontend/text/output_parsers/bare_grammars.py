@@ -5,9 +5,10 @@ Names, types, enumerations and which arguments must be there are held; other key
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from octavo_server.errors import RequestError
 from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
 from octavo_server.frontend.text.output_parsers.json_grammars import unmarked
@@ -42,11 +43,27 @@ def pythonic_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, paral
         lark.add(name, body)
     options = []
     for index, tool in enumerate(tools):
+        _check_names(tool, str.isidentifier)
         arguments = _arguments(lark, f"arguments_{index}", tool.parameters)
         options.append(lark.add(f"call_{index}", f'{quoted(tool.name + "(")} {arguments} ")"'))
     lark.add("call", either(options))
     calls = lark.add("calls", f'"[" {several("call", ", ", parallel=parallel)} "]"')
     return lark.start(calls if required else unmarked(lark, calls, "[", PYTHON_START))
+
+
+def _check_names(tool: Tool, can_be_written: Callable[[str], bool]) -> None:
+    """Raises RequestError where a strict tool needs an argument whose name has no place in the format."""
+    lost = [key for key in properties(tool.parameters) if key in required(tool.parameters) and not can_be_written(key)]
+    if tool.strict and lost:
+        raise RequestError(
+            f"tools: this model cannot write an argument named {lost[0][:64]!r}, which {tool.name} needs, and the tool "
+            "is strict",
+            param="tools",
+        )
+
+
+def _is_key(key: str) -> bool:
+    return bool(key) and not _NO_KEY.search(key)
 
 
 def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any]) -> str:
@@ -92,10 +109,11 @@ def qwen3_coder_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, pa
     lark.add("value[lazy]", f'VALUE "\\n" {quoted(PARAMETER[1])}')
     options = []
     for index, tool in enumerate(tools):
+        _check_names(tool, _is_key)
         parameters = [
             _parameter(lark, f"parameter_{index}_{number}", tool.parameters, key)
             for number, key in enumerate(properties(tool.parameters))
-            if key and not _NO_KEY.search(key)
+            if _is_key(key)
         ]
         name = quoted(f"{FUNCTION[0]}{tool.name}>\n")
         options.append(lark.add(f"function_{index}", f"{name} {' '.join(parameters)} {quoted(FUNCTION[1])}"))

@@ -5,14 +5,15 @@ spell a marker either, since parsers see only text.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.json_schemas import ESCAPES, served
 
 MOST_CALLS: Final = 128
-# Text that must come is tokenized by llguidance, and would become special tokens where it spells them.
+# Else text that must come is tokenized by llguidance, and becomes special tokens where it spells them: an end in
+# mid-answer. There are too many ways to spell one in a pattern to look for them.
 NO_FORCING: Final = '%llguidance {"no_forcing": true}'
 # As `json.dumps` and `tojson` write it: what models have seen. Some go on forever with white space where it is free.
 _OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", **ESCAPES}
@@ -31,11 +32,9 @@ class Lark:
         """token_ids: texts that are tokens."""
         self._token_ids = token_ids
         self._lines: list[str] = []
-        self._forcing = True
 
     def __str__(self) -> str:
-        head = "%llguidance {}" if self._forcing else NO_FORCING
-        return "".join(f"{line}\n" for line in (head, *self._lines))
+        return "".join(f"{line}\n" for line in (NO_FORCING, *self._lines))
 
     def add(self, name: str, body: str) -> str:
         """A rule, or, in capitals, a terminal; its name."""
@@ -51,7 +50,6 @@ class Lark:
         """A rule for JSON that is valid by a tool's schema. Raises RequestError for what cannot be held of it."""
         # A client's own options would be the server's to check.
         text = json.dumps({**served(schema, "tools"), "x-guidance": _OPTIONS}, ensure_ascii=False)
-        self._forcing &= not spells_token(text, self._token_ids)
         return self.add(name, f"%json {text}")
 
     def is_token(self, marker: str) -> bool:
@@ -71,12 +69,6 @@ class Lark:
         if self.is_token(marker):
             return self.add("opened", f"TEXT {self.marker(marker)}")
         return self.add("opened[lazy]", f"TEXT {quoted(marker)}")
-
-
-def spells_token(text: str, tokens: Collection[str]) -> bool:
-    """Whether a schema's text has one of these in it; in patterns backslashes may part it."""
-    plain = text.replace("\\", "")
-    return any(token in plain for token in tokens)
 
 
 def without(*markers: str) -> str:

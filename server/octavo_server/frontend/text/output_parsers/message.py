@@ -53,8 +53,8 @@ class TrimmedText:
 
     @property
     def held(self) -> int:
-        """Characters of white space that wait."""
-        return sum(map(len, self._held))
+        """Characters of white space that wait; what was read since is none of them."""
+        return self._source.position - self._held_from if self._held else 0
 
     def border(self) -> None:
         """Something else stands here."""

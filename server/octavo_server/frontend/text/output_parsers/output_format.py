@@ -15,7 +15,7 @@ from octavo_server.frontend.text.output_parsers import (
     pythonic,
     qwen3_coder,
 )
-from octavo_server.frontend.text.output_parsers.lark import NO_FORCING, Lark, spells_token
+from octavo_server.frontend.text.output_parsers.lark import NO_FORCING, Lark
 from octavo_server.frontend.text.output_parsers.machine import Machine, PlainText, Reader
 from octavo_server.frontend.text.output_parsers.parsed import OutputParser, Tool
 
@@ -165,9 +165,7 @@ class OutputFormat:
 
     def call_or_json(self, calls: str, schema: str) -> str:
         """Lark of answers that are calls, by a `call_grammar`, or JSON by this schema."""
-        forcing = not calls.startswith(NO_FORCING) and not spells_token(schema, self._token_ids)
-        head = "" if forcing else f"{NO_FORCING}\n"
-        return f"{head}start: calls | answer\ncalls: %lark {{\n{calls}\n}}\nanswer: %json {schema}\n"
+        return f"{NO_FORCING}\nstart: calls | answer\ncalls: %lark {{\n{calls}\n}}\nanswer: %json {schema}\n"
 
     def call_id(self) -> str:
         """A new id for a call."""

@@ -25,6 +25,7 @@ class Source:
         self.position = 0  # of `at` in all of the text
         self.ended = False
         self._kept: list[str] | None = None
+        self._kept_from = 0
         self._passing: tuple[Markers, Emit] | None = None  # where `until` waits, with nothing held back or kept
 
     def add(self, piece: str) -> None:
@@ -45,11 +46,11 @@ class Source:
     @property
     def held(self) -> int:
         """Characters that are not read, and those that are kept."""
-        return len(self.text) - self.at + sum(map(len, self._kept or ()))
+        return len(self.text) - self.at + (0 if self._kept is None else self.position - self._kept_from)
 
     def keep(self) -> None:
         """From here on, keep what is read."""
-        self._kept = []
+        self._kept, self._kept_from = [], self.position
 
     def kept(self) -> str:
         """What was read since `keep`; no more is kept."""
