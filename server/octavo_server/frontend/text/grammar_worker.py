@@ -68,8 +68,8 @@ def main() -> None:
             _answer(refused="it cannot be compiled")
 
 
-def serialize(source: dict[str, Any], tokenizer: LLTokenizer) -> str:
-    """A source as llguidance takes it.
+def serialize(source: dict[str, Any], tokenizer: LLTokenizer, head: str = NO_FORCING) -> str:
+    """A source as llguidance takes it. head: how text that must come is dealt with.
 
     Raises:
         GrammarError: the grammar is in no language that is known here.
@@ -80,11 +80,12 @@ def serialize(source: dict[str, Any], tokenizer: LLTokenizer) -> str:
     elif kind == "regex":
         answer = {"name": "answer", "lark_grammar": _lark_of_regex(text)}
     else:
-        answer = {"name": "answer", "lark_grammar": text if kind in ("lark", "choice") else _lark(text)}
+        lark = text if kind in ("lark", "choice") else _lark(text)
+        answer = {"name": "answer", "lark_grammar": head + lark.removeprefix(NO_FORCING) if kind == "lark" else lark}
     if kind == "lark" and reasoning is None:
         return json.dumps({"grammars": [answer]}, ensure_ascii=False)  # which says so itself
     start = "start: @answer\n" if reasoning is None else _thoughts_first(reasoning, tokenizer)
-    outer = {"lark_grammar": f"{NO_FORCING}\n{start}"}
+    outer = {"lark_grammar": f"{head}\n{start}"}
     return json.dumps({"grammars": [outer, answer]}, ensure_ascii=False)
 
 
@@ -136,8 +137,9 @@ def _compile(line: bytes, tokenizer: LLTokenizer, cpu_seconds: float) -> None:
             taken = _memory()[1] - resident
             if taken > KEPT_BYTES:
                 raise GrammarError(f"it takes {taken >> 20} MiB of memory; allowed are {KEPT_BYTES >> 20}")
+            del matcher  # the trial has its own
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-            _try(source, tokenizer, matcher, bounds)
+            _try(source, tokenizer, bounds)
             reply = {"grammar": grammar}
         except MemoryError:
             reply = {"refused": _why_killed(signal.SIGABRT)}
@@ -156,10 +158,14 @@ def _reason(kind: str, error: Exception) -> str:
     return said if kind == "grammar" else _OF_LINES.sub("", said)
 
 
-def _try(source: dict[str, Any], tokenizer: LLTokenizer, matcher: LLMatcher, bounds: LLParserLimits) -> None:
-    """Some grammars compile and are too much all the same, once an answer goes on."""
-    if source["reasoning"] is not None:  # thoughts are free, and without an end
-        matcher = compile_grammar(tokenizer, serialize({**source, "reasoning": None}, tokenizer), bounds)
+def _try(source: dict[str, Any], tokenizer: LLTokenizer, bounds: LLParserLimits) -> None:
+    """Some grammars compile and are too much all the same, once an answer goes on.
+
+    It gets far where text that must come is forced, and llguidance goes over it at once; without thoughts, which are
+    free and have no end.
+    """
+    forcing = serialize({**source, "reasoning": None}, tokenizer, "%llguidance {}")
+    matcher = compile_grammar(tokenizer, forcing, bounds)
     try_answer(matcher, tokenizer.eos_tokens, TRIED_TOKENS, TRIED_SECONDS)
 
 
