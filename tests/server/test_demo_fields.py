@@ -270,6 +270,15 @@ def test_a_chats_log_probabilities_are_of_its_content_and_a_completions_of_its_e
         assert len("".join(entry.token for entry in chat.logprobs.content[:-1])) < len(chat.message.content)
 
 
+def test_tokens_of_an_echoed_prompt_are_told_where_they_stand(client: openai.OpenAI) -> None:
+    text = complete(client, echo=True, logprobs=0).choices[0]
+    assert text.text.startswith(PROMPT)
+    for token, offset in zip(text.logprobs.tokens, text.logprobs.text_offset, strict=True):
+        assert text.text.startswith(token, offset)
+    of_ids = complete(client, prompt=[1, 2, 300, 301], echo=True, logprobs=0).choices[0].logprobs.text_offset
+    assert of_ids == sorted(of_ids) and of_ids[0] == 0
+
+
 def put(choice: Any) -> dict[str, Any]:
     logprobs = choice.logprobs
     return {

@@ -118,7 +118,7 @@ class Completions:
         echo = self._echoes[answer.index // self._request.num_choices]
         text = echo + delta.text if opening else delta.text
         part = CompletionChoice(answer.index, text, delta.finish_reason, stop_reason=delta.stop_reason)
-        part.logprobs = self._logprobs(answer, delta, opening, len(echo))
+        part.logprobs = self._logprobs(answer, delta, opening, echo)
         if opening:
             tokenizer = self._generation.model.tokenizer
             part.prompt_logprobs = described_prompt(tokenizer, delta.prompt_logprobs, self._request.prompt_logprobs)
@@ -128,16 +128,16 @@ class Completions:
                 part.prompt_token_ids = answer.prompt_token_ids
         return part
 
-    def _logprobs(self, answer: Answer, delta: Delta, opening: bool, shift: int) -> CompletionLogprobs | None:
+    def _logprobs(self, answer: Answer, delta: Delta, opening: bool, echo: str) -> CompletionLogprobs | None:
         if self._request.logprobs is None:
             return None
         tokenizer, as_ids = self._generation.model.tokenizer, bool(self._request.return_tokens_as_token_ids)
         result = CompletionLogprobs([], [], [], [])
         if opening and self._request.echo and delta.prompt_logprobs is not None:
             entries = first_alternatives(delta.prompt_logprobs, self._request.logprobs)
-            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries, as_ids=as_ids))
+            extend(result, prompt_logprobs(tokenizer, answer.prompt_token_ids, entries, echo, as_ids=as_ids))
         offsets = delta.offsets if delta.logprobs else []  # tokens that are replayed have none
-        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets, as_ids=as_ids), shift)
+        extend(result, completion_logprobs(tokenizer, delta.logprobs, offsets, as_ids=as_ids), len(echo))
         return result
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool = False) -> Completion:

@@ -62,14 +62,14 @@ def prompt_logprobs(
     tokenizer: TextTokenizer,
     token_ids: Sequence[int],
     entries: Sequence[TokenLogprobs | None],
+    echo: str,
     *,
     as_ids: bool = False,
 ) -> CompletionLogprobs:
-    """Those of a prompt that is echoed. Its first token has none: nothing precedes it."""
+    """Those of a prompt that is echoed, as `echo`. Its first token has none: nothing precedes it."""
     result = CompletionLogprobs([], [], [], [])
-    detokenizer, length = Detokenizer(tokenizer, at_start=True), 0
-    for token_id, entry in zip(token_ids, entries, strict=True):
-        offset, length = length, length + len(detokenizer.add(token_id))
+    offsets = _offsets(tokenizer, token_ids, echo)
+    for token_id, entry, offset in zip(token_ids, entries, offsets, strict=True):
         if entry is None:
             token = _spell(tokenizer, token_id, "bytes:", as_ids=as_ids)
             one = CompletionLogprobs([token], [None], [None], [offset])
@@ -77,6 +77,21 @@ def prompt_logprobs(
             one = completion_logprobs(tokenizer, [entry], [offset], as_ids=as_ids)
         extend(result, one)
     return result
+
+
+def _offsets(tokenizer: TextTokenizer, token_ids: Sequence[int], echo: str) -> list[int]:
+    """Where each token begins in the text. A prompt may spell special tokens; one put before it has no place."""
+    offsets: list[int] = []
+    for skip_special in (False, True):
+        detokenizer, pieces = Detokenizer(tokenizer, at_start=True, skip_special=skip_special), list[str]()
+        length, offsets = 0, []
+        for token_id in token_ids:
+            offsets.append(length)
+            pieces.append(detokenizer.add(token_id))
+            length += len(pieces[-1])
+        if "".join(pieces).endswith(echo):
+            return [max(offset - (length - len(echo)), 0) for offset in offsets]
+    return offsets
 
 
 def described_prompt(

@@ -84,7 +84,14 @@ def _bound_numbers(found: dict[str, Any], has_multiples: bool) -> None:
 
 
 def _narrow(found: dict[str, Any]) -> None:
-    """Bounds of integers that are further away than llguidance's go, as those of 64 bits are."""
+    """Bounds of integers that are further away than llguidance's go, as those of 64 bits are.
+
+    Not where all that is between them lies there: it is to be refused for the bounds that were given.
+    """
+    if any(_is_number(found.get(name)) and found[name] > MOST for name in _LOWER):
+        return
+    if any(_is_number(found.get(name)) and found[name] < -MOST for name in _UPPER):
+        return
     for names, sign in ((_LOWER, -1), (_UPPER, 1)):
         for name in names:
             if _is_number(found.get(name)) and sign * found[name] > MOST:
