@@ -6,12 +6,13 @@ import asyncio
 import json
 import shutil
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import kopf
 import pytest
 
-from kube_fixture import ControlPlane, Faults, Kube, run_deployment, set_pod_ready
+from kube_fixture import ControlPlane, Faults, Kube, add_node, run_deployment, set_pod_ready
 from kube_fixture.widget import GROUP, Widget
 
 pytestmark = pytest.mark.every_control_plane
@@ -109,7 +110,14 @@ async def test_kubectl_applies_and_reads(control_plane: ControlPlane, kube: Kube
     assert [held["metadata"]["uid"] for held in listed["items"]] == [applied["metadata"]["uid"]]
 
 
-async def test_a_deployment_is_run(control_plane: ControlPlane, kube: Kube) -> None:
+@pytest.fixture
+async def node(kube: Kube) -> AsyncIterator[str]:
+    made = await add_node(kube, f"node-{kube.namespace}")
+    yield made["metadata"]["name"]
+    await kube.delete(made)
+
+
+async def test_a_deployment_is_run(control_plane: ControlPlane, kube: Kube, node: str) -> None:
     labels = {"app": "d"}
     template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
     spec = {"replicas": 3, "selector": {"matchLabels": labels}, "template": template}
@@ -120,6 +128,9 @@ async def test_a_deployment_is_run(control_plane: ControlPlane, kube: Kube) -> N
         assert run["status"]["readyReplicas"] == target and run["status"]["replicas"] == 3
     pods = await kube.list("v1", "Pod", labels="app=d")
     assert len(pods) == 3 and all(pod["metadata"]["ownerReferences"] for pod in pods)
+    if control_plane.has_scheduler and control_plane.kind != "kubeconfig":
+        # Of pods that have a node the scheduler has no more to say.
+        assert {pod["spec"]["nodeName"] for pod in pods} == {node}
     await kube.apply({**body, "spec": {**spec, "replicas": 1}})
     assert (await run_deployment(kube, control_plane, "d"))["status"]["readyReplicas"] == 1
     assert len(await kube.list("v1", "Pod", labels="app=d")) == 1

@@ -144,7 +144,7 @@ async def test_another_model_replaces_the_old_one_only_when_it_is_there(
     await passes.once()
     await finish_job(octavo, control_plane, old)
     await passes.once()
-    await run_deployment(octavo, control_plane, "demo")
+    await run_deployment(octavo, control_plane, "demo", on_nodes=False)
     made = await octavo.patch(made, {"spec": {"model": {"source": {"huggingFace": {"repo": "org/newer"}}}}})
     new = volume_of(made)
     await passes.once()
@@ -162,7 +162,7 @@ async def test_another_model_replaces_the_old_one_only_when_it_is_there(
         assert not await gone(octavo, CLAIM, old), "a pod still reads it"
         for pod in pods:
             await octavo.patch(pod, {"metadata": {"finalizers": None}})
-        await run_deployment(octavo, control_plane, "demo")
+        await run_deployment(octavo, control_plane, "demo", on_nodes=False)
         await passes.once()
         assert await gone(octavo, CLAIM, old)
         assert not await gone(octavo, CLAIM, new)

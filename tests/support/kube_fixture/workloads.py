@@ -21,12 +21,13 @@ async def add_node(
     gpus: int = 8,
     cpu: str = "64",
     memory: str = "512Gi",
+    disk: str = "4Ti",
     labels: dict[str, str] | None = None,
 ) -> Object:
     """A Node that is ready and has room. A scheduler binds pods to it. It is the caller's to delete."""
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels or {}}}
     await kube.create(node)
-    room = {"cpu": cpu, "memory": memory, "pods": "110", GPU: str(gpus)}
+    room = {"cpu": cpu, "memory": memory, "ephemeral-storage": disk, "pods": "110", GPU: str(gpus)}
     ready = _condition("Ready", "KubeletReady")
     status = {"capacity": room, "allocatable": room, "conditions": [ready]}
     await kube.patch(node, {"status": status}, subresource="status")
@@ -56,13 +57,23 @@ async def delete_pod(kube: Kube, pod: Object) -> None:
 
 
 async def run_deployment(
-    kube: Kube, plane: ControlPlane, name: str, *, ready: int | None = None, timeout: float = 30
+    kube: Kube,
+    plane: ControlPlane,
+    name: str,
+    *,
+    ready: int | None = None,
+    on_nodes: bool = True,
+    timeout: float = 30,
 ) -> Object:
     """Bring a Deployment to where its controller and kubelets would, with `ready` (None: all) of its replicas ready.
 
     Where there is a controller manager it makes the pods and counts them, and this only makes pods ready. Elsewhere
     pods are made and counted here, so that a test reads the same on every control plane. Returns the Deployment.
+
+    Where there is a scheduler a pod is made ready when it has a node, as by a kubelet: the scheduler may say of one
+    that has none, at any time after, that it is unschedulable. `on_nodes` false: also pods that never get one.
     """
+    on_nodes = on_nodes and plane.has_scheduler
     deployment = await kube.get("apps/v1", "Deployment", name)
     wanted = int(deployment["spec"].get("replicas", 1))
     target = wanted if ready is None else min(ready, wanted)
@@ -75,7 +86,7 @@ async def run_deployment(
         for index, pod in enumerate(pods):
             if "deletionTimestamp" in pod["metadata"]:
                 await delete_pod(kube, pod)
-            elif _is_ready(pod) != (index < target):
+            elif _is_ready(pod) != (index < target) and (pod["spec"].get("nodeName") or not on_nodes):
                 await set_pod_ready(kube, pod, ready=index < target)
         status = now_at.get("status", {})
         counted = (status.get("replicas", 0), status.get("readyReplicas", 0), status.get("updatedReplicas", 0))
