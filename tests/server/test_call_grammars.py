@@ -197,3 +197,94 @@ def test_whatever_a_grammar_lets_through_is_read_as_valid_calls(
             jsonschema.validate(arguments, schemas[tool])
         seen += bool(calls)
     assert seen or not required
+
+
+# What a parameter may be as Qwen3-Coder spells it, by the text; and what it may not.
+BARE: Final[dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]]] = {
+    "listed, one is null": (
+        {"type": ["string", "null"], "enum": ["red", None]}, {"red": "red", "null": None}, ["blue"]
+    ),
+    "a word or null": (
+        {"anyOf": [{"const": "red", "type": "string"}, {"type": "null"}]}, {"red": "red", "null": None}, ['"red"']
+    ),
+    "named words or null": (
+        {"anyOf": [{"$ref": "#/$defs/color"}, {"type": "null"}]}, {"red": "red", "blue": "blue", "null": None}, ["pink"]
+    ),
+    "words of two kinds": ({"oneOf": [{"const": "a"}, {"enum": ["b", "c"]}]}, {"a": "a", "c": "c"}, ["d"]),
+    "a word and a number": ({"enum": ["red", 5, "5 or 6"]}, {"red": "red", "5": 5, "5 or 6": "5 or 6"}, ["6", '"red"']),
+    "a word like a number": ({"enum": ["5", 1.5, True]}, {"5": "5", "1.5": 1.5, "true": True}, ["2.5", "false"]),
+    "a text or null": ({"type": ["string", "null"]}, {"red": "red", '"red"': '"red"', "null": None, "5": "5"}, []),
+    "a number or a text": ({"type": ["integer", "string"]}, {"5": 5, "five": "five", "5.5": "5.5", "true": "true"}, []),
+    "a number or a word": (
+        {"anyOf": [{"type": "integer"}, {"const": "all"}]}, {"5": 5, "-12": -12, "all": "all"}, ["5.5", "some", '"all"']
+    ),
+    "yes, no or null": ({"type": ["boolean", "null"]}, {"true": True, "null": None}, ["yes", '"true"']),
+    "a list or null": (
+        {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "null"}]},
+        {"[1, 2]": [1, 2], "null": None}, ['["x"]', "x"],
+    ),
+    "a list or a text": (
+        {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "string"}]},
+        {"[1, 2]": [1, 2], "x": "x", '["x"]': '["x"]'}, [],
+    ),
+    "an object or a word": (
+        {"anyOf": [{"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}, {"const": "{}"}]},
+        {'{"x": 1}': {"x": 1}, "{}": "{}"}, ["[]", '{"y": 1}'],
+    ),
+}  # fmt: skip
+
+
+def bare(schema: dict[str, Any]) -> Tool:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return Tool("f", {**parameters, "$defs": {"color": {"type": "string", "enum": ["red", "blue"]}}}, strict=True)
+
+
+def bare_call(value: str) -> str:
+    return f"<tool_call>\n<function=f>\n<parameter=a>\n{value}\n</parameter>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize("case", BARE)
+def test_a_bare_value_of_one_of_several_types_is_read_as_the_one_that_is_valid(
+    case: str, vocabulary: Vocabulary
+) -> None:
+    schema, meant, refused = BARE[case]
+    tool = bare(schema)
+    forced = grammar("qwen3_coder", vocabulary, [tool], required=True)
+    for text, value in meant.items():
+        assert vocabulary.accepts(forced, bare_call(text)), text
+        _, ((_, arguments),) = read(choose_format("", "qwen3_coder", "none"), bare_call(text), [tool])
+        assert dumps(arguments) == dumps({"a": value})
+        jsonschema.validate(arguments, tool.parameters)
+    for text in refused:
+        assert not vocabulary.accepts(forced, bare_call(text)), text
+
+
+@pytest.mark.parametrize("case", [case for case in BARE if BARE[case][2]])
+def test_whatever_bare_value_a_grammar_lets_through_is_valid(case: str) -> None:
+    tool, vocabulary = bare(BARE[case][0]), VOCABULARIES["bytes"]
+    forced, seen = grammar("qwen3_coder", vocabulary, [tool], required=True, parallel=False), 0
+    for seed in range(12):
+        if (text := vocabulary.sample(forced, seed)) is not None and text.endswith("</tool_call>"):
+            _, ((_, arguments),) = read(choose_format("", "qwen3_coder", "none"), text, [tool])
+            jsonschema.validate(arguments, tool.parameters)
+            seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"enum": ["red", None]}, '"red"', "red"),
+        ({"enum": ["red", None]}, "None", None),
+        ({"enum": ["red", None]}, "blue", "blue"),
+        ({"enum": ["red", 5]}, "6", "6"),
+        ({"type": ["integer", "string"]}, '"5"', '"5"'),
+        ({"enum": ["1", True]}, "1", "1"),
+        ({"type": ["string", "number"]}, "NaN", "NaN"),
+    ],
+)
+def test_a_bare_value_that_nothing_forced_is_taken_for_what_is_valid_if_there_is_such(
+    schema: dict[str, Any], text: str, value: Any
+) -> None:
+    _, ((_, arguments),) = read(choose_format("", "qwen3_coder", "none"), bare_call(text), [bare(schema)])
+    assert dumps(arguments) == dumps({"a": value})

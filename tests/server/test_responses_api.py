@@ -456,6 +456,17 @@ def test_a_call_that_was_cut_off_does_not_end_its_conversation(client: openai.Op
     assert again.output_text
 
 
+def test_a_call_can_be_sent_back_whatever_its_name(client: openai.OpenAI) -> None:
+    call: Any = CALL | {"name": "functions.get weather!"}
+    result: Any = {"type": "function_call_output", "call_id": "c", "output": "There is no such function."}
+    for arguments in ("{}", "no JSON"):
+        first = ask(client, [{"role": "user", "content": "Hi"}, call | {"arguments": arguments}, result])
+        assert ask(client, "Hello!", previous_response_id=first.id).output_text
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, [call | {"name": None}, result])
+    assert caught.value.param == "input[0].name"
+
+
 def test_tools_that_must_not_be_called_are_not(client: openai.OpenAI) -> None:
     found = ask(client, "What is the weather in Paris?", tools=[WEATHER], tool_choice="none")
     assert [item.type for item in found.output] == ["message"]

@@ -103,7 +103,9 @@ def _length(message: Message) -> int:
         length += len(message.content)
     if isinstance(message, AssistantMessage):
         length += len(message.reasoning_content or message.reasoning or "") + len(message.refusal or "")
-        length += sum(_PER_MESSAGE + len(call.function.arguments) for call in message.tool_calls or ())
+        length += sum(
+            _PER_MESSAGE + len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ()
+        )
     return length
 
 

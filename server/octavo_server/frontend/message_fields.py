@@ -82,9 +82,9 @@ AnswerContent = Annotated[
 
 
 class FunctionCall(Body):
-    """The function that an earlier answer called; `arguments` is what the model wrote, JSON if it is right."""
+    """The function that an earlier answer called; `name` and `arguments` are what the model wrote, right or not."""
 
-    name: ShortText
+    name: Text
     arguments: Text
     parsed_arguments: Ignored = None
     provider_specific_fields: Ignored = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from octavo_server.errors import RequestError
 from octavo_server.frontend.limits import MAX_BODY_BYTES
@@ -48,7 +48,7 @@ class Conversation:
         """What a request asks to be gone on with. Its work grows with the conversation.
 
         Raises:
-            RequestError: it is too long.
+            RequestError: it is too long, or an answer in it is none that may be sent back.
         """
         given = request.input
         added: list[Item] = [MessageItem(role="user", content=given)] if isinstance(given, str) else list(given)
@@ -76,7 +76,7 @@ def _length(item: Item) -> int:
     """Characters, about."""
     match item:
         case FunctionCallItem():
-            return len(item.arguments)
+            return len(item.name) + len(item.arguments)
         case ReasoningItem():
             return sum(len(part.text) for part in (*(item.content or ()), *(item.summary or ())))
     texts = item.output if isinstance(item, FunctionResultItem) else item.content
@@ -106,7 +106,14 @@ def input_items(turn: Turn) -> list[dict[str, Any]]:
 
 def _stored(turn: Turn) -> list[Item]:
     lists = [items for each in turn.chain() for items in (each.input, each.output)]
-    return [item for items in lists if items != b"[]" for item in _ITEMS.validate_json(items)]
+    try:
+        return [item for items in lists if items != b"[]" for item in _ITEMS.validate_json(items)]
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+        raise RequestError(
+            f"previous_response_id: what was kept cannot be gone on with ({where}); send its items as input",
+            param="previous_response_id",
+        ) from error
 
 
 def _kept(items: Sequence[Item]) -> bytes:

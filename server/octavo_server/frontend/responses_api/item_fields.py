@@ -13,7 +13,6 @@ from octavo_server.frontend.fields import Body, Only, ShortText, kind
 from octavo_server.frontend.generation_fields import Text
 from octavo_server.frontend.message_fields import MAX_PARTS, Ignored, PromptCacheBreakpoint
 from octavo_server.frontend.responses_api.kinds import OTHER, OtherKinds, by_type, tag
-from octavo_server.frontend.tool_fields import FunctionName
 
 MAX_ITEMS: Final = 16_384
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -108,11 +107,11 @@ class MessageItem(Body):
 
 
 class FunctionCallItem(Body):
-    """A call in an earlier answer; `arguments` is what the model wrote, JSON if it is right."""
+    """A call in an earlier answer; `name` and `arguments` are what the model wrote, right or not."""
 
     type: Literal["function_call"]
     call_id: ShortText
-    name: FunctionName
+    name: Text
     arguments: Text
     id: ShortText | None = None
     status: Status | None = None

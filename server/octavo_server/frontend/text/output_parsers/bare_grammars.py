@@ -16,7 +16,15 @@ from octavo_server.frontend.text.output_parsers.lark import Lark, either, quoted
 from octavo_server.frontend.text.output_parsers.parsed import Tool
 from octavo_server.frontend.text.output_parsers.pythonic import PYTHON_START
 from octavo_server.frontend.text.output_parsers.qwen3_coder import FUNCTION, PARAMETER
-from octavo_server.frontend.text.output_parsers.schema_types import listed, properties, required, resolved, types
+from octavo_server.frontend.text.output_parsers.schema_types import (
+    is_plain_string,
+    listed,
+    properties,
+    required,
+    resolved,
+    split,
+    types,
+)
 
 _PYTHON_TERMINALS: Final = {
     "STRING": r'/"([^"\\\x00-\x1f]|\\(["\\bfnrt]|u[0-9a-fA-F]{4}))*"/',
@@ -127,14 +135,18 @@ def qwen3_coder_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, pa
 
 
 def _parameter(lark: Lark, rule: str, parameters: Mapping[str, Any], key: str) -> str:
-    schema = resolved(properties(parameters)[key], parameters)
-    kinds, values, end = types(schema, parameters), listed(schema), f"\n{PARAMETER[1]}\n"
-    if values is not None and all(isinstance(value, str) for value in values):
-        body = either([quoted(value + end) for value in values])
-    elif kinds <= {"string"}:
+    """Strings stand bare; what else may come is JSON. `as_json` reads either as what it was meant for."""
+    schema, end = resolved(properties(parameters)[key], parameters), f"\n{PARAMETER[1]}\n"
+    strings, others = split(schema, parameters)
+    is_string = is_plain_string(schema, parameters)
+    if strings is None or (is_string and not strings):
         body = 'value "\\n"'
     else:
-        definitions = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
-        body = f"{lark.json(f'{rule}_json', closed({**schema, **definitions})[0])} {quoted(end)}"
+        options = [quoted(string + end) for string in strings]
+        if others and not is_string:
+            definitions = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
+            rest = {"anyOf": others} if strings else schema
+            options.append(f"{lark.json(f'{rule}_json', closed({**rest, **definitions})[0])} {quoted(end)}")
+        body = either(options)
     lark.add(rule, f'{quoted(f"{PARAMETER[0]}{key}>")} "\\n" ({body})')
     return rule if key in required(parameters) else f"{rule}?"

@@ -8,18 +8,19 @@
     </function>
     </tool_call>
 
-Whether a value is a string, is for the tool's schema to say.
+Whether a value is a string, is for the tool's schema to say. Where it may be something else, too, it is that if it can
+be: `null` is no string where there may be none.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
 from octavo_server.frontend.text.output_parsers.message import Message
 from octavo_server.frontend.text.output_parsers.parsed import Tool
-from octavo_server.frontend.text.output_parsers.schema_types import properties, types
+from octavo_server.frontend.text.output_parsers.schema_types import allows, is_plain_string, properties, types
 from octavo_server.frontend.text.output_parsers.source import Emit, Markers, Read, Source
 
 FUNCTION, PARAMETER = ("<function=", "</function>"), ("<parameter=", "</parameter>")
@@ -89,7 +90,7 @@ class _Call:
                 self._message.call(name)
             self._message.arguments(f"{', ' if self._begun else '{'}{json.dumps(key)}: ")
             self._begun = True
-            if not (yield from self._value(types(properties(parameters).get(key), parameters))):
+            if not (yield from self._value(properties(parameters).get(key), parameters)):
                 return False
             source.keep()
             yield from source.space()
@@ -98,12 +99,12 @@ class _Call:
         self.closed = yield from source.starts(TOOL_CALL[1])
         return self.closed
 
-    def _value(self, kinds: frozenset[str]) -> Read[bool]:
+    def _value(self, schema: Any, parameters: Mapping[str, Any]) -> Read[bool]:
         """Whether it is whole."""
         source, arguments = self._source, self._message.arguments
         if not (yield from source.starts("\r\n")):
             yield from source.starts("\n")
-        if kinds <= {"string"}:
+        if is_plain_string(schema, parameters):
             text = _StringValue(arguments)
             end = yield from source.until(_VALUE_END, text.add)
             if end:
@@ -111,7 +112,7 @@ class _Call:
         else:
             pieces: list[str] = []
             end = yield from source.until(_VALUE_END, pieces.append)
-            arguments(as_json("".join(pieces), kinds) if end else "".join(pieces))
+            arguments(as_json("".join(pieces), schema, parameters) if end else "".join(pieces))
         if end == PARAMETER[1]:
             source.take(source.at + len(end))
         return bool(end)
@@ -136,23 +137,22 @@ class _StringValue:
         self._emit(_escaped("\r" if self._held == "\r" else "") + '"')
 
 
-def as_json(text: str, kinds: frozenset[str]) -> str:
-    """A value that need not be a string: as it stands if it is JSON or a constant of Python, else as a string."""
+def as_json(text: str, schema: Any, root: Mapping[str, Any]) -> str:
+    """A value that need not be a string: as it stands if it is JSON or a constant of Python, else as a string.
+
+    Where it may be one: a string, unless it is valid as something else; in quotes, if it is valid as such alone.
+    """
     word = text.strip()
     word = _PYTHON.get(word, word)
+    string = text.removesuffix("\n").removesuffix("\r")
     try:
-        is_json = word == "null" if "string" in kinds else _is_json(word)
-    except RecursionError:
+        value = json.loads(word, parse_constant=_refuse)
+        is_json = "string" not in types(schema, root) or (
+            allows(schema, value, root) and not (isinstance(value, str) and allows(schema, string, root))
+        )
+    except (ValueError, RecursionError):
         is_json = False
-    return word if is_json else json.dumps(text.removesuffix("\n").removesuffix("\r"), ensure_ascii=False)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, parse_constant=_refuse)
-    except ValueError:
-        return False
-    return True
+    return word if is_json else json.dumps(string, ensure_ascii=False)
 
 
 def _refuse(word: str) -> None:
