@@ -101,7 +101,7 @@ async def test_two_operators_do_their_work_one_after_the_other_with_the_rights_t
         operators.append(RunningOperator(settings))
         await kube.create(llm_deployment())
         await until_condition(kube, "Progressing", "True")
-        await run_deployment(kube, control_plane, "demo")
+        await run_deployment(kube, control_plane, "demo", on_nodes=False)
         await until_condition(kube, "Ready", "True")
         await drifts_and_is_corrected(kube)
         reasons = {
@@ -144,7 +144,7 @@ async def test_every_right_that_the_chart_grants_is_used(
         await kube.create(llm_deployment("cached", **CACHED))
         await until_condition(kube, "ModelCached", "False", "cached")
         await until_condition(kube, "Progressing", "True")
-        await run_deployment(kube, control_plane, "demo")
+        await run_deployment(kube, control_plane, "demo", on_nodes=False)
         await until_condition(kube, "Ready", "True")
         await drifts_and_is_corrected(kube)
         assert operator.counted("error") == 0

@@ -97,7 +97,7 @@ async def test_nothing_that_the_operator_does_differs_from_git(
         for name in names:
             await octavo.until(lambda name=name: seen(octavo, name), 30, f"a status of {name}")
         assert await git.differs() == ""
-        await run_deployment(octavo, control_plane, demo)
+        await run_deployment(octavo, control_plane, demo, on_nodes=False)
         await until_condition(octavo, "Ready", "True", demo)
         assert await git.differs() == ""
         before = await octavo.get(API, KIND, demo)

@@ -272,7 +272,7 @@ async def test_what_was_orphaned_is_adopted_as_it_is_by_a_new_installation(
         await until_condition(octavo, "ModelCached", "False")
         await finish_job(octavo, control_plane, volume)
         await until_condition(octavo, "ModelCached", "True")
-        await run_deployment(octavo, control_plane, "demo")
+        await run_deployment(octavo, control_plane, "demo", on_nodes=False)  # its volume has no provisioner here
         await until_condition(octavo, "Ready", "True")
     before = [*await uids(octavo), *(pod["metadata"]["uid"] for pod in await pods(octavo))]
     cluster = [f"--kubeconfig={control_plane.direct_kubeconfig}", f"--namespace={octavo.namespace}"]

@@ -38,7 +38,7 @@ async def test_the_least_role_is_enough(control_plane: ControlPlane, octavo: Kub
     try:
         made = await octavo.create(llm_deployment())
         await until_condition(octavo, "Progressing", "True")
-        await run_deployment(octavo, control_plane, "demo")
+        await run_deployment(octavo, control_plane, "demo", on_nodes=False)
         await until_condition(octavo, "Ready", "True")
         await octavo.patch(made, {"spec": {"replicas": 2}})
         await until_condition(octavo, "Ready", "False")
