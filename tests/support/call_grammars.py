@@ -49,7 +49,7 @@ class Vocabulary:
         )
 
     def sample(self, grammar: str, seed: int, most: int = 300) -> str | None:
-        """A random answer that the grammar allows; None if it has no end within `most` tokens.
+        """A random answer that the grammar allows; None if it has no end within `most` tokens, or llguidance's limits.
 
         Tokens that close something are likelier: else no string would ever end, nor an argument between tags.
         """
@@ -73,6 +73,8 @@ class Vocabulary:
             if not matcher.consume_token(tokens[-1]):
                 raise ValueError(matcher.get_error())
         else:
+            return None
+        if matcher.is_error():  # of its lexer: text full of what may begin a tag has very many states
             return None
         return bytes(self.tokenizer.decode_bytes(tokens)).decode(errors="replace")
 
