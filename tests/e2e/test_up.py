@@ -65,11 +65,13 @@ def test_the_example_is_brought_up_answers_tells_its_status_and_is_gone(mark: di
     answer, _, status = out.partition("\n\nLLMDeployment demo")
     assert "token" in answer.lower()
     assert "replicas ready 1/1" in status
-    assert [line.split()[:2] for line in status.splitlines()[-5:]] == [
+    assert [line.split()[:2] for line in status.splitlines()[-7:]] == [
         ["Ready", "True"],
         ["Available", "True"],
         ["Progressing", "False"],
+        ["ModelCached", "True"],
         ["Scheduled", "True"],
+        ["ScalingActive", "False"],
         ["Degraded", "False"],
     ]
     assert "http://127.0.0.1:" in status
