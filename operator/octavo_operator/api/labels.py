@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from octavo_operator.api import rules
+from octavo_operator.api import pod_rules
 from octavo_operator.api.base import ApiModel, ListType, Rule
 from octavo_operator.api.types import LabelValue, QualifiedName
 
@@ -12,7 +12,7 @@ from octavo_operator.api.types import LabelValue, QualifiedName
 class LabelSelectorRequirement(ApiModel):
     """One demand on a label."""
 
-    rules: ClassVar[tuple[Rule, ...]] = rules.SELECTOR_REQUIREMENT
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.SELECTOR_REQUIREMENT
 
     key: QualifiedName = Field(description="Key of the label.", examples=["team"])
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
@@ -26,7 +26,7 @@ class LabelSelectorRequirement(ApiModel):
 class LabelSelector(ApiModel):
     """Which objects are meant, by their labels; all demands must hold, and an empty one means every object."""
 
-    rules: ClassVar[tuple[Rule, ...]] = rules.SELECTOR
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.SELECTOR
 
     match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] = Field(
         {}, description="Labels that the object must carry, with these values.", examples=["{team: search}"]
