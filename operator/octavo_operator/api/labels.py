@@ -2,11 +2,11 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from octavo_operator.api import pod_rules
 from octavo_operator.api.base import ApiModel, ListType, Rule
-from octavo_operator.api.types import LabelValue, QualifiedName
+from octavo_operator.api.types import LabelValue, QualifiedName, given
 
 
 class LabelSelectorRequirement(ApiModel):
@@ -28,7 +28,7 @@ class LabelSelector(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = pod_rules.SELECTOR
 
-    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] = Field(
+    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16), BeforeValidator(given)] = Field(
         {}, description="Labels that the object must carry, with these values.", examples=["{team: search}"]
     )
     match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=16), ListType("atomic")] = Field(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from octavo_operator.api import pod_rules, rules
@@ -31,13 +31,24 @@ def _annotations(items: dict[str, str]) -> dict[str, str]:
     return items
 
 
+def _empty_for_null(items: Any) -> Any:
+    """A null in metadata is an empty text to the API server."""
+    return {key: "" if item is None else item for key, item in items.items()} if isinstance(items, dict) else items
+
+
+def _none_for_empty(name: Any) -> Any:
+    return None if name == "" else name
+
+
 class ObjectMeta(ApiModel):
     """Kubernetes' metadata. What is not used here is known, so that it is not refused, and left unread."""
 
     name: str
-    namespace: DNSLabel | None = None
-    labels: Annotated[dict[str, LabelValue], AfterValidator(_qualified_keys)] = Field({})
-    annotations: Annotated[dict[str, str], AfterValidator(_annotations)] = Field({})
+    namespace: Annotated[DNSLabel | None, BeforeValidator(_none_for_empty)] = None
+    labels: Annotated[dict[str, LabelValue], BeforeValidator(_empty_for_null), AfterValidator(_qualified_keys)] = Field(
+        {}
+    )
+    annotations: Annotated[dict[str, str], BeforeValidator(_empty_for_null), AfterValidator(_annotations)] = Field({})
     uid: str | None = None
     resource_version: str | None = None
     generation: int | None = None

@@ -1,8 +1,8 @@
 """Bounded strings, numbers and lists: the vocabulary of the fields."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from octavo_operator.api.base import Quantity
 
@@ -36,8 +36,14 @@ Image = Annotated[
 ]
 """A reference to an image, by tag or digest or both; container runtimes know no other."""
 
-Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
-Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+def given(items: Any) -> Any:
+    """The API server drops what is null."""
+    return {key: item for key, item in items.items() if item is not None} if isinstance(items, dict) else items
+
+
+Labels = Annotated[dict[str, LabelValue], Field(max_length=64), BeforeValidator(given)]
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64), BeforeValidator(given)]
 
 CPUQuantity = Annotated[
     int | str,
