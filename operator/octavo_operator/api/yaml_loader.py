@@ -83,7 +83,10 @@ class _Loader(yaml.SafeLoader):
                 message = f"key {key_node.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
             seen.add(key_node.value)
-        return {_as_text(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+        self.flatten_mapping(node)
+        # As texts from the start: of Python's keys True and 1 are one.
+        pairs = ((self.construct_object(key), value) for key, value in node.value)
+        return {_as_text(key): self.construct_object(value, deep=deep) for key, value in pairs}
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > LONGEST_NUMBER:
