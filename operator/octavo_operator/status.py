@@ -10,9 +10,9 @@ from typing import Any, Final
 from octavo_common.names import DEPLOYMENT_LABEL
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import MAX_MESSAGE
-from octavo_operator.downloads import restarts, revisions
+from octavo_operator.downloads import restarts
 from octavo_operator.endings import Endings, endings
-from octavo_operator.model_status import kept, known, model_cached, template_of
+from octavo_operator.model_status import disagreement, kept, known, model_cached
 from octavo_operator.observation import (
     COMPLETE,
     PASSING,
@@ -207,11 +207,9 @@ def _degraded(counts: Counts, observed: Observation) -> Verdict:
     trouble: Trouble | None = describe_trouble(living(observed.pods))
     if trouble is not None:
         return Verdict("True", trouble.reason, trouble.message)
-    template = template_of(observed)
-    different = revisions(living(observed.pods), template) if template is not None else []
-    if len(different) > 1:
-        text = f"pods serve different models, as the source changed between their downloads: {', '.join(different)}"
-        return Verdict("True", "RevisionsDiffer", f"{text}; storage.cache would give all of them the same")
+    different = disagreement(observed)
+    if different is not None:
+        return different
     if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
         doing = describe_start(observed.pods) or "there are none"
         return Verdict("True", "RolloutStuck", f"pods did not become ready in time: {doing}; see their events and logs")
