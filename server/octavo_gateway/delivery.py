@@ -264,4 +264,4 @@ class Delivery:
             timing.prompt_tokens, timing.completion_tokens = so_far.usage
 
     def _told(self) -> dict[str, str]:
-        return {"x-request-id": self._timing.request_id, **self._caller.headers()}
+        return {"x-request-id": self._timing.request_id, "Server": "octavo", **self._caller.headers()}

@@ -67,7 +67,7 @@ class Handler:
             answer = await self._answered(request, timing)
             timing.status = answer.status
             if not answer.prepared:
-                answer.headers["x-request-id"] = timing.request_id
+                answer.headers.update({"x-request-id": timing.request_id, "Server": "octavo"})
             return answer
         finally:
             self._gateway.ended(timing)

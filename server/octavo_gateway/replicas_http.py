@@ -1,6 +1,7 @@
 """HTTP towards replicas: one pool of connections for all."""
 
 import asyncio
+import io
 import logging
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,6 +14,7 @@ from octavo_gateway.replica import Replica
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 3.0
+LARGE_BYTES: Final = 2**20
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 PASSED_UP: Final = ("traceparent", "tracestate")
 PASSED_DOWN: Final = frozenset(
@@ -117,7 +119,7 @@ class ReplicasHttp:
         """
         try:
             answer = await self._session.request(
-                method, replica.endpoint.url + path, headers=headers, data=body, allow_redirects=False
+                method, replica.endpoint.url + path, headers=headers, data=_payload(body), allow_redirects=False
             )
         except aiohttp.ClientConnectorError as error:
             raise ReplicaLost("it cannot be reached", reached=False) from error
@@ -149,3 +151,8 @@ class ReplicasHttp:
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+
+def _payload(body: bytes | None) -> io.BytesIO | bytes | None:
+    """A large body is written in pieces, between which others have their turn."""
+    return io.BytesIO(body) if body is not None and len(body) > LARGE_BYTES else body

@@ -1,6 +1,7 @@
 """Requests that outlive their replicas, against fake ones that break down as they are told."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -82,17 +83,17 @@ async def test_several_replicas_may_break_down_one_after_the_other() -> None:
 
 
 async def test_who_takes_all_replicas_down_is_not_sent_to_more_of_them() -> None:
-    replicas = [FakeReplica(name, dies_after=1) for name in "abcdef"]
+    replicas = [FakeReplica(name, tokens=20, dies_after=1) for name in "abcdef"]
     async with gateway_over(*replicas, attempts=3) as gateway:
-        stream = Stream.of((await gateway.read({**STREAM, "max_tokens": 20}))[1])
+        stream = Stream.of((await gateway.read(STREAM))[1])
         lost = gateway.metric("octavo:gateway_lost_total")
     assert [error["code"] for error in stream.errors] == ["replica_lost"]
     assert (stream.done, sum(len(replica.bodies) for replica in replicas), lost) == (False, 3, 1)
 
 
 async def test_long_streams_may_outlive_any_number_of_replicas() -> None:
-    replicas = [FakeReplica(name, dies_after=70) for name in "abc"]
-    asked = {**STREAM, "max_tokens": 500}
+    replicas = [FakeReplica(name, tokens=500, dies_after=70) for name in "abc"]
+    asked = STREAM
     async with gateway_over(*replicas, attempts=2) as gateway:
         stream = Stream.of((await gateway.read(asked))[1])
     assert (stream.text, stream.done) == (text_of(answer_tokens(asked, 500)), True)
@@ -179,5 +180,7 @@ async def test_clients_may_not_say_what_only_the_gateway_says() -> None:
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize"):
             status, text = await gateway.read({**STREAM, "octavo_resume": resume}, path)
             assert (status, "octavo_resume" in text) == (403, True)
-        status, _ = await gateway.read({**STREAM, "octavo\\u005fresume": resume})
+        spelt = json.dumps({**STREAM, "octavo_resume": resume}).replace("_resume", "\\u005fresume")
+        async with gateway.client.post(f"{gateway.url}/v1/chat/completions", data=spelt.encode()) as answer:
+            assert answer.status == 403
     assert all("octavo_resume" not in body for body in replica.bodies)

@@ -66,7 +66,7 @@ class FakeReplica:
             return web.Response(status=self.status)
         if request.path == "/v1/models":
             return web.json_response({"object": "list", "data": [{"id": "m", "created": 5, "max_model_len": 77}]})
-        self.asked.append((request.path, dict(request.headers)))
+        self.asked.append((request.path, {name.lower(): value for name, value in request.headers.items()}))
         if self.needs_key is not None and request.headers.get("Authorization") != f"Bearer {self.needs_key}":
             return web.json_response({"error": {"message": "no"}}, status=401)
         body = json.loads(await request.read()) if request.method == "POST" else {}
@@ -146,7 +146,7 @@ def answer_tokens(body: dict[str, Any], count: int, choice: int = 0) -> list[int
     """Those of the whole answer: they depend on the prompt, the seed and the choice."""
     seed = json.dumps([body.get("messages"), body.get("prompt"), body.get("seed"), choice])
     digest = hashlib.sha256(seed.encode()).digest()
-    return [digest[at % 32] * 3 + at for at in range(body.get("max_tokens", count))]
+    return [digest[at % 32] * 3 + at for at in range(min(count, body.get("max_tokens", count)))]
 
 
 def text_of(tokens: list[int]) -> str:
@@ -156,7 +156,11 @@ def text_of(tokens: list[int]) -> str:
 def whole(body: dict[str, Any], count: int, name: str) -> dict[str, Any]:
     texts = [text_of(answer_tokens(body, count, choice)) for choice in range(body.get("n") or 1)]
     choices = [{"index": at, "message": {"content": text}, "finish_reason": "stop"} for at, text in enumerate(texts)]
-    usage = {"prompt_tokens": 3, "completion_tokens": count * len(texts), "total_tokens": 3 + count}
+    usage = {
+        "prompt_tokens": 3,
+        "completion_tokens": len(answer_tokens(body, count)) * len(texts),
+        "total_tokens": 3 + count,
+    }
     return {"id": "chatcmpl-1", "created": 1, "model": "m", "choices": choices, "usage": usage, "by": name}
 
 
