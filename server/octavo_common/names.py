@@ -12,6 +12,7 @@ DEPLOYMENT_LABEL: Final = "octavo.dev/deployment"
 CACHE_LABEL: Final = "octavo.dev/cache"
 REVISION_LABEL: Final = "octavo.dev/revision-of"
 MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+GATEWAY_SELECTOR: Final = "app.kubernetes.io/component=gateway"
 
 SERVER_PORT: Final = 8000
 ADMIN_PORT: Final = 8001
