@@ -1,16 +1,24 @@
-"""How many replicas there should be: `decide(fleet, settings, state, now)`. Pure: no clock, no chance, no I/O."""
+"""How many replicas there should be: `decide(fleet, settings, state, now)`. Pure: no clock, no chance, no I/O.
 
-import math
-from dataclasses import dataclass
+A decision reads the samples (`demand`), learns from them (`learn`), and then takes the first rule that applies (`rules`).
+"""
 
-from octavo_operator.autoscale.observation import Fleet, Replica
+from dataclasses import dataclass, replace
+from typing import Final
+
+from octavo_operator.autoscale import learn, rules
+from octavo_operator.autoscale.demand import ARRIVALS_MAX_SECONDS, Demand, measure, see
+from octavo_operator.autoscale.observation import Fleet
 from octavo_operator.autoscale.settings import Settings
-from octavo_operator.autoscale.state import State
+from octavo_operator.autoscale.state import Learned, Memory, State
+from octavo_operator.autoscale.victims import victims
 
-INTERVAL_SECONDS = 10.0
+INTERVAL_SECONDS: Final = 10.0
 """Between two decisions."""
-INTERVAL_AT_ZERO_SECONDS = 1.0
-"""Between two decisions while there is no replica: a request is waiting for the first one."""
+INTERVAL_AT_ZERO_SECONDS: Final = 1.0
+"""Between two decisions while there is no replica: a request may be waiting for the first one."""
+LOADS_SECONDS: Final = 120.0
+"""How long loads are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +46,49 @@ class Decision:
 def decide(fleet: Fleet, settings: Settings, state: State, now: float) -> Decision:
     """The number of replicas for what was observed, and the state to pass in next time."""
     if settings.mode == "External":
-        return Decision(None, "External", "replicas are decided elsewhere, through /scale", state, apply=False)
-    samples = [each.sample for each in fleet.ready if each.sample is not None]
-    used, total = sum(each.kv_tokens_used for each in samples), sum(each.kv_tokens_total for each in samples)
-    wanted = fleet.desired
-    if total:
-        share = settings.targets.kv_cache_utilization_percent / 100
-        wanted = math.ceil(used / (total / len(samples) * share))
-    wanted = min(max(wanted, settings.floor), settings.max_replicas)
-    message = f"{used} of {total} KV tokens are used by {len(samples)} replicas"
-    interval = INTERVAL_SECONDS if wanted else INTERVAL_AT_ZERO_SECONDS
+        message = "replicas are decided elsewhere, through the scale subresource"
+        return Decision(None, "External", message, state, apply=False)
+    learned, memory, demand = _take_in(fleet, settings, state, now)
+    need = rules.need(demand, learned, settings)
+    memory = rules.remember(memory, demand, need, settings, learned, now)
+    verdict = rules.judge(fleet, settings, learned, memory, demand, need, now)
+    if verdict.replicas > fleet.desired:
+        memory = replace(memory, scaled_up_at=now)
+    elif verdict.replicas < fleet.desired:
+        memory = replace(memory, scaled_down_at=now)
     return Decision(
-        wanted, "KVCacheUse", message, state, victims(fleet), apply=settings.mode == "Internal", next_in=interval
+        replicas=verdict.replicas,
+        reason=verdict.reason,
+        message=verdict.message,
+        state=State(learned, memory),
+        victims=victims(fleet, memory.seen),
+        apply=settings.mode == "Internal",
+        active=verdict.active,
+        scheduled=verdict.scheduled,
+        next_in=INTERVAL_SECONDS if verdict.replicas else INTERVAL_AT_ZERO_SECONDS,
     )
 
 
-def victims(fleet: Fleet) -> tuple[str, ...]:
-    """Ready replicas, the least loaded first; one that said nothing counts as most loaded."""
+def _take_in(fleet: Fleet, settings: Settings, state: State, now: float) -> tuple[Learned, Memory, Demand]:
+    """Remember the samples and learn from them."""
+    before = state.memory
+    learned = learn.learn_replicas(fleet, settings, state.learned, before)
+    seen = see(fleet, before, learned.step_seconds)
+    samples = learn.remember_gateway(fleet, before, ARRIVALS_MAX_SECONDS)
+    memory = replace(before, begun=now if before.begun is None else before.begun, seen=seen, gateway=samples)
+    if _preempted(before, memory):
+        memory = replace(memory, preempted_at=now)
+    memory = learn.learn_lateness(memory, before, now)
+    learned, memory = learn.learn_work(fleet, learned, memory, now)
+    demand = measure(fleet, settings, learned, memory, now)
+    if demand.sure and demand.ready:
+        load = demand.work / (demand.ready * demand.capacity)
+        kept = tuple(each for each in memory.loads if now - each[0] <= LOADS_SECONDS)
+        memory = replace(memory, loads=(*kept, (now, load)))
+        learned, memory = learn.learn_utilization(learned, memory, now)
+    return learn.learn_reserve(learned, demand, memory, now), memory, demand
 
-    def load(replica: Replica) -> tuple[float, str]:
-        sample = replica.sample
-        return (math.inf if sample is None else sample.kv_tokens_used, replica.name)
 
-    return tuple(each.name for each in sorted(fleet.ready, key=load))
-
-
-def deletion_costs(decision: Decision) -> dict[str, int]:
-    """`controller.kubernetes.io/pod-deletion-cost` by pod: the lower ends first, and 0 is what others have."""
-    count = len(decision.victims)
-    return {name: place - count for place, name in enumerate(decision.victims)}
+def _preempted(before: Memory, after: Memory) -> bool:
+    totals = {each.name: each.sample.preemptions_total for each in before.seen}
+    return any(each.sample.preemptions_total > totals.get(each.name, 0.0) for each in after.seen)
