@@ -26,8 +26,7 @@ from octavo_chart import (
     the_one,
 )
 from octavo_cli.operator import operator
-from octavo_common.names import OPERATOR_PORT
-from octavo_common.names import ADMIN_PORT, DEPLOYMENT_LABEL, GATEWAY_SELECTOR, SERVER_PORT
+from octavo_common.names import ADMIN_PORT, DEPLOYMENT_LABEL, GATEWAY_SELECTOR, OPERATOR_PORT, SERVER_PORT
 from octavo_common.version import __version__
 
 CRDS = CHART.parents[1] / "crds"
