@@ -124,7 +124,7 @@ class Autoscaler:
     async def _ask_gateways(self) -> None:
         """Once for all LLMDeployments that are looked at together."""
         async with self._asking:
-            if self._clock() - self._told_at < FRESH_SECONDS:
+            if 0 <= self._clock() - self._told_at < FRESH_SECONDS:  # a clock that was set back is not waited for
                 return
             urls = await self._keeper.gateways()
             told = await self._scraper.gateways(urls)
