@@ -31,8 +31,10 @@ class MetricServer:
 
 
 @contextlib.asynccontextmanager
-async def metric_server(answer: Answer, body: bytes = b"") -> AsyncIterator[MetricServer]:
-    """A server on a port of its own, for as long as the block."""
+async def metric_server(
+    answer: Answer, body: bytes = b"", address: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[MetricServer]:
+    """A server for as long as the block, on a port of its own where none is given."""
     server = MetricServer(answer, body)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,7 +55,7 @@ async def metric_server(answer: Answer, body: bytes = b"") -> AsyncIterator[Metr
         writer.transport.abort()
 
     handlers: set[asyncio.Task[None]] = set()
-    listening = await asyncio.start_server(connected, "127.0.0.1", 0)
+    listening = await asyncio.start_server(connected, address, port)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server
