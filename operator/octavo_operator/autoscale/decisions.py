@@ -92,11 +92,10 @@ class Decisions:
         verdict = scaling_active(deployment, autoscaling, entry.decision, before)
         if autoscaling.mode != "Internal":
             return deployment, Scaling(verdict, _told(entry), _FIXED)
-        there = (child or {"spec": {}})["spec"].get("replicas", 1) if child is not None else autoscaling.first_replicas
-        replicas = autoscaling.bounded(entry.wanted if entry.wanted is not None else there)
-        by = entry.why if entry.wanted == replicas else "spec.autoscaling.minReplicas and maxReplicas"
-        spec = deployment.spec.model_copy(update={"replicas": replicas})
-        return deployment.model_copy(update={"spec": spec}), Scaling(verdict, _told(entry), by, is_internal=True)
+        there = None if child is None else int(child["spec"].get("replicas", 1))
+        pinned = deployment.scaled(entry.wanted, there)
+        by = entry.why if entry.wanted == pinned.spec.replicas else "spec.autoscaling.minReplicas and maxReplicas"
+        return pinned, Scaling(verdict, _told(entry), by, is_internal=True)
 
     def scaled(self, name: Name, scaling: Scaling, now: str) -> Scaling:
         """The number of replicas was changed at `now`, RFC 3339: what there is to tell from then on."""
