@@ -47,13 +47,14 @@ def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
     each = learned.utilization * demand.capacity or 1.0
     work, spared = demand.work * (1 + learned.reserve), settings.targets.kv_cache_utilization_percent / 100
     by_work, by_kv = (work + demand.backlog) / each, demand.kv_replicas / spared
+    steady = (demand.steady * (1 + learned.reserve) + demand.backlog) / each
     message = (
         f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {learned.reserve:.0%} in reserve "
         f"and {demand.backlog:.2f} for what waits; {each:.0%} is asked of each; KV tokens would fill {demand.kv_replicas:.2f}"
     )
     return Need(
         up=math.ceil(max(by_work, by_kv) - ROUNDING),
-        down=math.ceil(max(by_work, by_kv) / DOWN_SHARE - ROUNDING),
+        down=math.ceil(max(steady, by_kv) / DOWN_SHARE - ROUNDING),
         why="KVCacheUse" if by_kv > by_work else "Backlog" if demand.backlog > work else "Work",
         message=message,
     )
@@ -72,7 +73,7 @@ def remember(memory: Memory, demand: Demand, need: Need, settings: Settings, lea
     )
     if demand.sure:
         kept = tuple(each for each in memory.demands if now - each[0] <= startup)
-        memory = replace(memory, demands=(*kept, (now, demand.work)))
+        memory = replace(memory, demands=(*kept, (now, demand.load or demand.work)))
     return memory
 
 
