@@ -1,8 +1,8 @@
 """What a step takes, learned from what replicas tell: seconds = step + request · batch + prompt · prompt tokens in it.
 
 Each pair of samples of a replica is one observation: the mean time between tokens is the length of a step, the sum of
-those times over the time between the samples is the mean batch, and prompt tokens a second times that length are those of
-a step. Least squares, older observations counting less, and what was believed before counting as a few observations:
+those times over the time between the samples is the mean batch, and prompt tokens a second times that length are those
+of a step. Least squares, older observations counting less, and what was believed before counting as a few observations:
 while the load is always the same, nothing tells the constant part from the rest.
 """
 

@@ -1,6 +1,6 @@
 """How many replicas there should be: `decide(fleet, settings, state, now)`. Pure: no clock, no chance, no I/O.
 
-A decision reads the samples (`demand`), learns from them (`learn`), and then takes the first rule that applies (`rules`).
+A decision reads the samples (`demand`), learns from them (`learn`), and takes the first rule that applies (`rules`).
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """How much work there is: replica-seconds a second, from what replicas and gateway said. Pure.
 
-Steps of a replica are shared by prompts and answers. A step has a constant part that is paid for any batch; what requests
-add to it is work, and `curve` learns how much. If the work that comes takes the share p of a second, a step takes
+Steps of a replica are shared by prompts and answers. A step has a constant part that is paid for any batch; what
+requests add to it is work, and `curve` learns how much. If the work that comes takes the share p of a second, a step takes
 `step_seconds / (1 - p)`: at the TPOT target p is the most that a replica can do, its capacity.
 
 How much work a request is, is learned, too: work over load, where the load of a request is its prompt tokens and a
@@ -27,9 +27,11 @@ ARRIVALS_ENOUGH: Final = 300
 ANSWER_TOKENS: Final = 500
 """What the answer adds to the load of a request, in prompt tokens."""
 MIN_CAPACITY: Final = 0.1
-"""Of a replica whose steps alone take (nearly) the TPOT target: the target cannot be met, and something is done anyway."""
+"""Of a replica whose steps alone take (nearly) the TPOT target: it cannot be met, and something is done anyway."""
 DRAIN_SECONDS: Final = 20.0
-"""Prompts that wait are to be worked off within so long, or the TTFT target if that is longer."""
+"""Prompts that wait are to be worked off within so long at least …"""
+DRAIN_STARTUPS: Final = 0.5
+"""… or within so many start-up times: replicas that come too late for what waits now are not worth their start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Demand:
     """`work` replica-seconds a second for what comes, `backlog` for what waits, `capacity` of a replica, 0 to 1.
 
     `steady`: the work of the last minute: chance has less part in it.
-    `kv_replicas`: replicas whose KV tokens would be full. `load`, `arrivals`: load and requests a second, load 0 if the
-    gateway does not tell. `known`, `ready`: replicas of
+    `kv_replicas`: replicas whose KV tokens would be full. `trend`: what grows with the demand, by the last minute (the
+    load that arrived, else the work). `arrivals`: requests a second. `known`, `ready`: replicas of
     which a sample counts, and all. `sure`: whether the load is known at all.
     """
 
@@ -47,7 +49,7 @@ class Demand:
     backlog: float
     capacity: float
     kv_replicas: float
-    load: float
+    trend: float
     arrivals: float
     known: int
     ready: int
@@ -147,14 +149,15 @@ def measure(fleet: Fleet, settings: Settings, learned: Learned, memory: Memory, 
     if gateway is not None:
         waiting, tokens = waiting + gateway.held_requests, tokens + gateway.held_prompt_tokens
     kv_used = sum(each.sample.kv_tokens_used for each in counted) * (ready / len(counted) if counted else 0.0)
-    drain = max(DRAIN_SECONDS, settings.targets.time_to_first_token_milliseconds / 1000)
+    ttft = settings.targets.time_to_first_token_milliseconds / 1000
+    drain = max(DRAIN_SECONDS, ttft, DRAIN_STARTUPS * learned.startup_seconds)
     return Demand(
         work=work or 0.0,
         steady=steady[0] * learned.work_per_token if steady else work or 0.0,
         backlog=load(waiting, tokens) * learned.work_per_token / drain,
         capacity=capacity(settings, learned),
         kv_replicas=kv_used / learned.replica_tokens if learned.replica_tokens else 0.0,
-        load=arrived[0] if arrived else 0.0,
+        trend=steady[0] if steady else work or 0.0,
         arrivals=arrived[1] if arrived else 0.0,
         known=len(counted),
         ready=ready,

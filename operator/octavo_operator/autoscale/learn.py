@@ -1,4 +1,4 @@
-"""What experience teaches: start-up time, step time, work of a token, how much to ask of a replica, how much to spare."""
+"""What experience teaches: start-up and step time, work of a token, how much to ask of a replica, how much to spare."""
 
 import math
 from dataclasses import replace
@@ -163,6 +163,6 @@ def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) 
     past = [value for time, value in memory.demands if now - time >= startup]
     if not past or past[-1] <= 0 or not demand.sure:
         return replace(learned, reserve=reserve)
-    rise = (demand.load or demand.work) / past[-1] - 1
+    rise = demand.trend / past[-1] - 1
     step = RESERVE_QUANTILE if rise > reserve else RESERVE_QUANTILE - 1
     return replace(learned, reserve=min(MAX_RESERVE, max(1e-3, reserve + RESERVE_STEP * step)))
