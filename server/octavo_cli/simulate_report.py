@@ -14,7 +14,6 @@ from octavo_operator.simulate.policies.catalogue import GOAL, pareto
 
 if TYPE_CHECKING:
     from octavo_operator.simulate.routing import Routed
-
     from octavo_operator.simulate.score import Result
 
 _LEAST_SHOWN = 0.9

@@ -45,9 +45,15 @@ class Verdict:
 
 
 def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
-    """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more."""
+    """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more.
+
+    The reserve is on the work of the last minute; that of the last seconds counts by itself if it is more still.
+    """
     each = learned.utilization * demand.capacity or 1.0
-    work, spared = demand.work * (1 + learned.reserve), settings.targets.kv_cache_utilization_percent / 100
+    work, spared = (
+        max(demand.work, demand.steady * (1 + learned.reserve)),
+        settings.targets.kv_cache_utilization_percent / 100,
+    )
     by_work, by_kv = (work + demand.backlog) / each, demand.kv_replicas / spared
     steady = demand.steady * (1 + learned.reserve) / each
     message = (
