@@ -3,7 +3,7 @@
 Whichever deployment's turn it is, the same objects are wanted: they are made of all that share them.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -263,6 +263,13 @@ def claims_of(pod_spec: Manifest) -> set[str]:
     """The claims that a pod mounts."""
     claims = (each.get("persistentVolumeClaim") for each in pod_spec.get("volumes") or ())
     return {str(each["claimName"]) for each in claims if each is not None}
+
+
+def claims_in_use(pods: Sequence[Manifest], deployment: Manifest | None) -> set[str]:
+    """Of pods that are there, and of those that the Deployment would make."""
+    specs = [pod["spec"] for pod in pods]
+    specs += [deployment["spec"]["template"]["spec"]] if deployment is not None else []
+    return {name for spec in specs for name in claims_of(spec)}
 
 
 def _ours(live: Manifest, name: str) -> bool:

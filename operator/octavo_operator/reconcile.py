@@ -5,7 +5,7 @@ again. Nothing is written where nothing changed.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -15,11 +15,14 @@ from octavo_operator import drift
 from octavo_operator.accounting import Ledger
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
-from octavo_operator.cache import CacheState, ModelCache, claims_of
+from octavo_operator.autoscale.cluster import write_costs
+from octavo_operator.autoscale.decisions import Decisions
+from octavo_operator.autoscale.pods import stale_costs
+from octavo_operator.cache import CacheState, ModelCache, claims_in_use
 from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.events import Event, events_of, events_of_apply
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.observation import DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Verdict
+from octavo_operator.observation import DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Scaling, Verdict
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
 from octavo_operator.revision import find_revision
@@ -56,12 +59,18 @@ class Reconciler:
     """
 
     def __init__(
-        self, kube: Kube, settings: RenderSettings, now: Callable[[], str], ledger: Ledger | None = None
+        self,
+        kube: Kube,
+        settings: RenderSettings,
+        now: Callable[[], str],
+        ledger: Ledger | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self._kube = kube
         self._settings = settings
         self._now = now
         self._ledger = ledger if ledger is not None else Ledger()
+        self._decisions = decisions if decisions is not None else Decisions()
 
     async def __call__(self, key: Key) -> bool:
         """One pass. Whether there still is such an LLMDeployment.
@@ -72,7 +81,7 @@ class Reconciler:
         try:
             return await self._pass(key)
         except _GoneError:
-            self._ledger.close(key.namespace, key.name)
+            self._forget(key)
             return False
         except KubeError as error:
             raise Retry(str(error), after=error.retry_after) from error
@@ -80,11 +89,17 @@ class Reconciler:
     async def _pass(self, key: Key) -> bool:
         live = await self._kube.get(KIND, key.namespace, key.name)
         if live is None:
-            self._ledger.close(key.namespace, key.name)
+            self._forget(key)
             return False
         wanted, deployment, resolved, problem = self._wanted(live)
         kinds = {str(each["kind"]) for each in wanted}
         children = await Children.find(self._kube, key.namespace, key.name, kinds)
+        scaling: Scaling | None = None
+        if deployment is None or resolved is None:
+            self._decisions.forget((key.namespace, key.name))
+        else:
+            deployment, scaling = self._decisions.settle(live, deployment, children.live.get("Deployment"))
+            wanted = wanted if scaling is None else self._rendered(deployment, resolved)
         problem = _terminating(live) or problem or children.conflict(live, wanted)
         cache, actions = CacheState(), list[Event]()
         if problem is None and deployment is not None and resolved is not None:
@@ -95,14 +110,19 @@ class Reconciler:
                     resolved = resolved.model_copy(update={"revision": cache.revision})
                     wanted = self._rendered(deployment, resolved)
             now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
-            problem = await self._apply(live, now, children, actions) or cache.problem or children.lacking(wanted)
+            by = "spec.suspend is true" if deployment.spec.suspend else scaling.by if scaling else "spec.replicas"
+            problem = await self._apply(live, now, children, actions, by) or cache.problem or children.lacking(wanted)
+            if scaling is not None and any(each.reason == "Scaled" for each in actions):
+                scaling = self._decisions.scaled((key.namespace, key.name), scaling, self._now())
             actions += await remove(self._kube, children.unwanted(live, wanted))
         pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
         if problem is None and deployment is not None:
-            in_use = _claims_in_use(pods, children.own(live, "Deployment"))
+            in_use = claims_in_use(pods, children.own(live, "Deployment"))
             actions += await ModelCache(self._kube, self._settings, key.namespace).give_up(
                 live, cache_name(deployment), in_use
             )
+            if scaling is None or not scaling.is_internal:
+                await write_costs(self._kube, stale_costs(pods))
         observed = Observation(
             deployment=children.own(live, "Deployment"),
             service=children.own(live, "Service"),
@@ -112,11 +132,16 @@ class Reconciler:
             resolved=resolved,
             revision=cache.revision,
             accounting=self._ledger.look(live, pods, self._now()),
+            scaling=scaling,
         )
         await self._report(live, deployment, observed, [*cache.actions, *actions])
         if problem is not None and problem.reason not in _FOR_PEOPLE:
             raise Retry(f"{problem.reason}: {problem.message}")
         return True
+
+    def _forget(self, key: Key) -> None:
+        self._ledger.close(key.namespace, key.name)
+        self._decisions.forget((key.namespace, key.name))
 
     async def _cache(self, live: Manifest, deployment: LLMDeployment) -> CacheState:
         caches = ModelCache(self._kube, self._settings, deployment.namespace)
@@ -154,9 +179,9 @@ class Reconciler:
         return [drift.stamped(each) for each in render_own(*pinned(deployment, self._settings, resolved))]
 
     async def _apply(
-        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event]
+        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event], by: str
     ) -> Problem | None:
-        """Write what differs, and put what came back into `children`."""
+        """Write what differs, and put what came back into `children`. `by`: what decides the number of replicas."""
         problem: Problem | None = None
         is_alive = False
         for manifest in wanted:
@@ -180,7 +205,6 @@ class Reconciler:
                 else:
                     applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
                     children.live[kind] = applied
-                    by = "spec.suspend is true" if live["spec"].get("suspend") else "spec.replicas"
                     actions += events_of_apply(child, applied, by)
             except KubeError as error:
                 if not error.is_refusal:
@@ -214,13 +238,6 @@ def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:
     nothing, and a roll-out would end pods that serve. To have no pods, nothing need be waited for.
     """
     return cache.is_awaited and deployment.desired_replicas > 0
-
-
-def _claims_in_use(pods: Sequence[Manifest], deployment: Manifest | None) -> set[str]:
-    """Of pods that are there, and of those that the Deployment would make."""
-    specs = [pod["spec"] for pod in pods]
-    specs += [deployment["spec"]["template"]["spec"]] if deployment is not None else []
-    return {name for spec in specs for name in claims_of(spec)}
 
 
 def _terminating(live: Manifest) -> Problem | None:
