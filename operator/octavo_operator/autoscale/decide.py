@@ -1,6 +1,6 @@
 """How many replicas there should be: `decide(fleet, settings, state, now)`. Pure: no clock, no chance, no I/O.
 
-A decision reads the samples (`demand`), learns from them (`learn`), and then takes the first rule that applies (`rules`).
+A decision reads the samples (`demand`), learns from them (`learn`), and takes the first rule that applies (`rules`).
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ INTERVAL_SECONDS: Final = 10.0
 """Between two decisions."""
 INTERVAL_AT_ZERO_SECONDS: Final = 1.0
 """Between two decisions while there is no replica: a request may be waiting for the first one."""
-LOADS_SECONDS: Final = 120.0
+LOADS_SECONDS: Final = 600.0
 """How long loads are remembered."""
 
 
@@ -72,13 +72,14 @@ def decide(fleet: Fleet, settings: Settings, state: State, now: float) -> Decisi
 def _take_in(fleet: Fleet, settings: Settings, state: State, now: float) -> tuple[Learned, Memory, Demand]:
     """Remember the samples and learn from them."""
     before = state.memory
-    learned = learn.learn_replicas(fleet, settings, state.learned, before)
-    seen = see(fleet, before, learned.step_seconds)
+    learned = learn.learn_replicas(fleet, state.learned, before)
+    learned, before = learn.learn_curve(fleet, settings, learned, before, now)
+    seen = see(fleet, before, learned)
     samples = learn.remember_gateway(fleet, before, ARRIVALS_MAX_SECONDS)
     memory = replace(before, begun=now if before.begun is None else before.begun, seen=seen, gateway=samples)
     if _preempted(before, memory):
         memory = replace(memory, preempted_at=now)
-    memory = learn.learn_lateness(memory, before, now)
+    memory = learn.learn_lateness(memory, before, learned.utilization or learn.FIRST_UTILIZATION, now)
     learned, memory = learn.learn_work(fleet, learned, memory, now)
     demand = measure(fleet, settings, learned, memory, now)
     if demand.sure and demand.ready:

@@ -10,13 +10,15 @@ from octavo_operator.autoscale.observation import Fleet
 from octavo_operator.autoscale.settings import Settings
 from octavo_operator.autoscale.state import Learned, Memory
 
-DOWN_SHARE: Final = 0.92
+DOWN_SHARE: Final = 0.95
 """Fewer replicas must be enough at this share of what is asked of them otherwise: room, so that it is not undone."""
 UP_FACTOR: Final = 2.0
 """So many times the ready replicas are asked for at most, and `UP_EXTRA` more."""
 UP_EXTRA: Final = 2
 ROUNDING: Final = 0.02
 """A need of so much more than a whole replica is still met by it."""
+CALM_SECONDS: Final = 60.0
+"""After an increase nothing is taken back for so long, or for a start-up time if that is longer."""
 IDLE_STARTUPS: Final = 3.0
 """To zero only after so many start-ups of idleness: else more is waited than saved."""
 
@@ -43,17 +45,25 @@ class Verdict:
 
 
 def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
-    """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more."""
+    """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more.
+
+    The reserve is on the work of the last minute; that of the last seconds counts by itself if it is more still.
+    """
     each = learned.utilization * demand.capacity or 1.0
-    work, spared = demand.work * (1 + learned.reserve), settings.targets.kv_cache_utilization_percent / 100
+    work, spared = (
+        max(demand.work, demand.steady * (1 + learned.reserve)),
+        settings.targets.kv_cache_utilization_percent / 100,
+    )
     by_work, by_kv = (work + demand.backlog) / each, demand.kv_replicas / spared
+    steady = demand.steady * (1 + learned.reserve) / each
     message = (
-        f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {learned.reserve:.0%} in reserve "
-        f"and {demand.backlog:.2f} for what waits; {each:.0%} is asked of each; KV tokens would fill {demand.kv_replicas:.2f}"
+        f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {learned.reserve:.0%} in "
+        f"reserve and {demand.backlog:.2f} for what waits; {each:.0%} is asked of each; KV tokens would fill "
+        f"{demand.kv_replicas:.2f}"
     )
     return Need(
         up=math.ceil(max(by_work, by_kv) - ROUNDING),
-        down=math.ceil(max(by_work, by_kv) / DOWN_SHARE - ROUNDING),
+        down=math.ceil(max(steady, by_kv) / DOWN_SHARE - ROUNDING),
         why="KVCacheUse" if by_kv > by_work else "Backlog" if demand.backlog > work else "Work",
         message=message,
     )
@@ -72,7 +82,7 @@ def remember(memory: Memory, demand: Demand, need: Need, settings: Settings, lea
     )
     if demand.sure:
         kept = tuple(each for each in memory.demands if now - each[0] <= startup)
-        memory = replace(memory, demands=(*kept, (now, demand.work)))
+        memory = replace(memory, demands=(*kept, (now, demand.trend)))
     return memory
 
 
@@ -98,9 +108,9 @@ def judge(
     bounded = min(max(verdict.replicas, settings.floor), settings.max_replicas)
     if late and bounded > fleet.desired:
         what = "found no node" if stuck else "did not become ready"
-        text = f"{len(late)} replicas {what} within {fleet.startup_deadline:.0f} s: no more are asked for; {verdict.message}"
+        text = f"{len(late)} replicas {what} within {fleet.startup_deadline:.0f} s: no more are asked for"
         bounded = min(max(fleet.desired, settings.floor), settings.max_replicas)
-        return Verdict(bounded, "PendingTooLong", text, verdict.active, scheduled=False)
+        return Verdict(bounded, "PendingTooLong", f"{text}; {verdict.message}", verdict.active, scheduled=False)
     reason = verdict.reason
     if bounded < verdict.replicas:
         reason = "MaxReplicas"
@@ -150,17 +160,15 @@ def _fewer(
     keep = Verdict(fleet.desired, "Enough", need.message)
     missing = demand.ready - demand.known
     # Replicas that do not tell count as full: they can take nothing of the one that goes.
-    most = max((value for _, value in memory.needs), default=fleet.desired)
-    if max(most, missing + 1 if missing else 0) > fleet.desired - 1:
+    most = max(need.up, missing + 1 if missing else 0, *(value for _, value in memory.needs))
+    if most > fleet.desired - 1:
         return keep
     if fleet.pending or len(fleet.ready) < fleet.desired:
         return replace(keep, reason="Pending", message=f"replicas are starting or missing; {need.message}")
-    calm = max(window, learned.startup_seconds)
+    calm = max(CALM_SECONDS, learned.startup_seconds)
     begun = memory.begun if memory.begun is not None else now
     if now - begun < window or (memory.scaled_up_at is not None and now - memory.scaled_up_at < calm):
-        return replace(
-            keep, reason="Stabilizing", message=f"fewer would do, but not yet for {calm:.0f} s; {need.message}"
-        )
+        return replace(keep, reason="Stabilizing", message=f"fewer would do, but not yet for long; {need.message}")
     if memory.preempted_at is not None and now - memory.preempted_at < window:
         return replace(keep, reason="Preempted", message=f"KV pages ran out in the last {window:.0f} s; {need.message}")
     text = f"{most} replicas were enough for {window:.0f} s; {need.message}"

@@ -12,15 +12,18 @@ from octavo_operator.autoscale.observation import GatewaySample, Sample
 class Learned:
     """Figures that are worth keeping over a restart of the operator: a few numbers, each within bounds; 0: not known.
 
-    `replica_tokens`: KV tokens of a replica. `startup_seconds`: from a pod's making to ready. `step_seconds`: time from
-    token to token on a replica that does little else. `work_per_token`: replica-seconds that the load of a prompt token
-    is (see `demand.load`). `utilization`: share of a replica's capacity that is asked of it. `reserve`: by what share
-    the demand rises within a start-up time, but for the steepest tenth of rises.
+    `replica_tokens`: KV tokens of a replica. `startup_seconds`: from a pod's making to ready. `step_seconds`,
+    `request_seconds`, `prompt_seconds`: what a step takes, and besides for each request and each prompt token in it
+    (`curve`). `work_per_token`: replica-seconds that the load of a prompt token is (`demand.load`). `utilization`:
+    share of a replica's capacity that is asked of it. `reserve`: by what share the load rises within a start-up time,
+    but for the steepest tenth of rises.
     """
 
     replica_tokens: float = 0.0
     startup_seconds: float = 0.0
     step_seconds: float = 0.0
+    request_seconds: float = 0.0
+    prompt_seconds: float = 0.0
     work_per_token: float = 0.0
     utilization: float = 0.0
     reserve: float = 0.0
@@ -30,6 +33,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "replica_tokens": (0.0, 1e9),
     "startup_seconds": (0.0, 7200.0),
     "step_seconds": (0.0, 10.0),
+    "request_seconds": (0.0, 10.0),
+    "prompt_seconds": (0.0, 10.0),
     "work_per_token": (0.0, 10.0),
     "utilization": (0.0, 0.95),
     "reserve": (0.0, 2.0),
@@ -53,14 +58,16 @@ class Seen:
 class Memory:
     """The last minutes. Times are seconds on the decider's clock; pairs are (time, value), oldest first.
 
-    `gateway`: its last samples. `demands`: replica-seconds a second. `needs`: replicas that were needed, by the measure
-    for fewer. `wants`: replicas that were wanted, by the measure for more. `loads`: demand as a share of the ready
-    replicas' capacity. `work`, `load`: slow averages of the work done and of the load that asked for it. `late`, `ended`:
-    recent requests, the newer the more. `busy_at`: when there was last anything to do.
+    `sums`: of the observations that `curve` fits. `gateway`: its last samples. `demands`: load a second. `needs`:
+    replicas that were needed, by the measure for fewer. `wants`: replicas that were wanted, by the measure for more.
+    `loads`: demand as a share of the ready replicas' capacity. `work`, `load`: slow averages of the work done and of the
+    load that asked for it. `late`, `ended`: recent requests that count, the newer the more. `busy_at`: when there was
+    last anything to do. `tightened_at`: when less was last asked of replicas.
     """
 
     begun: float | None = None
     seen: tuple[Seen, ...] = ()
+    sums: tuple[float, ...] = ()
     gateway: tuple[GatewaySample, ...] = ()
     demands: tuple[tuple[float, float], ...] = ()
     needs: tuple[tuple[float, int], ...] = ()
@@ -75,7 +82,7 @@ class Memory:
     busy_at: float | None = None
     scaled_up_at: float | None = None
     scaled_down_at: float | None = None
-    eased_at: float | None = None
+    tightened_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
