@@ -12,14 +12,15 @@ from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
-from octavo_operator.accounting import Ledger
+from octavo_operator.accounting import Ledger, epoch
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
 from octavo_operator.cache import CacheState, ModelCache, claims_of
 from octavo_operator.children import MISSING_API, Children, remove
+from octavo_operator.contests import Contests
 from octavo_operator.events import Event, events_of, events_of_apply
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.observation import DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Verdict
+from octavo_operator.observation import CONTESTED, DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Verdict
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
 from octavo_operator.revision import find_revision
@@ -62,6 +63,7 @@ class Reconciler:
         self._settings = settings
         self._now = now
         self._ledger = ledger if ledger is not None else Ledger()
+        self._contests = Contests()
 
     async def __call__(self, key: Key) -> bool:
         """One pass. Whether there still is such an LLMDeployment.
@@ -72,7 +74,7 @@ class Reconciler:
         try:
             return await self._pass(key)
         except _GoneError:
-            self._ledger.close(key.namespace, key.name)
+            self._forget(key)
             return False
         except KubeError as error:
             raise Retry(str(error), after=error.retry_after) from error
@@ -80,7 +82,7 @@ class Reconciler:
     async def _pass(self, key: Key) -> bool:
         live = await self._kube.get(KIND, key.namespace, key.name)
         if live is None:
-            self._ledger.close(key.namespace, key.name)
+            self._forget(key)
             return False
         wanted, deployment, resolved, problem = self._wanted(live)
         kinds = {str(each["kind"]) for each in wanted}
@@ -114,9 +116,16 @@ class Reconciler:
             accounting=self._ledger.look(live, pods, self._now()),
         )
         await self._report(live, deployment, observed, [*cache.actions, *actions])
+        if problem is not None and problem.reason == CONTESTED:
+            wait = self._contests.wait(wanted, epoch(self._now()))
+            raise Retry(f"{problem.reason}: {problem.message}", after=wait, is_gentle=True)
         if problem is not None and problem.reason not in _FOR_PEOPLE:
             raise Retry(f"{problem.reason}: {problem.message}")
         return True
+
+    def _forget(self, key: Key) -> None:
+        self._ledger.close(key.namespace, key.name)
+        self._contests.forget(key.namespace, key.name)
 
     async def _cache(self, live: Manifest, deployment: LLMDeployment) -> CacheState:
         caches = ModelCache(self._kube, self._settings, deployment.namespace)
@@ -159,6 +168,7 @@ class Reconciler:
         """Write what differs, and put what came back into `children`."""
         problem: Problem | None = None
         is_alive = False
+        at = epoch(self._now())
         for manifest in wanted:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             if kind in children.missing:
@@ -169,6 +179,8 @@ class Reconciler:
                 problem = Problem("ChildTerminating", message)
                 continue
             if child is not None and drift.in_sync(manifest, child):
+                continue
+            if not self._contests.may_write(manifest, at):
                 continue
             try:
                 if child is None:
@@ -182,11 +194,12 @@ class Reconciler:
                     children.live[kind] = applied
                     by = "spec.suspend is true" if live["spec"].get("suspend") else "spec.replicas"
                     actions += events_of_apply(child, applied, by)
+                self._contests.wrote(manifest, at)
             except KubeError as error:
                 if not error.is_refusal:
                     raise
                 return Problem("ApplyRefused", f"the API server refused {kind} {name}: {error.message}")
-        return problem
+        return problem or self._contests.problem(wanted, at)
 
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""

@@ -15,6 +15,7 @@ from octavo_operator.endings import Endings, endings
 from octavo_operator.model_status import disagreement, kept, known, model_cached
 from octavo_operator.observation import (
     COMPLETE,
+    CONTESTED,
     PASSING,
     TERMINATING,
     Counts,
@@ -133,7 +134,8 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
 
 
 def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None, ends: Endings) -> Verdict:
-    if observed.problem is not None:
+    # What is fought over holds nothing else up.
+    if observed.problem is not None and observed.problem.reason != CONTESTED:
         if observed.problem.reason in PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
         return Verdict("False", "Blocked", f"nothing is changed while there is a problem: {observed.problem.message}")
