@@ -24,7 +24,7 @@ from octavo_operator.observation import CONTESTED, DOWNLOAD_FAILED, TERMINATING,
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
 from octavo_operator.revision import find_revision
-from octavo_operator.status import build_status, status_patch
+from octavo_operator.status import build_status, stamped_status, status_patch
 from octavo_operator.workqueue import Retry
 
 Manifest = dict[str, Any]
@@ -115,12 +115,14 @@ class Reconciler:
             revision=cache.revision,
             accounting=self._ledger.look(live, pods, self._now()),
         )
-        await self._report(live, deployment, observed, [*cache.actions, *actions])
+        later = await self._report(live, deployment, observed, [*cache.actions, *actions])
         if problem is not None and problem.reason == CONTESTED:
             wait = self._contests.wait(wanted, epoch(self._now()))
             raise Retry(f"{problem.reason}: {problem.message}", after=wait, is_gentle=True)
         if problem is not None and problem.reason not in _FOR_PEOPLE:
             raise Retry(f"{problem.reason}: {problem.message}")
+        if later:
+            raise Retry("somebody else writes its status, too", after=later, is_gentle=True)
         return True
 
     def _forget(self, key: Key) -> None:
@@ -212,14 +214,18 @@ class Reconciler:
 
     async def _report(
         self, live: Manifest, deployment: LLMDeployment | None, observed: Observation, actions: list[Event]
-    ) -> None:
-        before = live.get("status") or {}
+    ) -> float:
+        """Write what changed of the status; the seconds until it may be, where somebody else does so, too."""
+        before, at = live.get("status") or {}, epoch(self._now())
         status = build_status(live, deployment, observed, self._now())
-        patch = status_patch(before, status)
-        if patch is not None:
+        patch, told = status_patch(before, status), stamped_status(live, status)
+        may_write = patch is None or self._contests.may_write(told, at)
+        if patch is not None and may_write:
             await self._kube.patch_status(live, patch)
-        for event in [*actions, *events_of(before, status)]:
+            self._contests.wrote(told, at)
+        for event in [*actions, *(events_of(before, status) if may_write else [])]:
             await self._kube.record(live, event.type, event.reason, event.message)
+        return 0.0 if may_write else self._contests.wait([told], at)
 
 
 def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from kube_fixture import ControlPlane, Faults, Kube
 from llm_deployments import (
+    API,
+    KIND,
     SETTINGS,
     Passes,
     conditions,
     llm_deployment,
     operating,
+    reconciling,
     until_condition,
 )
 from octavo_operator import drift
@@ -23,6 +27,12 @@ from octavo_operator.workqueue import Retry
 
 Object = dict[str, Any]
 SERVICE = ("v1", "Service", "demo")
+
+
+@pytest.fixture
+async def passes(control_plane: ControlPlane, octavo: Kube, faults: Faults) -> AsyncIterator[Passes]:
+    async with reconciling(control_plane, octavo.namespace) as made:
+        yield made
 
 
 def service(port: int = 80, name: str = "demo") -> Object:
@@ -117,6 +127,27 @@ async def test_what_is_changed_again_and_again_is_put_right_ever_more_seldom(
         seconds += int(QUIET_SECONDS)
         await passes.once()
         assert (await conditions(octavo))["Degraded"][0] == "False"
+
+
+async def test_a_status_that_somebody_else_writes_too_is_put_right_ever_more_seldom(
+    octavo: Kube, passes: Passes, faults: Faults
+) -> None:
+    async def change() -> None:
+        live = await octavo.get(API, KIND, "demo")
+        await octavo.patch(live, {"status": {"model": "theirs"}}, subresource="status")
+
+    await octavo.create(llm_deployment())
+    await passes.once()
+    corrected = 0
+    with pytest.raises(Retry) as told:
+        for _ in range(4 * FREE):  # what its Deployment's controller writes meanwhile makes it another status
+            await change()
+            faults.reset()
+            await passes.once()
+            assert (await octavo.get(API, KIND, "demo"))["status"]["model"] == "demo"
+            corrected += 1
+    assert corrected >= FREE and told.value.is_gentle and told.value.after == FIRST_SECONDS
+    assert faults.writes() == []
 
 
 async def test_two_operators_that_want_different_things_do_not_write_for_ever(
