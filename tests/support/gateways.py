@@ -19,7 +19,7 @@ from octavo_gateway.config import GatewayConfig
 from octavo_gateway.discovery import Endpoint, Fleet
 from octavo_gateway.gateway import Gateway
 from octavo_gateway.handler import Door, Handler
-from octavo_gateway.main import listen_on
+from octavo_gateway.listening import bind, listen_on
 
 Answer = Callable[[web.BaseRequest], Any]
 
@@ -233,7 +233,7 @@ async def gateway_over(*replicas: FakeReplica, **config: Any) -> AsyncIterator[G
 @contextlib.asynccontextmanager
 async def listening(answer: Answer) -> AsyncIterator[str]:
     """A server in this loop; its URL."""
-    runner = await listen_on(None, answer, None)
+    runner = await listen_on(bind("127.0.0.1", 0, ""), answer)
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
