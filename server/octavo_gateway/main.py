@@ -6,6 +6,7 @@ noticed; then nothing new is, and open requests finish within `drain_seconds`. S
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -29,6 +30,7 @@ from octavo_gateway.listening import bind, listen_on
 log = logging.getLogger(__name__)
 
 INTERRUPTED: Final = 130
+GC_THRESHOLDS: Final = (10_000, 20, 100)
 
 
 def run(config: GatewayConfig) -> int:
@@ -71,6 +73,9 @@ async def _serve(config: GatewayConfig, main: socket.socket, admin: socket.socke
     signals = _signals()
     print(f"octavo gateway: listening on {_url(main, tls)}", flush=True)
     watch.start()
+    gc.collect()  # what the start made stays: the collector, for which all streams wait, has little to look at
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         return await _until_the_end(gateway, runner, tasks, signals)
     finally:
