@@ -51,8 +51,8 @@ class _StreamOptions(msgspec.Struct):
 class Asked:
     """A body. `size`: its bytes; `resumable`: one stream of one answer, that can go on elsewhere from its tokens.
 
-    wants_ids, wants_usage: the client asked for token ids, or for a stream's usage, itself; max_tokens: the most that an
-    answer may have, where it is said.
+    wants_ids, wants_usage: the client asked for token ids, or for a stream's usage, itself; max_tokens: the most that
+    an answer may have, where it is said.
     """
 
     path: str

@@ -7,7 +7,6 @@ stream; any other one ends with an error event.
 
 import asyncio
 import secrets
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -19,28 +18,17 @@ from octavo_gateway import response_ids
 from octavo_gateway.access import Caller
 from octavo_gateway.answer_so_far import AnswerSoFar
 from octavo_gateway.asked import Asked
-from octavo_gateway.attempts import Attempt, Attempts
-from octavo_gateway.metrics import GatewayMetrics
+from octavo_gateway.attempts import Attempt
+from octavo_gateway.means import Means
 from octavo_gateway.model_pool import ModelPool, Place, Wanted
 from octavo_gateway.plain_stream import NO_USAGE, PlainStream, Usage, read_usage
 from octavo_gateway.refusals import error_event, lost
-from octavo_gateway.replicas_http import Exchange, ReplicaLost, ReplicasHttp
+from octavo_gateway.replicas_http import Exchange, ReplicaLost
 from octavo_gateway.timing import Timing
 
 AGAIN_SECONDS: Final = 0.02  # between two tries at replicas that are there and take nothing
 
 FAR_ENOUGH: Final = 64  # events that a replica brought before it broke down: the request did not cause it
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What deliveries share."""
-
-    http: ReplicasHttp
-    metrics: GatewayMetrics
-    attempts: Attempts
-    most_losses: int
-    hold_seconds: float
 
 
 class Delivery:

@@ -12,9 +12,9 @@ from octavo_common.routing import Router, RoutingPolicy
 from octavo_gateway.access import Access
 from octavo_gateway.attempts import Attempts
 from octavo_gateway.config import GatewayConfig
-from octavo_gateway.delivery import Means
 from octavo_gateway.discovery import Fleet
 from octavo_gateway.fair_queue import FairQueue
+from octavo_gateway.means import Means
 from octavo_gateway.metrics import GatewayMetrics
 from octavo_gateway.model_pool import ModelPool
 from octavo_gateway.replicas_http import ReplicasHttp
