@@ -28,6 +28,9 @@ async def read_body(request: web.BaseRequest, hold: Callable[[int], None]) -> by
         )
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise _too_large()
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     pieces, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):

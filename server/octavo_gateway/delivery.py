@@ -70,9 +70,11 @@ class Delivery:
                 if (answer := await self._once()) is not None:
                     return answer
         except RequestError as error:
+            if error.code == "replica_lost":
+                self._means.metrics.lost.add(self._pool.name)
             if self._response is None:
                 raise
-            return await self._end_with(error)
+            return await self._end_with(self._response, error)
 
     async def _once(self) -> web.StreamResponse | None:
         """Try one replica; None: try again."""
@@ -173,7 +175,7 @@ class Delivery:
     async def _stream(self, exchange: Exchange, place: Place, attempt: Attempt) -> web.StreamResponse | None:
         so_far, timing = self._so_far, self._timing
         while piece := await exchange.piece():
-            attempt.latest = self._waits_since = exchange.latest
+            self._waits_since = exchange.latest
             try:
                 data = so_far.feed(piece)
             except (ValueError, msgspec.DecodeError) as error:
@@ -184,8 +186,10 @@ class Delivery:
                 if timing.first is None:
                     timing.first = exchange.latest
             if data:
-                timing.latest = exchange.latest
+                timing.latest = attempt.writing = exchange.latest
                 await self._write(data, exchange)
+                attempt.writing = None
+            attempt.latest = self._loop.time()
             if so_far.broken is not None:
                 raise ReplicaLost("its engine failed")
         if not so_far.ended:
@@ -208,13 +212,9 @@ class Delivery:
         await response.write_eof()
         return response
 
-    async def _end_with(self, error: RequestError) -> web.StreamResponse:
+    async def _end_with(self, response: web.StreamResponse, error: RequestError) -> web.StreamResponse:
         """The status has long been sent: the last event tells what happened."""
         self._timing.error = error.code
-        self._means.metrics.lost.add(self._pool.name)
-        response = self._response
-        if response is None:
-            raise error
         of_responses = self._asked.kind == "responses"
         await response.write(error_event(error, of_responses=of_responses, number=self._so_far.passed))
         return await self._end()

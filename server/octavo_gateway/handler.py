@@ -106,7 +106,7 @@ class Handler:
                 _only(request, "GET", "HEAD")
                 return self._model(unquote(path.removeprefix("/v1/models/")))
             if (kept := _RESPONSE.fullmatch(path)) is not None and method in ("GET", "DELETE", "POST"):
-                return await self._kept(request, kept[1], caller, timing)
+                return await self._kept(request, kept[1], kept[2] or "", caller, timing)
             raise _nothing_at(request)
         finally:
             caller.ticket.leave()
@@ -149,17 +149,17 @@ class Handler:
                 caller.ticket.used(timing.prompt_tokens, iter([timing.completion_tokens]))
 
     async def _kept(
-        self, request: web.BaseRequest, response_id: str, caller: Caller, timing: Timing
+        self, request: web.BaseRequest, name: str, rest: str, caller: Caller, timing: Timing
     ) -> web.StreamResponse:
-        """A response that a replica keeps, asked for by its name."""
+        """A response that a replica keeps, asked for by its name; `rest`: of the path."""
         gateway = self._gateway
-        name = unquote(response_id)
         replicas = (replica for pool in gateway.pools.values() for replica in pool.replicas.values())
         replica = response_ids.holder(name, caller.tenant or "", replicas)
         if replica is None:
             raise response_ids.not_found(name)
         headers = gateway.http.headers(request.headers, timing.request_id)
-        path = f"/v1/responses/{quote(name, safe='')}" + request.path_qs.removeprefix(f"/v1/responses/{response_id}")
+        query = f"?{request.query_string}" if request.query_string else ""
+        path = f"/v1/responses/{quote(name, safe='')}{rest}{query}"
         try:
             async with asyncio.timeout(30), await gateway.http.send(replica, request.method, path, headers) as exchange:
                 body = await exchange.whole()

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Coroutine
@@ -40,6 +41,9 @@ def run(config: GatewayConfig) -> int:
         OctavoError: the address is taken, a file cannot be used, or replicas cannot be found.
     """
     logs.configure(config.log_level, config.log_format)
+    # A stream takes two descriptors, a client's and a replica's.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tls = None if config.ssl_certfile is None else Tls(config, config.ssl_certfile)
     with contextlib.ExitStack() as sockets:
         main = sockets.enter_context(bind(config.host, config.port, "--port"))

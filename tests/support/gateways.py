@@ -252,6 +252,8 @@ class Stream:
     errors: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
     extra: set[str] = field(default_factory=set)
+    calls: dict[int, str] = field(default_factory=dict)  # name and arguments, one behind the other
+    logprobs: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -274,6 +276,11 @@ class Stream:
             self.usages.append(event["usage"])
         for choice in event["choices"]:
             self.text += choice["delta"].get("content") or ""
+            for call in choice["delta"].get("tool_calls") or []:
+                function = call["function"]
+                told = (function.get("name") or "") + (function.get("arguments") or "")
+                self.calls[call["index"]] = self.calls.get(call["index"], "") + told
+            self.logprobs += [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or []]
             self.roles += "role" in choice["delta"]
             self.extra |= choice.keys() & {"token_ids"}
             if choice["finish_reason"]:
