@@ -191,9 +191,14 @@ def test_openais_client_works_through_the_gateway(fleet: Fleet) -> None:
 async def test_scaled_to_zero_requests_wait_and_are_answered_when_a_replica_is_there(fleet: Fleet) -> None:
     fleet.publish(without=tuple(fleet.servers))
     async with aiohttp.ClientSession() as client:
+
+        async def until_told(name: str, value: float) -> None:
+            while (await metrics(client, fleet.url))[name] != value:  # noqa: ASYNC110 (it is another process)
+                await asyncio.sleep(0.05)
+
+        await until_told("octavo:gateway_replicas", 0)
         task = asyncio.create_task(ask(client, fleet.url, chat(1)))
-        while (await metrics(client, fleet.url))["octavo:gateway_held_requests"] < 1:  # noqa: ASYNC110 (it is remote)
-            await asyncio.sleep(0.05)
+        await until_told("octavo:gateway_held_requests", 1)
         fleet.publish()
         status, text = await task
     assert status == 200
