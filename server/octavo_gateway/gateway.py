@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from octavo_common.access.key_files import read_keys
@@ -13,9 +12,9 @@ from octavo_common.routing import Router, RoutingPolicy
 from octavo_gateway.access import Access
 from octavo_gateway.attempts import Attempts
 from octavo_gateway.config import GatewayConfig
-from octavo_gateway.delivery import Means
 from octavo_gateway.discovery import Fleet
 from octavo_gateway.fair_queue import FairQueue
+from octavo_gateway.means import Means
 from octavo_gateway.metrics import GatewayMetrics
 from octavo_gateway.model_pool import ModelPool
 from octavo_gateway.replicas_http import ReplicasHttp
@@ -43,8 +42,9 @@ class Gateway:
         self.room = Room(MAX_BODIES_BYTES)
         self.metrics = GatewayMetrics(self._all_pools)
         self.targets = Targets(config.ttft_target, config.ttft_target_per_1000_tokens, config.tpot_target)
+        key = self._replica_key()
         self.http = ReplicasHttp()
-        self.read_replica_key()
+        self.http.key = key
         attempts = Attempts(config.stall_seconds)
         self.means = Means(self.http, self.metrics, attempts, config.attempts, config.hold_seconds)
         self.scraper = Scraper(self.http, self._all_pools)
@@ -83,15 +83,16 @@ class Gateway:
         Raises:
             ConfigError: its file cannot be used.
         """
-        path: Path | None = self.config.replica_api_key_file
-        if path is None:
+        before, self.http.key = self.http.key, self._replica_key()
+        return None if before == self.http.key else "the gateway's own key was read again"
+
+    def _replica_key(self) -> str | None:
+        if (path := self.config.replica_api_key_file) is None:
             return None
         try:
-            key = read_keys(path)[0].key
+            return read_keys(path)[0].key
         except ConfigError as error:
             raise ConfigError(f"--replica-api-key-file {error}") from None
-        before, self.http.key = self.http.key, key
-        return None if before is None or before == key else "the gateway's own key was read again"
 
     def begins(self) -> None:
         """A request that a drain waits for."""
