@@ -123,7 +123,9 @@ class Decisions:
         return decision, is_news or before is None or _shown(before) != _shown(decision)
 
     def want(self, name: Name, decision: Decision, current: int) -> bool:
-        """Have a decision applied by the next pass; `current` replicas are asked for now. Whether that changes it."""
+        """Have a decision applied by the next pass; `current` replicas are asked for now. Whether that is another number
+        than was wanted before: one that cannot be applied yet, as while a model is downloaded, is no news every time.
+        """
         entry = self._entries.get(name)
         if entry is None or not entry.is_looked_at or entry.decision is not decision:
             return False
@@ -131,8 +133,9 @@ class Decisions:
             return False
         if decision.replicas != current or entry.wanted is None:
             entry.why = decision.message
+        is_news = decision.replicas not in {current, entry.wanted}
         entry.wanted = decision.replicas
-        return decision.replicas != current
+        return is_news
 
     def forget(self, name: Name) -> None:
         """It is gone, or not autoscaled any more."""
