@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, SubCommand]] = {
     "plan": SubCommand("octavo_cli.plan", "plan", "Show what a manifest becomes, and the memory it needs."),
     "pull": SubCommand("octavo_cli.pull", "pull", "Fetch a model, verified and whole or not at all."),
     "bench": SubCommand("octavo_cli.bench", "bench", "Time a model, or a shape with random weights."),
+    "simulate": SubCommand("octavo_cli.simulate", "simulate", "Replay a trace against a simulated fleet."),
     "crd": SubCommand("octavo_cli.crd", "crd", "Print the CustomResourceDefinition."),
     "operator": SubCommand("octavo_cli.operator", "operator", "Run the operator, in or beside a cluster."),
 }

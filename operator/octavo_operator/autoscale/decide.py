@@ -1,6 +1,6 @@
 """How many replicas there should be: `decide(fleet, settings, state, now)`. Pure: no clock, no chance, no I/O.
 
-A decision reads the samples (`demand`), learns from them (`learn`), and then takes the first rule that applies (`rules`).
+A decision reads the samples (`demand`), learns from them (`learn`), and takes the first rule that applies (`rules`).
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ INTERVAL_SECONDS: Final = 10.0
 """Between two decisions."""
 INTERVAL_AT_ZERO_SECONDS: Final = 1.0
 """Between two decisions while there is no replica: a request may be waiting for the first one."""
-LOADS_SECONDS: Final = 120.0
+LOADS_SECONDS: Final = 600.0
 """How long loads are remembered."""
 
 
@@ -49,7 +49,8 @@ def decide(fleet: Fleet, settings: Settings, state: State, now: float) -> Decisi
         message = "replicas are decided elsewhere, through the scale subresource"
         return Decision(None, "External", message, state, apply=False)
     learned, memory, demand = _take_in(fleet, settings, state, now)
-    need = rules.need(demand, learned, settings)
+    rise = learn.expected_rise(learned, demand, memory, now)
+    need = rules.need(demand, learned, settings, rise)
     memory = rules.remember(memory, demand, need, settings, learned, now)
     verdict = rules.judge(fleet, settings, learned, memory, demand, need, now)
     if verdict.replicas > fleet.desired:
@@ -72,13 +73,14 @@ def decide(fleet: Fleet, settings: Settings, state: State, now: float) -> Decisi
 def _take_in(fleet: Fleet, settings: Settings, state: State, now: float) -> tuple[Learned, Memory, Demand]:
     """Remember the samples and learn from them."""
     before = state.memory
-    learned = learn.learn_replicas(fleet, settings, state.learned, before)
-    seen = see(fleet, before, learned.step_seconds)
+    learned = learn.learn_replicas(fleet, state.learned, before)
+    learned, before = learn.learn_curve(fleet, settings, learned, before, now)
+    seen = see(fleet, before, learned)
     samples = learn.remember_gateway(fleet, before, ARRIVALS_MAX_SECONDS)
     memory = replace(before, begun=now if before.begun is None else before.begun, seen=seen, gateway=samples)
     if _preempted(before, memory):
         memory = replace(memory, preempted_at=now)
-    memory = learn.learn_lateness(memory, before, now)
+    memory = learn.learn_lateness(memory, before, learned.utilization or learn.FIRST_UTILIZATION, now)
     learned, memory = learn.learn_work(fleet, learned, memory, now)
     demand = measure(fleet, settings, learned, memory, now)
     if demand.sure and demand.ready:
@@ -86,7 +88,8 @@ def _take_in(fleet: Fleet, settings: Settings, state: State, now: float) -> tupl
         kept = tuple(each for each in memory.loads if now - each[0] <= LOADS_SECONDS)
         memory = replace(memory, loads=(*kept, (now, load)))
         learned, memory = learn.learn_utilization(learned, memory, now)
-    return learn.learn_reserve(learned, demand, memory, now), memory, demand
+    learned, memory = learn.learn_reserve(learned, demand, memory, now)
+    return learned, memory, demand
 
 
 def _preempted(before: Memory, after: Memory) -> bool:

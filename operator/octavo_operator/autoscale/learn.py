@@ -1,46 +1,60 @@
-"""What experience teaches: start-up time, step time, work of a token, how much to ask of a replica, how much to spare."""
+"""What experience teaches: start-up and step time, work of a token, how much to ask of a replica, how much to spare."""
 
 import math
 from dataclasses import replace
 from typing import Final
 
-from octavo_operator.autoscale.demand import (
-    STEP_SHARE_UNKNOWN,
-    Demand,
-    load_rate,
-    mean_gap,
-    work_done,
-)
+from octavo_operator.autoscale import curve
+from octavo_operator.autoscale.demand import Demand, load_rate, work_done
 from octavo_operator.autoscale.observation import Fleet, GatewaySample
 from octavo_operator.autoscale.settings import Settings
-from octavo_operator.autoscale.state import BOUNDS, Learned, Memory, Seen
+from octavo_operator.autoscale.state import BOUNDS, Learned, Memory
 
 FIRST_STARTUP_SECONDS: Final = 120.0
 """A start-up, until one was seen."""
 FIRST_UTILIZATION: Final = 0.6
 """Of its capacity is asked of a replica until experience tells: low, because late answers cost more than replicas."""
-MIN_UTILIZATION: Final = 0.3
-MAX_UTILIZATION: Final = 0.92
+MIN_UTILIZATION: Final = 0.15
+MAX_UTILIZATION: Final = 0.9
 """Queues grow without bound towards 1."""
 FIRST_RESERVE: Final = 0.1
+MIN_RESERVE: Final = 0.001
 MAX_RESERVE: Final = 1.0
-"""More than twice the demand is never kept in reserve."""
+"""No more than twice the demand is ever prepared for."""
+MAX_RISE: Final = 1.0
+"""A rise beyond twice the load is a jump, of which nothing follows for the next one."""
+FIRST_MOMENTUM: Final = 0.5
+MIN_MOMENTUM: Final = 0.01
+RISES_PRIOR: Final = 0.2
+"""Sum of squared rises that the first momentum counts for: twenty of a tenth."""
+RISES_FADE: Final = 0.997
+"""Rises count 1/e after about an hour of decisions."""
+REACTION_SECONDS: Final = 45.0
+"""Beside the start-up: half of the minute over which a rise is measured, and a decision that is waited for."""
 RESERVE_QUANTILE: Final = 0.9
 """Rises within a start-up time that the reserve covers."""
 RESERVE_STEP: Final = 0.02
 """By so much a decision moves the reserve at most."""
-LATE_BUDGET: Final = 0.005
-"""Share of requests that may be late: half of the hundredth that is aimed at, the other half is for surprises."""
-LATE_SECONDS: Final = 120.0
+LATE_BUDGET: Final = 0.007
+"""Share of requests that may be late: less than the hundredth that is aimed at, for the rest is for surprises."""
+LATE_SECONDS: Final = 300.0
 """Requests count the less for the share of late ones the longer ago they ended: 1/e after so long."""
-EASE_PER_SECOND: Final = 0.0004
-"""So fast more is asked of replicas while nothing is late: 0.24 in ten minutes."""
-TIGHTEN: Final = 0.93
-"""Factor on the utilization when too many are late, at most once in a start-up time."""
+BLAME_SECONDS: Final = 120.0
+"""So long after an overload requests that it made late may still end."""
+OVERLOAD: Final = 1.1
+"""Times what is asked of replicas is more than was planned."""
+LOADED: Final = 0.85
+"""Share of what is asked of replicas that must have come before more is asked."""
+ENOUGH_ENDED: Final = 100.0
+"""Requests that make a share of late ones."""
+EASE_PER_SECOND: Final = 0.0008
+"""So fast more is asked of replicas while nothing is late, slower the more are: 0.24 in five minutes."""
+TIGHTEN: Final = 0.9
+"""Factor on the utilization when more than twice the budget are late, its root for less, once in a start-up time."""
+MIN_TIGHTEN_SECONDS: Final = 60.0
+"""Between two such steps at least, however fast replicas start: requests take their time to end."""
 AVERAGE_SECONDS: Final = 120.0
 """Work and load are averaged over so long before one is divided by the other: answers take seconds to minutes."""
-STEP_RISE: Final = 0.0005
-"""By so much of itself the step time may rise in a decision, in case the replicas have become slower."""
 STARTUP_WEIGHT: Final = 0.3
 """Of the newest start-up."""
 SATURATED: Final = 0.9
@@ -57,15 +71,14 @@ def remember_gateway(fleet: Fleet, memory: Memory, keep_seconds: float) -> tuple
     return (*(each for each in memory.gateway if new.at - each.at <= keep_seconds), new)
 
 
-def learn_replicas(fleet: Fleet, settings: Settings, learned: Learned, memory: Memory) -> Learned:
-    """Size, start-up and step time, from the samples before they are remembered."""
+def learn_replicas(fleet: Fleet, learned: Learned, memory: Memory) -> Learned:
+    """Size and start-up time, from the samples before they are remembered."""
     totals = [each.sample.kv_tokens_total for each in fleet.ready if each.sample and each.sample.kv_tokens_total > 0]
     tokens = sum(totals) / len(totals) if totals else learned.replica_tokens
     return replace(
         learned,
         replica_tokens=min(tokens, BOUNDS["replica_tokens"][1]),
         startup_seconds=_startup(fleet, learned, {each.name for each in memory.seen}),
-        step_seconds=_step(fleet, settings, learned, memory),
     )
 
 
@@ -77,21 +90,22 @@ def _startup(fleet: Fleet, learned: Learned, known: set[str]) -> float:
     return min(max(0.0, result), BOUNDS["startup_seconds"][1])
 
 
-def _step(fleet: Fleet, settings: Settings, learned: Learned, memory: Memory) -> float:
+def learn_curve(
+    fleet: Fleet, settings: Settings, learned: Learned, memory: Memory, now: float
+) -> tuple[Learned, Memory]:
+    """What a step takes, from samples that are not remembered yet."""
     before = {each.name: each.sample for each in memory.seen}
-    gaps = [
-        gap
-        for each in fleet.ready
-        if each.sample is not None and each.name in before and each.sample.at > before[each.name].at
-        for gap in [mean_gap(before[each.name], each.sample)]
-        if gap is not None and gap > 0
-    ]
-    if not gaps:
-        return learned.step_seconds
-    shortest = min(gaps)
-    if learned.step_seconds:
-        return min(shortest, learned.step_seconds * (1 + STEP_RISE))
-    return min(shortest, STEP_SHARE_UNKNOWN * settings.targets.time_per_output_token_milliseconds / 1000)
+    pairs = [(before[each.name], each.sample) for each in fleet.ready if each.sample and each.name in before]
+    points = [found for old, new in pairs if new.at > old.at for found in [curve.point(old, new)] if found]
+    if not points:
+        return learned, memory
+    passed = now - memory.loads[-1][0] if memory.loads else 0.0
+    sums = curve.gather(memory.sums, points, math.exp(-passed / curve.FORGET_SECONDS))
+    step, request, prompt = curve.fit(sums, learned, settings)
+    limits = [BOUNDS[name][1] for name in ("step_seconds", "request_seconds", "prompt_seconds")]
+    step, request, prompt = (min(value, limit) for value, limit in zip((step, request, prompt), limits, strict=True))
+    learned = replace(learned, step_seconds=step, request_seconds=request, prompt_seconds=prompt)
+    return learned, replace(memory, sums=sums)
 
 
 def learn_work(fleet: Fleet, learned: Learned, memory: Memory, now: float) -> tuple[Learned, Memory]:
@@ -118,50 +132,81 @@ def learn_work(fleet: Fleet, learned: Learned, memory: Memory, now: float) -> tu
     return learned, replace(memory, work=work, load=load)
 
 
-def learn_lateness(memory: Memory, before: Memory, now: float) -> Memory:
-    """Late requests and all that ended, the newer the more."""
+def learn_lateness(memory: Memory, before: Memory, asked: float, now: float) -> Memory:
+    """Late requests and all that ended, the newer the more; not those of a time when more was asked than planned.
+
+    Lateness of an overload is no argument against the utilization: that is the reserve's to learn.
+    """
     if not memory.gateway or not before.gateway or memory.gateway[-1] is before.gateway[-1]:
         return memory
     old, new = before.gateway[-1], memory.gateway[-1]
     ended = new.finished_total - old.finished_total
     late = new.late_first_token_total - old.late_first_token_total
     late += new.late_per_token_total - old.late_per_token_total
-    if ended < 0 or late < 0:
+    overloaded = any(now - time <= BLAME_SECONDS and value > OVERLOAD * asked for time, value in memory.loads)
+    if ended < 0 or late < 0 or overloaded:
         return memory
     fade = math.exp(-(new.at - old.at) / LATE_SECONDS)
     return replace(memory, ended=memory.ended * fade + ended, late=memory.late * fade + min(late, ended))
 
 
 def learn_utilization(learned: Learned, memory: Memory, now: float) -> tuple[Learned, Memory]:
-    """Ask more of replicas that are loaded and in time, less of those that are late without being overloaded.
-
-    Lateness while more was asked of them than planned is no argument: that is the reserve's to learn.
-    """
-    wanted = learned.utilization or FIRST_UTILIZATION
-    startup = max(learned.startup_seconds, 60.0)
-    recent = [value for time, value in memory.loads if now - time <= 60.0]
-    share = memory.late / memory.ended if memory.ended >= 20 else 0.0
+    """Ask more of replicas that are loaded and in time, less of those that are late."""
+    asked = learned.utilization or FIRST_UTILIZATION
+    startup = max(learned.startup_seconds, MIN_TIGHTEN_SECONDS)
+    share = memory.late / memory.ended if memory.ended >= ENOUGH_ENDED else 0.0
+    recent = max((value for time, value in memory.loads if now - time <= startup), default=0.0)
     passed = now - memory.loads[-2][0] if len(memory.loads) > 1 else 0.0
-    if share > LATE_BUDGET and recent and max(recent) <= wanted * 1.1:
-        if memory.eased_at is None or now - memory.eased_at >= startup:
-            wanted, memory = max(MIN_UTILIZATION, wanted * TIGHTEN), replace(memory, eased_at=now)
-    elif share <= LATE_BUDGET / 2 and recent and max(recent) >= 0.85 * wanted:
-        wanted = min(MAX_UTILIZATION, wanted + EASE_PER_SECOND * passed)
-    return replace(learned, utilization=wanted), memory
+    # By one standard deviation more than the budget: a few late ones by chance are no reason.
+    if memory.late - math.sqrt(memory.late) > LATE_BUDGET * memory.ended and memory.ended >= ENOUGH_ENDED:
+        if memory.tightened_at is None or now - memory.tightened_at >= startup:
+            factor = TIGHTEN if share > 2 * LATE_BUDGET else math.sqrt(TIGHTEN)
+            asked = max(MIN_UTILIZATION, asked * factor)
+            memory = replace(memory, tightened_at=now, late=0.0, ended=0.0)
+    elif share < LATE_BUDGET / 2 and recent >= LOADED * asked and memory.ended >= ENOUGH_ENDED:
+        asked = min(MAX_UTILIZATION, asked + EASE_PER_SECOND * passed * (1 - 2 * share / LATE_BUDGET))
+    return replace(learned, utilization=asked), memory
 
 
-def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) -> Learned:
-    """A quantile, followed by small steps: up if a rise was above it, a ninth of that down if not."""
-    reserve = learned.reserve or FIRST_RESERVE
-    startup = learned.startup_seconds or FIRST_STARTUP_SECONDS
-    past = [value for time, value in memory.demands if now - time >= startup]
-    if not past or past[-1] <= 0 or not demand.sure:
-        return replace(learned, reserve=reserve)
-    rise = demand.work / past[-1] - 1
-    step = RESERVE_QUANTILE if rise > reserve else RESERVE_QUANTILE - 1
-    return replace(learned, reserve=min(MAX_RESERVE, max(1e-3, reserve + RESERVE_STEP * step)))
+def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) -> tuple[Learned, Memory]:
+    """How the load rises within the time that a replica takes to be there: by what it rose before, and by chance.
+
+    `momentum`: of a rise, the share that follows in the next such time, by least squares: near 1 where load comes and
+    goes slowly, near 0 where it jumps. `reserve`: a quantile of what it rises beyond that, followed by small steps: up
+    if a rise was above it, a ninth of that down if not.
+    """
+    reserve, momentum = learned.reserve or FIRST_RESERVE, learned.momentum or FIRST_MOMENTUM
+    ahead = horizon(learned)
+    learned = replace(learned, reserve=reserve, momentum=momentum)
+    middle, first = _back(memory, now - ahead), _back(memory, now - 2 * ahead)
+    if not middle or not demand.sure:
+        return learned, memory
+    rise = min(MAX_RISE, demand.trend / middle - 1)
+    before = min(MAX_RISE, max(0.0, middle / first - 1)) if first else 0.0
+    if before > 0:
+        products, squares = memory.rises or (FIRST_MOMENTUM * RISES_PRIOR, RISES_PRIOR)
+        products = products * RISES_FADE + before * rise
+        squares = squares * RISES_FADE + before * before
+        momentum = min(1.0, max(MIN_MOMENTUM, products / squares))
+        memory = replace(memory, rises=(products, squares))
+    beyond = rise - momentum * before
+    step = RESERVE_QUANTILE if beyond > reserve else RESERVE_QUANTILE - 1
+    reserve = min(MAX_RESERVE, max(MIN_RESERVE, reserve + RESERVE_STEP * step))
+    return replace(learned, reserve=reserve, momentum=momentum), memory
 
 
-def work_of(seen: tuple[Seen, ...], name: str) -> float | None:
-    """The work of a replica by its name, if known."""
-    return next((each.work for each in seen if each.name == name), None)
+def expected_rise(learned: Learned, demand: Demand, memory: Memory, now: float) -> float:
+    """The share by which load is to be expected to rise, and what is kept in reserve beyond that."""
+    before = _back(memory, now - horizon(learned))
+    rise = max(0.0, demand.trend / before - 1) if before else 0.0
+    return min(MAX_RESERVE, learned.momentum * min(MAX_RISE, rise) + learned.reserve)
+
+
+def horizon(learned: Learned) -> float:
+    """Seconds from a load to a replica for it."""
+    return (learned.startup_seconds or FIRST_STARTUP_SECONDS) + REACTION_SECONDS
+
+
+def _back(memory: Memory, time: float) -> float:
+    """The load at a time past, 0 if it is not known."""
+    return next((value for when, value in reversed(memory.demands) if when <= time), 0.0)

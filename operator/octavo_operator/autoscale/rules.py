@@ -5,28 +5,41 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo_operator.autoscale.demand import Demand
-from octavo_operator.autoscale.learn import FIRST_STARTUP_SECONDS
+from octavo_operator.autoscale.learn import horizon
 from octavo_operator.autoscale.observation import Fleet
 from octavo_operator.autoscale.settings import Settings
 from octavo_operator.autoscale.state import Learned, Memory
 
-DOWN_SHARE: Final = 0.92
+DOWN_SHARE: Final = 0.95
 """Fewer replicas must be enough at this share of what is asked of them otherwise: room, so that it is not undone."""
+STRAIN: Final = 1.12
+"""Times what is asked of replicas, they can do for a while."""
+MAX_STRAIN: Final = 0.97
+"""… but no more than this share of their capacity: nothing is left of it then."""
 UP_FACTOR: Final = 2.0
 """So many times the ready replicas are asked for at most, and `UP_EXTRA` more."""
 UP_EXTRA: Final = 2
 ROUNDING: Final = 0.02
 """A need of so much more than a whole replica is still met by it."""
+CALM_SECONDS: Final = 60.0
+"""After an increase nothing is taken back for so long, or for a start-up time if that is longer."""
+SLACK_SECONDS: Final = 30.0
+"""Loads are remembered for so much longer than they are looked back at: decisions may come late."""
 IDLE_STARTUPS: Final = 3.0
 """To zero only after so many start-ups of idleness: else more is waited than saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Replicas for the demand: `up` by the measure for more, `down` by the measure for fewer; `why` the larger part."""
+    """Replicas that are needed now, and `why`: the larger part. `each`: work that is asked of a replica.
 
-    up: int
-    down: int
+    `steady_work`, `kv_replicas`: by which fewer are judged, over a window.
+    """
+
+    replicas: int
+    each: float
+    steady_work: float
+    kv_replicas: float
     why: str
     message: str
 
@@ -42,18 +55,28 @@ class Verdict:
     scheduled: bool = True
 
 
-def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
-    """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more."""
+def need(demand: Demand, learned: Learned, settings: Settings, rise: float) -> Need:
+    """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more.
+
+    `rise` is on the work of the last minute; that of the last seconds counts by itself if it is more still.
+    """
     each = learned.utilization * demand.capacity or 1.0
-    work, spared = demand.work * (1 + learned.reserve), settings.targets.kv_cache_utilization_percent / 100
-    by_work, by_kv = (work + demand.backlog) / each, demand.kv_replicas / spared
+    # What is yet to come may take of what is kept free for chance, for as long as a replica needs to start.
+    strained = min(MAX_STRAIN * demand.capacity, each * STRAIN) or 1.0
+    steady = max(demand.steady, demand.steady * (1 + rise) * each / strained)
+    work = max(demand.work, steady)
+    by_work = (work + demand.backlog) / each
+    by_kv = demand.kv_replicas / (settings.targets.kv_cache_utilization_percent / 100)
     message = (
-        f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {learned.reserve:.0%} in reserve "
-        f"and {demand.backlog:.2f} for what waits; {each:.0%} is asked of each; KV tokens would fill {demand.kv_replicas:.2f}"
+        f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {rise:.0%} in "
+        f"reserve and {demand.backlog:.2f} for what waits; {each:.0%} is asked of each; KV tokens would fill "
+        f"{demand.kv_replicas:.2f}"
     )
     return Need(
-        up=math.ceil(max(by_work, by_kv) - ROUNDING),
-        down=math.ceil(max(by_work, by_kv) / DOWN_SHARE - ROUNDING),
+        replicas=math.ceil(max(by_work, by_kv) - ROUNDING),
+        each=each,
+        steady_work=steady,
+        kv_replicas=by_kv,
         why="KVCacheUse" if by_kv > by_work else "Backlog" if demand.backlog > work else "Work",
         message=message,
     )
@@ -61,25 +84,18 @@ def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
 
 def remember(memory: Memory, demand: Demand, need: Need, settings: Settings, learned: Learned, now: float) -> Memory:
     """Demand and needs, for as long as they are looked back at."""
-    startup = (learned.startup_seconds or FIRST_STARTUP_SECONDS) + 15.0
     behavior = settings.behavior
-    down = max(behavior.scale_down_stabilization_seconds, 0.0)
+    down, up = behavior.scale_down_stabilization_seconds, behavior.scale_up_stabilization_seconds
     memory = replace(
         memory,
-        needs=_kept(memory.needs, need.down, now, down),
-        wants=_kept(memory.wants, need.up, now, behavior.scale_up_stabilization_seconds),
+        needs=(*(each for each in memory.needs if now - each[0] <= down), (now, need.steady_work, need.kv_replicas)),
+        wants=(*(each for each in memory.wants if now - each[0] <= up), (now, need.replicas)),
         busy_at=now if _busy(demand, memory) or memory.busy_at is None else memory.busy_at,
     )
     if demand.sure:
-        kept = tuple(each for each in memory.demands if now - each[0] <= startup)
-        memory = replace(memory, demands=(*kept, (now, demand.work)))
+        kept = tuple(each for each in memory.demands if now - each[0] <= 2 * horizon(learned) + SLACK_SECONDS)
+        memory = replace(memory, demands=(*kept, (now, demand.trend)))
     return memory
-
-
-def _kept(
-    pairs: tuple[tuple[float, int], ...], value: int, now: float, seconds: float
-) -> tuple[tuple[float, int], ...]:
-    return (*(each for each in pairs if now - each[0] <= seconds), (now, value))
 
 
 def _busy(demand: Demand, memory: Memory) -> bool:
@@ -96,11 +112,11 @@ def judge(
     late = [each for each in fleet.pending if each.age > fleet.startup_deadline]
     verdict = _judge(fleet, settings, learned, memory, demand, need, now)
     bounded = min(max(verdict.replicas, settings.floor), settings.max_replicas)
-    if late and bounded > fleet.desired:
+    if late and bounded >= fleet.desired:
         what = "found no node" if stuck else "did not become ready"
-        text = f"{len(late)} replicas {what} within {fleet.startup_deadline:.0f} s: no more are asked for; {verdict.message}"
+        text = f"{len(late)} replicas {what} within {fleet.startup_deadline:.0f} s: no more are asked for"
         bounded = min(max(fleet.desired, settings.floor), settings.max_replicas)
-        return Verdict(bounded, "PendingTooLong", text, verdict.active, scheduled=False)
+        return Verdict(bounded, "PendingTooLong", f"{text}; {verdict.message}", verdict.active, scheduled=False)
     reason = verdict.reason
     if bounded < verdict.replicas:
         reason = "MaxReplicas"
@@ -150,17 +166,17 @@ def _fewer(
     keep = Verdict(fleet.desired, "Enough", need.message)
     missing = demand.ready - demand.known
     # Replicas that do not tell count as full: they can take nothing of the one that goes.
-    most = max((value for _, value in memory.needs), default=fleet.desired)
-    if max(most, missing + 1 if missing else 0) > fleet.desired - 1:
+    worst = max(max(work / need.each, kv) for _, work, kv in memory.needs)
+    # The last one goes by another rule.
+    most = max(1, need.replicas, missing + 1 if missing else 0, math.ceil(worst / DOWN_SHARE - ROUNDING))
+    if most > fleet.desired - 1:
         return keep
     if fleet.pending or len(fleet.ready) < fleet.desired:
         return replace(keep, reason="Pending", message=f"replicas are starting or missing; {need.message}")
-    calm = max(window, learned.startup_seconds)
+    calm = max(CALM_SECONDS, learned.startup_seconds)
     begun = memory.begun if memory.begun is not None else now
     if now - begun < window or (memory.scaled_up_at is not None and now - memory.scaled_up_at < calm):
-        return replace(
-            keep, reason="Stabilizing", message=f"fewer would do, but not yet for {calm:.0f} s; {need.message}"
-        )
+        return replace(keep, reason="Stabilizing", message=f"fewer would do, but not yet for long; {need.message}")
     if memory.preempted_at is not None and now - memory.preempted_at < window:
         return replace(keep, reason="Preempted", message=f"KV pages ran out in the last {window:.0f} s; {need.message}")
     text = f"{most} replicas were enough for {window:.0f} s; {need.message}"

@@ -12,27 +12,34 @@ from octavo_operator.autoscale.observation import GatewaySample, Sample
 class Learned:
     """Figures that are worth keeping over a restart of the operator: a few numbers, each within bounds; 0: not known.
 
-    `replica_tokens`: KV tokens of a replica. `startup_seconds`: from a pod's making to ready. `step_seconds`: time from
-    token to token on a replica that does little else. `work_per_token`: replica-seconds that the load of a prompt token
-    is (see `demand.load`). `utilization`: share of a replica's capacity that is asked of it. `reserve`: by what share
-    the demand rises within a start-up time, but for the steepest tenth of rises.
+    `replica_tokens`: KV tokens of a replica. `startup_seconds`: from a pod's making to ready. `step_seconds`,
+    `request_seconds`, `prompt_seconds`: what a step takes, and besides for each request and each prompt token in it
+    (`curve`). `work_per_token`: replica-seconds that the load of a prompt token is (`demand.load`). `utilization`:
+    share of a replica's capacity that is asked of it. `momentum`, `reserve`: of a rise of the load, the share that
+    follows while a replica starts; and by what share it rises beyond that, but for the steepest tenth of rises.
     """
 
     replica_tokens: float = 0.0
     startup_seconds: float = 0.0
     step_seconds: float = 0.0
+    request_seconds: float = 0.0
+    prompt_seconds: float = 0.0
     work_per_token: float = 0.0
     utilization: float = 0.0
     reserve: float = 0.0
+    momentum: float = 0.0
 
 
 BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "replica_tokens": (0.0, 1e9),
     "startup_seconds": (0.0, 7200.0),
     "step_seconds": (0.0, 10.0),
+    "request_seconds": (0.0, 10.0),
+    "prompt_seconds": (0.0, 10.0),
     "work_per_token": (0.0, 10.0),
     "utilization": (0.0, 0.95),
-    "reserve": (0.0, 2.0),
+    "reserve": (0.0, 1.0),
+    "momentum": (0.0, 1.0),
 }
 """What a learned figure can be; anything else is not believed."""
 
@@ -53,21 +60,24 @@ class Seen:
 class Memory:
     """The last minutes. Times are seconds on the decider's clock; pairs are (time, value), oldest first.
 
-    `gateway`: its last samples. `demands`: replica-seconds a second. `needs`: replicas that were needed, by the measure
-    for fewer. `wants`: replicas that were wanted, by the measure for more. `loads`: demand as a share of the ready
-    replicas' capacity. `work`, `load`: slow averages of the work done and of the load that asked for it. `late`, `ended`:
-    recent requests, the newer the more. `busy_at`: when there was last anything to do.
+    `sums`: of the observations that `curve` fits. `gateway`: its last samples. `demands`: load a second. `needs`: time,
+    work and replicas for KV tokens that were needed, by which fewer are judged. `wants`: replicas that were wanted.
+    `loads`: demand as a share of the ready replicas' capacity. `work`, `load`: slow averages of the work done and of
+    the load that asked for it. `rises`: sums for the momentum. `late`, `ended`: recent requests that count, the newer
+    the more. `busy_at`: when there was last anything to do. `tightened_at`: when less was last asked of replicas.
     """
 
     begun: float | None = None
     seen: tuple[Seen, ...] = ()
+    sums: tuple[float, ...] = ()
     gateway: tuple[GatewaySample, ...] = ()
     demands: tuple[tuple[float, float], ...] = ()
-    needs: tuple[tuple[float, int], ...] = ()
+    needs: tuple[tuple[float, float, float], ...] = ()
     wants: tuple[tuple[float, int], ...] = ()
     loads: tuple[tuple[float, float], ...] = ()
     work: float = 0.0
     load: float = 0.0
+    rises: tuple[float, float] | None = None
     late: float = 0.0
     ended: float = 0.0
     averaged_at: float | None = None
@@ -75,7 +85,7 @@ class Memory:
     busy_at: float | None = None
     scaled_up_at: float | None = None
     scaled_down_at: float | None = None
-    eased_at: float | None = None
+    tightened_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

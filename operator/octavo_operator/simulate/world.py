@@ -24,9 +24,17 @@ MAX_OVERTIME_SECONDS: Final = 600.0
 class Policy(Protocol):
     """Decides on replicas every `interval` seconds. `victims` says who goes first; empty: as Kubernetes does."""
 
-    name: str
-    interval: float
-    victims: Sequence[str]
+    @property
+    def name(self) -> str:
+        """As the user asks for it."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds."""
+
+    @property
+    def victims(self) -> Sequence[str]:
+        """Names of pods."""
 
     def begin(self, world: "World") -> int:
         """Replicas at the start, which are ready at once."""
