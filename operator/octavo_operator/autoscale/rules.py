@@ -112,7 +112,7 @@ def judge(
     late = [each for each in fleet.pending if each.age > fleet.startup_deadline]
     verdict = _judge(fleet, settings, learned, memory, demand, need, now)
     bounded = min(max(verdict.replicas, settings.floor), settings.max_replicas)
-    if late and bounded > fleet.desired:
+    if late and bounded >= fleet.desired:
         what = "found no node" if stuck else "did not become ready"
         text = f"{len(late)} replicas {what} within {fleet.startup_deadline:.0f} s: no more are asked for"
         bounded = min(max(fleet.desired, settings.floor), settings.max_replicas)
@@ -167,7 +167,8 @@ def _fewer(
     missing = demand.ready - demand.known
     # Replicas that do not tell count as full: they can take nothing of the one that goes.
     worst = max(max(work / need.each, kv) for _, work, kv in memory.needs)
-    most = max(need.replicas, missing + 1 if missing else 0, math.ceil(worst / DOWN_SHARE - ROUNDING))
+    # The last one goes by another rule.
+    most = max(1, need.replicas, missing + 1 if missing else 0, math.ceil(worst / DOWN_SHARE - ROUNDING))
     if most > fleet.desired - 1:
         return keep
     if fleet.pending or len(fleet.ready) < fleet.desired:
