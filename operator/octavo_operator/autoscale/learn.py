@@ -22,9 +22,11 @@ MIN_RESERVE: Final = 0.001
 MAX_RESERVE: Final = 1.0
 """No more than twice the demand is ever prepared for."""
 MAX_RISE: Final = 1.0
-"""A rise beyond twice the load is a jump, of which nothing follows for the next one."""
-FIRST_MOMENTUM: Final = 0.5
+"""Rises beyond twice the load are taken for one to twice the load."""
+FIRST_MOMENTUM: Final = 0.9
 MIN_MOMENTUM: Final = 0.01
+MAX_MOMENTUM: Final = 1.3
+"""Load that gathers way may rise by more than before; by much more it never did for long."""
 RISES_PRIOR: Final = 0.2
 """Sum of squared rises that the first momentum counts for: twenty of a tenth."""
 RISES_FADE: Final = 0.997
@@ -178,16 +180,16 @@ def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) 
     reserve, momentum = learned.reserve or FIRST_RESERVE, learned.momentum or FIRST_MOMENTUM
     ahead = horizon(learned)
     learned = replace(learned, reserve=reserve, momentum=momentum)
-    middle, first = _back(memory, now - ahead), _back(memory, now - 2 * ahead)
-    if not middle or not demand.sure:
+    then = _back(memory, now - ahead)
+    if not then or not demand.sure:
         return learned, memory
-    rise = min(MAX_RISE, demand.trend / middle - 1)
-    before = min(MAX_RISE, max(0.0, middle / first - 1)) if first else 0.0
+    rise = min(MAX_RISE, demand.trend / then - 1)
+    before = _growth(memory, then, now - ahead, ahead)
     if before > 0:
         products, squares = memory.rises or (FIRST_MOMENTUM * RISES_PRIOR, RISES_PRIOR)
         products = products * RISES_FADE + before * rise
         squares = squares * RISES_FADE + before * before
-        momentum = min(1.0, max(MIN_MOMENTUM, products / squares))
+        momentum = min(MAX_MOMENTUM, max(MIN_MOMENTUM, products / squares))
         memory = replace(memory, rises=(products, squares))
     beyond = rise - momentum * before
     step = RESERVE_QUANTILE if beyond > reserve else RESERVE_QUANTILE - 1
@@ -197,14 +199,21 @@ def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) 
 
 def expected_rise(learned: Learned, demand: Demand, memory: Memory, now: float) -> float:
     """The share by which load is to be expected to rise, and what is kept in reserve beyond that."""
-    before = _back(memory, now - horizon(learned))
-    rise = max(0.0, demand.trend / before - 1) if before else 0.0
-    return min(MAX_RESERVE, learned.momentum * min(MAX_RISE, rise) + learned.reserve)
+    growth = _growth(memory, demand.trend, now, horizon(learned))
+    return min(MAX_RESERVE, learned.momentum * growth + learned.reserve)
 
 
 def horizon(learned: Learned) -> float:
     """Seconds from a load to a replica for it."""
     return (learned.startup_seconds or FIRST_STARTUP_SECONDS) + REACTION_SECONDS
+
+
+def _growth(memory: Memory, load: float, time: float, seconds: float) -> float:
+    """By what share the load grew until then, as far as it did so evenly: twice the smaller half; 0 for a jump."""
+    middle, first = _back(memory, time - seconds / 2), _back(memory, time - seconds)
+    if not first or not middle:
+        return 0.0
+    return min(MAX_RISE, max(0.0, 2 * min(load - middle, middle - first) / load)) if load else 0.0
 
 
 def _back(memory: Memory, time: float) -> float:
