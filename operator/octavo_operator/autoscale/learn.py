@@ -12,7 +12,7 @@ from octavo_operator.autoscale.state import BOUNDS, Learned, Memory
 
 FIRST_STARTUP_SECONDS: Final = 120.0
 """A start-up, until one was seen."""
-FIRST_UTILIZATION: Final = 0.6
+FIRST_UTILIZATION: Final = 0.7
 """Of its capacity is asked of a replica until experience tells: low, because late answers cost more than replicas."""
 MIN_UTILIZATION: Final = 0.15
 MAX_UTILIZATION: Final = 0.9
@@ -23,10 +23,10 @@ MAX_RESERVE: Final = 1.0
 """No more than twice the demand is ever prepared for."""
 MAX_RISE: Final = 1.0
 """Rises beyond twice the load are taken for one to twice the load."""
-FIRST_MOMENTUM: Final = 0.9
+FIRST_MOMENTUM: Final = 0.7
 MIN_MOMENTUM: Final = 0.01
-MAX_MOMENTUM: Final = 1.3
-"""Load that gathers way may rise by more than before; by much more it never did for long."""
+MAX_MOMENTUM: Final = 1.0
+"""Load that gathers way may rise by more than before, but what does so for long?"""
 RISES_PRIOR: Final = 0.2
 """Sum of squared rises that the first momentum counts for: twenty of a tenth."""
 RISES_FADE: Final = 0.997
@@ -45,14 +45,16 @@ BLAME_SECONDS: Final = 120.0
 """So long after an overload requests that it made late may still end."""
 OVERLOAD: Final = 1.1
 """Times what is asked of replicas is more than was planned."""
-LOADED: Final = 0.85
+LOADED: Final = 0.8
 """Share of what is asked of replicas that must have come before more is asked."""
 ENOUGH_ENDED: Final = 100.0
 """Requests that make a share of late ones."""
-EASE_PER_SECOND: Final = 0.0008
-"""So fast more is asked of replicas while nothing is late, slower the more are: 0.24 in five minutes."""
+EASE_PER_SECOND: Final = 0.0012
+"""So fast more is asked of replicas while nothing is late, slower the more are: 0.07 in a minute."""
 TIGHTEN: Final = 0.9
-"""Factor on the utilization when more than twice the budget are late, its root for less, once in a start-up time."""
+"""Factor on the utilization when twice the budget are late, more for more, once in a start-up time."""
+MOST_TIGHTEN: Final = 0.75
+"""… and no more at once: what comes of it is to be seen first."""
 MIN_TIGHTEN_SECONDS: Final = 60.0
 """Between two such steps at least, however fast replicas start: requests take their time to end."""
 AVERAGE_SECONDS: Final = 120.0
@@ -162,8 +164,7 @@ def learn_utilization(learned: Learned, memory: Memory, now: float) -> tuple[Lea
     # By one standard deviation more than the budget: a few late ones by chance are no reason.
     if memory.late - math.sqrt(memory.late) > LATE_BUDGET * memory.ended and memory.ended >= ENOUGH_ENDED:
         if memory.tightened_at is None or now - memory.tightened_at >= startup:
-            factor = TIGHTEN if share > 2 * LATE_BUDGET else math.sqrt(TIGHTEN)
-            asked = max(MIN_UTILIZATION, asked * factor)
+            asked = max(MIN_UTILIZATION, asked * max(MOST_TIGHTEN, TIGHTEN ** (share / LATE_BUDGET / 2)))
             memory = replace(memory, tightened_at=now, late=0.0, ended=0.0)
     elif share < LATE_BUDGET / 2 and recent >= LOADED * asked and memory.ended >= ENOUGH_ENDED:
         asked = min(MAX_UTILIZATION, asked + EASE_PER_SECOND * passed * (1 - 2 * share / LATE_BUDGET))

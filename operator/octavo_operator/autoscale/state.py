@@ -39,7 +39,7 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "work_per_token": (0.0, 10.0),
     "utilization": (0.0, 0.95),
     "reserve": (0.0, 1.0),
-    "momentum": (0.0, 1.3),
+    "momentum": (0.0, 1.0),
 }
 """What a learned figure can be; anything else is not believed."""
 
