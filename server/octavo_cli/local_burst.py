@@ -22,7 +22,7 @@ from octavo_operator.local.fleet import LocalFleet
 
 BURST_SECONDS: Final = 20.0
 """Of many streams at once, at least."""
-KILL_AFTER_SECONDS: Final = 30.0
+KILL_AFTER_SECONDS: Final = 25.0
 """Of the burst a replica is killed, if not all that there may be were ready before."""
 AFTER_THE_KILL_SECONDS: Final = 6.0
 """The burst goes on, so that it is seen whether the streams do."""
@@ -31,7 +31,7 @@ QUIET_SECONDS: Final = 150.0
 QUIET_PAUSE_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.1
 TELL_SECONDS: Final = 5.0
-ANSWER_TOKENS: Final = 160
+ANSWER_TOKENS: Final = 96
 RESUMED: Final = "octavo:gateway_resumed_total"
 PREAMBLE: Final = " ".join(["Take your time, use plain words, and let somebody help somebody else."] * 6)
 """Prompts that are longer than a greeting, as most are."""
@@ -96,8 +96,8 @@ class Rehearsal:
         workers = [asyncio.create_task(self._stream_on(index, ending)) for index in range(streams)]
         async with _beside(self._tell_now_and_then()):
             begun = time.monotonic()
-            while len(self._ready()) < self._most and time.monotonic() - begun < KILL_AFTER_SECONDS:
-                await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._until_all_are_ready(), KILL_AFTER_SECONDS)
             self._kill_one()
             left = max(AFTER_THE_KILL_SECONDS, begun + BURST_SECONDS - time.monotonic())
             await asyncio.sleep(left)
@@ -114,6 +114,10 @@ class Rehearsal:
                 return
             await self._ask(SUBJECTS[1])
             await asyncio.sleep(QUIET_PAUSE_SECONDS)
+
+    async def _until_all_are_ready(self) -> None:
+        while len(self._ready()) < self._most:  # noqa: ASYNC110 (a look now and then is enough)
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _ready(self) -> list[str]:
         return [state.name for state in self._fleet.replicas if state.ready]

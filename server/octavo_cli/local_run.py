@@ -28,7 +28,7 @@ UNPRINTABLE: Final = {code: None for code in (*range(32), *range(127, 160)) if c
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the command line asks for. `door`: the gateway's, with the port that is wished for. `burst`: streams at once."""
+    """What the command line asks for. `door`: the gateway's, with the port wished for. `burst`: streams at once."""
 
     door: Door
     once: str | None = None

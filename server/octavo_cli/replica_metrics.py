@@ -28,7 +28,7 @@ async def kv_cache_use(client: httpx.AsyncClient, url: str) -> KVCacheUse | None
 
 
 async def counter_value(client: httpx.AsyncClient, url: str, name: str) -> int:
-    """The sum over all labels of a counter that is told at `url`; 0 where it does not answer, or nothing was counted."""
+    """The sum over all labels of a counter that is told at `url`; 0 where nobody answers, or nothing was counted."""
     try:
         answer = await client.get(url)
         answer.raise_for_status()

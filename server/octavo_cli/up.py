@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--burst",
     type=click.IntRange(1, 1000),
     metavar="STREAMS",
-    help="Rehearse load: so many chats at once for a while, a replica killed among them, until the fleet is small again.",
+    help="Rehearse load: so many chats at once, a replica killed among them, until the fleet is small again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead: once ready, or after the chat.")
 @click.option("--logs", is_flag=True, help="Show the replicas' output on stderr.")
@@ -35,8 +35,8 @@ def up(filename: str, once: str | None, port: int | None, burst: int | None, as_
     """Bring an LLMDeployment up on this machine, without a cluster.
 
     A model from a hub, S3, a web server or a registry is downloaded first, once, into ~/.cache/octavo (OCTAVO_CACHE).
-    Replicas run as processes behind a gateway, all on 127.0.0.1; with spec.autoscaling their number follows the load, as
-    in a cluster. What dies is started again. Progress is on stderr; the answer, the status and the URL are on
+    Replicas run as processes behind a gateway, all on 127.0.0.1; with spec.autoscaling their number follows the load,
+    as in a cluster. What dies is started again. Progress is on stderr; the answer, the status and the URL are on
     stdout. Ctrl-C lets running requests end and stops everything; a second Ctrl-C does not wait for them.
     """
     from octavo_cli.local_door import door_of

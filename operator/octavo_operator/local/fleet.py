@@ -1,4 +1,4 @@
-"""The whole of a deployment on this machine: replicas, the gateway before them, and the autoscaler that decides how many.
+"""The whole of a deployment on this machine: replicas, the gateway before them, and the autoscaler that counts them.
 
 The autoscaler is the cluster's own, loop and all; here it is told of processes instead of pods, and what it decides is
 applied to a supervisor instead of a Deployment.

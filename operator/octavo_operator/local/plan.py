@@ -44,7 +44,7 @@ class LocalPlan:
         return len(self.environments)
 
     def launches(self, gateway_key: Path, on_line: Callable[[str, str], None] | None = None) -> list[Launch]:
-        """How the replica in each place is started, at any free port. `gateway_key`: the file with our gateway's key."""
+        """How the replica in each place is started, at any free port. `gateway_key`: a file with the gateway's."""
         common = Launch(
             command=lambda port: self._command(port, gateway_key),
             environment={},
