@@ -11,10 +11,11 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit soak fuzz crd golden lock images-check clean
+.PHONY: help setup demo demo-fleet test lint types imports unit soak fuzz crd golden lock images-check clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
+	@echo "make demo-fleet   a burst on the demo model: replicas come, one is killed, they go again, and no request fails"
 	@echo "make test   lint, types, import contract, tests"
 	@echo "make fuzz   requests made from the server's description, 200 valid and 200 invalid of each operation"
 	@echo "make soak   half an hour of load on a server too small for it (MINUTES=30)"
@@ -39,6 +40,10 @@ $(STAMP): pyproject.toml Makefile
 
 demo: $(STAMP)
 	@$(BIN)/octavo up -f examples/llmdeployment.yaml --once "Tell me a joke"
+
+# Behind the gateway, from no replica to three and back to one, with one killed: under two minutes on two idle cores.
+demo-fleet: $(STAMP)
+	@$(BIN)/octavo up -f examples/fleet.yaml --burst 24
 
 test: lint types imports unit
 

@@ -1,4 +1,4 @@
-"""One running `octavo serve` or `octavo gateway`: a process group of its own, its output, and a death that leaves nothing behind."""
+"""One running `octavo serve` or `octavo gateway`: a process group of its own, its output, a death without remains."""
 
 import asyncio
 import contextlib

@@ -40,8 +40,8 @@ class Launch:
 class ReplicaState:
     """What is known of a replica now. `message` is the phase of its start, or why it is not ready.
 
-    `since`: when it last began to be not ready, by the monotonic clock. `startup`: seconds that its last start took, from
-    the process to ready; None while it starts.
+    `since`: when it last began to be not ready, by the monotonic clock. `startup`: seconds that its last start took,
+    from the process to ready; None while it starts.
     """
 
     name: str
