@@ -224,7 +224,8 @@ async def gateway_over(*replicas: FakeReplica, **config: Any) -> AsyncIterator[G
         gateway = Gateway(GatewayConfig(port=0, log_requests="none", **config))
         stack.push_async_callback(gateway.http.close)
         url = await stack.enter_async_context(listening(Handler(gateway, Door())))
-        client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)))
+        timeout, connector = aiohttp.ClientTimeout(total=20), aiohttp.TCPConnector(limit=0)
+        client = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout, connector=connector))
         under_test = GatewayUnderTest(gateway, url, client)
         under_test.publish(*replicas)
         yield under_test
