@@ -276,13 +276,14 @@ class Stream:
         if event.get("usage"):
             self.usages.append(event["usage"])
         for choice in event["choices"]:
-            self.text += choice["delta"].get("content") or ""
-            for call in choice["delta"].get("tool_calls") or []:
+            delta = choice.get("delta", {})
+            self.text += choice.get("text") or delta.get("content") or ""
+            for call in delta.get("tool_calls") or []:
                 function = call["function"]
                 told = (function.get("name") or "") + (function.get("arguments") or "")
                 self.calls[call["index"]] = self.calls.get(call["index"], "") + told
             self.logprobs += [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or []]
-            self.roles += "role" in choice["delta"]
+            self.roles += "role" in delta
             self.extra |= choice.keys() & {"token_ids"}
             if choice["finish_reason"]:
                 self.finishes.append(choice["finish_reason"])
