@@ -8,17 +8,35 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+import fake_replica
 import processes
-from local_replicas import FAKE, launch, wait_for
-from octavo_operator.local.replica import ReplicaState, describe_exit
+from octavo_operator.local.replica import Launch, ReplicaState, describe_exit
 from octavo_operator.local.supervisor import ReplicaFailedError, Supervisor
+
+FAKE = str(Path(fake_replica.__file__).resolve())
+
+
+def launch(mark: dict[str, str], fault: str = "none") -> Launch:
+    return Launch(
+        command=lambda port: [sys.executable, "-S", FAKE, fault, "--port", str(port)],
+        environment={**os.environ, **mark},
+        poll_seconds=0.02,
+        first_delay=0.02,
+        grace_seconds=20.0,
+    )
+
+
+async def wait_for(supervisor: Supervisor, holds: Callable[[tuple[ReplicaState, ...]], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds(supervisor.states):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_replicas_become_ready_after_telling_their_phases(mark: dict[str, str]) -> None:

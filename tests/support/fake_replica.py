@@ -5,8 +5,7 @@ Its `engine` is a child process that ignores SIGTERM, so that a supervisor that 
     python fake_replica.py FAULT --port N
 
 FAULT: "none"; "crash" (an error line, exit 3); "stubborn" (ignores SIGTERM); "deaf" (never ready); "chatty" (fills its
-pipes, then is ready); "port-thief" (cannot bind any port but 0). POST /die exits 7; POST /unready makes /ready say 503;
-POST /used/N makes /metrics tell that N of 1000 KV tokens are used.
+pipes, then is ready); "port-thief" (cannot bind any port but 0). POST /die exits 7; POST /unready makes /ready say 503.
 """
 
 import json
@@ -17,12 +16,6 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-METRICS = """octavo:kv_tokens_used {used}
-octavo:kv_tokens_total 1000
-vllm:num_requests_running 1
-vllm:num_requests_waiting 0
-"""
-
 
 class Handler(BaseHTTPRequestHandler):
     """`/ready` answers 503 with a phase twice, then 200."""
@@ -30,12 +23,8 @@ class Handler(BaseHTTPRequestHandler):
     asked = 0
     fault = "none"
     unready = False
-    used = 0
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
-            self._write(200, METRICS.format(used=Handler.used).encode())
-            return
         Handler.asked += 1
         ready = Handler.asked > 2 and Handler.fault != "deaf" and not Handler.unready
         body = {"status": "ready"} if ready else {"status": "starting", "phase": f"phase {Handler.asked}"}
@@ -45,17 +34,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/unready":
             Handler.unready = True
             self._answer(200, {})
-        elif self.path.startswith("/used/"):
-            Handler.used = int(self.path.removeprefix("/used/"))
-            self._answer(200, {})
         else:
             self._answer(200, {})
             os._exit(7)
 
     def _answer(self, status: int, body: dict[str, str]) -> None:
-        self._write(status, json.dumps(body).encode())
-
-    def _write(self, status: int, data: bytes) -> None:
+        data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

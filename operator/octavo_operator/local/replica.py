@@ -38,11 +38,7 @@ class Launch:
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What is known of a replica now. `message` is the phase of its start, or why it is not ready.
-
-    `birth` tells it from an earlier one of its name. `since`: when it was made; `startup_seconds`: what it took from
-    there to be ready for the first time. By the monotonic clock.
-    """
+    """What is known of a replica now. `message` is the phase of its start, or why it is not ready."""
 
     name: str
     phase: Phase = "Pending"
@@ -54,9 +50,6 @@ class ReplicaState:
     last_exit: str | None = None  # in words
     exit_code: int | None = None
     tail: tuple[str, ...] = field(default=())
-    birth: int = 0
-    since: float = field(default_factory=time.monotonic)
-    startup_seconds: float | None = None
 
     @property
     def ready(self) -> bool:
@@ -67,10 +60,8 @@ class ReplicaState:
 class Replica:
     """One replica over all its lives. `changed` is called after each change of `state`."""
 
-    def __init__(
-        self, name: str, launch: Launch, client: httpx.AsyncClient, changed: Callable[[], None], birth: int = 0
-    ) -> None:
-        self.state = ReplicaState(name, birth=birth)
+    def __init__(self, name: str, launch: Launch, client: httpx.AsyncClient, changed: Callable[[], None]) -> None:
+        self.state = ReplicaState(name)
         self._launch = launch
         self._client = client
         self._changed = changed
@@ -79,11 +70,6 @@ class Replica:
         self._port = launch.port  # wished for
         self._asked_port = 0  # in this life
         self._ready_since: float | None = None  # of this life, by the monotonic clock
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it was asked to end."""
-        return self._stopping.is_set()
 
     async def run(self) -> None:
         """Live until `stop` is called; returns when no process is left."""
@@ -164,8 +150,7 @@ class Replica:
 
     def _observed(self, ready: bool, message: str) -> None:
         if ready:
-            if not self.state.ever_ready:
-                self.state.ever_ready, self.state.startup_seconds = True, time.monotonic() - self.state.since
+            self.state.ever_ready = True
             self._ready_since = self._ready_since or time.monotonic()
             self._set("Ready", "")
         else:
