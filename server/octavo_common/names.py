@@ -17,6 +17,7 @@ GATEWAY_SELECTOR: Final = "app.kubernetes.io/component=gateway"
 SERVER_PORT: Final = 8000
 ADMIN_PORT: Final = 8001
 OPERATOR_PORT: Final = 8090
+GATEWAY_PORT: Final = 8080
 
 # Metrics of a replica. The `vllm:` names, labels and buckets are those that stock dashboards read.
 METRIC_REQUESTS_RUNNING: Final = "vllm:num_requests_running"

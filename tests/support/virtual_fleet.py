@@ -1,7 +1,7 @@
 """A fleet in virtual time for tests of the autoscaler: replicas that follow the law of steps, a clock, and `decide`.
 
-Simpler than the simulator, and independent of it: rates instead of requests, no chance. A replica that gets the work p of
-a second takes `step / (1 - p)` for a step; from 1 on, what it cannot do waits.
+Simpler than the simulator, and independent of it: rates instead of requests, no chance. A replica that gets the work p
+of a second takes `step / (1 - p)` for a step; from 1 on, what it cannot do waits.
 """
 
 from dataclasses import dataclass, field

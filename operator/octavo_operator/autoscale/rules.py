@@ -12,10 +12,12 @@ from octavo_operator.autoscale.state import Learned, Memory
 
 DOWN_SHARE: Final = 0.95
 """Fewer replicas must be enough at this share of what is asked of them otherwise: room, so that it is not undone."""
-STRAIN: Final = 1.12
-"""Times what is asked of replicas, they can do for a while."""
+STRAIN: Final = 0.4
+"""Of what is kept free of a replica for chance, it can give so much for as long as another one needs to start."""
+STRAIN_FACTOR: Final = 1.12
+"""… or so many times what is asked of it, where that is more."""
 MAX_STRAIN: Final = 0.97
-"""… but no more than this share of their capacity: nothing is left of it then."""
+"""Share of its capacity beyond which a replica has nothing left to give."""
 UP_FACTOR: Final = 2.0
 """So many times the ready replicas are asked for at most, and `UP_EXTRA` more."""
 UP_EXTRA: Final = 2
@@ -62,7 +64,8 @@ def need(demand: Demand, learned: Learned, settings: Settings, rise: float) -> N
     """
     each = learned.utilization * demand.capacity or 1.0
     # What is yet to come may take of what is kept free for chance, for as long as a replica needs to start.
-    strained = min(MAX_STRAIN * demand.capacity, each * STRAIN) or 1.0
+    most = MAX_STRAIN * demand.capacity
+    strained = max(each, min(most, each * STRAIN_FACTOR), each + STRAIN * (most - each))
     steady = max(demand.steady, demand.steady * (1 + rise) * each / strained)
     work = max(demand.work, steady)
     by_work = (work + demand.backlog) / each

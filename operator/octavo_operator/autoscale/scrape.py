@@ -48,7 +48,8 @@ class ScrapeError(Exception):
 class Scraper:
     """An asynchronous context, so that connections are kept from one look to the next.
 
-    `count` is called with "ok" or the kind of failure, for each answer that was asked for.
+    `count` is called with "ok" or the kind of failure, for each answer that was asked for. `key`: sent to all of them,
+    None where metrics need none.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Scraper:
         bounds: Bounds | None = None,
         count: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
+        key: str | None = None,
     ) -> None:
         self._bounds = bounds or Bounds()
         self._count = count
@@ -63,7 +65,10 @@ class Scraper:
         self._turns = asyncio.Semaphore(self._bounds.at_once)
         # Proxies of the environment are for the world outside, and where a redirect leads nobody asked for.
         limits = httpx.Limits(max_connections=self._bounds.at_once, max_keepalive_connections=self._bounds.at_once)
-        self._client = httpx.AsyncClient(trust_env=False, limits=limits, follow_redirects=False, timeout=None)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._client = httpx.AsyncClient(
+            trust_env=False, limits=limits, follow_redirects=False, timeout=None, headers=headers
+        )
 
     async def __aenter__(self) -> "Scraper":
         return self
