@@ -3,7 +3,7 @@
 Whichever deployment's turn it is, the same objects are wanted: they are made of all that share them.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -111,6 +111,8 @@ class ModelCache:
                 job = prefetch_job(together, self._settings, volume)
                 await self._job(deployment, job, volume, state)
                 await self._remember(name, sharers, volume, state)
+            elif not any(wants_prefetch(each) for each in together):
+                await self._no_job(volume, state)
         elif wants_prefetch(deployment):
             state.cached = Verdict("False", "NoVolume", state.problem.message if state.problem is not None else "")
         return state
@@ -213,6 +215,16 @@ class ModelCache:
         else:
             await self._explain(live, state)
 
+    async def _no_job(self, volume: Manifest, state: CacheState) -> None:
+        """One that is not done could keep the volume from other nodes; one that is says that the model is there."""
+        live = await self._kube.find_ours("Job", self._namespace, volume["metadata"]["name"])
+        if live is None or drift.controller_uid(live) != volume["metadata"]["uid"]:
+            return
+        if not has_condition(live, "Complete") and not is_terminating(live):
+            await self._kube.delete(live)
+            text = f"deleted Job {live['metadata']['name']}: pods download the model themselves"
+            state.actions.append(Event("Normal", "Deleted", text))
+
     async def _remember(self, name: str, sharers: Sharers, volume: Manifest, state: CacheState) -> None:
         """On the volume, what is on it: those that share it later find no pod that tells it."""
         annotations = volume["metadata"].get("annotations", {})
@@ -263,6 +275,13 @@ def claims_of(pod_spec: Manifest) -> set[str]:
     """The claims that a pod mounts."""
     claims = (each.get("persistentVolumeClaim") for each in pod_spec.get("volumes") or ())
     return {str(each["claimName"]) for each in claims if each is not None}
+
+
+def claims_in_use(pods: Sequence[Manifest], deployment: Manifest | None) -> set[str]:
+    """Of pods that are there, and of those that the Deployment would make."""
+    specs = [pod["spec"] for pod in pods]
+    specs += [deployment["spec"]["template"]["spec"]] if deployment is not None else []
+    return {name for spec in specs for name in claims_of(spec)}
 
 
 def _ours(live: Manifest, name: str) -> bool:

@@ -5,7 +5,7 @@ again. Nothing is written where nothing changed.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -15,7 +15,7 @@ from octavo_operator import drift
 from octavo_operator.accounting import Ledger, epoch
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
-from octavo_operator.cache import CacheState, ModelCache, claims_of
+from octavo_operator.cache import CacheState, ModelCache, claims_in_use
 from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.contests import Contests
 from octavo_operator.events import Event, events_of, events_of_apply
@@ -23,7 +23,7 @@ from octavo_operator.kube import Kube, KubeError
 from octavo_operator.observation import CONTESTED, DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Verdict
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
-from octavo_operator.revision import find_revision
+from octavo_operator.revision import ask_no_more, find_revision
 from octavo_operator.status import build_status, stamped_status, status_patch
 from octavo_operator.workqueue import Retry
 
@@ -99,9 +99,11 @@ class Reconciler:
             now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
             problem = await self._apply(live, now, children, actions) or cache.problem or children.lacking(wanted)
             actions += await remove(self._kube, children.unwanted(live, wanted))
+            if not (lacks_commit(deployment) and deployment.desired_replicas):
+                actions += await ask_no_more(self._kube, live)
         pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
         if problem is None and deployment is not None:
-            in_use = _claims_in_use(pods, children.own(live, "Deployment"))
+            in_use = claims_in_use(pods, children.own(live, "Deployment"))
             actions += await ModelCache(self._kube, self._settings, key.namespace).give_up(
                 live, cache_name(deployment), in_use
             )
@@ -233,13 +235,6 @@ def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:
     nothing, and a roll-out would end pods that serve. To have no pods, nothing need be waited for.
     """
     return cache.is_awaited and deployment.desired_replicas > 0
-
-
-def _claims_in_use(pods: Sequence[Manifest], deployment: Manifest | None) -> set[str]:
-    """Of pods that are there, and of those that the Deployment would make."""
-    specs = [pod["spec"] for pod in pods]
-    specs += [deployment["spec"]["template"]["spec"]] if deployment is not None else []
-    return {name for spec in specs for name in claims_of(spec)}
 
 
 def _terminating(live: Manifest) -> Problem | None:
