@@ -11,10 +11,11 @@ TORCH ?= torch==2.13.0
 # On Linux PyPI's torch brings CUDA along. `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` does not.
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types imports unit soak fuzz crd golden lock images-check clean
+.PHONY: help setup demo demo-fleet test lint types imports unit soak fuzz crd golden lock images-check clean
 
 help:
 	@echo "make demo   chat with the demo model, brought up from examples/llmdeployment.yaml"
+	@echo "make demo-fleet   a burst on the demo model: replicas come, one is killed, they go again, and no request fails"
 	@echo "make test   lint, types, import contract, tests"
 	@echo "make fuzz   requests made from the server's description, 200 valid and 200 invalid of each operation"
 	@echo "make soak   half an hour of load on a server too small for it (MINUTES=30)"
@@ -39,6 +40,10 @@ $(STAMP): pyproject.toml Makefile
 
 demo: $(STAMP)
 	@$(BIN)/octavo up -f examples/llmdeployment.yaml --once "Tell me a joke"
+
+# Behind the gateway, from no replica to three and back to one, with one killed: under two minutes on two idle cores.
+demo-fleet: $(STAMP)
+	@$(BIN)/octavo up -f examples/fleet.yaml --burst 24
 
 test: lint types imports unit
 
@@ -79,7 +84,7 @@ lock: $(STAMP)
 	@mkdir -p build
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable | sed -e '/@/d' -e 's/+cpu$$//' > build/tested.txt
 	$(LOCK) --output-file $(LOCKS)/build.txt $(LOCKS)/build.in
-	$(LOCK) --output-file $(LOCKS)/control-plane.txt --extra pull pyproject.toml
+	$(LOCK) --output-file $(LOCKS)/control-plane.txt --extra gateway --extra pull pyproject.toml
 	$(LOCK) --output-file $(LOCKS)/server.txt --extra server --extra tracing pyproject.toml
 
 IMAGE ?= control-plane

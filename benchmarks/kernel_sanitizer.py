@@ -20,11 +20,14 @@ import time
 from pathlib import Path
 from typing import Final
 
+import torch
+
+# First: it finds the source roots, which the others import from.
+from sanitizer_checks import CHECKS, kernel_names  # isort: split
+
 import racecheck_controls
 import sanitizer_reports
-import torch
 from kernel_checks import Errors, warm
-from sanitizer_checks import CHECKS, kernel_names
 
 TOOLS: Final = ("memcheck", "racecheck", "initcheck", "synccheck")
 CONTROLS: Final = ("apart_kernel", "racing_kernel")

@@ -84,6 +84,9 @@ class CachedKube(Kube):
                 self._stores[KIND].remove(live)
             raise
 
+    async def annotate(self, live: Mapping[str, Any], annotations: Mapping[str, str | None]) -> Manifest:
+        return self._keep(live["kind"], await super().annotate(live, annotations))
+
     async def _apply(
         self, manifest: Manifest, *, force: bool, manager: str = FIELD_MANAGER, dry_run: bool = False
     ) -> Manifest:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from octavo_operator.status import condition
+
+_BLIND: Final = frozenset({"ScrapesLost", "PendingTooLong"})
+"""Reasons of ScalingActive for which the load is not followed although it should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ def events_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event
     revision = after.get("modelRevision")
     if revision is not None and before.get("modelRevision") != revision:
         events.append(Event("Normal", "Resolved", f"the model is of revision {revision}"))
+    scaling, was_scaling = after.get("autoscaling") or {}, before.get("autoscaling") or {}
+    recommended = scaling.get("recommendedReplicas")
+    if recommended is not None and recommended != was_scaling.get("recommendedReplicas"):
+        events.append(Event("Normal", "Recommended", f"recommends {recommended} replicas: {scaling.get('reason', '')}"))
     return events
 
 
@@ -60,6 +67,9 @@ def _worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Mapping[
         old, new = condition(before, kind), condition(after, kind)
         if new.get("status") == bad and (old.get("status"), old.get("reason")) != (bad, new["reason"]):
             found.append(new)
+    blind, was = condition(after, "ScalingActive"), condition(before, "ScalingActive")
+    if blind.get("reason") in _BLIND and was.get("reason") != blind["reason"]:
+        found.append(blind)
     return found
 
 

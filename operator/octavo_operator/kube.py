@@ -195,6 +195,13 @@ class Kube:
         body = {"metadata": {"uid": metadata["uid"]}, "status": patch}
         return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
 
+    async def annotate(self, live: Mapping[str, Any], annotations: Mapping[str, str | None]) -> Manifest:
+        """Merge annotations into this very object's, None takes one away; 409 if another has taken its name."""
+        metadata = live["metadata"]
+        path = f"{collection(live['kind'], metadata['namespace'])}/{metadata['name']}"
+        body = {"metadata": {"uid": metadata["uid"], "annotations": dict(annotations)}}
+        return await self._request("PATCH", path, body, _MERGE, {"fieldManager": FIELD_MANAGER})
+
     async def record(self, live: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """An Event about an LLMDeployment; what is told again is counted on the first. Best effort: one that is lost is
         logged, and hinders nothing.

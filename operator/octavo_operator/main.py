@@ -15,6 +15,8 @@ from uuid import uuid4
 
 from octavo_common.names import API_GROUP, KIND
 from octavo_operator import handlers
+from octavo_operator.autoscale.decisions import Decisions
+from octavo_operator.autoscale.run import autoscale
 from octavo_operator.cached import OPTIONAL, WATCHED, CachedKube, informers
 from octavo_operator.dispatch import Dispatcher
 from octavo_operator.election import Election, LeadershipLostError, Timing
@@ -130,12 +132,15 @@ class Operator:
         children = informers(kube, namespaces, stores, dispatch)
         may_write = election.may_act if election is not None else lambda: True
         cached = CachedKube(kube, stores, [*deployments, *children], dispatch.written, may_write)
-        reconciler = Reconciler(cached, _render_settings(self._settings), _now, self.metrics.ledger)
+        decisions, rendering = Decisions(), _render_settings(self._settings)
+        reconciler = Reconciler(cached, rendering, _now, self.metrics.ledger, decisions)
+        gateways = rendering.operator_namespace, self._settings.gateway_selector
+        scaling = autoscale(cached, decisions, self.metrics.autoscaling, self._add, gateways)
         handle = self._measured(reconciler, cached)
         listing = [asyncio.create_task(each.relist_until_done()) for each in deployments]
         lasting = [each.run() for each in children]
         lasting += [self._worker(cached, handle) for _ in range(self._settings.workers)]
-        lasting += [self._resync(deployments), *([election.hold()] if election is not None else [])]
+        lasting += [scaling, self._resync(deployments), *([election.hold()] if election is not None else [])]
         lasting += [handlers.watch(kube, stores[KIND], dispatch.deployment, namespaces, stop, partial(_served, kube))]
         tasks = [asyncio.create_task(each) for each in lasting]
         try:
@@ -147,6 +152,9 @@ class Operator:
             for task in (*tasks, *listing):
                 task.cancel()
             await asyncio.gather(*tasks, *listing, return_exceptions=True)
+
+    def _add(self, name: tuple[str, str]) -> None:
+        self.queue.add(Key(*name))
 
     async def _worker(self, cached: CachedKube, handle: Callable[[Key], Awaitable[None]]) -> None:
         """One of those that pass over keys, once everything is listed, or as much as there will be for a while."""

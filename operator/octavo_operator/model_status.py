@@ -48,7 +48,9 @@ def known(deployment: LLMDeployment, observed: Observation, previous: Manifest) 
 
 def kept(previous: Manifest) -> Status:
     """The same fields as they were, where the spec cannot be read."""
-    return {key: previous[key] for key in ("model", "url", "modelRevision", "resolved") if key in previous}
+    return {
+        key: previous[key] for key in ("model", "url", "modelRevision", "resolved", "autoscaling") if key in previous
+    }
 
 
 def template_of(observed: Observation) -> Manifest | None:

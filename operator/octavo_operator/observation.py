@@ -35,12 +35,24 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """Of one that is autoscaled: the condition ScalingActive, `status.autoscaling`, what decided its replicas, and
+    whether that is the operator itself.
+    """
+
+    active: Verdict
+    told: Mapping[str, Any]
+    by: str
+    is_internal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What the API server holds of one LLMDeployment. None: there is none, or it is not ours.
 
     `cached`: the condition ModelCached where a Job sees to the model; None: the pods do, or nobody needs to.
     `resolved`: what this spec was rendered with, None where it was not. `revision`: the model's, where a volume has it.
-    `accounting`: what was used up to now.
+    `accounting`: what was used up to now. `scaling`: None where it is not autoscaled.
     """
 
     deployment: Manifest | None = None
@@ -51,6 +63,7 @@ class Observation:
     resolved: Resolved | None = None
     revision: str | None = None
     accounting: Mapping[str, Any] | None = None
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from octavo_operator.accounting import Ledger
+from octavo_operator.autoscale.metrics import AutoscalingMetrics
 
 
 class Metrics:
@@ -26,6 +27,7 @@ class Metrics:
         self.leading = Gauge("octavo_operator_leading", "1 while this operator acts, else 0", registry=self.registry)
         waiting = Gauge("octavo_operator_queue_length", "LLMDeployments that wait for a worker", registry=self.registry)
         waiting.set_function(queue_length)
+        self.autoscaling = AutoscalingMetrics(self.registry)
         self.ledger = Ledger()
         self.registry.register(_Usage(self.ledger))
 

@@ -15,12 +15,23 @@ from octavo_operator import drift
 from octavo_operator.accounting import Ledger, epoch
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
+from octavo_operator.autoscale.cluster import write_costs
+from octavo_operator.autoscale.decisions import Decisions
+from octavo_operator.autoscale.pods import stale_costs
 from octavo_operator.cache import CacheState, ModelCache, claims_in_use
 from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.contests import Contests
 from octavo_operator.events import Event, events_of, events_of_apply
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.observation import CONTESTED, DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Verdict
+from octavo_operator.observation import (
+    CONTESTED,
+    DOWNLOAD_FAILED,
+    TERMINATING,
+    Observation,
+    Problem,
+    Scaling,
+    Verdict,
+)
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
 from octavo_operator.revision import ask_no_more, find_revision
@@ -57,12 +68,18 @@ class Reconciler:
     """
 
     def __init__(
-        self, kube: Kube, settings: RenderSettings, now: Callable[[], str], ledger: Ledger | None = None
+        self,
+        kube: Kube,
+        settings: RenderSettings,
+        now: Callable[[], str],
+        ledger: Ledger | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self._kube = kube
         self._settings = settings
         self._now = now
         self._ledger = ledger if ledger is not None else Ledger()
+        self._decisions = decisions if decisions is not None else Decisions()
         self._contests = Contests()
 
     async def __call__(self, key: Key) -> bool:
@@ -87,6 +104,12 @@ class Reconciler:
         wanted, deployment, resolved, problem = self._wanted(live)
         kinds = {str(each["kind"]) for each in wanted}
         children = await Children.find(self._kube, key.namespace, key.name, kinds)
+        scaling: Scaling | None = None
+        if deployment is None or resolved is None:
+            self._decisions.forget((key.namespace, key.name))
+        else:
+            deployment, scaling = self._decisions.settle(live, deployment, children.live.get("Deployment"))
+            wanted = wanted if scaling is None else self._rendered(deployment, resolved)
         problem = _terminating(live) or problem or children.conflict(live, wanted)
         cache, actions = CacheState(), list[Event]()
         if problem is None and deployment is not None and resolved is not None:
@@ -97,7 +120,10 @@ class Reconciler:
                     resolved = resolved.model_copy(update={"revision": cache.revision})
                     wanted = self._rendered(deployment, resolved)
             now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
-            problem = await self._apply(live, now, children, actions) or cache.problem or children.lacking(wanted)
+            by = "spec.suspend is true" if deployment.spec.suspend else scaling.by if scaling else "spec.replicas"
+            problem = await self._apply(live, now, children, actions, by) or cache.problem or children.lacking(wanted)
+            if scaling is not None and any(each.reason == "Scaled" for each in actions):
+                scaling = self._decisions.scaled((key.namespace, key.name), scaling, self._now())
             actions += await remove(self._kube, children.unwanted(live, wanted))
             if not (lacks_commit(deployment) and deployment.desired_replicas):
                 actions += await ask_no_more(self._kube, live)
@@ -107,6 +133,8 @@ class Reconciler:
             actions += await ModelCache(self._kube, self._settings, key.namespace).give_up(
                 live, cache_name(deployment), in_use
             )
+            if scaling is None or not scaling.is_internal:
+                await write_costs(self._kube, stale_costs(pods))
         observed = Observation(
             deployment=children.own(live, "Deployment"),
             service=children.own(live, "Service"),
@@ -116,6 +144,7 @@ class Reconciler:
             resolved=resolved,
             revision=cache.revision,
             accounting=self._ledger.look(live, pods, self._now()),
+            scaling=scaling,
         )
         later = await self._report(live, deployment, observed, [*cache.actions, *actions])
         if problem is not None and problem.reason == CONTESTED:
@@ -129,6 +158,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._ledger.close(key.namespace, key.name)
+        self._decisions.forget((key.namespace, key.name))
         self._contests.forget(key.namespace, key.name)
 
     async def _cache(self, live: Manifest, deployment: LLMDeployment) -> CacheState:
@@ -167,9 +197,9 @@ class Reconciler:
         return [drift.stamped(each) for each in render_own(*pinned(deployment, self._settings, resolved))]
 
     async def _apply(
-        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event]
+        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event], by: str
     ) -> Problem | None:
-        """Write what differs, and put what came back into `children`."""
+        """Write what differs, and put what came back into `children`. `by`: what decides the number of replicas."""
         problem: Problem | None = None
         is_alive = False
         at = epoch(self._now())
@@ -196,7 +226,6 @@ class Reconciler:
                 else:
                     applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
                     children.live[kind] = applied
-                    by = "spec.suspend is true" if live["spec"].get("suspend") else "spec.replicas"
                     actions += events_of_apply(child, applied, by)
                 self._contests.wrote(manifest, at)
             except KubeError as error:

@@ -16,7 +16,7 @@ from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import Resolved
 from octavo_operator.render import RenderSettings, lacks_commit, pulls_itself, server_image, startup_seconds
 
-_SCALING: Final = {"replicas", "suspend"}
+_SCALING: Final = {"replicas", "autoscaling", "suspend"}
 
 
 def resolve(live: Mapping[str, Any], deployment: LLMDeployment, settings: RenderSettings) -> Resolved:

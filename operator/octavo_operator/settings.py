@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from octavo_common.names import OPERATOR_PORT
+from octavo_common.names import GATEWAY_SELECTOR, OPERATOR_PORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class OperatorSettings:
         leader_elect: hold a Lease while acting, so that of several operators one acts.
         lease_namespace: where the Lease is; None: where this runs, outside a cluster "default".
         operator_namespace: where operator and gateway run, whom network policies let in; None: where this runs.
+        gateway_selector: of the gateways' pods in operator_namespace, by labels; the autoscaler reads their metrics.
         probe_port: port of /healthz, /readyz and /metrics on every address; 0: any free one, None: none of them.
         log_level: least level that is logged: debug, info, warning or error.
         kubeconfig: how to reach the API server; None: the service account of the pod, else KUBECONFIG.
@@ -30,6 +31,7 @@ class OperatorSettings:
     leader_elect: bool = True
     lease_namespace: str | None = None
     operator_namespace: str | None = None
+    gateway_selector: str = GATEWAY_SELECTOR
     probe_port: int | None = OPERATOR_PORT
     log_level: str = "info"
     kubeconfig: Path | None = None

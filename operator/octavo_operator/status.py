@@ -53,6 +53,11 @@ def build_status(live: Manifest, deployment: LLMDeployment | None, observed: Obs
         "restarts": restarts(observed.pods),
         "selector": f"{DEPLOYMENT_LABEL}={live['metadata']['name']}",
         **told,
+        **(
+            {"autoscaling": dict(observed.scaling.told)}
+            if observed.scaling is not None and observed.scaling.told
+            else {}
+        ),
         **({"accounting": dict(observed.accounting)} if observed.accounting is not None else {}),
     }
 
@@ -114,7 +119,7 @@ def _conditions(
         "Progressing": progressing,
         "ModelCached": observed.cached or model_cached(deployment, observed),
         "Scheduled": scheduled,
-        "ScalingActive": _scaling(deployment),
+        "ScalingActive": observed.scaling.active if observed.scaling is not None else _scaling(deployment),
         "Degraded": degraded,
     }
 
@@ -138,7 +143,9 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
     if deployment is not None and deployment.spec.suspend:
         return Verdict("False", "Suspended", "spec.suspend is true: no replica is wanted; set it to false to go on")
     if counts.desired == 0:
-        return Verdict("False", "ScaledToZero", "spec.replicas is 0: no replica is wanted")
+        scaled = deployment is not None and deployment.spec.autoscaling is not None
+        why = "no request needs a replica; the next one at the gateway starts it" if scaled else "spec.replicas is 0"
+        return Verdict("False", "ScaledToZero", f"{why}: no replica is wanted")
     return Verdict("False", "NoReplicaReady", f"none of {counts.desired} replicas takes requests yet")
 
 
@@ -185,8 +192,10 @@ def _all(count: int, noun: str) -> str:
 
 
 def _scaling(deployment: LLMDeployment | None) -> Verdict:
-    """As an HPA says it: false where nothing scales, and why."""
-    if deployment is not None and deployment.spec.suspend:
+    """As an HPA says it: false where nothing scales, and why. Of what is not autoscaled."""
+    if deployment is None:
+        return Verdict("Unknown", "InvalidSpec", "what the spec means is not known")
+    if deployment.spec.suspend:
         return Verdict("False", "Suspended", "spec.suspend is true: there are no replicas, whatever the load")
     text = "the number of replicas is spec.replicas, whatever the load; kubectl scale or an autoscaler can change it"
     return Verdict("False", "FixedReplicas", text)

@@ -27,8 +27,11 @@ class ChatPiece:
     usage: dict[str, Any] | None = None
 
 
-async def stream_chat(client: httpx.AsyncClient, base_url: str, model: str, prompt: str) -> AsyncIterator[ChatPiece]:
-    """Send `prompt` as a user's message and yield the answer as it comes. `base_url` ends in /v1.
+async def stream_chat(
+    client: httpx.AsyncClient, base_url: str, model: str, prompt: str, **fields: Any
+) -> AsyncIterator[ChatPiece]:
+    """Send `prompt` as a user's message and yield the answer as it comes. `base_url` ends in /v1; `fields` are of the
+    request's body, as `temperature`.
 
     Raises:
         ChatError: refused, broken off, or ended without a finish reason.
@@ -38,6 +41,7 @@ async def stream_chat(client: httpx.AsyncClient, base_url: str, model: str, prom
         "messages": [{"role": "user", "content": prompt}],
         "stream": True,
         "stream_options": {"include_usage": True},
+        **fields,
     }
     timeout = httpx.Timeout(SILENCE_SECONDS, connect=10.0)
     finished = False

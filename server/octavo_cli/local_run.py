@@ -3,9 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import httpx
@@ -13,13 +11,15 @@ from rich.console import Console
 
 from octavo_cli.chat_client import ChatError, stream_chat
 from octavo_cli.errors import CommandError
+from octavo_cli.local_burst import burst
+from octavo_cli.local_burst_view import print_account
 from octavo_cli.progress import Progress
 from octavo_cli.replica_metrics import KVCacheUse, kv_cache_use
-from octavo_cli.status_view import describe_use, print_status
-from octavo_operator.local.observe import base_url, local_status
+from octavo_cli.status_view import print_status
+from octavo_operator.autoscale.decide import Decision
+from octavo_operator.local.fleet import Listener, LocalFleet
+from octavo_operator.local.gateway import Door
 from octavo_operator.local.plan import LocalPlan
-from octavo_operator.local.replica import ReplicaState
-from octavo_operator.local.supervisor import Supervisor
 
 SAMPLE_SECONDS: Final = 0.1
 ASK_SECONDS: Final = 5.0
@@ -28,19 +28,19 @@ UNPRINTABLE: Final = {code: None for code in (*range(32), *range(127, 160)) if c
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the command line asks for; `port` None: the Service's."""
+    """What the command line asks for. `door`: the gateway's, with the port wished for. `burst`: streams at once."""
 
+    door: Door
     once: str | None = None
-    port: int | None = None
+    burst: int | None = None
     as_json: bool = False
     logs: bool = False
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a chat brought; `peak` is the greatest share of the replica's KV cache known to have been in use, 0 to 1."""
+    """What a chat brought; `peak` is the greatest share of a replica's KV cache known to have been in use, 0 to 1."""
 
-    replica: str
     text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class Answer:
 
 
 class LocalRun:
-    """Holds the supervisor, what is shown, and the status as it changes."""
+    """Holds the fleet, and shows what becomes of it."""
 
     def __init__(self, plan: LocalPlan, options: RunOptions) -> None:
         self.was_served = False  # came up as asked, to run until it is told to end
@@ -58,11 +58,9 @@ class LocalRun:
         self._out, self._err = Console(file=sys.stdout), Console(file=sys.stderr)
         self._progress = Progress(self._err)
         self._last_lines: dict[str, str] = {}
-        self._status: dict[str, Any] = {}
-        service_port = plan.deployment.spec.networking.service.port
-        self._port = service_port if options.port is None else options.port
-        launches = plan.launches(self._port, self._on_line)
-        self._supervisor = Supervisor(plan.deployment.name, launches, self._on_change)
+        self._told = ""
+        listener = Listener(self._on_change, self._on_line, self._on_decision)
+        self._fleet = LocalFleet(plan, options.door, listener)
 
     async def run(self) -> None:
         """Bring it up and do what was asked.
@@ -74,18 +72,23 @@ class LocalRun:
         with self._progress as progress:
             for warning in self._plan.warnings:
                 progress.note(f"warning: {warning}", style="yellow")
-            async with self._supervisor, httpx.AsyncClient(trust_env=False, timeout=ASK_SECONDS) as client:
-                await self._supervisor.wait_ready()
+            headers = {"Authorization": f"Bearer {self._fleet.key}"}
+            client = httpx.AsyncClient(trust_env=False, timeout=ASK_SECONDS, headers=headers)
+            async with self._fleet, client:
+                await self._fleet.wait_ready()
                 progress.close()
                 self._tell_port()
-                if self._options.once is None:
-                    await self._serve(client)
-                else:
+                if self._options.once is not None:
                     await self._chat_once(client, self._options.once)
+                elif self._options.burst is not None:
+                    account = await burst(self._fleet, client, self._options.burst, self._progress.event)
+                    print_account(self._out, account, self._fleet.history)
+                else:
+                    await self._serve(client)
 
     def hurry(self) -> None:
         """End all processes without waiting for their requests."""
-        self._supervisor.kill()
+        self._fleet.kill()
 
     async def _serve(self, client: httpx.AsyncClient) -> None:
         self.was_served = True
@@ -93,42 +96,35 @@ class LocalRun:
             await self._print_json(client, None)
         else:
             self._announce()
-        await self._supervisor.run()
+        await self._fleet.run()
 
     async def _chat_once(self, client: httpx.AsyncClient, prompt: str) -> None:
         answer = await self._chat(client, prompt)
         if self._options.as_json:
             await self._print_json(client, answer)
             return
-        states = self._supervisor.states
-        used = []
-        for state in states:
-            peak = answer.peak if state.name == answer.replica else None
-            used.append((state.name, describe_use(await self._use(client, state), peak)))
-        print_status(self._out, self._deployment.name, self._status, states, used)
+        states = [state for state in self._fleet.replicas if state.url is not None]
+        used = [(each.name, await kv_cache_use(client, each.url or "")) for each in states]
+        print_status(self._out, self._deployment.name, self._fleet.status, states, used, answer.peak)
 
     async def _chat(self, client: httpx.AsyncClient, prompt: str) -> Answer:
-        replica = next((state for state in self._supervisor.states if state.ready), None)
-        if replica is None:
-            raise CommandError("no replica takes requests any more; --logs shows what they say")
-        answer = Answer(replica.name)
+        answer = Answer()
         if not self._options.as_json:
             self._err.print(f"> {prompt}", style="bold", markup=False, highlight=False)
-        sampling = asyncio.create_task(self._sample(client, replica, answer))
+        sampling = asyncio.create_task(self._sample(client, answer))
         try:
-            async for piece in stream_chat(client, f"{replica.url}/v1", self._deployment.model_name, prompt):
+            async for piece in stream_chat(client, f"{self._fleet.url}/v1", self._deployment.model_name, prompt):
                 answer.text += piece.text
                 answer.finish_reason = piece.finish_reason or answer.finish_reason
                 answer.usage = piece.usage or answer.usage
                 self._write(piece.text)
         except ChatError as error:
-            last = self._last_lines.get(replica.name)
-            said = f"; last from {replica.name}: {last}" if last else ""
-            raise CommandError(f"the chat failed: {error}{said}") from error
+            last = [f"; last from {name}: {line}" for name, line in self._last_lines.items()]
+            raise CommandError(f"the chat failed: {error}{''.join(last)}") from error
         finally:
             sampling.cancel()
             self._write("\n\n")
-        await self._count_own_tokens(client, replica, answer)
+        await self._count_own_tokens(client, answer)
         return answer
 
     def _write(self, text: str) -> None:
@@ -137,29 +133,33 @@ class LocalRun:
             sys.stdout.write(text.translate(UNPRINTABLE))
             sys.stdout.flush()
 
-    async def _sample(self, client: httpx.AsyncClient, state: ReplicaState, answer: Answer) -> None:
+    async def _sample(self, client: httpx.AsyncClient, answer: Answer) -> None:
         while True:
-            use = await self._use(client, state)
-            answer.peak = max(answer.peak, use.share if use is not None else 0.0)
+            for use in await self._uses(client):
+                answer.peak = max(answer.peak, use.share)
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    async def _count_own_tokens(self, client: httpx.AsyncClient, state: ReplicaState, answer: Answer) -> None:
+    async def _count_own_tokens(self, client: httpx.AsyncClient, answer: Answer) -> None:
         """An answer may be over between two looks; its own tokens, but for the last, lay in the cache at its end."""
-        use = await self._use(client, state)
-        if use is not None and use.tokens_total and answer.usage:
-            answer.peak = max(answer.peak, (answer.usage["total_tokens"] - 1) / use.tokens_total)
+        totals = [use.tokens_total for use in await self._uses(client) if use.tokens_total]
+        if totals and answer.usage:
+            answer.peak = max(answer.peak, (answer.usage["total_tokens"] - 1) / max(totals))
 
-    async def _use(self, client: httpx.AsyncClient, state: ReplicaState) -> KVCacheUse | None:
-        return await kv_cache_use(client, state.url) if state.url is not None else None
+    async def _uses(self, client: httpx.AsyncClient) -> list[KVCacheUse]:
+        """Of those replicas that tell."""
+        urls = [state.url for state in self._fleet.replicas if state.ready and state.url is not None]
+        return [use for use in await asyncio.gather(*(kv_cache_use(client, url) for url in urls)) if use is not None]
 
     async def _print_json(self, client: httpx.AsyncClient, answer: Answer | None) -> None:
         replicas = []
-        for state in self._supervisor.states:
-            use = await self._use(client, state)
+        for state in self._fleet.replicas:
+            use = None if state.url is None else await kv_cache_use(client, state.url)
             cache = use and {"share": use.share, "tokensUsed": use.tokens_used, "tokensTotal": use.tokens_total}
             what = {"name": state.name, "phase": state.phase, "url": state.url, "pid": state.pid}
             replicas.append({**what, "restarts": state.restarts, "kvCache": cache})
-        document: dict[str, Any] = {"name": self._deployment.name, "status": self._status, "replicas": replicas}
+        door = self._fleet.gateway
+        document: dict[str, Any] = {"name": self._deployment.name, "status": self._fleet.status, "replicas": replicas}
+        document["gateway"] = {"url": door.url, "pid": door.pid, "restarts": door.restarts}
         if answer is not None:
             fields = {"text": answer.text, "finishReason": answer.finish_reason, "usage": answer.usage}
             document["answer"] = fields | {"kvCachePeak": answer.peak}
@@ -167,10 +167,10 @@ class LocalRun:
         sys.stdout.flush()
 
     def _announce(self) -> None:
-        url, model = base_url(self._supervisor.states), self._deployment.model_name
+        url, model = f"{self._fleet.url}/v1", self._deployment.model_name
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Tell me a joke"}]})
         lines = [f"{self._deployment.name} is ready: {url}  (model {model})", ""]
-        lines += [f"  {state.name}: {state.url}/v1" for state in self._supervisor.states[1:]]
+        lines += [f"  {state.name}: {state.url}" for state in self._fleet.replicas]
         lines += [
             f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'",
             "",
@@ -180,15 +180,22 @@ class LocalRun:
         sys.stdout.flush()
 
     def _tell_port(self) -> None:
-        url = self._supervisor.states[0].url
+        url, wished = self._fleet.url, self._options.door.port
         port = httpx.URL(url).port if url is not None else None
-        if self._port not in (0, port):
-            self._progress.note(f"port {self._port} is taken; it listens on {port} instead: {url}/v1", style="yellow")
+        if wished not in (0, port):
+            self._progress.note(f"port {wished} is taken; it listens on {port} instead: {url}/v1", style="yellow")
 
-    def _on_change(self, states: Sequence[ReplicaState]) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._status = local_status(self._deployment, states, self._status, now)
-        self._progress.replicas(states)
+    def _on_change(self) -> None:
+        self._progress.replicas(self._fleet.processes)
+
+    def _on_decision(self, decision: Decision, before: int) -> None:
+        """Each that changes something, and each new reason for leaving it as it is."""
+        wanted = before if decision.replicas is None else decision.replicas
+        if wanted != before or decision.reason != self._told:
+            noun = "replica" if wanted == 1 else "replicas"
+            arrow = f"{before} → {wanted} {noun}" if wanted != before else f"{wanted} {noun}"
+            self._told = decision.reason
+            self._progress.event(f"{arrow}: {decision.reason}: {decision.message}", style="cyan")
 
     def _on_line(self, name: str, line: str) -> None:
         self._last_lines[name] = line

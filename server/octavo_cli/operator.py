@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from octavo_cli.errors import FAILED, WRONG_INPUT, CommandError
-from octavo_common.names import OPERATOR_PORT
+from octavo_common.names import GATEWAY_SELECTOR, OPERATOR_PORT
 
 
 @click.command(name="operator")
@@ -17,6 +17,13 @@ from octavo_common.names import OPERATOR_PORT
     "--leader-elect/--no-leader-elect", default=True, help="Act only while holding a Lease.  [default: leader-elect]"
 )
 @click.option("--lease-namespace", metavar="NAME", help="Namespace of the Lease.  [default: the pod's own]")
+@click.option(
+    "--gateway-selector",
+    metavar="LABELS",
+    default=GATEWAY_SELECTOR,
+    show_default=True,
+    help="Pods of the operator's namespace that are gateways; the autoscaler reads their metrics.",
+)
 @click.option(
     "--probe-port",
     type=click.IntRange(0, 65_535),
@@ -39,6 +46,7 @@ def operator(
     pull_image: str | None,
     leader_elect: bool,
     lease_namespace: str | None,
+    gateway_selector: str,
     probe_port: int,
     log_level: str,
     kubeconfig: Path | None,
@@ -58,6 +66,7 @@ def operator(
         pull_image=pull_image,
         leader_elect=leader_elect,
         lease_namespace=lease_namespace,
+        gateway_selector=gateway_selector,
         probe_port=probe_port,
         log_level=log_level,
         kubeconfig=kubeconfig,

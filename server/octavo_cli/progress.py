@@ -49,16 +49,23 @@ class Progress:
         """Print a line of its own."""
         self._console.print(Text(text, style=style), soft_wrap=True)
 
+    def event(self, text: str, style: str = "") -> None:
+        """Print a line with the time since the beginning."""
+        self.note(f"[{self._seconds():6.1f} s] {text}", style=style)
+
     def replicas(self, states: "Sequence[ReplicaState]") -> None:
         """Show the states as they are now."""
         self._states = states
         if self._live is not None:
             return  # it looks at them ten times a second
+        for gone in self._told.keys() - {state.name for state in states}:
+            del self._told[gone]
+            self.event(f"{gone}: gone")
         for state in states:
             line = f"{state.name}: {describe(state)}"
             if self._told.get(state.name) != line:
                 self._told[state.name] = line
-                self.note(f"[{self._seconds():6.1f} s] {line}", style="")
+                self.event(line)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))

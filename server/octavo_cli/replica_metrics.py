@@ -27,6 +27,17 @@ async def kv_cache_use(client: httpx.AsyncClient, url: str) -> KVCacheUse | None
         return None
 
 
+async def counter_value(client: httpx.AsyncClient, url: str, name: str) -> int:
+    """The sum over all labels of a counter that is told at `url`; 0 where nobody answers, or nothing was counted."""
+    try:
+        answer = await client.get(url)
+        answer.raise_for_status()
+        families = list(text_string_to_metric_families(answer.text))
+    except (httpx.HTTPError, ValueError):
+        return 0
+    return int(sum(sample.value for family in families for sample in family.samples if sample.name == name))
+
+
 def parse_kv_cache_use(text: str) -> KVCacheUse | None:
     """The use in a page of metrics in Prometheus' text format. Raises ValueError for a text that is none."""
     wanted = (METRIC_KV_CACHE_USAGE, METRIC_KV_TOKENS_USED, METRIC_KV_TOKENS_TOTAL)

@@ -21,28 +21,32 @@ def print_status(
     name: str,
     status: Mapping[str, Any],
     replicas: "Sequence[ReplicaState]",
-    kv_cache: Sequence[tuple[str, str]],
+    kv_cache: Sequence[tuple[str, KVCacheUse | None]],
+    peak: float,
 ) -> None:
-    """Replicas, conditions, URL and KV-cache use. `kv_cache` holds a line for each replica: its name and its use."""
+    """Replicas, conditions, URL and KV-cache use. `kv_cache` holds the use of each replica, by name; `peak` is the
+    greatest share of one during the answer, 0 to 1.
+    """
     ready = f"{status['readyReplicas']}/{status['desiredReplicas']}"
     _print(console, Text.assemble((f"LLMDeployment {name}", "bold"), f"  replicas ready {ready}"))
     facts = [("model", str(status.get("model", ""))), ("url", status.get("url", "none: no replica takes requests"))]
     facts += [(each.name, f"{each.phase}, restarts {each.restarts}, {each.url or 'no URL'}") for each in replicas]
     several = len(kv_cache) > 1
-    facts += [("KV cache", f"{replica}: {use}" if several else use) for replica, use in kv_cache]
+    uses = [(replica, describe_use(use)) for replica, use in kv_cache]
+    facts += [("KV cache", f"{replica}: {use}" if several else use) for replica, use in uses]
+    facts += [("", f"{peak:.2%} of one at the most during the answer")]
     width = max(len(label) for label, _ in facts)
     for label, value in facts:
         _print(console, Text.assemble((f"  {label:<{width}}", "dim"), f"  {value}"))
     _print_conditions(console, status["conditions"])
 
 
-def describe_use(now: KVCacheUse | None, peak: float | None) -> str:
-    """A KV cache's use in words; `peak` is the greatest share during an answer, 0 to 1."""
+def describe_use(now: KVCacheUse | None) -> str:
+    """A KV cache's use in words."""
     if now is None:
         return "not told by the replica"
     of = f" of {now.tokens_total:,} tokens" if now.tokens_total is not None else ""
-    during = f", {peak:.2%} at the most during the answer" if peak is not None else ""
-    return f"{now.share:.2%}{of} in use{during}"
+    return f"{now.share:.2%}{of} in use"
 
 
 def _print_conditions(console: Console, conditions: Sequence[Mapping[str, str]]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from octavo_server.access_config import AccessConfig
+from octavo_server.access_config import OriginsConfig
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 DISK_CACHE_GIB: Final = 16.0
@@ -157,7 +157,7 @@ def _without_host_memory(info: ValidationInfo) -> bool:
     return swap_space == 0.0 or (swap_space is None and info.data.get("device") == "cpu")
 
 
-class ServerConfig(AccessConfig, EngineConfig):
+class ServerConfig(OriginsConfig, EngineConfig):
     """Everything `octavo serve` can be told."""
 
     served_model_name: tuple[Name, ...] = Field(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from octavo_server import ipc, logs
+from octavo_common import logs
+from octavo_server import ipc
 from octavo_server.engine_channel import Channel, Inbox
 from octavo_server.errors import OctavoError
 from octavo_server.free_memory import give_memory_back

@@ -10,43 +10,13 @@ OctavoError
 
 from typing import Literal
 
+from octavo_common.errors import ConfigError, OctavoError, RequestError
 
-class OctavoError(Exception):
-    """Base of all errors that are told to a person as one line."""
+__all__ = ["ConfigError", "EngineError", "EngineErrorKind", "ModelError", "OctavoError", "RequestError"]
 
 
 class ModelError(OctavoError):
     """The model directory cannot be served. Says what is missing and what to do."""
-
-
-class ConfigError(OctavoError):
-    """The configuration cannot work. Says which flag to change."""
-
-
-class RequestError(OctavoError):
-    """A request is refused.
-
-    `param` is the path of the field as the client wrote it; `code` the OpenAI error code, where there is one;
-    `retry_after` the seconds after which the same request may be taken.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        status: int = 400,
-        type: str = "invalid_request_error",
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
-        self.status = status
-        self.type = type
-        self.retry_after = retry_after
 
 
 EngineErrorKind = Literal["unavailable", "internal", "invalid", "out_of_memory", "timeout"]

@@ -26,7 +26,7 @@ from octavo_chart import (
     the_one,
 )
 from octavo_cli.operator import operator
-from octavo_common.names import OPERATOR_PORT
+from octavo_common.names import ADMIN_PORT, DEPLOYMENT_LABEL, GATEWAY_SELECTOR, OPERATOR_PORT, SERVER_PORT
 from octavo_common.version import __version__
 
 CRDS = CHART.parents[1] / "crds"
@@ -289,7 +289,7 @@ def test_the_network_lets_out_to_the_api_server_and_in_to_the_metrics_alone() ->
     spec = the_one(render({}), "NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["ingress"] == []
-    assert [sorted(rule) for rule in spec["egress"]] == [["ports"]]
+    assert sorted(spec["egress"][0]) == ["ports"]
     assert [port["port"] for port in spec["egress"][0]["ports"]] == [443, 6443, 8443, 16443]
     objects = render(COMBINATIONS["everything"])
     spec = the_one(objects, "NetworkPolicy")["spec"]
@@ -297,6 +297,19 @@ def test_the_network_lets_out_to_the_api_server_and_in_to_the_metrics_alone() ->
     assert opened["from"] == COMBINATIONS["everything"]["networkPolicy"]["metricsFrom"]
     assert [port["port"] for port in opened["ports"]] == [the_container(objects)["ports"][0]["name"]]
     assert spec["egress"][0]["to"] == [{"ipBlock": {"cidr": "10.0.0.1/32"}}, {"ipBlock": {"cidr": "fd00::/8"}}]
+
+
+def test_the_network_lets_out_to_what_the_autoscaler_asks() -> None:
+    objects = render({})
+    _, replicas, gateways = the_one(objects, "NetworkPolicy")["spec"]["egress"]
+    (pods,) = replicas["to"]
+    assert pods["podSelector"]["matchExpressions"] == [{"key": DEPLOYMENT_LABEL, "operator": "Exists"}]
+    assert pods["namespaceSelector"] == {}
+    assert [port["port"] for port in replicas["ports"]] == [SERVER_PORT, ADMIN_PORT]
+    (given,) = [arg for arg in the_container(objects)["args"] if arg.startswith("--gateway-selector=")]
+    labels = dict(pair.split("=") for pair in given.partition("=")[2].split(","))
+    assert gateways["to"] == [{"podSelector": {"matchLabels": labels}}]
+    assert GATEWAY_SELECTOR.partition("=")[::2] in labels.items()
 
 
 def test_a_pod_monitor_reads_the_port_that_the_policy_opens() -> None:

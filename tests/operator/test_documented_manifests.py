@@ -9,9 +9,9 @@ import yaml
 
 from llm_deployments import SETTINGS, rendered
 from octavo_cli.memory_plan import server_config
+from octavo_common.access.keys import KeyRing
 from octavo_operator.api import load_manifest
 from octavo_operator.render import render
-from octavo_server.frontend.access.keys import KeyRing
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -124,7 +124,7 @@ async def test_who_cannot_wait_for_the_drain_still_waits_for_the_last_process(ma
             await local.wait_ready()
 
     task = asyncio.create_task(come_and_go())
-    await wait_for(local, lambda states: states[0].phase == "Draining")
+    await wait_for(local, lambda states: bool(states) and states[0].phase == "Draining")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -227,3 +227,54 @@ def test_exits_are_told_in_words() -> None:
     assert describe_exit(0) == "exited with code 0"
     assert describe_exit(-15) == "was killed by SIGTERM"
     assert describe_exit(-1000) == "was killed by signal 1000"
+
+
+async def test_more_are_started_in_free_places_and_no_more_than_there_are(mark: dict[str, str]) -> None:
+    async with Supervisor("chat", [launch(mark)] * 3, count=1) as local:
+        await local.wait_ready()
+        assert [state.name for state in local.states] == ["chat-0"]
+        local.scale(7)
+        await wait_for(local, lambda states: len(states) == 3 and all(state.ready for state in states))
+        assert len(processes.marked(mark)) == 6
+    assert processes.marked(mark) == {}
+
+
+async def test_the_victims_go_first_after_those_that_are_not_ready(mark: dict[str, str]) -> None:
+    async with Supervisor("chat", [launch(mark)] * 4) as local:
+        await local.wait_ready()
+        async with httpx.AsyncClient(trust_env=False) as client:
+            await client.post(f"{local.states[2].url}/unready")
+        await wait_for(local, lambda states: states[2].phase == "NotReady")
+        local.scale(2, ["chat-1", "chat-0"])
+        await wait_for(local, lambda states: len(states) == 2)
+        assert [state.name for state in local.states] == ["chat-0", "chat-3"]
+        local.scale(1)
+        await wait_for(local, lambda states: len(states) == 1)
+        assert local.states[0].name == "chat-0", "without victims the last place goes"
+
+
+async def test_a_place_is_taken_again_only_when_its_last_process_has_gone(mark: dict[str, str]) -> None:
+    stubborn = replace(launch(mark, "stubborn"), grace_seconds=0.5)
+    async with Supervisor("chat", [stubborn]) as local:
+        await local.wait_ready()
+        first = local.states[0].pid
+        local.scale(0)
+        await wait_for(local, lambda states: states[0].phase == "Draining")
+        local.scale(1)
+        await asyncio.sleep(0)
+        assert [(state.phase, state.pid) for state in local.states] == [("Draining", first)]
+        await wait_for(local, lambda states: bool(states) and states[0].ready)
+        assert local.states[0].pid != first
+        assert len(processes.marked(mark)) == 2
+
+
+async def test_each_life_has_an_id_of_its_own_and_tells_how_long_it_took_to_start(mark: dict[str, str]) -> None:
+    async with Supervisor("chat", [launch(mark)]) as local:
+        await local.wait_ready()
+        (before,) = local.states
+        assert (before.id, before.startup is not None and before.startup > 0) == ("chat-0", True)
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGKILL)
+        await wait_for(local, lambda states: states[0].restarts == 1 and states[0].ready)
+        assert local.states[0].id == "chat-0.1"
+        assert local.states[0].since > before.since

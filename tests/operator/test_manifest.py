@@ -80,7 +80,7 @@ def test_every_error_is_told_at_once() -> None:
     told = refusal(VALID + "  replicas: two\n  suspend: 1\n  whatever: x\n").splitlines()
     assert told[0] == 'spec.replicas: must be an integer, not "two"'
     assert told[1] == "spec.suspend: must be true or false, not 1"
-    assert told[2].startswith("spec.whatever: unknown field; known are disruption, model,")
+    assert told[2].startswith("spec.whatever: unknown field; known are autoscaling, disruption, model,")
 
 
 def test_a_key_that_is_there_twice_is_refused_with_its_line() -> None:

@@ -15,7 +15,8 @@ import zmq
 import zmq.asyncio
 
 import tiny_tokenizers
-from octavo_server import ipc, logs
+from octavo_common import logs
+from octavo_server import ipc
 from octavo_server.config import ServerConfig
 from octavo_server.errors import EngineError
 from octavo_server.frontend import client as client_module

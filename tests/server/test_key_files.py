@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo_common.access import file_watch
+from octavo_common.access.file_watch import FileWatch
+from octavo_common.access.key_files import MAX_FILE_BYTES, MAX_FILES, read_keys
+from octavo_common.access.keys import MAX_KEYS, KeyRing
+from octavo_common.access.rates import Limits
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
-from octavo_server.frontend.access import file_watch
-from octavo_server.frontend.access.file_watch import FileWatch
-from octavo_server.frontend.access.key_files import MAX_FILE_BYTES, MAX_FILES, read_keys
-from octavo_server.frontend.access.keys import MAX_KEYS, KeyRing
-from octavo_server.frontend.access.rates import Limits
 
 SECRET = "sk-Open5esame"
 

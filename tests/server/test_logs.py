@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import serving
-from octavo_server import logs
+from octavo_common import logs
 from octavo_server.errors import EngineError
 from tiny_models import config_json, write_checkpoint
 
@@ -86,7 +86,7 @@ def test_no_text_looks_like_a_line_of_its_own_or_steers_a_terminal(in_a_request:
 def test_a_librarys_warning_is_a_line_like_others_and_quotes_no_request() -> None:
     program = """
 import threading, warnings
-from octavo_server import logs
+from octavo_common import logs
 logs.configure("info", "json")
 warnings.warn("an old flag")
 thread = threading.Thread(target=warnings.warn, args=("a text",))

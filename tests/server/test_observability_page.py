@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo_server import logs
+from octavo_common import logs
 from octavo_server.frontend.openai import CompletionRequest
 from octavo_server.frontend.request_record import RequestRecord, access_fields
 from octavo_server.frontend.tracing import attributes

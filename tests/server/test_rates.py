@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo_common.access.rates import Bucket, KeyUse, Limits, Rates, Ticket, spell_seconds
 from octavo_server.errors import RequestError
-from octavo_server.frontend.access.rates import Bucket, KeyUse, Limits, Rates, Ticket, spell_seconds
 
 
 class Clock:

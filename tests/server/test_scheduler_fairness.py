@@ -183,17 +183,20 @@ def test_decodes_that_could_take_the_whole_budget_leave_a_quarter_to_prefills() 
     assert counts == [2] * 10 and engine.first_token["late"]
 
 
-def test_steps_are_long_only_behind_another_and_while_two_long_ones_wait() -> None:
+def test_long_steps_begin_behind_another_when_two_wait_and_go_on_while_one_does() -> None:
     longest = 2 * SHORT_STEP
     engine = CountingEngine(longest, 10_000)
     scheduler = engine.scheduler
     engine.add("answers", prompt(1), max_tokens=1000)
     engine.step()
-    for index in range(5):
+    for index in range(6):
         engine.add(f"prompt {index}", prompt(SHORT_STEP, index))
     steps = [scheduler.schedule() for _ in range(4)]
-    # Nothing is under way at first; then 8 k tokens wait behind a step, then 4 k.
-    assert [step.total_tokens for step in steps] == [SHORT_STEP, longest, SHORT_STEP, SHORT_STEP]
+    # Nothing is under way at first; then 10 k tokens wait behind a step, then 6 k, then 2 k.
+    assert [step.total_tokens for step in steps] == [SHORT_STEP, longest, longest, SHORT_STEP]
+    for index in range(3):
+        engine.add(f"later {index}", prompt(SHORT_STEP, 9 + index))
+    assert scheduler.schedule().total_tokens == SHORT_STEP  # 6 k wait: one long step, which is too few to begin with
 
 
 def test_more_decodes_than_half_a_short_step_make_it_longer() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 import serving
 import tiny_tokenizers
+from octavo_common.access import keys
+from octavo_common.access.keys import KeyRing
 from octavo_server.config import ServerConfig
-from octavo_server.frontend.access import keys
-from octavo_server.frontend.access.keys import KeyRing
 from octavo_server.frontend.limits import MAX_BODY_BYTES
 from tiny_models import config_json, write_checkpoint
 

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import serving
+from octavo_common.access.file_watch import FileWatch
+from octavo_common.access.tls import Tls
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend import http
 from octavo_server.frontend.access.doors import Door
-from octavo_server.frontend.access.file_watch import FileWatch
-from octavo_server.frontend.access.tls import Tls
 
 
 @dataclass(frozen=True)

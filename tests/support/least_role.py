@@ -38,7 +38,7 @@ RULES: list[Rule] = [
         "resources": ["inferencepools"],
         "verbs": ["list", "watch", "create", "patch", "delete"],
     },
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch", "patch"]},
     # patch: one that is told again is counted.
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
 ]
@@ -51,4 +51,6 @@ LEASE_RULES: list[Rule] = [
         "resourceNames": ["octavo-operator"],
         "verbs": ["get", "update"],
     },
+    # Gateways run beside the operator, which asks them for the load.
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
 ]

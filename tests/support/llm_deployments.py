@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kube_fixture import ControlPlane, Kube
+from octavo_operator.autoscale.decisions import Decisions
 from octavo_operator.kube import connect
 from octavo_operator.main import Operator
 from octavo_operator.reconcile import Key, Reconciler
@@ -65,10 +66,10 @@ class Passes:
 
 
 @contextlib.asynccontextmanager
-async def reconciling(plane: ControlPlane, namespace: str) -> AsyncIterator[Passes]:
-    """A new reconciler with a connection of its own: it knows nothing of any earlier one."""
+async def reconciling(plane: ControlPlane, namespace: str, decisions: Decisions | None = None) -> AsyncIterator[Passes]:
+    """A new reconciler with a connection of its own: it knows nothing of any earlier one, but for its decisions."""
     async with connect(plane.kubeconfig) as api:
-        yield Passes(Reconciler(api, SETTINGS, lambda: NOW), namespace)
+        yield Passes(Reconciler(api, SETTINGS, lambda: NOW, decisions=decisions), namespace)
 
 
 class RunningOperator:

@@ -27,6 +27,12 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{- /* Of the gateways' pods, which run beside the operator. */}}
+{{- define "octavo.gatewayLabels" -}}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end }}
+
 {{- define "octavo.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "octavo.selectorLabels" . }}
@@ -122,13 +128,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch] # patch: the deletion cost, by which Kubernetes ends the least loaded first
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
 {{- end }}
 
-{{- /* The Lease is always beside the operator. */}}
+{{- /* The Lease is always beside the operator, and so are gateways, whose pods it looks up to ask them for the load. */}}
 {{- define "octavo.leaseRules" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -137,4 +143,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
   resources: [leases]
   resourceNames: [octavo-operator]
   verbs: [get, update]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
 {{- end }}

@@ -92,3 +92,14 @@ class LLMDeployment(ApiModel):
     def desired_replicas(self) -> int:
         """Pods wanted: 0 while suspended."""
         return 0 if self.spec.suspend else self.spec.replicas
+
+    def scaled(self, decided: int | None = None, there: int | None = None) -> "LLMDeployment":
+        """Itself with the number of replicas that it is to have where autoscaling decides it: what was `decided`, else
+        as many as are `there`, else the fewest; always within its bounds. In every other mode spec.replicas counts.
+        """
+        autoscaling = self.spec.autoscaling
+        if autoscaling is None or autoscaling.mode != "Internal":
+            return self
+        wanted = next(each for each in (decided, there, autoscaling.min_replicas) if each is not None)
+        spec = self.spec.model_copy(update={"replicas": autoscaling.bounded(wanted)})
+        return self.model_copy(update={"spec": spec})

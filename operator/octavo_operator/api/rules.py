@@ -98,7 +98,40 @@ CACHE: Final = (
     ),
 )
 
+AUTOSCALING: Final = (
+    Rule(
+        cel="has(self.maxReplicas) || self.mode == 'External'",
+        message="is required: it is what bounds the bill",
+        holds=lambda a: a.max_replicas is not None or a.mode == "External",
+        field="maxReplicas",
+    ),
+    Rule(
+        cel="!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+        message="must not be above maxReplicas",
+        holds=lambda a: a.max_replicas is None or a.min_replicas <= a.max_replicas,
+        field="minReplicas",
+    ),
+    Rule(
+        cel="self.minReplicas > 0 || has(self.scaleToZero)",
+        message="0 needs scaleToZero, which says when the last replica may go; {} takes its defaults",
+        holds=lambda a: a.min_replicas > 0 or a.scale_to_zero is not None,
+        field="minReplicas",
+    ),
+    Rule(
+        cel="!has(self.scaleToZero) || self.minReplicas == 0",
+        message="has no effect while minReplicas keeps a replica: give minReplicas 0, or leave this out",
+        holds=lambda a: a.scale_to_zero is None or a.min_replicas == 0,
+        field="scaleToZero",
+    ),
+)
+
 SPEC: Final = (
+    Rule(
+        cel="!has(self.autoscaling) || self.autoscaling.mode != 'Internal' || self.replicas == 1",
+        message="replicas is decided by autoscaling; leave it out, or give 1 where /scale has left another number",
+        holds=lambda s: s.autoscaling is None or s.autoscaling.mode != "Internal" or s.replicas == 1,
+        field="replicas",
+    ),
     Rule(
         cel="!has(self.storage) || !has(self.storage.cache) || "
         "has(self.model.source.huggingFace) || has(self.model.source.s3) || has(self.model.source.http)",

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from octavo_operator.api import rules
+from octavo_operator.api.autoscaling import Autoscaling
 from octavo_operator.api.base import ApiModel, ListType, Rule
 from octavo_operator.api.model_source import Model
 from octavo_operator.api.networking import Networking
@@ -121,7 +122,12 @@ class LLMDeploymentSpec(ApiModel):
     server: Server = Field(Server(), description="The inference server's container.")
     resources: Resources = Field(Resources(), description="What a replica gets of its node.")
     storage: Storage = Field(Storage(), description="Where a model that is downloaded is kept.")
-    replicas: Count = Field(1, description="Pods that serve the model; `kubectl scale` changes it.")
+    replicas: Count = Field(
+        1, description="Pods that serve the model; `kubectl scale` changes it. Left out with autoscaling.mode Internal."
+    )
+    autoscaling: Autoscaling | None = Field(
+        None, description="Replicas by load instead of by number; when left out there are always `replicas`."
+    )
     startup: Startup = Field(Startup(), description="How long a replica may take to become ready.")
     rollout: Rollout = Field(Rollout(), description="How pods are replaced when the spec changes.")
     termination: Termination = Field(Termination(), description="How a pod ends without losing a request.")

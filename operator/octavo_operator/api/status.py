@@ -18,7 +18,7 @@ class Condition(ApiModel):
     type: ConditionType = Field(
         description="Ready: what is wanted is there. Available: at least one replica takes requests. Progressing: pods "
         "are being started or replaced. ModelCached: the model is where the pods read it from. Scheduled: every pod "
-        "has a node. ScalingActive: something scales the pods by load. Degraded: something stands in the way that "
+        "has a node. ScalingActive: the operator scales the pods by load. Degraded: something stands in the way that "
         "waiting does not cure."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
@@ -69,6 +69,31 @@ class Accounting(ApiModel):
     )
 
 
+class AutoscalingStatus(ApiModel):
+    """What the autoscaler did, and what it has learned. Learned figures are told when they are a tenth off, and not
+    more often than every 5 minutes.
+    """
+
+    last_scale_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] | None = Field(
+        None, description="When it last changed the number of replicas."
+    )
+    reason: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, description="Why it did, as it was told in the event."
+    )
+    recommended_replicas: _Replicas | None = Field(
+        None, description="Replicas that the load needs, in mode Recommend; replicas says how many there are."
+    )
+    replica_tokens: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
+        None, description="Tokens that the KV cache of a replica can hold."
+    )
+    startup_seconds: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="Seconds from a pod's making until it is ready."
+    )
+    learned: Annotated[str, Field(max_length=4096)] | None = Field(
+        None, description="All that was learned, for the operator's next start: JSON, whose fields may change."
+    )
+
+
 class LLMDeploymentStatus(ApiModel):
     """What the operator saw of an LLMDeployment."""
 
@@ -83,7 +108,9 @@ class LLMDeploymentStatus(ApiModel):
     replicas: _Replicas | None = Field(None, description="Pods that are there.")
     ready_replicas: _Replicas | None = Field(None, description="Pods that take requests.")
     updated_replicas: _Replicas | None = Field(None, description="Pods of the newest spec.")
-    desired_replicas: _Replicas | None = Field(None, description="Pods wanted: spec.replicas, or 0 while suspended.")
+    desired_replicas: _Replicas | None = Field(
+        None, description="Pods wanted: spec.replicas, or what autoscaling decided; 0 while suspended."
+    )
     selector: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="Label selector of the pods, as text; read by `kubectl scale` and autoscalers."
     )
@@ -100,4 +127,5 @@ class LLMDeploymentStatus(ApiModel):
     resolved: Resolved | None = Field(
         None, description="What the spec leaves open, decided once for all pods until the spec changes."
     )
+    autoscaling: AutoscalingStatus | None = Field(None, description="What the autoscaler did, and what it has learned.")
     accounting: Accounting | None = Field(None, description="What was used since the LLMDeployment was made.")

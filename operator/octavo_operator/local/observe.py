@@ -1,39 +1,40 @@
-"""Processes described as the API server would describe pods, so that the operator's own `build_status` judges them."""
+"""Processes described as the API server would describe pods, for the operator's own `build_status` and decider."""
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from octavo_operator.api import LLMDeployment
+from octavo_operator.autoscale.members import Member
+from octavo_operator.autoscale.observation import Phase
 from octavo_operator.local.replica import ReplicaState
-from octavo_operator.observation import Observation, Verdict
+from octavo_operator.observation import Observation, Scaling, Verdict
 from octavo_operator.status import build_status
 
 Manifest = dict[str, Any]
 
 
 def local_status(
-    deployment: LLMDeployment, states: Sequence[ReplicaState], previous: Mapping[str, Any], now: str
+    deployment: LLMDeployment,
+    states: Sequence[ReplicaState],
+    previous: Mapping[str, Any],
+    now: str,
+    url: str | None = None,
+    scaling: Scaling | None = None,
 ) -> Manifest:
     """The status of `deployment` with these replicas; `previous` is the last one, `now` an RFC 3339 time.
 
-    Its URL is that of the first replica that takes requests: there is no Service here.
+    `url`: where the gateway listens, None until it does: there is no Service here.
     """
     live = {"metadata": {"name": deployment.name, "generation": 1}, "status": previous}
-    status = build_status(live, deployment, observe(deployment, states), now)
+    status = build_status(live, deployment, observe(deployment, states, scaling), now)
     status.pop("url", None)
-    url = base_url(states)
-    return status | ({"url": url} if url else {})
+    return status | ({"url": f"{url}/v1"} if url else {})
 
 
-def base_url(states: Sequence[ReplicaState]) -> str | None:
-    """The base URL for OpenAI clients, of the first replica that takes requests."""
-    return next((f"{state.url}/v1" for state in states if state.ready), None)
-
-
-def observe(deployment: LLMDeployment, states: Sequence[ReplicaState]) -> Observation:
+def observe(deployment: LLMDeployment, states: Sequence[ReplicaState], scaling: Scaling | None = None) -> Observation:
     """What an API server would hold: only what `build_status` reads of it."""
-    alive = [state for state in states if state.phase != "Stopped"]
+    alive = [state for state in states if state.phase not in ("Draining", "Stopped")]
     ready = sum(state.ready for state in alive)
     pods = [_pod(state) for state in alive]
     # Replicas that were not started, for want of memory, are pods without a node.
@@ -51,7 +52,40 @@ def observe(deployment: LLMDeployment, states: Sequence[ReplicaState]) -> Observ
         pods=pods,
         # Replicas are started when it is there.
         cached=Verdict("True", "Cached", "the model is on this machine") if is_fetched else None,
+        scaling=scaling,
     )
+
+
+PHASES: Final[Mapping[str, Phase]] = {"Ready": "ready", "Draining": "terminating"}
+
+
+def members(states: Sequence[ReplicaState], now: float) -> list[Member]:
+    """Replicas as the autoscaler takes them. `now`: seconds, by the monotonic clock."""
+    return [
+        Member(
+            key=state.id,
+            name=state.name,
+            phase=PHASES.get(state.phase, "pending"),
+            age=max(0.0, now - state.since),
+            url=None if state.url is None else f"{state.url}/metrics",
+            startup=state.startup,
+        )
+        for state in states
+        if state.phase != "Stopped"
+    ]
+
+
+def endpoints(model: str, states: Sequence[ReplicaState]) -> Manifest:
+    """What the gateway is told of them: those that listen, and whether they take new requests."""
+    listening = [state for state in states if state.url is not None and state.pid is not None]
+    return {
+        "models": {
+            model: [
+                {"id": each.id, "url": each.url, "ready": each.ready, "draining": each.phase == "Draining"}
+                for each in listening
+            ]
+        }
+    }
 
 
 def _pod(state: ReplicaState) -> Manifest:

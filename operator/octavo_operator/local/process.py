@@ -1,4 +1,4 @@
-"""One running `octavo serve`: a process group of its own, its output, and a death that leaves nothing behind."""
+"""One running `octavo serve` or `octavo gateway`: a process group of its own, its output, a death without remains."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-LISTENING: Final = re.compile(r"^octavo: listening on (https?://\S+)$")
+LISTENING: Final = re.compile(r"^octavo(?: gateway)?: listening on (https?://\S+)$")
 TAIL_LINES: Final = 40
 LINE_LIMIT: Final = 64 * 1024
 LAST_WORDS_SECONDS: Final = 5.0

@@ -38,7 +38,11 @@ class Launch:
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What is known of a replica now. `message` is the phase of its start, or why it is not ready."""
+    """What is known of a replica now. `message` is the phase of its start, or why it is not ready.
+
+    `since`: when it last began to be not ready, by the monotonic clock. `startup`: seconds that its last start took,
+    from the process to ready; None while it starts.
+    """
 
     name: str
     phase: Phase = "Pending"
@@ -50,6 +54,13 @@ class ReplicaState:
     last_exit: str | None = None  # in words
     exit_code: int | None = None
     tail: tuple[str, ...] = field(default=())
+    since: float = field(default_factory=time.monotonic)
+    startup: float | None = None
+
+    @property
+    def id(self) -> str:
+        """Of this life: who knows what an earlier one had in its cache must not take it for this one."""
+        return f"{self.name}.{self.restarts}" if self.restarts else self.name
 
     @property
     def ready(self) -> bool:
@@ -97,6 +108,7 @@ class Replica:
     async def _live_once(self) -> None:
         """Start a process and stay with it to its end."""
         self._process, self._ready_since = None, None
+        self.state.startup, self.state.since = None, time.monotonic()
         self._set("Starting", "starting the process")
         try:
             process = self._process = self._start()
@@ -151,9 +163,13 @@ class Replica:
     def _observed(self, ready: bool, message: str) -> None:
         if ready:
             self.state.ever_ready = True
-            self._ready_since = self._ready_since or time.monotonic()
+            if self._ready_since is None:
+                self._ready_since = time.monotonic()
+                self.state.startup = self._ready_since - self.state.since
             self._set("Ready", "")
         else:
+            if self.state.ready:
+                self.state.since = time.monotonic()
             self._set("Starting" if self._ready_since is None else "NotReady", message)
 
     def _was_steady(self) -> bool:

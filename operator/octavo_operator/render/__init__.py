@@ -10,7 +10,7 @@ from octavo_operator.render.network import inference_pool, network_policy, pod_m
 from octavo_operator.render.pull import COMMIT, lacks_commit, pull_arguments, pull_source, pulls_itself, wants_prefetch
 from octavo_operator.render.revision import revision_job, revision_name, revision_name_of, revision_policy
 from octavo_operator.render.storage import REVISION_ANNOTATION, cache_name, claim, prefetch_job, prefetch_policy
-from octavo_operator.render.timing import grace_seconds, startup_seconds
+from octavo_operator.render.timing import grace_seconds, start_seconds, startup_seconds
 from octavo_operator.render.workload import deployment_of, disruption_budget
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "selector",
     "server_arguments",
     "server_image",
+    "start_seconds",
     "startup_seconds",
     "wants_prefetch",
 ]

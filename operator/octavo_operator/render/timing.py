@@ -30,6 +30,11 @@ def startup_seconds(deployment: LLMDeployment) -> int:
     return min(LONGEST_SECONDS, BASE_STARTUP_SECONDS + size // READ_BYTES_PER_SECOND)
 
 
+def start_seconds(deployment: LLMDeployment) -> int:
+    """How long a new pod with a node may take to become ready, a download of its own included."""
+    return _download_seconds(deployment) + startup_seconds(deployment)
+
+
 def grace_seconds(deployment: LLMDeployment) -> int:
     """How long a replica may take to end."""
     termination = deployment.spec.termination
@@ -38,12 +43,7 @@ def grace_seconds(deployment: LLMDeployment) -> int:
 
 def progress_seconds(deployment: LLMDeployment) -> int:
     """How long a roll-out may go without a new pod that is ready, before it counts as stuck."""
-    return (
-        _download_seconds(deployment)
-        + startup_seconds(deployment)
-        + grace_seconds(deployment)
-        + PROGRESS_MARGIN_SECONDS
-    )
+    return start_seconds(deployment) + grace_seconds(deployment) + PROGRESS_MARGIN_SECONDS
 
 
 def _download_seconds(deployment: LLMDeployment) -> int:

@@ -85,7 +85,7 @@ class Scheduler:
         self.num_waiting_tokens = 0
         self.num_steps = 0
         self.num_prefill_tokens = 0  # of the last step
-        self._num_added = 0
+        self._num_added, self._crowded = 0, False  # two long steps' tokens waited behind another, and one's still do
         self._launched: dict[int, dict[str, Request]] = {}  # the requests of each step whose results are not in
         self._ending: dict[str, Request] = {}  # finished while a step with them is under way: they hold their pages
         self._hits: dict[str, PrefixHit] = {}  # what waiting requests would find in the cache, or would have of late
@@ -135,8 +135,8 @@ class Scheduler:
         output = SchedulerOutput(self.num_steps + 1, finished_ids=self._finished_ids)
         self._finished_ids = []
         longest, short = self.limits.max_num_batched_tokens, max(SHORT_STEP, 2 * len(self.running))
-        crowded = self._launched and self.num_waiting_tokens >= 2 * longest  # idle, the device is to begin soon
-        batch = _Batch(output, longest if crowded else min(longest, short))
+        self._crowded = bool(self._launched) and self.num_waiting_tokens >= (2 - self._crowded) * longest
+        batch = _Batch(output, longest if self._crowded else min(longest, short))
         self._schedule_decodes(batch)
         left = batch.budget
         while batch.budget > 0 and (batch.prefills or self.waiting) and self._schedule_prefills(batch):

@@ -6,11 +6,11 @@ import msgspec
 from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 
+from octavo_common.access.rates import UNLIMITED
 from octavo_common.version import __version__
 from octavo_server.frontend import refusal
 from octavo_server.frontend.access.cors import allow_origins
 from octavo_server.frontend.access.gate import Gate
-from octavo_server.frontend.access.rates import UNLIMITED
 from octavo_server.frontend.body import body_route
 from octavo_server.frontend.chat import Chat
 from octavo_server.frontend.completions import Completions

@@ -8,9 +8,9 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
+from octavo_common.access.rates import UNLIMITED, Ticket
 from octavo_server import ipc
 from octavo_server.errors import EngineError, RequestError
-from octavo_server.frontend.access.rates import UNLIMITED, Ticket
 from octavo_server.frontend.admission import Place
 from octavo_server.frontend.answer import Answer, Delta
 from octavo_server.frontend.generation_fields import GenerationRequest

@@ -15,7 +15,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from octavo_server import logs
+from octavo_common import logs
 from octavo_server.frontend.access.doors import Door
 from octavo_server.frontend.ids import new_id
 from octavo_server.frontend.limits import MAX_BODY_BYTES

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo_server.frontend.body_share import Room
+from octavo_common.body_share import Room
 from octavo_server.frontend.refusal import ErrorObject, refuse
 from octavo_server.frontend.state import ServerState
 

@@ -6,10 +6,10 @@ import socket
 import ssl
 from typing import Final
 
+from octavo_common.access.tls import Tls
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
 from octavo_server.frontend.access.doors import Door
-from octavo_server.frontend.access.tls import Tls
 from octavo_server.frontend.descriptors import OTHERS, raise_limit
 from octavo_server.frontend.http import Listener
 from octavo_server.frontend.http_protocol import SPARE_CONNECTIONS

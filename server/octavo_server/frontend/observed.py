@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo_server import logs
+from octavo_common import logs
 from octavo_server.config import LoggedRequests
 from octavo_server.frontend.refusal import ErrorBody
 from octavo_server.frontend.request_record import REQUEST_ID, RequestRecord, access_fields, begin

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import uvloop
 
-from octavo_server import logs
+from octavo_common import logs
+from octavo_common.access.file_watch import FileWatch
+from octavo_common.access.tls import Tls
 from octavo_server.config import ServerConfig
 from octavo_server.errors import ConfigError
-from octavo_server.frontend.access.file_watch import FileWatch
-from octavo_server.frontend.access.tls import Tls
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.descriptors import check_limit
 from octavo_server.frontend.engine_child import ENGINE_COMMAND, EngineChild

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, ParamSpec, TypeVar
 
+from octavo_common.access.keys import KeyRing
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
-from octavo_server.frontend.access.keys import KeyRing
 from octavo_server.frontend.admission import Admission
 from octavo_server.frontend.client import EngineClient
 from octavo_server.frontend.grammars import Grammars
@@ -40,7 +40,7 @@ class ServerState:
     def __init__(self, config: ServerConfig) -> None:
         """Raises ConfigError if the keys of clients cannot be read."""
         self.config = config
-        self.keys = KeyRing(config)
+        self.keys = KeyRing(config, config.gateway_api_key_file)
         self.names = config.served_model_name or (config.model.resolve().name,)
         self.metrics = ServerMetrics(self.names[0], config)
         self.client = EngineClient(self.metrics.engine_stats, self._engine_ready, lambda: self.admission.ended())

@@ -59,8 +59,8 @@ class PageCopies(Protocol):
         """Something that waits, in any thread, until all moves so far have read and written their host slots."""
         ...
 
-    def measure(self, slots: int) -> None:
-        """Times copies into the first, still unused slots."""
+    def measure(self, first: int, slots: int) -> None:
+        """Times copies into `slots` slots from `first` on, which nothing uses yet."""
         ...
 
     def poll(self) -> None:
@@ -96,7 +96,7 @@ class PlainCopies:
         """See PageCopies."""
         return lambda: None
 
-    def measure(self, slots: int) -> None:
+    def measure(self, first: int, slots: int) -> None:
         """Not ahead of the first copies: it would only touch memory that may never be needed."""
 
     def poll(self) -> None:
@@ -145,16 +145,16 @@ class StreamCopies:
         event = self._copies_done
         return event.synchronize if event is not None else lambda: None
 
-    def measure(self, slots: int) -> None:
-        """Copies what happens to be in the staging buffer into the first slots and back; no page is touched."""
+    def measure(self, first: int, slots: int) -> None:
+        """Copies what happens to be in the staging buffer into the slots and back; no page is touched."""
         count = min(slots, self._batch)
+        staged, rows = self._staging[:count], self._host.rows(first, count)
         with torch.cuda.stream(self._stream):
+            # Twice, the second time timed: the first copies of a chunk, and of a device at rest, take several times
+            # as long, and while they run the host, busy with the start, has time to enqueue the others.
+            _out_and_in(staged, rows)
             begin = self._event()
-            # In few large copies: page by page it would tell how fast the host, busy with the start, enqueues them.
-            for index, first, length in self._host.stretches(list(range(count))):
-                staged = self._staging[index : index + length]
-                self._host.rows(first, length).copy_(staged, non_blocking=True)
-                staged.copy_(self._host.rows(first, length), non_blocking=True)
+            _out_and_in(staged, rows)
             self._finish(begin, 2 * count)
 
     def poll(self) -> None:
@@ -195,6 +195,11 @@ class StreamCopies:
 
 def _new_event(*, enable_timing: bool = False, blocking: bool = False) -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing, blocking)  # type: ignore[no-untyped-call]
+
+
+def _out_and_in(staged: torch.Tensor, rows: torch.Tensor) -> None:
+    rows.copy_(staged, non_blocking=True)
+    staged.copy_(rows, non_blocking=True)
 
 
 def split(outs: Moves, ins: Moves, in_flight: Collection[int]) -> tuple[tuple[Moves, Moves], tuple[Moves, Moves]]:

@@ -116,8 +116,8 @@ class Swapper:
         """Reserves the next chunk of host slots, pinned on CUDA; True if more are to come."""
         first = self._host.ready
         added = self._host.grow()
-        if first == 0 and added:
-            self._copies.measure(added)
+        if added:  # each chunk anew: who was misled by one measurement to compute again would never measure another
+            self._copies.measure(first, added)
         # The first slots of all are the spare ones.
         places = range(first, first + added)
         self._spares += places[: max(0, self._num_spares - first)]

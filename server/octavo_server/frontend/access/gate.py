@@ -10,10 +10,10 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo_common.access.keys import ApiKey, KeyRing
+from octavo_common.access.rates import KeyUse, Limits, Rates
 from octavo_server.errors import RequestError
 from octavo_server.frontend.access.doors import door_of
-from octavo_server.frontend.access.keys import ApiKey, KeyRing
-from octavo_server.frontend.access.rates import KeyUse, Limits, Rates
 from octavo_server.frontend.refusal import ErrorObject, of_request_error, refuse
 
 _NONE: Final = Limits()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from octavo_server.errors import ConfigError
+from octavo_common.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

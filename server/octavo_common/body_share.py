@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Final
 
-from octavo_server.errors import RequestError
+from octavo_common.errors import RequestError
 
 SMALL_BODY_BYTES: Final = 64 * 1024  # as much as a connection may buffer anyway: such bodies are always taken
 

@@ -16,9 +16,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-import msgspec
-
-from octavo_server.errors import OctavoError
+from octavo_common.errors import OctavoError
 
 LogFormat = Literal["text", "json"]
 
@@ -68,7 +66,7 @@ class JsonLines(logging.Formatter):
         }
         if (trace := _traceback(record)) is not None:
             told["exception"] = trace
-        return msgspec.json.encode(told).decode()
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
 
 class LineHandler(logging.Handler):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from octavo_server.config import ServerConfig
-from octavo_server.errors import ConfigError
+from octavo_common.access.config import AccessConfig
+from octavo_common.errors import ConfigError
 
 _MAX_FILE_BYTES: Final = 4 * 2**20
 
@@ -15,7 +15,7 @@ _MAX_FILE_BYTES: Final = 4 * 2**20
 class Tls:
     """The certificate that is shown to new connections, at both ports."""
 
-    def __init__(self, config: ServerConfig, certificate: Path) -> None:
+    def __init__(self, config: AccessConfig, certificate: Path) -> None:
         """Read it.
 
         Raises:

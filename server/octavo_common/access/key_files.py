@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from octavo_server.errors import ConfigError
+from octavo_common.errors import ConfigError
 
 MAX_FILE_BYTES: Final = 256 * 1024
 MAX_FILES: Final = 1000

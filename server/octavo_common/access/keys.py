@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from octavo_server.config import ServerConfig
-from octavo_server.errors import ConfigError
-from octavo_server.frontend.access.key_files import Entry, read_each
-from octavo_server.frontend.access.rates import Limits
+from octavo_common.access.config import AccessConfig
+from octavo_common.access.key_files import Entry, read_each
+from octavo_common.access.rates import Limits
+from octavo_common.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +41,25 @@ class ApiKey:
 class KeyRing:
     """The keys that are taken now. They may be replaced by another thread."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Read them.
+    def __init__(self, config: AccessConfig, gateway_file: Path | None = None) -> None:
+        """Read them. `gateway_file`: with the keys of our own gateway.
 
         Raises:
             ConfigError: a file cannot be used; the message names it and the line, and never tells a key.
         """
         self._config = config
+        self._gateway_file = gateway_file
         self.closed = bool(config.api_key or config.api_key_file)  # and stays so, whatever becomes of the files
         self.keys: tuple[ApiKey, ...] = ()
         self._before: dict[Path, dict[Path, list[Entry]]] = {}  # what the files of each path held when last read
         for path, failure in self._read():
-            flag = "--gateway-api-key-file" if path == config.gateway_api_key_file else "--api-key-file"
+            flag = "--gateway-api-key-file" if path == gateway_file else "--api-key-file"
             raise ConfigError(f"{flag} {failure}") from None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files and directories that keys come from."""
-        gateway = self._config.gateway_api_key_file
+        gateway = self._gateway_file
         return self._config.api_key_file if gateway is None else (*self._config.api_key_file, gateway)
 
     def find(self, given: bytes) -> ApiKey | None:
@@ -94,7 +95,7 @@ class KeyRing:
         """
         config, failures = self._config, list[tuple[Path, ConfigError]]()
         now = {path: self._each(path) for path in dict.fromkeys(self.files)}
-        ours = () if config.gateway_api_key_file is None else now[config.gateway_api_key_file].values()
+        ours = () if self._gateway_file is None else now[self._gateway_file].values()
         gateway = {entry.key for entries, _ in ours for entry in entries}
         defaults = {
             "requests_per_minute": config.max_requests_per_minute,

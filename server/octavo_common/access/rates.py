@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal
 
-from octavo_server.errors import RequestError
+from octavo_common.errors import RequestError
 
 MINUTE: Final = 60.0
 _ROUNDING: Final = 1e-6  # units that are not there only because floats are rounded

@@ -1,0 +1,1 @@
+"""Autoscalers, ours and others', as policies of the simulator."""

@@ -1,0 +1,1 @@
+"""Who may ask for what, as server and gateway share it: keys, their limits, certificates, and files that change."""
