@@ -34,7 +34,7 @@ from octavo_operator.observation import (
 )
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
-from octavo_operator.revision import find_revision
+from octavo_operator.revision import ask_no_more, find_revision
 from octavo_operator.status import build_status, stamped_status, status_patch
 from octavo_operator.workqueue import Retry
 
@@ -125,6 +125,8 @@ class Reconciler:
             if scaling is not None and any(each.reason == "Scaled" for each in actions):
                 scaling = self._decisions.scaled((key.namespace, key.name), scaling, self._now())
             actions += await remove(self._kube, children.unwanted(live, wanted))
+            if not (lacks_commit(deployment) and deployment.desired_replicas):
+                actions += await ask_no_more(self._kube, live)
         pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
         if problem is None and deployment is not None:
             in_use = claims_in_use(pods, children.own(live, "Deployment"))

@@ -13,7 +13,14 @@ from octavo_operator.jobs import has_condition, is_terminating, pods_of, why_it_
 from octavo_operator.kube import Kube
 from octavo_operator.observation import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
 from octavo_operator.pods import unscheduled, why_it_fails
-from octavo_operator.render import RenderSettings, pull_source, revision_job, revision_name, revision_policy
+from octavo_operator.render import (
+    RenderSettings,
+    pull_source,
+    revision_job,
+    revision_name,
+    revision_name_of,
+    revision_policy,
+)
 
 Manifest = dict[str, Any]
 
@@ -61,6 +68,27 @@ async def find_revision(
     else:
         await _look(kube, live, deployment, state)
     return state
+
+
+async def ask_no_more(kube: Kube, owner: Manifest) -> list[Event]:
+    """Delete what `owner`, an LLMDeployment that has nothing to ask for, needs no more: the policy, and the Job.
+
+    A Job that has ended goes by itself.
+
+    Raises:
+        KubeError: the API server refused, or did not answer.
+    """
+    metadata, actions = owner["metadata"], []
+    for kind in ("Job", "NetworkPolicy"):
+        live = await kube.find_ours(kind, metadata["namespace"], revision_name_of(metadata["name"]))
+        if live is None or drift.controller_uid(live) != metadata["uid"] or is_terminating(live):
+            continue
+        if has_condition(live, "Complete") or has_condition(live, "Failed"):
+            continue
+        await kube.delete(live)
+        text = f"deleted {kind} {live['metadata']['name']}: the commit need not be asked for"
+        actions.append(Event("Normal", "Deleted", text))
+    return actions
 
 
 async def _let_out(kube: Kube, deployment: LLMDeployment, state: RevisionState) -> None:
