@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_the_gateway_has_the_manifests_targets_and_bound(tmp_path: Path) -> None
     zero = {"maxQueuedRequests": 7}
     wanted = deployment(lambda spec: scaled(spec, minReplicas=0, maxReplicas=2, targets=targets, scaleToZero=zero))
     command = list(gateway_launch(wanted, Door(), GatewayFiles(tmp_path)).command(0))
-    told = dict(zip(command, command[1:], strict=False))
+    told = dict(pairwise(command))
     assert (told["--ttft-target"], told["--tpot-target"], told["--hold-requests"]) == ("2.5", "0.08", "7")
     assert "--api-key-file" not in command, "nobody asked for keys"
 
@@ -124,7 +125,7 @@ def test_keys_are_in_files_that_nobody_else_can_read_and_in_no_command_line(
     door = Door(keys=("exported", "second"), key_files=(Path("/etc/keys"),), arguments=("--max-tokens-per-minute", "9"))
     launch = gateway_launch(deployment(), door, files)
     command = list(launch.command(0))
-    given = [after for flag, after in zip(command, command[1:], strict=False) if flag == "--api-key-file"]
+    given = [after for flag, after in pairwise(command) if flag == "--api-key-file"]
     assert given == [str(files.key_file), "/etc/keys", str(files.client_keys)]
     assert files.client_keys.read_text() == "exported\nsecond\n"
     assert files.key_file.read_text().strip() == files.key
