@@ -84,7 +84,7 @@ lock: $(STAMP)
 	@mkdir -p build
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable | sed -e '/@/d' -e 's/+cpu$$//' > build/tested.txt
 	$(LOCK) --output-file $(LOCKS)/build.txt $(LOCKS)/build.in
-	$(LOCK) --output-file $(LOCKS)/control-plane.txt --extra pull pyproject.toml
+	$(LOCK) --output-file $(LOCKS)/control-plane.txt --extra gateway --extra pull pyproject.toml
 	$(LOCK) --output-file $(LOCKS)/server.txt --extra server --extra tracing pyproject.toml
 
 IMAGE ?= control-plane

@@ -3,9 +3,9 @@
     python benchmarks/gateway.py [--requests 400] [--streams 128] [--rate 50] [--seconds 6] [--prompt 2000] [--json]
 
 The replica is a small program of its own that answers at once, in the form of `octavo serve`'s events, so that what is
-timed is the way. *First token*: one request at a time, the three ways in turns; what is told of the gateway and nginx is
-what they add. *Chunks*: many streams at a steady pace; each proxy's CPU time, from /proc, tells how many chunks a
-second a core could pass on: that holds on a busy machine, too. nginx is left out where it is not installed.
+timed is the way. *First token*: one request at a time, the three ways in turns; of gateway and nginx it is told what
+they add. *Chunks*: many streams at a steady pace; each proxy's CPU time, from /proc, tells how many chunks a second a
+core could pass on: that holds on a busy machine, too. nginx is left out where it is not installed.
 """
 
 import argparse
@@ -156,8 +156,8 @@ def request(prompt: str, tokens: int, rate: float) -> bytes:
     message = {"role": "user", "content": prompt}
     body = {"model": "m", "messages": [message], "stream": True, "max_tokens": tokens, "seed": int(rate)}
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
-    return f"{head}\r\n\r\n".encode() + data
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+    return f"{head}\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
 
 
 class Client:

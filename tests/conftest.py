@@ -31,9 +31,21 @@ SKIPPED = pytest.StashKey[list[str]]()
 USED = pytest.StashKey[list[str]]()
 
 # Whose tests run in one worker, which starts the control plane: its start takes seconds.
-ON_A_CLUSTER = ("tests/chart/", "tests/gitops/", "tests/kubernetes_fixture/", "tests/operator/")
+ON_A_CLUSTER = (
+    "tests/chart/",
+    "tests/gateway/test_endpoint_slices",
+    "tests/gitops/",
+    "tests/kubernetes_fixture/",
+    "tests/operator/",
+)
 # Begun first, so that no worker has them before it when the others are done.
-LONG = (*ON_A_CLUSTER, "tests/e2e/test_up", "tests/kernels/test_triton", "tests/server/test_server_under_load")
+LONG = (
+    *ON_A_CLUSTER,
+    "tests/e2e/test_up",
+    "tests/gateway/test_fleet",
+    "tests/kernels/test_triton",
+    "tests/server/test_server_under_load",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,10 +22,10 @@ from octavo_server.errors import OctavoError
 
 COMMANDS: Final[dict[str, SubCommand]] = {
     "serve": SubCommand("octavo_cli.serve", "serve", "Serve a model through the OpenAI API."),
-    "gateway": SubCommand("octavo_cli.gateway", "gateway", "Serve a fleet of replicas through one endpoint."),
     "up": SubCommand("octavo_cli.up", "up", "Bring a manifest up on this machine, without a cluster."),
     "plan": SubCommand("octavo_cli.plan", "plan", "Show what a manifest becomes, and the memory it needs."),
     "pull": SubCommand("octavo_cli.pull", "pull", "Fetch a model, verified and whole or not at all."),
+    "gateway": SubCommand("octavo_cli.gateway", "gateway", "Serve a fleet of replicas through one endpoint."),
     "bench": SubCommand("octavo_cli.bench", "bench", "Time a model, or a shape with random weights."),
     "simulate": SubCommand("octavo_cli.simulate", "simulate", "Replay a trace against a simulated fleet."),
     "crd": SubCommand("octavo_cli.crd", "crd", "Print the CustomResourceDefinition."),

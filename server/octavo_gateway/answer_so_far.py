@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from octavo_gateway.plain_stream import NO_USAGE, Usage, read_usage
+
 DONE: Final = b"data: [DONE]"
 END: Final = b"\n\n"
 _FAILED: Final = b'data: {"error":'
@@ -16,6 +18,7 @@ _TOKENS: Final = b',"token_ids":['
 _PROMPT_TOKENS: Final = b',"prompt_token_ids":['
 _FINISHED: Final = b'"finish_reason":"'
 _USAGE: Final = b'"usage":{'
+_NO_USAGE: Final = b',"usage":null'
 _NO_CHOICES: Final = b'"choices":[]'
 _SILENT: Final = (
     b'"delta":{"content":""},"finish_reason":null,"logprobs":null}]',
@@ -42,14 +45,15 @@ class _ErrorEvent(msgspec.Struct):
 class AnswerSoFar:
     """Takes a replica's bytes and gives those for the client.
 
-    strips: the token ids are not for the client, who did not ask for them. tokens: of all choices; only of a single
-    answer is it what it can go on from. opening: events before the first token. broken: the event by which the replica
-    said that it cannot go on; it is not passed on.
+    strips, strips_usage: the token ids, and the usage, are not for the client, who did not ask for them. tokens: of all
+    choices; only of a single answer are they what it can go on from. opening: events before the first token. broken:
+    the event by which the replica said that it cannot go on; it is not passed on.
     """
 
     strips: bool
+    strips_usage: bool = False
     tokens: list[int] = field(default_factory=list)
-    prompt_tokens: int | None = None
+    usage: Usage = NO_USAGE
     opening: int = 0
     finished: bool = False
     failed: bool = False
@@ -105,15 +109,20 @@ class AnswerSoFar:
         if self._resumed and ((finishes and self.finished) or (tells_usage and self._told_usage)):
             return b""
         self.finished |= finishes
-        self._told_usage |= tells_usage
+        if tells_usage:
+            self._told_usage = True
+            self.usage = read_usage(event[6:])
+            return b"" if self.strips_usage else event
+        if self.strips_usage:
+            event = event.replace(_NO_USAGE, b"")
         at = event.find(_TOKENS)
-        if at < 0 and not self.tokens and not finishes and not tells_usage:
+        if at < 0 and not self.tokens and not finishes:
             if self._skip:
                 self._skip -= 1
                 return b""
             self.opening += 1
-        if _PROMPT_TOKENS in event:
-            event = self._prompt(event)
+        if self.strips and _PROMPT_TOKENS in event:
+            event = _without_prompt(event)
             at = event.find(_TOKENS)
         return event if at < 0 else self._take_tokens(event, at)
 
@@ -131,14 +140,12 @@ class AnswerSoFar:
             event = event[:at] + event[end + 1 :]
             at = event.find(_TOKENS, at)
         # Tokens that say nothing yet: without the ids there would have been no event.
-        return b"" if silent and any(mark in event for mark in _SILENT) and _USAGE not in event else event
+        return b"" if silent and any(mark in event for mark in _SILENT) else event
 
-    def _prompt(self, event: bytes) -> bytes:
-        at = event.find(_PROMPT_TOKENS)
-        end = event.index(b"]", at)
-        count = event.count(b",", at + len(_PROMPT_TOKENS), end) + (event[end - 1 : end] != b"[")
-        self.prompt_tokens = count if self.prompt_tokens is None else self.prompt_tokens
-        return event[:at] + event[end + 1 :] if self.strips else event
+
+def _without_prompt(event: bytes) -> bytes:
+    at = event.find(_PROMPT_TOKENS)
+    return event[:at] + event[event.index(b"]", at) + 1 :]
 
 
 def _is_the_replicas_fault(event: bytes) -> bool:

@@ -51,7 +51,8 @@ class _StreamOptions(msgspec.Struct):
 class Asked:
     """A body. `size`: its bytes; `resumable`: one stream of one answer, that can go on elsewhere from its tokens.
 
-    wants_ids: the client asked for token ids itself; max_tokens: the most that an answer may have, where it is said.
+    wants_ids, wants_usage: the client asked for token ids, or for a stream's usage, itself; max_tokens: the most that
+    an answer may have, where it is said.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Asked:
     size: int
     choices: int
     wants_ids: bool
+    wants_usage: bool
     max_tokens: int | None
     previous: str | None = None
     added: dict[str, msgspec.Raw] = field(default_factory=dict)
@@ -114,6 +116,8 @@ def parse(path: str, raw: bytes, *, tenant: str | None) -> Asked:
         size=len(raw),
         choices=max(1, choices) * prompts,
         wants_ids=bool(_value(fields, "return_token_ids", bool)),
+        wants_usage=(options := _value(fields, "stream_options", _StreamOptions)) is not None
+        and bool(options.include_usage),
         max_tokens=next((most for name in limits if (most := _value(fields, name, int)) is not None), None),
         previous=_value(fields, "previous_response_id", str) if kind == "responses" else None,
     )
@@ -131,6 +135,10 @@ def _add(asked: Asked, tenant: str | None) -> None:
         asked.added["seed"] = msgspec.Raw(str(secrets.randbits(62)).encode())
     if asked.counts_tokens and not asked.wants_ids:
         asked.added["return_token_ids"] = _TRUE
+    if asked.counts_tokens and not asked.wants_usage:
+        given = _value(asked.fields, "stream_options", dict[str, msgspec.Raw])
+        if given is not None or asked.fields.get("stream_options", _NULL) == _NULL:
+            asked.added["stream_options"] = msgspec.Raw(_encode({**(given or {}), "include_usage": _TRUE}))
 
 
 def _salt(tenant: str, own: str | None) -> str:

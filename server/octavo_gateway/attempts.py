@@ -9,17 +9,23 @@ from typing import Final
 from octavo_gateway.replica import Replica
 from octavo_gateway.replicas_http import ReplicaLost
 
+UNREAD_SECONDS: Final = 600.0  # that a client may not read what it asked for
 GONE_SECONDS: Final = 10.0  # of silence, from a replica that is no longer listed
 
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """One try at one replica. latest: when it last said something; begun: whether it has begun to answer."""
+    """One try at one replica.
+
+    latest: when it last said something; begun: whether it has begun to answer; writing: since when the client has not
+    taken what is written to it, if it has not.
+    """
 
     replica: Replica
     latest: float
     limit: asyncio.Timeout
     begun: bool = False
+    writing: float | None = None
 
 
 class Attempts:
@@ -35,6 +41,7 @@ class Attempts:
 
         Raises:
             ReplicaLost: in the block, when the replica is given up.
+            ConnectionResetError: in the block, when the client is.
         """
         limit = asyncio.timeout(None)
         attempt = Attempt(replica, asyncio.get_running_loop().time(), limit)
@@ -43,6 +50,8 @@ class Attempts:
             async with limit:
                 yield attempt
         except TimeoutError as error:
+            if limit.expired() and attempt.writing is not None:
+                raise ConnectionResetError("the client does not read") from error
             if limit.expired():
                 raise ReplicaLost("silent") from error
             raise
@@ -52,6 +61,10 @@ class Attempts:
     def look(self, now: float) -> None:
         """Give up those that are silent."""
         for attempt in self._open:
+            if attempt.writing is not None:  # it is not the replica that is slow
+                if now - attempt.writing > UNREAD_SECONDS:
+                    attempt.limit.reschedule(0.0)
+                continue
             silent = now - attempt.latest
             replica = attempt.replica
             unheard = replica.heard > 0 and now - replica.heard > self._stall_seconds

@@ -16,6 +16,9 @@ class GatewayConfig(AccessConfig):
     """The whole configuration of a gateway."""
 
     port: int = Field(GATEWAY_PORT, ge=0, le=65_535, description="port to listen on; 0: any free one, which is printed")
+    max_connections: int | None = Field(
+        None, ge=1, le=1_048_576, description="connections that a port takes at once; more are closed [default: 8192]"
+    )
     endpoints_file: Path | None = Field(
         None, description="JSON file that says which replicas there are, read again when it is replaced"
     )

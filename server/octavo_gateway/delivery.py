@@ -7,7 +7,6 @@ stream; any other one ends with an error event.
 
 import asyncio
 import secrets
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -19,28 +18,17 @@ from octavo_gateway import response_ids
 from octavo_gateway.access import Caller
 from octavo_gateway.answer_so_far import AnswerSoFar
 from octavo_gateway.asked import Asked
-from octavo_gateway.attempts import Attempt, Attempts
-from octavo_gateway.metrics import GatewayMetrics
+from octavo_gateway.attempts import Attempt
+from octavo_gateway.means import Means
 from octavo_gateway.model_pool import ModelPool, Place, Wanted
-from octavo_gateway.plain_stream import PlainStream, read_usage
+from octavo_gateway.plain_stream import NO_USAGE, PlainStream, Usage, read_usage
 from octavo_gateway.refusals import error_event, lost
-from octavo_gateway.replicas_http import Exchange, ReplicaLost, ReplicasHttp
+from octavo_gateway.replicas_http import Exchange, ReplicaLost
 from octavo_gateway.timing import Timing
 
 AGAIN_SECONDS: Final = 0.02  # between two tries at replicas that are there and take nothing
 
 FAR_ENOUGH: Final = 64  # events that a replica brought before it broke down: the request did not cause it
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What deliveries share."""
-
-    http: ReplicasHttp
-    metrics: GatewayMetrics
-    attempts: Attempts
-    most_losses: int
-    hold_seconds: float
 
 
 class Delivery:
@@ -67,7 +55,7 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._so_far: AnswerSoFar | PlainStream
         if asked.counts_tokens:
-            self._so_far = AnswerSoFar(strips=not asked.wants_ids)
+            self._so_far = AnswerSoFar(strips=not asked.wants_ids, strips_usage=not asked.wants_usage)
         else:
             self._so_far = PlainStream()
 
@@ -82,9 +70,11 @@ class Delivery:
                 if (answer := await self._once()) is not None:
                     return answer
         except RequestError as error:
+            if error.code == "replica_lost":
+                self._means.metrics.lost.add(self._pool.name)
             if self._response is None:
                 raise
-            return await self._end_with(error)
+            return await self._end_with(self._response, error)
 
     async def _once(self) -> web.StreamResponse | None:
         """Try one replica; None: try again."""
@@ -162,20 +152,20 @@ class Delivery:
         else:
             if self._response is not None:  # it went on there, and was refused
                 raise lost(f"the answer broke off, and another replica did not go on with it (status {status})")
-            return self._whole(exchange, body)
+            return self._whole(exchange, place, body)
         if self._asked.previous is not None:  # no other one has it
-            return self._whole(exchange, body)
+            return self._whole(exchange, place, body)
         self._avoid = frozenset()
         self._means.metrics.retried.add(self._pool.name)
         self._timing.retried += 1
         await asyncio.sleep(AGAIN_SECONDS)
         return None
 
-    def _whole(self, exchange: Exchange, body: bytes) -> web.Response:
+    def _whole(self, exchange: Exchange, place: Place, body: bytes) -> web.Response:
         headers = {**exchange.headers, **self._told()}
         content_type = headers.pop("Content-Type", "application/json")
         if exchange.status == HTTPStatus.OK:
-            self._timing.prompt_tokens, self._timing.completion_tokens = read_usage(body)
+            self._used(place, read_usage(body))
         else:
             self._timing.prompt_tokens = 0  # it used none
         if exchange.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and self._means.http.key is not None:
@@ -185,7 +175,7 @@ class Delivery:
     async def _stream(self, exchange: Exchange, place: Place, attempt: Attempt) -> web.StreamResponse | None:
         so_far, timing = self._so_far, self._timing
         while piece := await exchange.piece():
-            attempt.latest = self._waits_since = exchange.latest
+            self._waits_since = exchange.latest
             try:
                 data = so_far.feed(piece)
             except (ValueError, msgspec.DecodeError) as error:
@@ -196,12 +186,16 @@ class Delivery:
                 if timing.first is None:
                     timing.first = exchange.latest
             if data:
-                timing.latest = exchange.latest
+                timing.latest = attempt.writing = exchange.latest
                 await self._write(data, exchange)
+                attempt.writing = None
+            attempt.latest = self._loop.time()
             if so_far.broken is not None:
                 raise ReplicaLost("its engine failed")
         if not so_far.ended:
             raise ReplicaLost("it ended too early")
+        if so_far.usage is not NO_USAGE:
+            self._used(place, so_far.usage)
         return await self._end()
 
     async def _write(self, data: bytes, exchange: Exchange) -> None:
@@ -218,13 +212,9 @@ class Delivery:
         await response.write_eof()
         return response
 
-    async def _end_with(self, error: RequestError) -> web.StreamResponse:
+    async def _end_with(self, response: web.StreamResponse, error: RequestError) -> web.StreamResponse:
         """The status has long been sent: the last event tells what happened."""
         self._timing.error = error.code
-        self._means.metrics.lost.add(self._pool.name)
-        response = self._response
-        if response is None:
-            raise error
         of_responses = self._asked.kind == "responses"
         await response.write(error_event(error, of_responses=of_responses, number=self._so_far.passed))
         return await self._end()
@@ -254,14 +244,15 @@ class Delivery:
             what = "several answers" if self._asked.choices > 1 else "a response's events"
             raise lost(f"the replica broke down ({error}), and a stream of {what} cannot go on at another one")
 
+    def _used(self, place: Place, usage: Usage) -> None:
+        self._timing.prompt_tokens, self._timing.completion_tokens = usage.prompt, usage.completion
+        if usage.cached is not None:
+            self._pool.learned(place, self._asked.prompt, usage.prompt, usage.cached)
+
     def count_tokens(self) -> None:
-        """What was used, as far as it is known."""
-        timing, so_far = self._timing, self._so_far
-        if isinstance(so_far, AnswerSoFar):
-            timing.completion_tokens = len(so_far.tokens)
-            timing.prompt_tokens = so_far.prompt_tokens or timing.prompt_tokens
-        elif so_far.usage is not None:
-            timing.prompt_tokens, timing.completion_tokens = so_far.usage
+        """What a stream used that did not come to its end, as far as it is known."""
+        if isinstance(self._so_far, AnswerSoFar) and self._so_far.usage is NO_USAGE:
+            self._timing.completion_tokens = len(self._so_far.tokens)
 
     def _told(self) -> dict[str, str]:
         return {"x-request-id": self._timing.request_id, "Server": "octavo", **self._caller.headers()}

@@ -18,6 +18,7 @@ from octavo_common.version import __version__
 from octavo_gateway import response_ids
 from octavo_gateway.access import Caller
 from octavo_gateway.asked import ROUTES, parse
+from octavo_gateway.bodies import read_body
 from octavo_gateway.delivery import Delivery
 from octavo_gateway.gateway import Gateway
 from octavo_gateway.refusals import refuse
@@ -27,8 +28,6 @@ from octavo_gateway.timing import Timing
 
 log = logging.getLogger("octavo.access")
 
-MAX_BODY_BYTES: Final = 16 * 2**20
-BODY_SECONDS: Final = 120.0
 PARSE_HERE_BYTES: Final = 256 * 1024  # more is parsed by a thread
 OPEN: Final = frozenset({"/health", "/ready"})
 _QUIET: Final = frozenset({"/", "/health", "/ready", "/metrics", "/version"})
@@ -107,7 +106,7 @@ class Handler:
                 _only(request, "GET", "HEAD")
                 return self._model(unquote(path.removeprefix("/v1/models/")))
             if (kept := _RESPONSE.fullmatch(path)) is not None and method in ("GET", "DELETE", "POST"):
-                return await self._kept(request, kept[1], caller, timing)
+                return await self._kept(request, kept[1], kept[2] or "", caller, timing)
             raise _nothing_at(request)
         finally:
             caller.ticket.leave()
@@ -120,7 +119,7 @@ class Handler:
             raise RequestError(message, code="not_ready", status=HTTPStatus.SERVICE_UNAVAILABLE, type="server_error")
         share = gateway.room.share()
         try:
-            raw = await _read(request, share.hold)
+            raw = await read_body(request, share.hold)
             if len(raw) <= PARSE_HERE_BYTES:
                 asked = parse(request.path, raw, tenant=caller.tenant)
             else:
@@ -150,17 +149,17 @@ class Handler:
                 caller.ticket.used(timing.prompt_tokens, iter([timing.completion_tokens]))
 
     async def _kept(
-        self, request: web.BaseRequest, response_id: str, caller: Caller, timing: Timing
+        self, request: web.BaseRequest, name: str, rest: str, caller: Caller, timing: Timing
     ) -> web.StreamResponse:
-        """A response that a replica keeps, asked for by its name."""
+        """A response that a replica keeps, asked for by its name; `rest`: of the path."""
         gateway = self._gateway
-        name = unquote(response_id)
         replicas = (replica for pool in gateway.pools.values() for replica in pool.replicas.values())
         replica = response_ids.holder(name, caller.tenant or "", replicas)
         if replica is None:
             raise response_ids.not_found(name)
         headers = gateway.http.headers(request.headers, timing.request_id)
-        path = f"/v1/responses/{quote(name, safe='')}" + request.path_qs.removeprefix(f"/v1/responses/{response_id}")
+        query = f"?{request.query_string}" if request.query_string else ""
+        path = f"/v1/responses/{quote(name, safe='')}{rest}{query}"
         try:
             async with asyncio.timeout(30), await gateway.http.send(replica, request.method, path, headers) as exchange:
                 body = await exchange.whole()
@@ -210,42 +209,6 @@ class Handler:
         if log.isEnabledFor(level):
             told = timing.fields(request.method, route, now)
             log.log(level, "%s %s %d", quote(request.method[:32]), route, timing.status, extra=logs.fields(**told))
-
-
-async def _read(request: web.BaseRequest, hold: Callable[[int], None]) -> bytes:
-    """The body, as it came.
-
-    Raises:
-        RequestError: it is too large, packed, or does not come in time.
-    """
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise RequestError(
-            f"Content-Encoding: {encoding[:40]!r}: bodies are taken as they are; send it uncompressed",
-            code="unsupported_content_encoding",
-            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        )
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise _too_large()
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while piece := await request.content.readany():
-                size += len(piece)
-                if size > MAX_BODY_BYTES:
-                    raise _too_large()
-                hold(size)
-                pieces.append(piece)
-    except TimeoutError:
-        raise RequestError(
-            "the request did not arrive in time", code="request_timeout", status=HTTPStatus.REQUEST_TIMEOUT
-        ) from None
-    return b"".join(pieces)
-
-
-def _too_large() -> RequestError:
-    message = f"the body is larger than {MAX_BODY_BYTES} bytes"
-    return RequestError(message, code="body_too_large", status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 def _nothing_at(request: web.BaseRequest) -> RequestError:

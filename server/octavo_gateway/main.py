@@ -6,11 +6,12 @@ noticed; then nothing new is, and open requests finish within `drain_seconds`. S
 
 import asyncio
 import contextlib
+import gc
 import logging
+import resource
 import signal
 import socket
-import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import uvloop
@@ -25,14 +26,12 @@ from octavo_gateway.discovery import Discovery
 from octavo_gateway.endpoints_file import EndpointsFile
 from octavo_gateway.gateway import Gateway
 from octavo_gateway.handler import Door, Handler
+from octavo_gateway.listening import bind, listen_on
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED: Final = 130
-BACKLOG: Final = 2048
-IDLE_SECONDS: Final = 60.0
-MAX_LINE_BYTES: Final = 16 * 1024
-MAX_HEADER_BYTES: Final = 16 * 1024
+GC_THRESHOLDS: Final = (10_000, 20, 100)
 
 
 def run(config: GatewayConfig) -> int:
@@ -42,6 +41,9 @@ def run(config: GatewayConfig) -> int:
         OctavoError: the address is taken, a file cannot be used, or replicas cannot be found.
     """
     logs.configure(config.log_level, config.log_format)
+    # A stream takes two descriptors, a client's and a replica's.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tls = None if config.ssl_certfile is None else Tls(config, config.ssl_certfile)
     with contextlib.ExitStack() as sockets:
         main = sockets.enter_context(bind(config.host, config.port, "--port"))
@@ -52,22 +54,6 @@ def run(config: GatewayConfig) -> int:
         return uvloop.run(_serve(config, main, admin, tls))
 
 
-def bind(host: str, port: int, flag: str) -> socket.socket:
-    """A bound socket.
-
-    Raises:
-        ConfigError: the address is taken, or none of this machine.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except OSError as error:
-        raise ConfigError(f"--host {host} {flag} {port}: {error.strerror or error}") from error
-    return found
-
-
 async def _serve(config: GatewayConfig, main: socket.socket, admin: socket.socket | None, tls: Tls | None) -> int:
     gateway = Gateway(config)
     watch = FileWatch()
@@ -76,7 +62,8 @@ async def _serve(config: GatewayConfig, main: socket.socket, admin: socket.socke
         watch.add([config.replica_api_key_file], gateway.read_replica_key)
     if tls is not None and config.enable_ssl_refresh:
         watch.add(tls.files, tls.reload)
-    runner = await listen_on(main, Handler(gateway, Door(alone=admin is None)), None if tls is None else tls.main)
+    context = None if tls is None else tls.main
+    runner = await listen_on(main, Handler(gateway, Door(alone=admin is None)), context, config.max_connections)
     runners = [runner]
     if admin is not None:
         runners.append(await listen_on(admin, Handler(gateway, Door(admin=True)), None if tls is None else tls.admin))
@@ -90,6 +77,9 @@ async def _serve(config: GatewayConfig, main: socket.socket, admin: socket.socke
     signals = _signals()
     print(f"octavo gateway: listening on {_url(main, tls)}", flush=True)
     watch.start()
+    gc.collect()  # what the start made stays: the collector, for which all streams wait, has little to look at
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         return await _until_the_end(gateway, runner, tasks, signals)
     finally:
@@ -112,27 +102,6 @@ def _discovery(config: GatewayConfig) -> Discovery:
 
         return EndpointSlices(config.namespace, config.kubeconfig)
     raise ConfigError("where are the replicas? Give --endpoints-file, or --namespace in a cluster")
-
-
-async def listen_on(
-    found: socket.socket | None,
-    answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    context: ssl.SSLContext | None,
-) -> web.ServerRunner:
-    """Serve at a bound socket, or at any free port of this machine's own address."""
-    server = web.Server(
-        answer,
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=IDLE_SECONDS,
-        max_line_size=MAX_LINE_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=1.0)
-    await runner.setup()
-    at = bind("127.0.0.1", 0, "--port") if found is None else found
-    await web.SockSite(runner, at, ssl_context=context, backlog=BACKLOG).start()
-    return runner
 
 
 def _signals() -> "asyncio.Queue[signal.Signals]":

@@ -1,7 +1,7 @@
 """Streams that are passed on as they are, and the usage that an answer tells."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -9,11 +9,28 @@ _ENDS: Final = (b"response.completed", b"response.incomplete", b"response.failed
 _MAX_EVENT_BYTES: Final = 64 * 2**20
 
 
+class Usage(NamedTuple):
+    """Tokens of prompts, of answers, and of prompts in the cache; as far as it was told."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int | None = None
+
+
+NO_USAGE: Final = Usage()
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -24,19 +41,24 @@ class _EndEvent(msgspec.Struct):
     response: _Answer | None = None
 
 
-def read_usage(body: bytes) -> tuple[int, int]:
-    """Tokens of prompt and answer, as a whole answer tells them; 0 where it does not."""
+_answer: Final = msgspec.json.Decoder(_Answer)
+
+
+def read_usage(body: bytes) -> Usage:
+    """What a whole answer, or the last event of a stream, tells; zeros where it does not."""
     try:
-        return _counts(msgspec.json.decode(body, type=_Answer))
+        return _counts(_answer.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return 0, 0
+        return NO_USAGE
 
 
-def _counts(answer: _Answer | None) -> tuple[int, int]:
+def _counts(answer: _Answer | None) -> Usage:
     usage = answer.usage if answer is not None else None
     if usage is None:
-        return 0, 0
-    return usage.prompt_tokens or usage.input_tokens or 0, usage.completion_tokens or usage.output_tokens or 0
+        return NO_USAGE
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    prompt, completion = usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens
+    return Usage(prompt or 0, completion or 0, None if details is None else details.cached_tokens)
 
 
 @dataclass(slots=True)
@@ -46,7 +68,7 @@ class PlainStream:
     passed: int = 0
     ended: bool = False
     broken: bytes | None = None
-    usage: tuple[int, int] | None = None
+    usage: Usage = NO_USAGE
     _rest: bytes = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -70,8 +92,8 @@ class PlainStream:
         return whole + end
 
 
-def _usage_of(data: bytes) -> tuple[int, int]:
+def _usage_of(data: bytes) -> Usage:
     try:
         return _counts(msgspec.json.decode(data, type=_EndEvent).response)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return 0, 0
+        return NO_USAGE

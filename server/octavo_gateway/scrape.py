@@ -87,14 +87,22 @@ class Scraper:
                 replica.paused_until, replica.failures = 0.0, 0
                 pool.pump()
         own = replica.in_flight, replica.waiting, replica.waiting_tokens
-        url = f"{endpoint.metrics_url or endpoint.url}/metrics"
-        status, text = await self._http.get(url, seconds=ANSWER_SECONDS, most=MAX_BYTES)
+        text = await self._figures(replica)
         replica.heard = loop.time()
-        if status == 200:
+        if text is not None:
             replica.sample = _sample(read_figures(text), replica.heard, own)
             pool.pump()
         if pool.card is None:
             pool.card = await self._card(replica, pool.name)
+
+    async def _figures(self, replica: Replica) -> bytes | None:
+        """Its metrics, at either port: with an admin port, they are told there alone."""
+        endpoint = replica.endpoint
+        status, text = await self._http.get(f"{endpoint.url}/metrics", seconds=ANSWER_SECONDS, most=MAX_BYTES)
+        if status != 200 and endpoint.metrics_url is not None:
+            url = f"{endpoint.metrics_url}/metrics"
+            status, text = await self._http.get(url, seconds=ANSWER_SECONDS, most=MAX_BYTES)
+        return text if status == 200 else None
 
     async def _card(self, replica: Replica, name: str) -> bytes | None:
         """What the replica says of the model in its list."""

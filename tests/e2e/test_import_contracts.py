@@ -15,7 +15,7 @@ ROOTS = ("kernels", "server", "operator")
 
 # The name of a contract → a file and the import that breaks it.
 BREAKS = {
-    "Operator, server and pull know nothing of each other": (
+    "Operator, server, gateway and pull know nothing of each other": (
         "operator/octavo_operator/pods.py",
         "octavo_server.config",
     ),
@@ -40,6 +40,8 @@ BREAKS = {
         "torch",
     ),
     "The control plane runs on the base install": ("operator/octavo_operator/settings.py", "msgspec"),
+    "The gateway needs no model and no GPU": ("server/octavo_gateway/timing.py", "zmq"),
+    "Routes are chosen by pure code: no clock, chance or event loop": ("server/octavo_common/routing.py", "random"),
     "What decides is pure: no cluster, clock, chance or event loop": ("operator/octavo_operator/status.py", "time"),
     "Replicas on this machine need no cluster": ("operator/octavo_operator/local/plan.py", "kubernetes.aio"),
     "octavo --help waits for no library": ("server/octavo_cli/errors.py", "rich.console"),

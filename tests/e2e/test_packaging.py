@@ -18,6 +18,7 @@ PACKAGES = {
     "octavo_kernels": "kernels",
     "octavo_server": "server",
     "octavo_common": "server",
+    "octavo_gateway": "server",
     "octavo_pull": "server",
     "octavo_cli": "server",
     "octavo_operator": "operator",
@@ -150,6 +151,9 @@ def test_the_base_install_plans_prints_the_crd_and_names_the_extra_for_the_rest(
         told = run(base_install, *arguments, cwd=tmp_path)
         assert told.returncode == 2
         assert re.fullmatch(r"octavo: .* '\w+' is missing: pip install 'octavo\[server\]'\n", told.stderr)
+    told = run(base_install, "gateway", "--endpoints-file", "fleet.json", cwd=tmp_path)
+    assert told.returncode == 2
+    assert re.fullmatch(r"octavo: .* '\w+' is missing: pip install 'octavo\[gateway\]'\n", told.stderr)
 
 
 def test_the_wheel_serves_the_demo_model_away_from_the_repository(base_install: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_stream_cut_anywhere_is_read_the_same(cuts: list[int]) -> None:
     stream = Stream.of(fed(so_far, stream_of(), cuts).decode())
     assert (stream.text, stream.done, len(stream.usages)) == (text_of(answer_tokens(BODY, 9)), True, 1)
     assert so_far.tokens == answer_tokens(BODY, 9)
-    assert (so_far.prompt_tokens, so_far.ended, so_far.finished, so_far.opening) == (3, True, True, 1)
+    assert (so_far.usage, so_far.ended, so_far.finished, so_far.opening) == ((3, 9, None), True, True, 1)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.lists(st.integers(0, 10**6), max_size=5))
@@ -107,11 +107,22 @@ def test_a_responses_events_are_passed_on_whole_and_its_end_is_seen(cuts: list[i
     passed = [plain.feed(data[begin:after]) for begin, after in itertools.pairwise(places)]
     assert b"".join(passed) == data
     assert all(not piece or piece.endswith(b"\n\n") for piece in passed)
-    assert (plain.ended, plain.passed, plain.usage) == (True, 3, (3, 4))
+    assert (plain.ended, plain.passed, plain.usage) == (True, 3, (3, 4, None))
+
+
+def test_usage_that_was_not_asked_for_is_read_and_not_passed_on() -> None:
+    so_far = AnswerSoFar(strips=True, strips_usage=True)
+    named = b'data: {"id":"x","created":1,"choices":'
+    chunk = named + b'[{"index":0,"delta":{"content":"a \\",\\"usage\\":null"},"token_ids":[1]}],"usage":null}\n\n'
+    assert b'"usage":null}' not in (passed := so_far.feed(chunk))
+    assert passed.count(b"usage") == 1
+    details = b'"prompt_tokens_details":{"cached_tokens":16}'
+    assert so_far.feed(named + b'[],"usage":{"prompt_tokens":20,"completion_tokens":1,' + details + b"}}\n\n") == b""
+    assert so_far.usage == (20, 1, 16)
 
 
 def test_the_usage_of_a_whole_answer_is_read_in_both_forms() -> None:
-    assert read_usage(b'{"usage":{"prompt_tokens":5,"completion_tokens":6}}') == (5, 6)
-    assert read_usage(b'{"usage":{"input_tokens":5,"output_tokens":6}}') == (5, 6)
-    assert read_usage(b'{"usage":{"prompt_tokens":5}}') == (5, 0)
-    assert read_usage(b"nonsense") == (0, 0)
+    assert read_usage(b'{"usage":{"prompt_tokens":5,"completion_tokens":6}}') == (5, 6, None)
+    assert read_usage(b'{"usage":{"input_tokens":5,"output_tokens":6}}') == (5, 6, None)
+    assert read_usage(b'{"usage":{"prompt_tokens":5}}') == (5, 0, None)
+    assert read_usage(b"nonsense") == (0, 0, None)

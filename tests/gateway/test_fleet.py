@@ -24,6 +24,8 @@ from serving import ServerProcess
 
 DEMO: Final = Path(__file__).resolve().parents[2] / "server" / "octavo_server" / "demo_model"
 QUESTIONS: Final = ["What is a page?", "What is paged attention?", "What is a block table?", "What is Octavo?"]
+SCHEMA: Final = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 40}}, "required": ["name"]}
+TOOLS: Final = [{"type": "function", "function": {"name": "look_up", "description": "Look up.", "parameters": SCHEMA}}]
 CLIENT: Final = {"Authorization": "Bearer alices"}
 
 
@@ -91,7 +93,7 @@ def running_gateway(directory: Path) -> "subprocess.Popen[str]":
 
 
 def chat(number: int) -> dict[str, Any]:
-    """Half of them greedy, half of them with chance; some with tools, some with log-probabilities."""
+    """Half of them greedy, half of them with chance; some that call a tool, some with log-probabilities."""
     body: dict[str, Any] = {
         "model": "demo",
         "messages": [{"role": "user", "content": f"{QUESTIONS[number % 4]} ({number})"}],
@@ -100,6 +102,10 @@ def chat(number: int) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if number % 10 == 3:
+        body |= {"tools": TOOLS, "tool_choice": "required", "min_tokens": 0, "max_tokens": 60}
+    if number % 10 == 4:
+        body |= {"logprobs": True, "top_logprobs": 1}
     return body | ({"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number})
 
 
@@ -109,9 +115,11 @@ async def ask(client: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> 
 
 
 def told(text: str) -> Any:
+    """All that a client makes of a stream, but for how it was cut into events."""
     stream = Stream.of(text)
     usage = [(each["prompt_tokens"], each["completion_tokens"]) for each in stream.usages]
-    return stream.text, stream.roles, stream.finishes, usage, stream.errors, stream.done, len(stream.ids), stream.extra
+    content = stream.text, stream.calls, stream.logprobs
+    return content, stream.roles, stream.finishes, usage, stream.errors, stream.done, len(stream.ids), stream.extra
 
 
 async def test_of_100_streams_none_notices_that_one_replica_is_killed_and_one_drained(fleet: Fleet) -> None:
@@ -183,9 +191,14 @@ def test_openais_client_works_through_the_gateway(fleet: Fleet) -> None:
 async def test_scaled_to_zero_requests_wait_and_are_answered_when_a_replica_is_there(fleet: Fleet) -> None:
     fleet.publish(without=tuple(fleet.servers))
     async with aiohttp.ClientSession() as client:
+
+        async def until_told(name: str, value: float) -> None:
+            while (await metrics(client, fleet.url))[name] != value:  # noqa: ASYNC110 (it is another process)
+                await asyncio.sleep(0.05)
+
+        await until_told("octavo:gateway_replicas", 0)
         task = asyncio.create_task(ask(client, fleet.url, chat(1)))
-        while (await metrics(client, fleet.url))["octavo:gateway_held_requests"] < 1:  # noqa: ASYNC110 (it is remote)
-            await asyncio.sleep(0.05)
+        await until_told("octavo:gateway_held_requests", 1)
         fleet.publish()
         status, text = await task
     assert status == 200

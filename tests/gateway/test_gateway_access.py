@@ -9,7 +9,7 @@ import pytest
 
 from gateways import FakeReplica, gateway_over, until
 from octavo_gateway.asked import ROUTES
-from octavo_gateway.handler import MAX_BODY_BYTES
+from octavo_gateway.bodies import MAX_BODY_BYTES
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 ALICE, BOB = {"Authorization": "Bearer alices"}, {"Authorization": "Bearer bobs"}

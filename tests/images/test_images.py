@@ -21,7 +21,7 @@ DOCKERFILES = {path.parent.name: path for path in sorted((REPOSITORY / "images")
 LOCKS = REPOSITORY / "images" / "requirements"
 TOML = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT, TOOLS = TOML["project"], TOML["tool"]
-EXTRAS = {"control-plane": ["pull"], "server": ["server", "tracing"]}
+EXTRAS = {"control-plane": ["gateway", "pull"], "server": ["server", "tracing"]}
 # In images on Linux with CPython 3.11.
 HERE = {"platform_system": "Linux", "sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.11"}
 HERE |= {"python_full_version": "3.11.15", "implementation_name": "cpython", "os_name": "posix", "extra": ""}

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from octavo_common.body_share import SMALL_BODY_BYTES
 from octavo_server.config import ServerConfig
 from octavo_server.errors import RequestError
 from octavo_server.frontend import body as body_module
 from octavo_server.frontend import json_bounds
 from octavo_server.frontend.app import create_app
 from octavo_server.frontend.body import PARSE_HERE_BYTES, parse_body
-from octavo_common.body_share import SMALL_BODY_BYTES
 from octavo_server.frontend.chat_prompt import call_arguments
 from octavo_server.frontend.generation_fields import MAX_BIASES
 from octavo_server.frontend.json_bounds import MAX_COMMAS, MAX_DIGITS, MAX_NESTED, JSONBounds

@@ -19,7 +19,7 @@ from octavo_gateway.config import GatewayConfig
 from octavo_gateway.discovery import Endpoint, Fleet
 from octavo_gateway.gateway import Gateway
 from octavo_gateway.handler import Door, Handler
-from octavo_gateway.main import listen_on
+from octavo_gateway.listening import bind, listen_on
 
 Answer = Callable[[web.BaseRequest], Any]
 
@@ -233,7 +233,7 @@ async def gateway_over(*replicas: FakeReplica, **config: Any) -> AsyncIterator[G
 @contextlib.asynccontextmanager
 async def listening(answer: Answer) -> AsyncIterator[str]:
     """A server in this loop; its URL."""
-    runner = await listen_on(None, answer, None)
+    runner = await listen_on(bind("127.0.0.1", 0, ""), answer)
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
@@ -252,6 +252,8 @@ class Stream:
     errors: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
     extra: set[str] = field(default_factory=set)
+    calls: dict[int, str] = field(default_factory=dict)  # name and arguments, one behind the other
+    logprobs: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -274,6 +276,11 @@ class Stream:
             self.usages.append(event["usage"])
         for choice in event["choices"]:
             self.text += choice["delta"].get("content") or ""
+            for call in choice["delta"].get("tool_calls") or []:
+                function = call["function"]
+                told = (function.get("name") or "") + (function.get("arguments") or "")
+                self.calls[call["index"]] = self.calls.get(call["index"], "") + told
+            self.logprobs += [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or []]
             self.roles += "role" in choice["delta"]
             self.extra |= choice.keys() & {"token_ids"}
             if choice["finish_reason"]:
