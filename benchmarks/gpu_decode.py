@@ -13,7 +13,6 @@ Exit status 1 if something is wrong.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ import gpu_kernels as common
 import kernel_models
 import torch
 import torch.nn.functional as F
+from guarded_sections import run_section
 
 from octavo_common.model_config import parse_model_config
 from octavo_kernels import (
@@ -489,16 +490,7 @@ def main() -> int:
     if not arguments.compiled:
         compile_all(arguments.seconds, arguments.models, arguments.rows)
     for name in arguments.only:
-        begin = time.perf_counter()
-        try:
-            with torch.inference_mode():
-                report[name] = sections[name](end)
-        except Exception as error:
-            report[name] = {"failures": [repr(error)[:2000]]}
-        torch.cuda.empty_cache()
-        print(f"== {name}: {report[name].get('failures', 'ok')}, {time.perf_counter() - begin:.0f} s", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        run_section(report, name, partial(sections[name], end), file=arguments.json)
     if arguments.write and "failures" not in report.get("search", {}):
         tables = product_choices.read(product_choices.FILE.read_text(encoding="utf-8"))
         tables[report["device"]] = product_choices.tuned(DEVICE)

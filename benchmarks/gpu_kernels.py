@@ -9,12 +9,10 @@ the packages of the `server` extra.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +22,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/suppor
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from guarded_sections import run_section  # noqa: E402
 from kernel_checks import Case, check_correct, check_invariant, warm  # noqa: E402
 
 from octavo_kernels import gathered_attention as gathered  # noqa: E402
@@ -432,25 +431,12 @@ def main() -> int:
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     failed, start = [], time.perf_counter()
     for name in arguments.only:
-        begin = time.perf_counter()
-        if begin - start > arguments.seconds:
-            print(f"== {name}: LEFT OUT, {begin - start:.0f} s have passed", flush=True)
+        if (passed := time.perf_counter() - start) > arguments.seconds:
+            print(f"== {name}: LEFT OUT, {passed:.0f} s have passed", flush=True)
             report.setdefault("left out", []).append(name)
             continue
-        print(f"== {name}", flush=True)
-        try:
-            with torch.inference_mode():
-                report[name] = SECTIONS[name]()
-            torch.cuda.empty_cache()
-        except Exception:
-            traceback.print_exc(file=sys.stdout)
-            report[name] = {"failures": [traceback.format_exc(limit=3)]}
-        found = report[name].get("failures", [])
-        failed += [name] if found else []
-        said = f"FAILED {found[:8]}" if found else "ok"
-        print(f"== {name}: {said}, {time.perf_counter() - begin:.0f} s", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if not run_section(report, name, SECTIONS[name], file=arguments.json):
+            failed.append(name)
     print("FAILED: " + ", ".join(failed) if failed else "all checks passed")
     return int(bool(failed))
 

@@ -14,12 +14,10 @@ Exit status 1 if something is wrong.
 """
 
 import argparse
-import json
 import random
 import statistics
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +32,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("kernels", "server", "tests/suppor
 import gpu_kernels as common  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from guarded_sections import run_section  # noqa: E402
 from kernel_checks import Case  # noqa: E402
 
 from octavo_kernels.hopper_attention import CONFIGS  # noqa: E402
@@ -441,27 +440,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--seconds", type=float, default=100.0, help="no section begins after so many (default: 100)")
     arguments = parser.parse_args()
+    sections = {**SECTIONS, "layers": lambda: time_layers(arguments.rows)}
     start, report, failed = time.perf_counter(), dict[str, Any](), False
     if not {"engine", "small", "small-profile"}.issuperset(arguments.only):
         warm_all()
     for name in arguments.only:
-        begin = time.perf_counter()
-        if begin - start > arguments.seconds:
+        if time.perf_counter() - start > arguments.seconds:
             print(f"== {name}: LEFT OUT", flush=True)
             continue
-        print(f"== {name}", flush=True)
-        try:
-            with torch.inference_mode(name not in ("engine", "small", "small-profile")):
-                report[name] = time_layers(arguments.rows) if name == "layers" else SECTIONS[name]()
-        except Exception as error:
-            traceback.print_exc(file=sys.stdout)
-            report[name] = {"failures": [repr(error)[:500]]}
-        torch.cuda.empty_cache()
-        failures = report[name].get("failures", [])
-        failed |= bool(failures)
-        print(f"== {name}: {failures[:6] or 'ok'}, {time.perf_counter() - begin:.0f} s", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        inference = name not in ("engine", "small", "small-profile")
+        failed |= not run_section(report, name, sections[name], inference=inference, file=arguments.json)
     return int(failed)
 
 

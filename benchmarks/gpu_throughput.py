@@ -11,10 +11,7 @@
 """
 
 import argparse
-import json
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,6 +24,7 @@ import kernel_models
 import torch
 import triton
 import triton.language as tl
+from guarded_sections import run_section
 
 from octavo_common.model_config import parse_model_config
 from octavo_kernels import product_choices
@@ -401,20 +399,7 @@ def main() -> int:
     arguments = parser.parse_args()
     report, failed = dict[str, Any](), False
     for name in arguments.only:
-        begin = time.perf_counter()
-        print(f"== {name}", flush=True)
-        try:
-            with torch.inference_mode(name != "steps"):
-                report[name] = SECTIONS[name]()
-        except Exception as error:
-            traceback.print_exc(file=sys.stdout)
-            report[name] = {"failures": [repr(error)[:500]]}
-        torch.cuda.empty_cache()
-        failures = report[name].get("failures", [])
-        failed |= bool(failures)
-        print(f"== {name}: {failures[:6] or 'ok'}, {time.perf_counter() - begin:.0f} s", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        failed |= not run_section(report, name, SECTIONS[name], inference=name != "steps", file=arguments.json)
     return int(failed)
 
 

@@ -19,7 +19,8 @@ def _disk(deployment: LLMDeployment) -> Iterator[str]:
 
 
 def _one_node(deployment: LLMDeployment) -> Iterator[str]:
-    cache, replicas = deployment.spec.storage.cache, deployment.spec.replicas
+    cache, autoscaling = deployment.spec.storage.cache, deployment.spec.autoscaling
+    replicas = (autoscaling and autoscaling.max_replicas) or deployment.spec.replicas
     if cache is not None and "ReadWriteMany" not in cache.access_modes and replicas > 1:
         text = f"a volume of ReadWriteOnce is mounted on one node, so all {replicas} replicas must fit there"
         yield f"spec.storage.cache.accessModes: {text}"

@@ -12,7 +12,7 @@ from octavo_operator import drift
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.downloads import told_revision
 from octavo_operator.events import Event, events_of_apply
-from octavo_operator.jobs import has_condition, is_terminating, why_it_failed
+from octavo_operator.jobs import has_condition, is_terminating, pods_of, why_it_failed
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.observation import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
 from octavo_operator.pods import unscheduled, why_it_fails
@@ -193,7 +193,7 @@ class ModelCache:
         if live is not None and drift.controller_uid(live) != volume["metadata"]["uid"]:
             state.problem = Problem("PredecessorTerminating", f"the Job {name} of an earlier volume is still there")
         elif live is not None and has_condition(live, "Complete"):
-            state.revision = await self._revision(volume)
+            state.revision = await self._revision(volume, live)
             told = f", revision {state.revision}" if state.revision is not None else ""
             state.cached = Verdict("True", "Cached", f"{source} is on the volume {name}{told}")
         elif wanted is None:
@@ -221,19 +221,19 @@ class ModelCache:
         told = volume["metadata"] | {"annotations": annotations | {REVISION_ANNOTATION: state.revision}}
         await self._kube.update_by_apply(sharers.claim(name, volume | {"metadata": told}), volume["metadata"]["uid"])
 
-    async def _revision(self, volume: Manifest) -> str | None:
+    async def _revision(self, volume: Manifest, job: Manifest) -> str | None:
         """Which revision is on the volume: what it says itself, else the pod that downloaded it, which may go."""
         metadata = volume["metadata"]
         known: str | None = metadata.get("annotations", {}).get(REVISION_ANNOTATION)
         if known is not None:
             return known
-        pods = await self._kube.select("Pod", self._namespace, f"{CACHE_LABEL}={metadata['name']}")
+        pods = pods_of(job, await self._kube.select("Pod", self._namespace, f"{CACHE_LABEL}={metadata['name']}"))
         return next((told for pod in pods if (told := told_revision(pod)) is not None), None)
 
     async def _explain(self, job: Manifest, state: CacheState) -> None:
         """In the words of the Job's pods."""
         name = job["metadata"]["name"]
-        pods = await self._kube.select("Pod", self._namespace, f"{CACHE_LABEL}={name}")
+        pods = pods_of(job, await self._kube.select("Pod", self._namespace, f"{CACHE_LABEL}={name}"))
         words = why_it_fails(pods)
         if has_condition(job, "Failed"):
             text = f"the download has failed: {why_it_failed(job, pods)}; once that is mended, delete Job {name}"

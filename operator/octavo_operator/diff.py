@@ -83,6 +83,9 @@ class Comparer:
         self._found.add(KIND, deployment.name, live, after)
         planned = parse(_without_status(after) | {"metadata": _identity(after, live)})
         before = live or {"metadata": {}}
+        if planned.spec.autoscaling is not None:
+            running = await self._seen("Deployment", planned.name)
+            planned = planned.scaled(there=None if running is None else running["spec"].get("replicas", 1))
         settings = await self._known_settings(before, planned)
         resolved = resolve(before, planned, settings)
         asked = lacks_commit(planned) and resolved.revision is None and planned.desired_replicas > 0

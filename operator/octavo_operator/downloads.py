@@ -41,6 +41,12 @@ def image_ids(pods: Sequence[Manifest], template: Manifest) -> list[str]:
     return list(dict.fromkeys(_reference(each) for each in told if "sha256:" in each))
 
 
+def server_image_of(template: Manifest) -> str:
+    """The image that servers of this template are started from, by the name that was given."""
+    containers = template["spec"].get("containers") or ()
+    return next((str(each.get("image", "")) for each in containers if each["name"] == "server"), "")
+
+
 def restarts(pods: Sequence[Manifest]) -> int:
     """Of the servers of pods that are there."""
     return sum(

@@ -7,6 +7,7 @@ A field that we no longer render is not seen that way: the digest of what was ap
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ def in_sync(wanted: Manifest, live: Manifest) -> bool:
     return _holds(wanted, live, path=())
 
 
-def controller_uid(live: Manifest) -> str | None:
+def controller_uid(live: Mapping[str, Any]) -> str | None:
     """The uid of the object that controls `live`, None where there is none."""
     references = live["metadata"].get("ownerReferences", [])
     return next((str(reference["uid"]) for reference in references if reference.get("controller")), None)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from octavo_operator import drift
 from octavo_operator.pods import why_it_fails
 
 Manifest = Mapping[str, Any]
@@ -16,6 +17,12 @@ def has_condition(job: Manifest, kind: str) -> bool:
 def is_terminating(job: Manifest) -> bool:
     """Whether it is being deleted."""
     return "deletionTimestamp" in job["metadata"]
+
+
+def pods_of(job: Manifest, pods: Sequence[Manifest]) -> list[Manifest]:
+    """Those of `pods` that this very Job made: one of the same name before it may have left some, with other words."""
+    uid = job["metadata"]["uid"]
+    return [each for each in pods if drift.controller_uid(each) == uid]
 
 
 def why_it_failed(job: Manifest, pods: Sequence[Manifest]) -> str:

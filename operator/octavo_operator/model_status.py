@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from octavo_operator.api import LLMDeployment
-from octavo_operator.downloads import image_ids, revisions
+from octavo_operator.downloads import image_ids, revisions, server_image_of
 from octavo_operator.observation import Manifest, Observation, Verdict
 from octavo_operator.pods import living
 from octavo_operator.render import COMMIT
@@ -57,6 +57,23 @@ def template_of(observed: Observation) -> Manifest | None:
     """What the Deployment makes pods from, None where there is none."""
     template: Manifest | None = (observed.deployment or {"spec": {}})["spec"].get("template")
     return template
+
+
+def disagreement(observed: Observation) -> Verdict | None:
+    """How pods of one spec differ, where what they were told to run is not the same everywhere and at all times."""
+    template, pods = template_of(observed), living(observed.pods)
+    if template is None:
+        return None
+    models = revisions(pods, template)
+    if len(models) > 1:
+        text = f"pods serve different models, as the source changed between their downloads: {', '.join(models)}"
+        return Verdict("True", "RevisionsDiffer", f"{text}; storage.cache would give all of them the same")
+    # A node that has no registry's digest tells that of its own copy, which says nothing about others.
+    images = [each for each in image_ids(pods, template) if "@" in each]
+    if len(images) > 1 and "@" not in server_image_of(template):
+        text = f"pods run different images, as the tag of {server_image_of(template)} moved between their starts"
+        return Verdict("True", "ImagesDiffer", f"{text}: {', '.join(images)}; give a digest as spec.server.image")
+    return None
 
 
 def model_cached(deployment: LLMDeployment | None, observed: Observation) -> Verdict:

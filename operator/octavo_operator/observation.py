@@ -12,6 +12,7 @@ COMPLETE: Final = "Complete"
 TERMINATING: Final = "Terminating"
 CHILD_TERMINATING: Final = "ChildTerminating"
 DOWNLOAD_FAILED: Final = "DownloadFailed"
+CONTESTED: Final = "Contested"
 PASSING: Final = frozenset({TERMINATING, "PredecessorTerminating", CHILD_TERMINATING})
 """Problems that end by themselves: they are progress, and no degradation."""
 

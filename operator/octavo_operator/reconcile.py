@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL, KIND
 from octavo_operator import drift
-from octavo_operator.accounting import Ledger
+from octavo_operator.accounting import Ledger, epoch
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
 from octavo_operator.autoscale.cluster import write_costs
@@ -20,13 +20,22 @@ from octavo_operator.autoscale.decisions import Decisions
 from octavo_operator.autoscale.pods import stale_costs
 from octavo_operator.cache import CacheState, ModelCache, claims_in_use
 from octavo_operator.children import MISSING_API, Children, remove
+from octavo_operator.contests import Contests
 from octavo_operator.events import Event, events_of, events_of_apply
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.observation import DOWNLOAD_FAILED, TERMINATING, Observation, Problem, Scaling, Verdict
+from octavo_operator.observation import (
+    CONTESTED,
+    DOWNLOAD_FAILED,
+    TERMINATING,
+    Observation,
+    Problem,
+    Scaling,
+    Verdict,
+)
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
 from octavo_operator.revision import find_revision
-from octavo_operator.status import build_status, status_patch
+from octavo_operator.status import build_status, stamped_status, status_patch
 from octavo_operator.workqueue import Retry
 
 Manifest = dict[str, Any]
@@ -71,6 +80,7 @@ class Reconciler:
         self._now = now
         self._ledger = ledger if ledger is not None else Ledger()
         self._decisions = decisions if decisions is not None else Decisions()
+        self._contests = Contests()
 
     async def __call__(self, key: Key) -> bool:
         """One pass. Whether there still is such an LLMDeployment.
@@ -134,14 +144,20 @@ class Reconciler:
             accounting=self._ledger.look(live, pods, self._now()),
             scaling=scaling,
         )
-        await self._report(live, deployment, observed, [*cache.actions, *actions])
+        later = await self._report(live, deployment, observed, [*cache.actions, *actions])
+        if problem is not None and problem.reason == CONTESTED:
+            wait = self._contests.wait(wanted, epoch(self._now()))
+            raise Retry(f"{problem.reason}: {problem.message}", after=wait, is_gentle=True)
         if problem is not None and problem.reason not in _FOR_PEOPLE:
             raise Retry(f"{problem.reason}: {problem.message}")
+        if later:
+            raise Retry("somebody else writes its status, too", after=later, is_gentle=True)
         return True
 
     def _forget(self, key: Key) -> None:
         self._ledger.close(key.namespace, key.name)
         self._decisions.forget((key.namespace, key.name))
+        self._contests.forget(key.namespace, key.name)
 
     async def _cache(self, live: Manifest, deployment: LLMDeployment) -> CacheState:
         caches = ModelCache(self._kube, self._settings, deployment.namespace)
@@ -184,6 +200,7 @@ class Reconciler:
         """Write what differs, and put what came back into `children`. `by`: what decides the number of replicas."""
         problem: Problem | None = None
         is_alive = False
+        at = epoch(self._now())
         for manifest in wanted:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             if kind in children.missing:
@@ -194,6 +211,8 @@ class Reconciler:
                 problem = Problem("ChildTerminating", message)
                 continue
             if child is not None and drift.in_sync(manifest, child):
+                continue
+            if not self._contests.may_write(manifest, at):
                 continue
             try:
                 if child is None:
@@ -206,11 +225,12 @@ class Reconciler:
                     applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
                     children.live[kind] = applied
                     actions += events_of_apply(child, applied, by)
+                self._contests.wrote(manifest, at)
             except KubeError as error:
                 if not error.is_refusal:
                     raise
                 return Problem("ApplyRefused", f"the API server refused {kind} {name}: {error.message}")
-        return problem
+        return problem or self._contests.problem(wanted, at)
 
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""
@@ -223,14 +243,18 @@ class Reconciler:
 
     async def _report(
         self, live: Manifest, deployment: LLMDeployment | None, observed: Observation, actions: list[Event]
-    ) -> None:
-        before = live.get("status") or {}
+    ) -> float:
+        """Write what changed of the status; the seconds until it may be, where somebody else does so, too."""
+        before, at = live.get("status") or {}, epoch(self._now())
         status = build_status(live, deployment, observed, self._now())
-        patch = status_patch(before, status)
-        if patch is not None:
+        patch, told = status_patch(before, status), stamped_status(live, status)
+        may_write = patch is None or self._contests.may_write(told, at)
+        if patch is not None and may_write:
             await self._kube.patch_status(live, patch)
-        for event in [*actions, *events_of(before, status)]:
+            self._contests.wrote(told, at)
+        for event in [*actions, *(events_of(before, status) if may_write else [])]:
             await self._kube.record(live, event.type, event.reason, event.message)
+        return 0.0 if may_write else self._contests.wait([told], at)
 
 
 def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:

@@ -9,7 +9,7 @@ from octavo_operator import drift
 from octavo_operator.api import LLMDeployment
 from octavo_operator.downloads import told_revision
 from octavo_operator.events import Event
-from octavo_operator.jobs import has_condition, is_terminating, why_it_failed
+from octavo_operator.jobs import has_condition, is_terminating, pods_of, why_it_failed
 from octavo_operator.kube import Kube
 from octavo_operator.observation import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
 from octavo_operator.pods import unscheduled, why_it_fails
@@ -79,7 +79,7 @@ async def _let_out(kube: Kube, deployment: LLMDeployment, state: RevisionState) 
 
 async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: RevisionState) -> None:
     name, namespace = job["metadata"]["name"], deployment.namespace
-    pods = await kube.select("Pod", namespace, f"{REVISION_LABEL}={deployment.name}")
+    pods = pods_of(job, await kube.select("Pod", namespace, f"{REVISION_LABEL}={deployment.name}"))
     if has_condition(job, "Complete"):
         state.revision = next((told for pod in pods if (told := told_revision(pod)) is not None), None)
         if state.revision is None:  # its pod is gone, and what it told with it

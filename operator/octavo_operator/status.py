@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo_common.names import DEPLOYMENT_LABEL
+from octavo_operator import drift
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.status import MAX_MESSAGE
-from octavo_operator.downloads import restarts, revisions
+from octavo_operator.downloads import restarts
 from octavo_operator.endings import Endings, endings
-from octavo_operator.model_status import kept, known, model_cached, template_of
+from octavo_operator.model_status import disagreement, kept, known, model_cached
 from octavo_operator.observation import (
     COMPLETE,
+    CONTESTED,
     PASSING,
     TERMINATING,
     Counts,
@@ -65,6 +67,14 @@ def status_patch(previous: Manifest, wanted: Manifest) -> Status | None:
     changed = {key: _patched(previous.get(key), value) for key, value in wanted.items() if previous.get(key) != value}
     gone = {key: None for key in previous if key not in wanted}
     return (changed | gone) if (changed.keys() | gone.keys()) - _LAZY else None
+
+
+def stamped_status(live: Manifest, status: Status) -> Status:
+    """What a status says but for times and what changes all the time, with a digest, as of an object of its own."""
+    said = {key: value for key, value in status.items() if key not in {"conditions", *_LAZY}}
+    said["conditions"] = [{**each, "lastTransitionTime": ""} for each in status["conditions"]]
+    metadata = {key: live["metadata"][key] for key in ("name", "namespace", "uid")}
+    return drift.stamped({"kind": f"{live['kind']}/status", "metadata": metadata, "status": said})
 
 
 def _patched(before: Any, after: Any) -> Any:
@@ -140,7 +150,8 @@ def _available(counts: Counts, observed: Observation, deployment: LLMDeployment 
 
 
 def _progressing(counts: Counts, observed: Observation, deployment: LLMDeployment | None, ends: Endings) -> Verdict:
-    if observed.problem is not None:
+    # What is fought over holds nothing else up.
+    if observed.problem is not None and observed.problem.reason != CONTESTED:
         if observed.problem.reason in PASSING:
             return Verdict("True", observed.problem.reason, observed.problem.message)
         return Verdict("False", "Blocked", f"nothing is changed while there is a problem: {observed.problem.message}")
@@ -216,11 +227,9 @@ def _degraded(counts: Counts, observed: Observation) -> Verdict:
     trouble: Trouble | None = describe_trouble(living(observed.pods))
     if trouble is not None:
         return Verdict("True", trouble.reason, trouble.message)
-    template = template_of(observed)
-    different = revisions(living(observed.pods), template) if template is not None else []
-    if len(different) > 1:
-        text = f"pods serve different models, as the source changed between their downloads: {', '.join(different)}"
-        return Verdict("True", "RevisionsDiffer", f"{text}; storage.cache would give all of them the same")
+    different = disagreement(observed)
+    if different is not None:
+        return different
     if counts.current and counts.conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded":
         doing = describe_start(observed.pods) or "there are none"
         return Verdict("True", "RolloutStuck", f"pods did not become ready in time: {doing}; see their events and logs")

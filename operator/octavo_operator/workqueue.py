@@ -17,11 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class Retry(Exception):
-    """The key is to be worked on again, after the backoff or `after` seconds, whichever is longer."""
+    """The key is to be worked on again, after the backoff or `after` seconds, whichever is longer.
 
-    def __init__(self, message: str, after: float = 0.0) -> None:
+    `is_gentle`: that is no failure; after `after` seconds, and earlier if it is added.
+    """
+
+    def __init__(self, message: str, after: float = 0.0, *, is_gentle: bool = False) -> None:
         super().__init__(message)
         self.after = after
+        self.is_gentle = is_gentle
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class WorkQueue(Generic[KeyT]):
         self._again: dict[KeyT, bool] = {}  # added while worked on, and whether that was urgent
         self._failures: dict[KeyT, int] = {}
         self._timers: dict[KeyT, asyncio.TimerHandle] = {}
+        self._reminders: dict[KeyT, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
         """Keys that wait for a worker; those that wait out a backoff are not counted."""
@@ -89,8 +94,12 @@ class WorkQueue(Generic[KeyT]):
                 await handle(key)
                 self._failures.pop(key, None)
             except Retry as retry:
-                log.info("%s: %s", key, retry)
-                delay = max(self._next_delay(key), retry.after)
+                log.log(logging.DEBUG if retry.is_gentle else logging.INFO, "%s: %s", key, retry)
+                if retry.is_gentle:
+                    self._failures.pop(key, None)
+                    self._remind(key, retry.after)
+                else:
+                    delay = max(self._next_delay(key), retry.after)
             except Exception:
                 log.exception("%s: failed", key)
                 delay = self._next_delay(key)
@@ -104,6 +113,18 @@ class WorkQueue(Generic[KeyT]):
         """Forget every backoff, at the end."""
         for key in list(self._timers):
             self._cancel_timer(key)
+        for reminder in self._reminders.values():
+            reminder.cancel()
+
+    def _remind(self, key: KeyT, seconds: float) -> None:
+        """Add it then, once, however often that is asked for meanwhile."""
+        if key in self._reminders:
+            self._reminders[key].cancel()
+        self._reminders[key] = asyncio.get_running_loop().call_later(seconds, self._after_reminder, key)
+
+    def _after_reminder(self, key: KeyT) -> None:
+        del self._reminders[key]
+        self.add(key)
 
     def _next_delay(self, key: KeyT) -> float:
         self._failures[key] = self._failures.get(key, 0) + 1

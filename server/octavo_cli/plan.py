@@ -95,7 +95,7 @@ def plan(
         raise CommandError("plan: --server-image is empty: give an image", exit_code=WRONG_INPUT)
     deployment = read_manifest(filename)
     try:
-        objects = render(deployment, RenderSettings(server_image, pull_image, operator_namespace))
+        objects = render(deployment.scaled(), RenderSettings(server_image, pull_image, operator_namespace))
     except ManifestError as error:
         raise wrong_manifest(filename, error) from error
     config = server_config(filename, deployment)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo_operator.simulate.routing import Routed
     from octavo_operator.simulate.score import Result
 
+_WIDTH = 120
 _LEAST_SHOWN = 0.9
 """Attainments below are drawn at the plot's lower edge: nobody would run them."""
 
@@ -25,9 +26,9 @@ def table(results: "Sequence[Result]", every: "Sequence[Result]") -> None:
     front = pareto(every)
     rows = Table(box=None, pad_edge=False)
     for title in ("policy", "setting"):
-        rows.add_column(title)
+        rows.add_column(title, no_wrap=True)
     for title in ("attained", "GPU-h", "TTFT p50", "p99 ms", "TPOT p99", "most", "reversals", "dropped", "front"):
-        rows.add_column(title, justify="right")
+        rows.add_column(title, justify="right", no_wrap=True)
     for each in results:
         rows.add_row(
             each.policy,
@@ -43,7 +44,7 @@ def table(results: "Sequence[Result]", every: "Sequence[Result]") -> None:
             "*" if each in front else "",
             style="" if each.attainment >= GOAL else "dim",
         )
-    Console().print(rows)
+    _print(rows)
 
 
 def route_table(results: "Sequence[Routed]") -> None:
@@ -62,7 +63,15 @@ def route_table(results: "Sequence[Routed]") -> None:
             _number(each.ttft_p99_ms),
             _number(each.tpot_p99_ms, 1),
         )
-    Console().print(rows)
+    _print(rows)
+
+
+def _print(rows: Table) -> None:
+    """In full where a file or a pipe reads it."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, _WIDTH))
+    console.print(rows)
 
 
 def _number(value: float, digits: int = 0) -> str:

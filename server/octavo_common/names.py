@@ -30,12 +30,12 @@ METRIC_WAITING_PROMPT_TOKENS: Final = "octavo:waiting_prompt_tokens"
 METRIC_PREFILL_RATE: Final = "octavo:prefill_tokens_per_second"
 METRIC_DECODE_RATE: Final = "octavo:decode_tokens_per_second"
 
-# What each gateway tells of a model, label `model`; the autoscaler reads it and sums over the gateways.
+# Metrics of the gateway, by model. Counters are written without `_total`, as `prometheus_client` names them.
 METRIC_GATEWAY_HELD_REQUESTS: Final = "octavo:gateway_held_requests"
 METRIC_GATEWAY_HELD_TOKENS: Final = "octavo:gateway_held_tokens"
 METRIC_GATEWAY_IN_FLIGHT: Final = "octavo:gateway_in_flight"
-METRIC_GATEWAY_ARRIVALS: Final = "octavo:gateway_arrivals_total"
-METRIC_GATEWAY_PROMPT_TOKENS: Final = "octavo:gateway_prompt_tokens_total"
-METRIC_GATEWAY_FINISHED: Final = "octavo:gateway_finished_total"
-METRIC_GATEWAY_LATE_FIRST_TOKEN: Final = "octavo:gateway_late_first_token_total"
-METRIC_GATEWAY_LATE_PER_TOKEN: Final = "octavo:gateway_late_per_token_total"
+METRIC_GATEWAY_ARRIVALS: Final = "octavo:gateway_arrivals"
+METRIC_GATEWAY_ARRIVED_TOKENS: Final = "octavo:gateway_arrived_prompt_tokens"
+METRIC_GATEWAY_FINISHED: Final = "octavo:gateway_finished"
+METRIC_GATEWAY_LATE_TTFT: Final = "octavo:gateway_late_ttft"
+METRIC_GATEWAY_LATE_TPOT: Final = "octavo:gateway_late_tpot"

@@ -28,14 +28,14 @@ class GatewayMetrics:
         by_model = ("model",)
         self.arrivals = self._counter(names.METRIC_GATEWAY_ARRIVALS, "requests of a model that were taken", by_model)
         self.arrived_tokens = self._counter(
-            names.METRIC_GATEWAY_PROMPT_TOKENS, "tokens of their prompts, estimated by their bytes", by_model
+            names.METRIC_GATEWAY_ARRIVED_TOKENS, "tokens of their prompts, estimated by their bytes", by_model
         )
         self.finished = self._counter(names.METRIC_GATEWAY_FINISHED, "requests that were answered", by_model)
         self.late_ttft = self._counter(
-            names.METRIC_GATEWAY_LATE_FIRST_TOKEN, "streams whose first token came after its target", by_model
+            names.METRIC_GATEWAY_LATE_TTFT, "streams whose first token came after its target", by_model
         )
         self.late_tpot = self._counter(
-            names.METRIC_GATEWAY_LATE_PER_TOKEN, "streams whose tokens came slower than their target", by_model
+            names.METRIC_GATEWAY_LATE_TPOT, "streams whose tokens came slower than their target", by_model
         )
         self.routed = self._counter(
             "octavo:gateway_routed", "times that a replica was chosen, by what spoke for it", ("model", "why")

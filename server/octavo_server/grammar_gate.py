@@ -5,6 +5,7 @@ here all the same ends the requests that have it, and nothing else. A grammar is
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ class GrammarGate:
         self._store = store
         self._waiting: dict[str, AddRequest] = {}
         self._held: dict[str, str] = {}  # request → grammar, of those that went on
+        self._tokens: Counter[str] = Counter()  # of their answers so far
         self._job: tuple[str, Future[LLMatcher]] | None = None
 
     @property
@@ -69,12 +71,13 @@ class GrammarGate:
         return ready, ended
 
     def forget(self, outputs: Iterable[RequestOutput]) -> None:
-        """Some requests may have ended, by what is told of them: their grammars are not held any more."""
+        """Some requests may have ended, by what is told of them all: their grammars are not held any more."""
         for output in outputs if self._held else ():
-            if output.finish_reason is not None and self._store is not None:
-                grammar = self._held.pop(output.request_id, None)
-                if grammar is not None:
-                    self._store.release(grammar)
+            if output.request_id not in self._held or self._store is None:
+                continue
+            self._tokens[output.request_id] += len(output.token_ids)
+            if output.finish_reason is not None:
+                self._store.release(self._held.pop(output.request_id), self._tokens.pop(output.request_id))
 
     def _hold(self, request: AddRequest, store: GrammarStore) -> AddRequest:
         grammar = self._held[request.request_id] = store.hold(request.sampling.grammar)

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 # Gives a request, by whatever stands for it as long as it has a matcher, one whose lexer is its own; None: it may not.
 Renew = Callable[[object], "LLMatcher | None"]
 
-MOST_HELD: Final = 64  # different grammars of requests that are here: each takes 32 MiB at most, and mostly none of it
+# Each takes 32 MiB at most, and its table up to 100 MB, some 30 kB a token of an answer; mostly very little of that.
+MOST_HELD: Final = 64  # different grammars of requests that are here
 MOST_KEPT: Final = 32  # besides
-MOST_OWN: Final = 32  # requests at a time that have a table of their own
+WORN_TOKENS: Final = 512  # of answers by a grammar, from which on its table may be large
+MOST_WORN: Final = 4  # of those that are kept
+MOST_OWN: Final = 8  # requests at a time that have a table of their own
 CHEAP_SECONDS: Final = 0.02  # of CPU time: what takes longer to compile is not compiled within a step
 
 
@@ -40,6 +43,7 @@ class _Entry:
     users: int = 0
     copies: int = 0
     seconds: float = 0.0
+    tokens: int = 0
     spent: bool = False
 
 
@@ -83,9 +87,7 @@ class GrammarStore:
         """Takes in what was compiled last; in the place of what is spent."""
         users = self._entries[grammar].users if grammar in self._entries else 0
         self._entries[grammar] = _Entry(grammar, matcher, users, seconds=self._seconds)
-        unused = [text for text, entry in self._entries.items() if not entry.users]
-        for text in unused[: max(0, len(unused) - MOST_KEPT)]:
-            del self._entries[text]
+        self._forget()
 
     def hold(self, grammar: str) -> str:
         """Keeps it until it is released as often; the text that is shared by all that hold it."""
@@ -95,13 +97,15 @@ class GrammarStore:
         entry.users += 1
         return entry.text
 
-    def release(self, grammar: str) -> None:
-        """A request that held it has ended."""
+    def release(self, grammar: str, tokens: int = 0) -> None:
+        """A request that held it has ended, with an answer of so many tokens."""
         entry = self._entries[grammar]
         entry.users -= 1
+        entry.tokens += tokens
         self._num_held -= not entry.users
         if entry.spent and not entry.users:
             del self._entries[grammar]
+        self._forget()
 
     def matcher(self, grammar: str) -> "tuple[LLMatcher, Renew]":
         """A matcher for a request that joins, and what gives another one in its place.
@@ -117,6 +121,14 @@ class GrammarStore:
     def close(self) -> None:
         """What has not begun never will."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _forget(self) -> None:
+        """The oldest of those that nobody holds, where there are too many of them, or of those with large tables."""
+        unused = [entry for entry in self._entries.values() if not entry.users]
+        worn = [entry for entry in unused if entry.tokens > WORN_TOKENS]
+        for entries, most in ((unused, MOST_KEPT), (worn, MOST_WORN)):
+            for entry in entries[: max(0, len(entries) - most)]:
+                self._entries.pop(entry.text, None)
 
     def _renew(self, entry: _Entry, user: object) -> "LLMatcher | None":
         """On the thread that makes masks. None: it had the table for itself, or there is no room for one of its own."""

@@ -101,6 +101,28 @@ def test_values_that_cannot_work_together_are_refused_with_what_to_change(
         chart.render(values, name="release", namespace="team")
 
 
+def test_names_that_yaml_would_take_for_something_else_stay_texts() -> None:
+    values: Values = {
+        **MONITORED,
+        "namespaces": ["1e3", "on"],
+        "nameOverride": "12",
+        "fullnameOverride": "0x1",
+        "priorityClassName": "5",
+        "serviceAccount": {"name": "7"},
+        "replicas": 2,
+    }
+    objects = render(values, namespace="123", name="456")
+    named = {(each["metadata"]["name"], each["metadata"].get("namespace")) for each in objects}
+    assert {("0x1", "123"), ("0x1", "1e3"), ("0x1", "on"), ("0x1-lease", "123"), ("7", "123")} <= named
+    texts = [value for each in objects for value in (*each["metadata"]["labels"].values(), *each["metadata"].values())]
+    assert [each for each in texts if not isinstance(each, str | dict)] == []
+    pod = the_one(objects, "Deployment")["spec"]["template"]
+    assert (pod["spec"]["serviceAccountName"], pod["spec"]["priorityClassName"]) == ("7", "5")
+    assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == "456"
+    subjects = [subject for each in of_kind(objects, "RoleBinding") for subject in each["subjects"]]
+    assert {(each["name"], each["namespace"]) for each in subjects} == {("7", "123")}
+
+
 def test_the_schema_describes_each_default_and_nothing_else(chart: helm.Chart, schema: Object) -> None:
     """A value that the schema does not know would be refused; one that only the schema knows would do nothing."""
     jsonschema.Draft7Validator.check_schema(schema)

@@ -15,6 +15,7 @@ from least_role import LEASE_RULES, RULES
 from llm_deployments import IMAGE, RunningOperator, llm_deployment, operating, until_condition
 from octavo_chart import COMBINATIONS, Object, Values, render, the_one
 from octavo_operator.api.crd import custom_resource_definition
+from octavo_operator.autoscale.pods import COST, OUR_COST
 from octavo_operator.settings import OperatorSettings
 from optional_kinds import OPTIONAL, definition, remove
 
@@ -147,6 +148,7 @@ async def test_every_right_that_the_chart_grants_is_used(
         await run_deployment(kube, control_plane, "demo", on_nodes=False)
         await until_condition(kube, "Ready", "True")
         await drifts_and_is_corrected(kube)
+        await takes_a_cost_back(kube)
         assert operator.counted("error") == 0
         await kube.delete(made)
     await kube.delete(node)
@@ -156,7 +158,7 @@ async def test_every_right_that_the_chart_grants_is_used(
     adopting = {
         (group, resource, "delete")
         for group, resource, verb in used
-        if verb == "patch" and "/" not in resource and resource != "events"
+        if verb == "patch" and "/" not in resource and resource not in {"events", "pods"}
     }
     granted = {
         (group, resource, verb)
@@ -201,6 +203,19 @@ async def drifts_and_is_corrected(kube: Kube) -> None:
             return len(events) == 1 and events[0]["count"] == before + times
 
         await kube.until(told, 30, "the drift to be corrected, and told")
+
+
+async def takes_a_cost_back(kube: Kube) -> None:
+    """One that was left on a pod when autoscaling was switched off."""
+    pods = await kube.list("v1", "Pod", labels="octavo.dev/deployment=demo")
+    pod = next(each for each in pods if "deletionTimestamp" not in each["metadata"])
+    await kube.patch(pod, {"metadata": {"annotations": {COST: "-1", OUR_COST: "-1"}}})
+
+    async def gone() -> bool:
+        found = await kube.find("v1", "Pod", pod["metadata"]["name"])
+        return found is None or COST not in found["metadata"].get("annotations", {})
+
+    await kube.until(gone, 30, "the cost to be taken back")
 
 
 async def kubeconfig_of(kube: Kube, plane: ControlPlane, account: str, folder: Path) -> Path:

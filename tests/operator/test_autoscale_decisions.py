@@ -108,6 +108,18 @@ def test_what_is_decided_is_applied_and_told_with_its_reason() -> None:
     assert settled(decisions, INTERNAL, 10)[0] == 3, "drift is put right"
 
 
+def test_a_decision_that_waits_to_be_applied_is_told_once() -> None:
+    """As while a model is downloaded: at zero there is a look every second."""
+    decider = Decider(1)
+    decisions = Decisions(decider)
+    settled(decisions, TO_ZERO, 0)
+    assert decided(decisions, 0)
+    assert not decided(decisions, 0)
+    decider.decision = replace(decider.decision, replicas=2)
+    assert decided(decisions, 0), "another number is news"
+    assert settled(decisions, TO_ZERO, 0)[0] == 2
+
+
 def test_a_lowered_bound_holds_at_once_and_is_told_as_the_reason() -> None:
     decisions = Decisions(Decider(6))
     settled(decisions, INTERNAL, 1)

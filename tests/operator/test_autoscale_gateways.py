@@ -7,7 +7,8 @@ from octavo_operator.autoscale.readings import GatewayReading
 
 
 def reading(at: float, arrivals: float = 0.0, held: float = 0.0, in_flight: float = 0.0) -> GatewayReading:
-    return GatewayReading(at, (arrivals, 10 * arrivals, arrivals, 0.0, 0.0), (held, 100 * held, in_flight))
+    """`in_flight`: at replicas; a gateway tells them with those that it holds."""
+    return GatewayReading(at, (arrivals, 10 * arrivals, arrivals, 0.0, 0.0), (held, 100 * held, in_flight + held))
 
 
 def test_gauges_are_summed_and_counters_count_from_the_first_look() -> None:

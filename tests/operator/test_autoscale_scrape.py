@@ -214,6 +214,11 @@ octavo:gateway_arrivals_total{model="a",key="y"} 6
     assert (told["b"].gauges, told["b"].totals[0]) == ((0.0, 0.0, 2.0), 0.0)
 
 
+async def test_a_gateway_that_knows_of_no_model_has_answered() -> None:
+    async with metric_server(tells, b'octavo:gateway_info{version="1"} 1.0\n') as server, Scraper(QUICK) as scraper:
+        assert await scraper.gateways({"g": server.url}) == {"g": {}}
+
+
 @pytest.mark.parametrize("body", [LEAST, "", 'octavo:gateway_held_requests{model="a"} NaN\n'])
 async def test_what_is_no_gateway_told_nothing(body: str) -> None:
     counted: Counter[str] = Counter()

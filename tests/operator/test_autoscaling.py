@@ -34,6 +34,13 @@ async def status(kube: Kube) -> Object:
     return found
 
 
+def beyond_counts(faults: Faults) -> list[Any]:
+    """What was written, but for a status that counts pods: a controller manager makes them when it likes."""
+    told = [each for each in faults.writes() if each.plural == "llmdeployments"]
+    news = [each for each in told if "autoscaling" in each.json["status"]]
+    return news + [each for each in faults.writes() if each not in told]
+
+
 @pytest.fixture
 def wish() -> Wish:
     return Wish()
@@ -81,7 +88,7 @@ async def test_a_decision_is_written_to_the_deployment_and_never_to_the_users_ob
     faults.reset()
     decide(decisions, octavo.namespace, 3)
     await passes.once()
-    assert faults.writes() == []
+    assert beyond_counts(faults) == []
 
 
 async def test_a_new_operator_leaves_the_number_as_it_is_and_so_does_drift_of_another_kind(
@@ -95,7 +102,7 @@ async def test_a_new_operator_leaves_the_number_as_it_is_and_so_does_drift_of_an
     async with reconciling(control_plane, octavo.namespace) as restarted:
         faults.reset()
         await restarted.once()
-        assert faults.writes() == [] and await replicas(octavo) == 5
+        assert beyond_counts(faults) == [] and await replicas(octavo) == 5
         deployment = await octavo.get("apps/v1", "Deployment", "demo")
         await octavo.patch(deployment, {"spec": {"progressDeadlineSeconds": 7}})
         await restarted.once()
@@ -215,7 +222,7 @@ async def test_learned_figures_survive_the_operator(control_plane: ControlPlane,
         decide(after, octavo.namespace, 1)
         await passes.once()
     assert wish.states[0].learned == learned
-    assert faults.writes() == [], "and telling it again is no news"
+    assert beyond_counts(faults) == [], "and telling it again is no news"
 
 
 async def test_costs_of_ours_go_when_the_operator_scales_no_more(
@@ -404,7 +411,8 @@ async def test_costs_are_written_before_the_number_and_taken_back_after_it(
 
         async def unmarked() -> bool:
             pods = await octavo.list("v1", "Pod", labels="octavo.dev/deployment=demo")
-            return not any(OUR_COST in (each["metadata"].get("annotations") or {}) for each in pods)
+            staying = [each["metadata"] for each in pods if "deletionTimestamp" not in each["metadata"]]
+            return not any(OUR_COST in each.get("annotations", {}) for each in staying)
 
         await octavo.until(unmarked, 30, "costs to be taken back")
 
@@ -433,14 +441,18 @@ async def test_a_held_request_wakes_from_zero(
             }
         )
         await set_pod_ready(octavo, pod)
-        told = {"status": {"podIP": "127.0.7.1", "podIPs": [{"ip": "127.0.7.1"}]}}
-        await octavo.patch(pod, told, subresource="status")
+        address = {"status": {"podIP": "127.0.7.1", "podIPs": [{"ip": "127.0.7.1"}]}}
+        await octavo.patch(pod, address, subresource="status")
         await octavo.create(llm_deployment(autoscaling=zero))
         await until_condition(octavo, "ScalingActive", "True", reason="Deciding")
         assert await replicas(octavo) == 0 and gateway.asked >= 1
         gateway.body = body.replace(b'held_requests{model="demo"} 0', b'held_requests{model="demo"} 1')
         await octavo.until(lambda: _has(octavo, 1), 30, "the first replica")
-        assert "1 requests are held" in (await status(octavo))["autoscaling"]["reason"]
+
+        async def told_why() -> bool:
+            return "1 requests are held" in (await status(octavo)).get("autoscaling", {}).get("reason", "")
+
+        await octavo.until(told_why, 30, "the reason")
         assert running.counted("error") == 0
 
 

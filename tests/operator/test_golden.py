@@ -16,7 +16,7 @@ from offline import ask_nobody
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
-NAMES = ("single-gpu", "suspended", "cached", "gated", "spot-nodes", "restricted-namespace")
+NAMES = ("single-gpu", "autoscaled", "suspended", "cached", "gated", "spot-nodes", "restricted-namespace")
 IMAGES = ("--server-image", "registry.example.com/octavo-server:1", "--pull-image", "registry.example.com/octavo:1")
 
 

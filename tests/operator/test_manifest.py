@@ -139,6 +139,46 @@ def test_numbers_are_read_as_kubectl_reads_them(written: str, read: int) -> None
     assert load_manifest(f"{VALID}  replicas: {written}\n").spec.replicas == read
 
 
+@pytest.mark.parametrize(("written", "read"), [("y", True), ("Y", True), ("n", False), ("N", False), ("on", True)])
+def test_yes_and_no_are_read_as_kubectl_reads_them(written: str, read: bool) -> None:
+    assert load_manifest(f"{VALID}  suspend: {written}\n").spec.suspend is read
+
+
+def test_keys_that_are_no_texts_are_what_json_makes_of_them() -> None:
+    labels = load_manifest(f"{VALID}  podTemplate: {{labels: {{yes: a, 1: b, 1.50: c}}}}\n").spec.pod_template.labels
+    assert labels == {"true": "a", "1": "b", "1.5": "c"}
+    assert "line 6, column 26: a key must not be null" in refusal(f"{VALID}  podTemplate: {{labels: {{~: a}}}}\n")
+
+
+def test_metadata_is_judged_as_the_api_server_judges_it() -> None:
+    def told(metadata: str) -> str:
+        text = VALID.replace("{name: demo}\n", f"{{name: demo, {metadata}}}\n", 1)
+        try:
+            load_manifest(text)
+        except ManifestError as error:
+            return str(error)
+        return ""
+
+    assert told("labels: {a: null}") == told("annotations: {Example.com/a: ~}") == told("namespace: ''") == ""
+    long = "a" * 254
+    assert told(f"labels: {{{long}/b: c}}") == f"metadata.labels: the key {long}/b must be a qualified name"
+    assert told(f"annotations: {{a: {'x' * 2**18}}}") == "metadata.annotations: have 262145 bytes; 262144 are allowed"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("server: {env: [{name: A}, {name: A}]}", "spec.server.env: name A is there twice"),
+        (
+            f"podTemplate: {{labels: {{{', '.join(f'l{index}: x' for index in range(65))}}}}}",
+            "spec.podTemplate.labels: must have at most 64 items, not more",
+        ),
+    ],
+)
+def test_of_a_list_or_a_mapping_it_is_told_what_is_wrong_in_it(more: str, told: str) -> None:
+    assert refusal(f"{VALID}  {more}\n") == told
+
+
 LEVELS = "\n".join(f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]" for below, name in pairwise("abcdefghij"))
 BOMB = f"{HEAD}a: &a [{', '.join('123456789')}]\n{LEVELS}\nspec: *j\n"
 

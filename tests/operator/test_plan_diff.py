@@ -118,6 +118,18 @@ async def everything(kube: Kube) -> dict[str, str]:
     return {each["metadata"]["uid"]: json.dumps(each["spec"], sort_keys=True) for each in found}
 
 
+async def test_what_autoscaling_has_decided_is_no_difference(octavo: Kube, passes: Passes, plan: Plan) -> None:
+    manifest = llm_deployment(autoscaling={"maxReplicas": 8})
+    await octavo.create(manifest, manager="kubectl")
+    await passes.once()
+    # As after a decision: a new operator goes on with what is there.
+    await octavo.patch(await octavo.get("apps/v1", "Deployment", "demo"), {"spec": {"replicas": 5}})
+    await passes.once()
+    assert (await plan.diff(manifest)).titles == []
+    ended = await plan.diff(llm_deployment(autoscaling={"maxReplicas": 3}))
+    assert "Deployment/demo" in ended.titles and "+  replicas: 3" in ended.out
+
+
 async def test_what_would_be_new_is_shown_whole(octavo: Kube, plan: Plan) -> None:
     result = await plan.diff(llm_deployment(), "--json")
     differences = json.loads(result.out)["differences"]

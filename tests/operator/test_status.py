@@ -335,6 +335,25 @@ def test_pods_of_an_earlier_spec_tell_nothing_of_this_one() -> None:
     assert "modelRevision" not in status and "imageID" not in status["resolved"]
 
 
+def test_pods_that_run_different_images_under_one_tag_are_degraded() -> None:
+    both = observed(of_template(2), downloaded("c1"), downloaded("c1", "b"))
+    status, reason, message = told(built(both, model=PULLED), "Degraded")
+    assert (status, reason) == ("True", "ImagesDiffer")
+    assert f"r.example/s@sha256:{'a' * 64}, r.example/s@sha256:{'b' * 64}; give a digest" in message
+    same = observed(of_template(2), downloaded("c1"), downloaded("c1"))
+    assert told(built(same, model=PULLED), "Degraded")[0] == "False"
+
+
+def test_what_nodes_call_an_image_that_is_given_by_digest_is_no_difference() -> None:
+    both = [downloaded("c1"), downloaded("c1", "b")]
+    for each in both:
+        each["spec"] |= template("s@sha256:0")["spec"]
+    assert told(built(observed(of_template(2, "s@sha256:0"), *both), model=PULLED), "Degraded")[0] == "False"
+    local = [downloaded("c1"), downloaded("c1", "b")]
+    local[1]["status"]["containerStatuses"][0]["imageID"] = f"docker://sha256:{'b' * 64}"
+    assert told(built(observed(of_template(2), *local), model=PULLED), "Degraded")[0] == "False"
+
+
 def test_pods_that_serve_different_models_are_degraded() -> None:
     both = observed(of_template(2), downloaded("c1"), downloaded("c2", "b"))
     assert told(built(both, model=PULLED), "Degraded")[:2] == ("True", "RevisionsDiffer")

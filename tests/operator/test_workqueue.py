@@ -163,3 +163,22 @@ async def test_others_have_their_turn_between_keys_that_wait_for_nothing() -> No
         await other()
     assert [each for each in order if each != "other"] == ["first", "second", "last"]
     assert "other" in order[order.index("first") : order.index("last")]
+
+
+async def test_what_asks_gently_to_be_done_later_may_be_done_earlier_and_has_not_failed() -> None:
+    queue: WorkQueue[str] = WorkQueue(Backoff(first=3600.0, most=3600.0))
+    passes = 0
+
+    async def handle(key: str) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 1:
+            raise Retry("later", after=3600.0, is_gentle=True)
+        if passes == 2:
+            raise Retry("soon", after=0.0, is_gentle=True)
+
+    queue.add("a")
+    async with workers(queue, handle):
+        await until(lambda: passes == 1 and queue.is_idle)
+        queue.add("a")
+        await until(lambda: passes == 3 and queue.is_idle)

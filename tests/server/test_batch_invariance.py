@@ -97,7 +97,7 @@ def test_company_does_not_show(decoder: Decoder) -> None:
         active = draw.sample(others, draw.randrange(40, 65))
         batch = [(other, tokens(1 if other.length else draw.randrange(1, 60), seed=9)) for other in active]
         place = draw.randrange(len(batch) + 1)
-        size = 40 if sequence.length == 0 else 1
+        size = 90 if sequence.length == 0 else 1
         batch.insert(place, (sequence, text[sequence.length : sequence.length + size]))
         found.append(loop.step(batch)[place])
         for other in others:

@@ -205,7 +205,7 @@ def test_a_broken_cache_or_position_shows_in_the_scores(
         return replace(inputs, forward=broken(inputs.forward))
 
     monkeypatch.setattr(core.runner.batch, "build", build_broken)
-    few = [index for index, case in enumerate(asked) if case.skill in ("copying", "recall at 500")]
+    few = [index for index, case in enumerate(asked) if case.skill in ("copying", "recall at 50")]
     answers = ask(core, [prompts[index] for index in few], max_tokens=40)
     scores = score([asked[index] for index in few], answers, tokenizer)
     assert sum(scores.values()) <= len(few) // 2

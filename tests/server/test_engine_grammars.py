@@ -19,7 +19,7 @@ from octavo_server import grammar_compiler
 from octavo_server.engine.core import EngineCore
 from octavo_server.grammar_compiler import GrammarError, compile_grammar, read_tokenizer
 from octavo_server.grammar_gate import GrammarGate
-from octavo_server.grammar_store import MOST_HELD, MOST_KEPT, GrammarStore
+from octavo_server.grammar_store import MOST_HELD, MOST_KEPT, MOST_WORN, WORN_TOKENS, GrammarStore
 from octavo_server.ipc import AddRequest, RequestOutput, SamplingParams
 from octavo_server.worker.grammar import GrammarMasks, RequestGrammar, RowMasks
 from real_engine import Answer, Asked, add, answers, finish, start
@@ -421,6 +421,21 @@ def test_compiled_grammars_are_bounded_and_those_in_use_are_kept(store: GrammarS
     assert store.has_room
     gate.poll(0.0)
     assert gate._job is not None
+
+
+def test_of_grammars_that_nobody_has_few_are_kept_by_which_long_answers_came(store: GrammarStore) -> None:
+    gate, matcher = GrammarGate(store), compile_grammar(TOKENIZER, regex("a+"))
+    lengths = {"short": WORN_TOKENS, **{f"long {number}": WORN_TOKENS + 1 for number in range(MOST_WORN + 2)}}
+    for name, length in lengths.items():
+        store.keep(name, matcher)
+        for part in range(2):  # of whose answers the last to end counts as much as the first
+            gate.add(asked(f"{name} {part}", name))
+            gate.poll(0.0)
+        gate.forget([RequestOutput(f"{name} 0", [1] * (length - 9)), RequestOutput("another's", [1])])
+        gate.forget([RequestOutput(f"{name} 0", [1] * 8, "stop"), RequestOutput(f"{name} 1", [])])
+        assert store.has(name)
+        gate.forget([RequestOutput(f"{name} 1", [1], "abort")])
+    assert [name for name in lengths if not store.has(name)] == ["long 0", "long 1"]
 
 
 def test_masks_have_a_bit_for_each_token_and_ends_are_known_for_what_they_are(store: GrammarStore) -> None:

@@ -47,7 +47,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[str]:
     eos = tokenizer.token_to_id("<|im_end|>")
     config = config_json("LlamaForCausalLM", vocab_size=tokenizer.get_vocab_size(), eos_token_id=eos)
     write_checkpoint(model, config)
-    tiny_tokenizers.save(tokenizer, model, chat_template=tiny_tokenizers.CHATML)
+    calls = "{% if false %}{{ tools }}<tool_call></tool_call>{% endif %}"
+    tiny_tokenizers.save(tokenizer, model, chat_template=f"{calls}{tiny_tokenizers.CHATML}")
     yield from served(model, keys)
 
 
@@ -172,6 +173,15 @@ def test_a_chat_may_be_cut_after_any_token(tiny: str, fields: dict[str, Any]) ->
     found = assert_it_can_be_cut_anywhere(tiny, "chat/completions", {"messages": MESSAGES, "max_tokens": 20, **fields})
     assert found["usage"][0][1] <= 20
     assert found["roles"] == ["assistant"]
+
+
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "f"}}]], ids=["plain", "parsed"])
+@pytest.mark.parametrize("stop", [[], ["<never", "\N{INFINITY} never"]], ids=["", "stops"])
+def test_no_log_probability_is_lost_where_a_character_is_cut(tiny: str, tools: list[Any], stop: list[str]) -> None:
+    fields = {"tools": tools, "stop": stop, "temperature": 1.0, "seed": 6, "logprobs": True, "max_tokens": 40}
+    found = assert_it_can_be_cut_anywhere(tiny, "chat/completions", {"messages": MESSAGES, **fields})
+    parts = [entry for entry in found["logprobs"] if entry["token"].startswith("\\x")]
+    assert len(parts) > 10 and len(found["logprobs"]) > 30
 
 
 def test_characters_of_several_tokens_come_out_once(echo: str) -> None:

@@ -16,7 +16,7 @@ from tiny_models import config_json, write_checkpoint
 
 WINDOW, PAGE = 24, 8
 HELD: Final = WINDOW // PAGE + 1  # pages that a decode holds at most: the window need not begin with a page
-TOTAL: Final = 160  # tokens that a request comes to have
+TOTAL: Final = 112  # tokens that a request comes to have
 
 
 def tokens(count: int, seed: int) -> list[int]:
@@ -70,8 +70,8 @@ def test_the_answers_are_those_of_transformers(model: Path, unfreed: dict[str, A
 
 
 def test_pages_are_free_as_soon_as_they_have_left_the_window(model: Path, unfreed: dict[str, Answer]) -> None:
-    """Twelve requests of 20 pages each in a pool of 60: not one of them has to give way."""
-    core = start(model, num_gpu_blocks_override=60, max_model_len=TOTAL, max_num_batched_tokens=32)
+    """Twelve requests of 14 pages each in a pool of 54: not one of them has to give way."""
+    core = start(model, num_gpu_blocks_override=54, max_model_len=TOTAL, max_num_batched_tokens=32)
     poison_free_pages(core)
     held: list[int] = []
     for name, asked in REQUESTS.items():

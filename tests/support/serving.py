@@ -148,6 +148,15 @@ def event_schema(stream: Any) -> Any:
     return schema
 
 
+def event_validator(stream: Any) -> Any:
+    """Of `event_schema`, which is checked here and once: that takes longer than all events of a stream."""
+    import jsonschema  # not at the top: servers begin as forks of a process that has imported this module
+
+    validator = jsonschema.Draft202012Validator(event_schema(stream))
+    validator.check_schema(validator.schema)
+    return validator
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs (one that only waits to be reaped does not)."""
     try:

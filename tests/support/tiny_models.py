@@ -1,15 +1,19 @@
 """Tiny random checkpoints, made and read by transformers: the independent truth for our own decoder."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 
 from octavo_common.model_config import parse_model_config
 from octavo_kernels.ops import Ops
 from octavo_server.worker.models.decoder import Decoder, weight_places
+
+if TYPE_CHECKING:
+    import transformers  # which takes longer to import than torch: by those alone who make a checkpoint or read one
 
 # Tiny matrices gain nothing from more, and tests share the machine.
 torch.set_num_threads(1)
@@ -50,6 +54,8 @@ def write_checkpoint(
     Returns:
         What transformers makes of the directory, in float32 and with its plainest attention.
     """
+    import transformers
+
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = transformers.AutoModelForCausalLM.from_config(
@@ -67,6 +73,8 @@ def write_backbone(directory: Path, config: dict[str, Any], *, seed: int = 0) ->
     Returns:
         What transformers makes of the directory, in float32 and with its plainest attention.
     """
+    import transformers
+
     directory.mkdir(parents=True, exist_ok=True)
     named = config["architectures"][0].removesuffix("ForCausalLM").removesuffix("Model")
     written = json.dumps({**config, "architectures": [f"{named}Model"]})
@@ -80,6 +88,8 @@ def write_backbone(directory: Path, config: dict[str, Any], *, seed: int = 0) ->
 
 def read_backbone(directory: Path) -> transformers.PreTrainedModel:
     """The same of a checkpoint that is there, with or without a head."""
+    import transformers
+
     model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
@@ -107,6 +117,8 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 def read_checkpoint(directory: Path) -> transformers.PreTrainedModel:
     """The model as transformers reads it, in float32 and with its plainest attention."""
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     )

@@ -22,8 +22,8 @@
 {{- end }}
 
 {{- define "octavo.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "octavo.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "octavo.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
@@ -37,7 +37,7 @@ app.kubernetes.io/component: gateway
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "octavo.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 
 {{- define "octavo.serviceAccountName" -}}
@@ -76,8 +76,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "octavo.subjects" -}}
 - kind: ServiceAccount
-  name: {{ include "octavo.serviceAccountName" . }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "octavo.serviceAccountName" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end }}
 
 {{- /* The image of a dictionary (repository, tag, digest) and the chart's version: by digest where there is one. */}}

@@ -74,11 +74,6 @@ class Autoscaling(ApiModel):
         None, description="Lets the last replica go; needs minReplicas 0 and a gateway. {} takes the defaults."
     )
 
-    @property
-    def first_replicas(self) -> int:
-        """Replicas of a deployment about which nothing is decided yet and that has none: 0 where that is allowed."""
-        return self.min_replicas
-
     def bounded(self, replicas: int) -> int:
         """`replicas` within minReplicas and maxReplicas."""
         most = replicas if self.max_replicas is None else min(replicas, self.max_replicas)

@@ -2,17 +2,17 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from octavo_operator.api import rules
+from octavo_operator.api import pod_rules
 from octavo_operator.api.base import ApiModel, ListType, Rule
-from octavo_operator.api.types import LabelValue, QualifiedName
+from octavo_operator.api.types import LabelValue, QualifiedName, given
 
 
 class LabelSelectorRequirement(ApiModel):
     """One demand on a label."""
 
-    rules: ClassVar[tuple[Rule, ...]] = rules.SELECTOR_REQUIREMENT
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.SELECTOR_REQUIREMENT
 
     key: QualifiedName = Field(description="Key of the label.", examples=["team"])
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
@@ -26,9 +26,9 @@ class LabelSelectorRequirement(ApiModel):
 class LabelSelector(ApiModel):
     """Which objects are meant, by their labels; all demands must hold, and an empty one means every object."""
 
-    rules: ClassVar[tuple[Rule, ...]] = rules.SELECTOR
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.SELECTOR
 
-    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] = Field(
+    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16), BeforeValidator(given)] = Field(
         {}, description="Labels that the object must carry, with these values.", examples=["{team: search}"]
     )
     match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=16), ListType("atomic")] = Field(

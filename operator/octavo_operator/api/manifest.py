@@ -82,11 +82,13 @@ def _field_error(details: ErrorDetails) -> FieldError:
         return FieldError(_path(location), "is required")
     if kind in _EXPECTED:
         return FieldError(_path(location), f"must be {_EXPECTED[kind]}, not {_given(given)}")
-    message = details["msg"]
+    message = details["msg"].replace(" after validation", "")
     for start in ("Input should be ", "String should ", "List should ", "Dictionary should "):
         if message.startswith(start):
             message = ("must be " if start.startswith("Input") else "must ") + message.removeprefix(start)
-    return FieldError(_path(location), f"{message}, not {_given(given)}")
+    is_long = isinstance(given, Mapping | list | tuple)
+    # Of what can be long the message itself tells what is wrong inside.
+    return FieldError(_path(location), message if is_long else f"{message}, not {_given(given)}")
 
 
 def _path(location: list[int | str]) -> str:

@@ -6,10 +6,9 @@ from pydantic import Field
 
 from octavo_operator.api import rules
 from octavo_operator.api.base import ApiModel, Rule
-from octavo_operator.api.types import DNSSubdomain, SecretKey
+from octavo_operator.api.types import HOST, DNSSubdomain, Image, SecretKey
 
 _DIRECTORY = r"^([A-Za-z0-9._@+][A-Za-z0-9._@+/-]*)?$"
-_HOST = r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?"
 
 
 class BuiltinSource(ApiModel):
@@ -59,6 +58,8 @@ class SecretReference(ApiModel):
 class HuggingFaceSource(ApiModel):
     """A repository of the Hugging Face Hub. Only what serving reads is downloaded, and no pickle ever."""
 
+    rules: ClassVar[tuple[Rule, ...]] = rules.HUGGING_FACE
+
     repo: Annotated[
         str, Field(max_length=193, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
     ] = Field(description="Organisation and name.", examples=["meta-llama/Llama-3.1-8B-Instruct"])
@@ -76,10 +77,12 @@ class HuggingFaceSource(ApiModel):
 class S3Source(ApiModel):
     """The objects below a prefix of an S3 bucket, in Hugging Face layout."""
 
+    rules: ClassVar[tuple[Rule, ...]] = rules.S3
+
     uri: Annotated[
         str, Field(max_length=1024, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._@+=-]+)*/?$")
     ] = Field(description="Bucket and prefix.", examples=["s3://models/llama-3.1-8b-instruct"])
-    endpoint: Annotated[str, Field(max_length=512, pattern=rf"^https?://{_HOST}/?$")] | None = Field(
+    endpoint: Annotated[str, Field(max_length=512, pattern=rf"^https?://{HOST}/?$")] | None = Field(
         None, description="URL of a store that is not AWS; AWS when left out.", examples=["https://minio.storage:9000"]
     )
     credentials_secret_ref: SecretReference | None = Field(
@@ -93,7 +96,7 @@ class HTTPSource(ApiModel):
     """An archive, or a directory with a list of its files, on a web server."""
 
     url: Annotated[
-        str, Field(max_length=2048, pattern=rf"^https?://{_HOST}/([A-Za-z0-9._~@+/%-]*)(/|[.]tar|[.]tar[.]gz|[.]tgz)$")
+        str, Field(max_length=2048, pattern=rf"^https?://{HOST}/([A-Za-z0-9._~@+/%-]*)(/|[.]tar|[.]tar[.]gz|[.]tgz)$")
     ] = Field(
         description="Archive (.tar, .tar.gz, .tgz), or directory (ends in /) with a file SHA256SUMS.",
         examples=["https://models.example.com/llama-3.1-8b-instruct.tar"],
@@ -108,11 +111,9 @@ class OCISource(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = rules.PATH
 
-    image: Annotated[str, Field(max_length=1024, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$")] = (
-        Field(
-            description="The image, best by digest; pulled with podTemplate.imagePullSecrets.",
-            examples=["registry.example.com/models/llama@sha256:…"],
-        )
+    image: Image = Field(
+        description="The image, best by digest; pulled with podTemplate.imagePullSecrets.",
+        examples=["registry.example.com/models/llama@sha256:…"],
     )
     path: Annotated[str, Field(max_length=1024, pattern=_DIRECTORY)] = Field(
         "", description="Directory in the image, without a leading slash; empty: its root.", examples=["models"]

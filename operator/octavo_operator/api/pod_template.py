@@ -7,13 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from octavo_operator.api import rules
+from octavo_operator.api import pod_rules
 from octavo_operator.api.base import ApiModel, ListType, PreservedModel, Rule
 from octavo_operator.api.types import Annotations, DNSLabel, DNSSubdomain, Labels, LabelValue, QualifiedName
 
 
 class Toleration(ApiModel):
     """A taint of a node that the pods put up with, as in a Pod."""
+
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.TOLERATION
 
     key: QualifiedName | None = Field(
         None, description="Key of the taint; left out: every taint.", examples=["nvidia.com/gpu"]
@@ -48,8 +50,10 @@ class Volume(PreservedModel):
 class VolumeMount(ApiModel):
     """Where a volume of `volumes` is seen in the server's container."""
 
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.VOLUME_MOUNT
+
     name: DNSLabel = Field(description="Name of the volume.")
-    mount_path: Annotated[str, Field(max_length=1024, pattern=r"^/[^:]*$")] = Field(
+    mount_path: Annotated[str, Field(max_length=1024, pattern=r"^(/[^/:]+)+/?$")] = Field(
         description="Absolute path in the container; /tmp and /octavo are the operator's.", examples=["/models"]
     )
     sub_path: Annotated[str, Field(max_length=1024)] | None = Field(
@@ -85,7 +89,7 @@ class TopologySpreadConstraint(PreservedModel):
 class PodTemplate(ApiModel):
     """Additions to the server's pods. What the operator sets itself wins."""
 
-    rules: ClassVar[tuple[Rule, ...]] = rules.POD_TEMPLATE
+    rules: ClassVar[tuple[Rule, ...]] = pod_rules.POD_TEMPLATE
 
     labels: Labels = Field({}, description="Further labels of the pods.", examples=["{team: search}"])
     annotations: Annotations = Field({}, description="Annotations of the pods.")

@@ -3,22 +3,19 @@
 A test holds both against one corpus of manifests, judged by pydantic and by a real API server.
 """
 
-from typing import Any, Final
+from typing import Final
 
 from octavo_operator.api.base import Rule, matches
 from octavo_operator.api.quantities import quantity
-from octavo_operator.api.types import QUALIFIED_NAME
 
 OBJECT_NAME: Final = r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"
 
 FLAGS_OF_THE_OPERATOR: Final = (
     r"^(--(served-model-name|host|port|admin-port|admin-host|max-model-len|dtype|drain-seconds|tensor-parallel-size|"
-    r"swap-space|kv-offloading-size|api-key|help)(=|$)|-h)"
+    r"swap-space|kv-offloading-size|api-key|ssl-certfile|ssl-keyfile|help)(=|$)|-h|--$)"
 )
-LABELS_OF_THE_OPERATOR: Final = r"^(octavo[.]dev/.*|app[.]kubernetes[.]io/(name|instance|component|managed-by))$"
-VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model", "compile-cache", "api-keys", "credentials")
-CONTAINERS_OF_THE_OPERATOR: Final = ("server", "pull")
-MOUNTS_OF_THE_OPERATOR: Final = r"^/(tmp|octavo)(/|$)"
+DOTS: Final = r"/[.]{1,2}(/|$)"
+"""A part of a path that leads to where another path leads, too."""
 
 LLM_DEPLOYMENT: Final = (
     Rule(
@@ -48,13 +45,38 @@ PATH: Final = (
     ),
 )
 
+HUGGING_FACE: Final = (
+    Rule(
+        cel="!self.repo.contains('..')",
+        message="must not hold '..'",
+        holds=lambda s: ".." not in s.repo,
+        field="repo",
+    ),
+    Rule(
+        cel="!self.revision.contains('..')",
+        message="must not hold '..'",
+        holds=lambda s: ".." not in s.revision,
+        field="revision",
+    ),
+)
+
+S3: Final = (
+    Rule(
+        cel=f"!self.uri.matches('{DOTS}')",
+        message="must not hold a part that is '.' or '..'",
+        holds=lambda s: not matches(DOTS, s.uri),
+        field="uri",
+    ),
+)
+
 SERVER: Final = (
     Rule(
         cel=f"!has(self.args) || !self.args.exists(arg, arg.matches('{FLAGS_OF_THE_OPERATOR}'))",
         message="these flags are set by the operator, from spec.model.name, server.maxModelLength, server.dtype, "
         "server.hostMemoryForKVCache and termination.drainSeconds, or would show a secret, or help instead of a "
-        "server: --served-model-name, --host, --port, --admin-port, --admin-host, --max-model-len, --dtype, "
-        "--swap-space, --kv-offloading-size, --tensor-parallel-size, --drain-seconds, --api-key, --help, -h",
+        "server, or hide it from probes and gateway, who speak plain HTTP: --served-model-name, --host, --port, "
+        "--admin-port, --admin-host, --max-model-len, --dtype, --swap-space, --kv-offloading-size, "
+        "--tensor-parallel-size, --drain-seconds, --api-key, --ssl-certfile, --ssl-keyfile, --help, -h, --",
         holds=lambda s: not any(matches(FLAGS_OF_THE_OPERATOR, arg) for arg in s.args),
         field="args",
     ),
@@ -150,6 +172,17 @@ ENV_SOURCE: Final = (
 
 ACCELERATOR: Final = (
     Rule(
+        cel="self.resourceName.contains('/') && !self.resourceName.contains('kubernetes.io/') && "
+        "!self.resourceName.startsWith('requests.')",
+        message="must be an extended resource, which has a domain that is not Kubernetes' own: nvidia.com/gpu, for one",
+        holds=lambda a: (
+            "/" in a.resource_name
+            and "kubernetes.io/" not in a.resource_name
+            and not a.resource_name.startswith("requests.")
+        ),
+        field="resourceName",
+    ),
+    Rule(
         cel="!self.resourceName.endsWith('/gpu') || self.count == 1",
         message="a replica runs on one GPU; more would stand idle",
         holds=lambda a: not a.resource_name.endswith("/gpu") or a.count == 1,
@@ -165,77 +198,10 @@ ROLLOUT: Final = (
     ),
 )
 
-SELECTOR_REQUIREMENT: Final = (
-    Rule(
-        cel="(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
-        message="In and NotIn need values, Exists and DoesNotExist have none",
-        holds=lambda r: (r.operator in {"In", "NotIn"}) == bool(r.values),
-        field="values",
-    ),
-)
-
 NETWORK_PEER: Final = (
     Rule(
         cel="has(self.namespaceSelector) || has(self.podSelector)",
         message="at least one of namespaceSelector and podSelector must be given; {} means all",
         holds=lambda p: p.namespace_selector is not None or p.pod_selector is not None,
-    ),
-)
-
-
-def _map_keys(field: str, what: str) -> Rule:
-    """Keys of labels, annotations and node selectors: the API server would refuse the Deployment for a bad one."""
-    return Rule(
-        cel=f"!has(self.{field}) || self.{field}.all(key, size(key) <= 317 && key.matches('{QUALIFIED_NAME}'))",
-        message=f"every key of {what} must be a qualified name, such as team or example.com/team",
-        holds=lambda t: all(len(key) <= 317 and matches(QUALIFIED_NAME, key) for key in _mapping(t, field)),
-        field=field,
-    )
-
-
-def _mapping(template: Any, field: str) -> dict[str, str]:
-    python_name = {"nodeSelector": "node_selector", "matchLabels": "match_labels"}.get(field, field)
-    mapping: dict[str, str] = getattr(template, python_name)
-    return mapping
-
-
-SELECTOR: Final = (_map_keys("matchLabels", "matchLabels"),)
-
-POD_TEMPLATE: Final = (
-    _map_keys("labels", "labels"),
-    _map_keys("annotations", "annotations"),
-    _map_keys("nodeSelector", "nodeSelector"),
-    Rule(
-        cel=f"!has(self.labels) || !self.labels.exists(key, key.matches('{LABELS_OF_THE_OPERATOR}'))",
-        message="labels under octavo.dev/ and app.kubernetes.io/{name,instance,component,managed-by} are taken",
-        holds=lambda t: not any(matches(LABELS_OF_THE_OPERATOR, key) for key in t.labels),
-        field="labels",
-    ),
-    Rule(
-        cel=f"!has(self.volumes) || !self.volumes.exists(volume, volume.name in {list(VOLUMES_OF_THE_OPERATOR)})",
-        message=f"the volume names {', '.join(VOLUMES_OF_THE_OPERATOR)} are the operator's",
-        holds=lambda t: not any(volume.name in VOLUMES_OF_THE_OPERATOR for volume in t.volumes),
-        field="volumes",
-    ),
-    Rule(
-        cel="!has(self.volumeMounts) || self.volumeMounts.all(mount, "
-        "has(self.volumes) && self.volumes.exists(volume, volume.name == mount.name))",
-        message="every mount must name a volume of podTemplate.volumes",
-        holds=lambda t: {mount.name for mount in t.volume_mounts} <= {volume.name for volume in t.volumes},
-        field="volumeMounts",
-    ),
-    Rule(
-        cel="!has(self.volumeMounts) || "
-        f"!self.volumeMounts.exists(mount, mount.mountPath.matches('{MOUNTS_OF_THE_OPERATOR}'))",
-        message="/tmp and /octavo are mounted by the operator",
-        holds=lambda t: not any(matches(MOUNTS_OF_THE_OPERATOR, mount.mount_path) for mount in t.volume_mounts),
-        field="volumeMounts",
-    ),
-    Rule(
-        cel="!has(self.initContainers) || "
-        f"!self.initContainers.exists(container, container.name in {list(CONTAINERS_OF_THE_OPERATOR)})",
-        message=f"the container names {' and '.join(CONTAINERS_OF_THE_OPERATOR)} are the operator's",
-        holds=lambda t: not any(each.name in CONTAINERS_OF_THE_OPERATOR for each in t.init_containers),
-        field="initContainers",
     ),
 )

@@ -1,8 +1,8 @@
 """Bounded strings, numbers and lists: the vocabulary of the fields."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from octavo_operator.api.base import Quantity
 
@@ -20,12 +20,30 @@ DNSSubdomain = Annotated[str, Field(max_length=253, pattern=DNS_SUBDOMAIN)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
 QualifiedName = Annotated[str, Field(max_length=317, pattern=QUALIFIED_NAME)]
 
-SecretKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+SecretKey = Annotated[str, Field(max_length=253, pattern=r"^[.]?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$")]
 
-Image = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
+PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+HOST = rf"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:{PORT})?"
+_REPOSITORY = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
-Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
-Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+Image = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        pattern=rf"^({HOST}/)?{_REPOSITORY}(/{_REPOSITORY})*(:{_TAG})?(@sha256:[0-9a-f]{{64}})?$",
+    ),
+]
+"""A reference to an image, by tag or digest or both; container runtimes know no other."""
+
+
+def given(items: Any) -> Any:
+    """The API server drops what is null."""
+    return {key: item for key, item in items.items() if item is not None} if isinstance(items, dict) else items
+
+
+Labels = Annotated[dict[str, LabelValue], Field(max_length=64), BeforeValidator(given)]
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64), BeforeValidator(given)]
 
 CPUQuantity = Annotated[
     int | str,

@@ -1,4 +1,5 @@
-"""YAML as kubectl reads it: no key twice, no dates, JSON's numbers, keys that are strings.
+"""YAML as kubectl reads it: no dates, JSON's numbers, keys that are strings. A key that is there twice is refused, of
+which kubectl would quietly take the last.
 
 A text of a few hundred bytes can stand for gigabytes by aliases of aliases: what they bring is counted before it is
 made.
@@ -13,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 _FLOAT = re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+_BOOL = re.compile(r"^(y|Y|n|N)$")  # besides PyYAML's own yes, no, on, off, true and false
 _INT = re.compile(r"^[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
 
 DEEPEST: Final = 100
@@ -75,16 +77,25 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key_node.start_mark)
+            if key_node.tag == "tag:yaml.org,2002:null":
+                raise yaml.constructor.ConstructorError(None, None, "a key must not be null", key_node.start_mark)
             if key_node.tag != "tag:yaml.org,2002:merge" and key_node.value in seen:
                 message = f"key {key_node.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
             seen.add(key_node.value)
-        return {str(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+        self.flatten_mapping(node)
+        # As texts from the start: of Python's keys True and 1 are one.
+        pairs = ((self.construct_object(key), value) for key, value in node.value)
+        return {_as_text(key): self.construct_object(value, deep=deep) for key, value in pairs}
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > LONGEST_NUMBER:
             raise ValueError("too long")
         return int(re.sub(r"^([-+]?)0([0-7_]+)$", r"\g<1>0o\2", node.value), 0)
+
+    def construct_yaml_bool(self, node: yaml.ScalarNode) -> bool:
+        text = node.value.lower()
+        return text == "y" if _BOOL.match(text) else bool(super().construct_yaml_bool(node))
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float | int:
         value = super().construct_yaml_float(node)
@@ -105,10 +116,17 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("yYnN"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:bool", _Loader.construct_yaml_bool)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def _as_text(key: Hashable) -> str:
+    """A key as JSON writes it."""
+    return str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

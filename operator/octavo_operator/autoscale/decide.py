@@ -49,7 +49,8 @@ def decide(fleet: Fleet, settings: Settings, state: State, now: float) -> Decisi
         message = "replicas are decided elsewhere, through the scale subresource"
         return Decision(None, "External", message, state, apply=False)
     learned, memory, demand = _take_in(fleet, settings, state, now)
-    need = rules.need(demand, learned, settings)
+    rise = learn.expected_rise(learned, demand, memory, now)
+    need = rules.need(demand, learned, settings, rise)
     memory = rules.remember(memory, demand, need, settings, learned, now)
     verdict = rules.judge(fleet, settings, learned, memory, demand, need, now)
     if verdict.replicas > fleet.desired:
@@ -87,7 +88,8 @@ def _take_in(fleet: Fleet, settings: Settings, state: State, now: float) -> tupl
         kept = tuple(each for each in memory.loads if now - each[0] <= LOADS_SECONDS)
         memory = replace(memory, loads=(*kept, (now, load)))
         learned, memory = learn.learn_utilization(learned, memory, now)
-    return learn.learn_reserve(learned, demand, memory, now), memory, demand
+    learned, memory = learn.learn_reserve(learned, demand, memory, now)
+    return learned, memory, demand
 
 
 def _preempted(before: Memory, after: Memory) -> bool:

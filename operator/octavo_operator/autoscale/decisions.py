@@ -11,7 +11,7 @@ from typing import Any
 
 from octavo_operator.api import LLMDeployment
 from octavo_operator.api.autoscaling import Autoscaling
-from octavo_operator.autoscale import learned, settings
+from octavo_operator.autoscale import kept, settings
 from octavo_operator.autoscale.decide import Decision, decide
 from octavo_operator.autoscale.members import Memory
 from octavo_operator.autoscale.observation import Fleet
@@ -92,11 +92,10 @@ class Decisions:
         verdict = scaling_active(deployment, autoscaling, entry.decision, before)
         if autoscaling.mode != "Internal":
             return deployment, Scaling(verdict, _told(entry), _FIXED)
-        there = (child or {"spec": {}})["spec"].get("replicas", 1) if child is not None else autoscaling.first_replicas
-        replicas = autoscaling.bounded(entry.wanted if entry.wanted is not None else there)
-        by = entry.why if entry.wanted == replicas else "spec.autoscaling.minReplicas and maxReplicas"
-        spec = deployment.spec.model_copy(update={"replicas": replicas})
-        return deployment.model_copy(update={"spec": spec}), Scaling(verdict, _told(entry), by, is_internal=True)
+        there = None if child is None else int(child["spec"].get("replicas", 1))
+        pinned = deployment.scaled(entry.wanted, there)
+        by = entry.why if entry.wanted == pinned.spec.replicas else "spec.autoscaling.minReplicas and maxReplicas"
+        return pinned, Scaling(verdict, _told(entry), by, is_internal=True)
 
     def scaled(self, name: Name, scaling: Scaling, now: str) -> Scaling:
         """The number of replicas was changed at `now`, RFC 3339: what there is to tell from then on."""
@@ -124,7 +123,9 @@ class Decisions:
         return decision, is_news or before is None or _shown(before) != _shown(decision)
 
     def want(self, name: Name, decision: Decision, current: int) -> bool:
-        """Have a decision applied by the next pass; `current` replicas are asked for now. Whether that changes it."""
+        """Have a decision applied by the next pass; `current` replicas are asked for now. Whether that is another
+        number than was wanted before: one that cannot be applied yet, as a model is downloaded, is no news every time.
+        """
         entry = self._entries.get(name)
         if entry is None or not entry.is_looked_at or entry.decision is not decision:
             return False
@@ -132,8 +133,9 @@ class Decisions:
             return False
         if decision.replicas != current or entry.wanted is None:
             entry.why = decision.message
+        is_news = decision.replicas not in {current, entry.wanted}
         entry.wanted = decision.replicas
-        return decision.replicas != current
+        return is_news
 
     def forget(self, name: Name) -> None:
         """It is gone, or not autoscaled any more."""
@@ -144,10 +146,10 @@ class Decisions:
         uid, entry = str(live["metadata"]["uid"]), self._entries.get(name)
         if entry is None or entry.uid != uid:
             told = (live.get("status") or {}).get("autoscaling") or {}
-            kept = {key: told[key] for key in ("learned", "replicaTokens", "startupSeconds") if key in told}
+            figures = {key: told[key] for key in ("learned", "replicaTokens", "startupSeconds") if key in told}
             scaled = {key: told[key] for key in ("lastScaleTime", "reason") if key in told}
-            state, recommended = learned.state_of(told), told.get("recommendedReplicas")
-            entry = self._entries[name] = Entry(uid, deployment, state, kept, None, scaled, recommended)
+            state, recommended = kept.state_of(told), told.get("recommendedReplicas")
+            entry = self._entries[name] = Entry(uid, deployment, state, figures, None, scaled, recommended)
         was_looked_at, was_mode = entry.is_looked_at, entry.autoscaling.mode
         entry.deployment = deployment
         if not entry.is_looked_at or entry.autoscaling.mode != was_mode:
@@ -184,9 +186,9 @@ def _has_learned(entry: Entry, now: float) -> bool:
     """Take over what was learned, where it is time to tell it and worth it. After a restart time begins anew."""
     if entry.told_at is None and entry.told:
         entry.told_at = now
-    told = learned.figures(entry.state)
-    is_time = entry.told_at is None or now - entry.told_at >= learned.SECONDS_BETWEEN
-    if not is_time or not learned.is_news(entry.told, told):
+    told = kept.figures(entry.state)
+    is_time = entry.told_at is None or now - entry.told_at >= kept.SECONDS_BETWEEN
+    if not is_time or not kept.is_news(entry.told, told):
         return False
     entry.told, entry.told_at = told, now
     return True

@@ -1,8 +1,8 @@
 """How much work there is: replica-seconds a second, from what replicas and gateway said. Pure.
 
 Steps of a replica are shared by prompts and answers. A step has a constant part that is paid for any batch; what
-requests add to it is work, and `curve` learns how much. If the work that comes takes the share p of a second, a step takes
-`step_seconds / (1 - p)`: at the TPOT target p is the most that a replica can do, its capacity.
+requests add to it is work, and `curve` learns how much. If the work that comes takes the share p of a second, a step
+takes `step_seconds / (1 - p)`: at the TPOT target p is the most that a replica can do, its capacity.
 
 How much work a request is, is learned, too: work over load, where the load of a request is its prompt tokens and a
 constant for its answer. So the gateway's arrivals of the last seconds tell the work to come before a replica did it.

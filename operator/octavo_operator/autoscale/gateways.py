@@ -50,7 +50,7 @@ class GatewayTally:
             at=min(each.at for each in self._gateways.values()),
             arrivals_total=arrivals,
             arrived_prompt_tokens_total=prompts,
-            in_flight=int(in_flight),
+            in_flight=max(0, int(in_flight - held)),  # a gateway counts those that it holds, too
             held_requests=int(held),
             held_prompt_tokens=int(tokens),
             finished_total=finished,

@@ -12,34 +12,49 @@ from octavo_operator.autoscale.state import BOUNDS, Learned, Memory
 
 FIRST_STARTUP_SECONDS: Final = 120.0
 """A start-up, until one was seen."""
-FIRST_UTILIZATION: Final = 0.6
+FIRST_UTILIZATION: Final = 0.7
 """Of its capacity is asked of a replica until experience tells: low, because late answers cost more than replicas."""
 MIN_UTILIZATION: Final = 0.15
-MAX_UTILIZATION: Final = 0.92
+MAX_UTILIZATION: Final = 0.9
 """Queues grow without bound towards 1."""
 FIRST_RESERVE: Final = 0.1
+MIN_RESERVE: Final = 0.001
 MAX_RESERVE: Final = 1.0
-"""More than twice the demand is never kept in reserve."""
+"""No more than twice the demand is ever prepared for."""
+MAX_RISE: Final = 1.0
+"""Rises beyond twice the load are taken for one to twice the load."""
+FIRST_MOMENTUM: Final = 0.7
+MIN_MOMENTUM: Final = 0.01
+MAX_MOMENTUM: Final = 1.0
+"""Load that gathers way may rise by more than before, but what does so for long?"""
+RISES_PRIOR: Final = 0.2
+"""Sum of squared rises that the first momentum counts for: twenty of a tenth."""
+RISES_FADE: Final = 0.997
+"""Rises count 1/e after about an hour of decisions."""
+REACTION_SECONDS: Final = 45.0
+"""Beside the start-up: half of the minute over which a rise is measured, and a decision that is waited for."""
 RESERVE_QUANTILE: Final = 0.9
 """Rises within a start-up time that the reserve covers."""
 RESERVE_STEP: Final = 0.02
 """By so much a decision moves the reserve at most."""
 LATE_BUDGET: Final = 0.007
 """Share of requests that may be late: less than the hundredth that is aimed at, for the rest is for surprises."""
-LATE_SECONDS: Final = 120.0
+LATE_SECONDS: Final = 300.0
 """Requests count the less for the share of late ones the longer ago they ended: 1/e after so long."""
 BLAME_SECONDS: Final = 120.0
 """So long after an overload requests that it made late may still end."""
 OVERLOAD: Final = 1.1
 """Times what is asked of replicas is more than was planned."""
-LOADED: Final = 0.85
+LOADED: Final = 0.8
 """Share of what is asked of replicas that must have come before more is asked."""
 ENOUGH_ENDED: Final = 100.0
 """Requests that make a share of late ones."""
-EASE_PER_SECOND: Final = 0.0004
-"""So fast more is asked of replicas while nothing is late: 0.24 in ten minutes."""
+EASE_PER_SECOND: Final = 0.0012
+"""So fast more is asked of replicas while nothing is late, slower the more are: 0.07 in a minute."""
 TIGHTEN: Final = 0.9
-"""Factor on the utilization when more than twice the budget are late, its root for less, once in a start-up time."""
+"""Factor on the utilization when twice the budget are late, more for more, once in a start-up time."""
+MOST_TIGHTEN: Final = 0.75
+"""… and no more at once: what comes of it is to be seen first."""
 MIN_TIGHTEN_SECONDS: Final = 60.0
 """Between two such steps at least, however fast replicas start: requests take their time to end."""
 AVERAGE_SECONDS: Final = 120.0
@@ -146,23 +161,62 @@ def learn_utilization(learned: Learned, memory: Memory, now: float) -> tuple[Lea
     share = memory.late / memory.ended if memory.ended >= ENOUGH_ENDED else 0.0
     recent = max((value for time, value in memory.loads if now - time <= startup), default=0.0)
     passed = now - memory.loads[-2][0] if len(memory.loads) > 1 else 0.0
-    if share > LATE_BUDGET:
+    # By one standard deviation more than the budget: a few late ones by chance are no reason.
+    if memory.late - math.sqrt(memory.late) > LATE_BUDGET * memory.ended and memory.ended >= ENOUGH_ENDED:
         if memory.tightened_at is None or now - memory.tightened_at >= startup:
-            factor = TIGHTEN if share > 2 * LATE_BUDGET else math.sqrt(TIGHTEN)
-            asked = max(MIN_UTILIZATION, asked * factor)
+            asked = max(MIN_UTILIZATION, asked * max(MOST_TIGHTEN, TIGHTEN ** (share / LATE_BUDGET / 2)))
             memory = replace(memory, tightened_at=now, late=0.0, ended=0.0)
-    elif share <= LATE_BUDGET / 2 and recent >= LOADED * asked and memory.ended >= ENOUGH_ENDED:
-        asked = min(MAX_UTILIZATION, asked + EASE_PER_SECOND * passed)
+    elif share < LATE_BUDGET / 2 and recent >= LOADED * asked and memory.ended >= ENOUGH_ENDED:
+        asked = min(MAX_UTILIZATION, asked + EASE_PER_SECOND * passed * (1 - 2 * share / LATE_BUDGET))
     return replace(learned, utilization=asked), memory
 
 
-def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) -> Learned:
-    """A quantile, followed by small steps: up if a rise was above it, a ninth of that down if not."""
-    reserve = learned.reserve or FIRST_RESERVE
-    startup = learned.startup_seconds or FIRST_STARTUP_SECONDS
-    past = [value for time, value in memory.demands if now - time >= startup]
-    if not past or past[-1] <= 0 or not demand.sure:
-        return replace(learned, reserve=reserve)
-    rise = demand.trend / past[-1] - 1
-    step = RESERVE_QUANTILE if rise > reserve else RESERVE_QUANTILE - 1
-    return replace(learned, reserve=min(MAX_RESERVE, max(1e-3, reserve + RESERVE_STEP * step)))
+def learn_reserve(learned: Learned, demand: Demand, memory: Memory, now: float) -> tuple[Learned, Memory]:
+    """How the load rises within the time that a replica takes to be there: by what it rose before, and by chance.
+
+    `momentum`: of a rise, the share that follows in the next such time, by least squares: near 1 where load comes and
+    goes slowly, near 0 where it jumps. `reserve`: a quantile of what it rises beyond that, followed by small steps: up
+    if a rise was above it, a ninth of that down if not.
+    """
+    reserve, momentum = learned.reserve or FIRST_RESERVE, learned.momentum or FIRST_MOMENTUM
+    ahead = horizon(learned)
+    learned = replace(learned, reserve=reserve, momentum=momentum)
+    then = _back(memory, now - ahead)
+    if not then or not demand.sure:
+        return learned, memory
+    rise = min(MAX_RISE, demand.trend / then - 1)
+    before = _growth(memory, then, now - ahead, ahead)
+    if before > 0:
+        products, squares = memory.rises or (FIRST_MOMENTUM * RISES_PRIOR, RISES_PRIOR)
+        products = products * RISES_FADE + before * rise
+        squares = squares * RISES_FADE + before * before
+        momentum = min(MAX_MOMENTUM, max(MIN_MOMENTUM, products / squares))
+        memory = replace(memory, rises=(products, squares))
+    beyond = rise - momentum * before
+    step = RESERVE_QUANTILE if beyond > reserve else RESERVE_QUANTILE - 1
+    reserve = min(MAX_RESERVE, max(MIN_RESERVE, reserve + RESERVE_STEP * step))
+    return replace(learned, reserve=reserve, momentum=momentum), memory
+
+
+def expected_rise(learned: Learned, demand: Demand, memory: Memory, now: float) -> float:
+    """The share by which load is to be expected to rise, and what is kept in reserve beyond that."""
+    growth = _growth(memory, demand.trend, now, horizon(learned))
+    return min(MAX_RESERVE, learned.momentum * growth + learned.reserve)
+
+
+def horizon(learned: Learned) -> float:
+    """Seconds from a load to a replica for it."""
+    return (learned.startup_seconds or FIRST_STARTUP_SECONDS) + REACTION_SECONDS
+
+
+def _growth(memory: Memory, load: float, time: float, seconds: float) -> float:
+    """By what share the load grew until then, as far as it did so evenly: twice the smaller half; 0 for a jump."""
+    middle, first = _back(memory, time - seconds / 2), _back(memory, time - seconds)
+    if not first or not middle:
+        return 0.0
+    return min(MAX_RISE, max(0.0, 2 * min(load - middle, middle - first) / load)) if load else 0.0
+
+
+def _back(memory: Memory, time: float) -> float:
+    """The load at a time past, 0 if it is not known."""
+    return next((value for when, value in reversed(memory.demands) if when <= time), 0.0)

@@ -27,14 +27,19 @@ OF_A_REPLICA: Final = (
     *(names.METRIC_PREFILL_RATE, names.METRIC_DECODE_RATE, PREEMPTIONS, COMPUTED_PROMPT_TOKENS, GENERATED_TOKENS),
     *(INTER_TOKEN_SECONDS, INTER_TOKEN_COUNT, PREFIX_QUERIES, PREFIX_HITS),
 )
-TOTALS_OF_A_GATEWAY: Final = (
-    *(names.METRIC_GATEWAY_ARRIVALS, names.METRIC_GATEWAY_PROMPT_TOKENS, names.METRIC_GATEWAY_FINISHED),
-    *(names.METRIC_GATEWAY_LATE_FIRST_TOKEN, names.METRIC_GATEWAY_LATE_PER_TOKEN),
+TOTALS_OF_A_GATEWAY: Final = tuple(
+    f"{counter}_total"
+    for counter in (
+        *(names.METRIC_GATEWAY_ARRIVALS, names.METRIC_GATEWAY_ARRIVED_TOKENS, names.METRIC_GATEWAY_FINISHED),
+        *(names.METRIC_GATEWAY_LATE_TTFT, names.METRIC_GATEWAY_LATE_TPOT),
+    )
 )
 GAUGES_OF_A_GATEWAY: Final = (
     *(names.METRIC_GATEWAY_HELD_REQUESTS, names.METRIC_GATEWAY_HELD_TOKENS, names.METRIC_GATEWAY_IN_FLIGHT),
 )
-OF_A_GATEWAY: Final = (*TOTALS_OF_A_GATEWAY, *GAUGES_OF_A_GATEWAY)
+GATEWAY_INFO: Final = "octavo:gateway_info"
+"""What a gateway tells also while it knows of no model."""
+OF_A_GATEWAY: Final = (*TOTALS_OF_A_GATEWAY, *GAUGES_OF_A_GATEWAY, GATEWAY_INFO)
 
 _MOST: Final = 1e15
 """Tokens that a server of a million a second computes in thirty years."""
@@ -89,7 +94,7 @@ def gateway_readings(values: Values, at: float) -> dict[str, GatewayReading]:
     """
     if not any(name in values for name in OF_A_GATEWAY):
         raise ReadingError("no octavo:gateway_… is told")
-    models = {labels.get("model", "") for told in values.values() for labels, _ in told}
+    models = {labels["model"] for told in values.values() for labels, _ in told if "model" in labels}
     return {
         model: GatewayReading(
             at,

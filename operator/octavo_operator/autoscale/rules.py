@@ -5,13 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo_operator.autoscale.demand import Demand
-from octavo_operator.autoscale.learn import FIRST_STARTUP_SECONDS
+from octavo_operator.autoscale.learn import horizon
 from octavo_operator.autoscale.observation import Fleet
 from octavo_operator.autoscale.settings import Settings
 from octavo_operator.autoscale.state import Learned, Memory
 
 DOWN_SHARE: Final = 0.95
 """Fewer replicas must be enough at this share of what is asked of them otherwise: room, so that it is not undone."""
+STRAIN: Final = 0.4
+"""Of what is kept free of a replica for chance, it can give so much for as long as another one needs to start."""
+STRAIN_FACTOR: Final = 1.12
+"""… or so many times what is asked of it, where that is more."""
+MAX_STRAIN: Final = 0.97
+"""Share of its capacity beyond which a replica has nothing left to give."""
 UP_FACTOR: Final = 2.0
 """So many times the ready replicas are asked for at most, and `UP_EXTRA` more."""
 UP_EXTRA: Final = 2
@@ -19,16 +25,23 @@ ROUNDING: Final = 0.02
 """A need of so much more than a whole replica is still met by it."""
 CALM_SECONDS: Final = 60.0
 """After an increase nothing is taken back for so long, or for a start-up time if that is longer."""
+SLACK_SECONDS: Final = 30.0
+"""Loads are remembered for so much longer than they are looked back at: decisions may come late."""
 IDLE_STARTUPS: Final = 3.0
 """To zero only after so many start-ups of idleness: else more is waited than saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Replicas for the demand: `up` by the measure for more, `down` by the measure for fewer; `why` the larger part."""
+    """Replicas that are needed now, and `why`: the larger part. `each`: work that is asked of a replica.
 
-    up: int
-    down: int
+    `steady_work`, `kv_replicas`: by which fewer are judged, over a window.
+    """
+
+    replicas: int
+    each: float
+    steady_work: float
+    kv_replicas: float
     why: str
     message: str
 
@@ -44,26 +57,29 @@ class Verdict:
     scheduled: bool = True
 
 
-def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
+def need(demand: Demand, learned: Learned, settings: Settings, rise: float) -> Need:
     """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more.
 
-    The reserve is on the work of the last minute; that of the last seconds counts by itself if it is more still.
+    `rise` is on the work of the last minute; that of the last seconds counts by itself if it is more still.
     """
     each = learned.utilization * demand.capacity or 1.0
-    work, spared = (
-        max(demand.work, demand.steady * (1 + learned.reserve)),
-        settings.targets.kv_cache_utilization_percent / 100,
-    )
-    by_work, by_kv = (work + demand.backlog) / each, demand.kv_replicas / spared
-    steady = demand.steady * (1 + learned.reserve) / each
+    # What is yet to come may take of what is kept free for chance, for as long as a replica needs to start.
+    most = MAX_STRAIN * demand.capacity
+    strained = max(each, min(most, each * STRAIN_FACTOR), each + STRAIN * (most - each))
+    steady = max(demand.steady, demand.steady * (1 + rise) * each / strained)
+    work = max(demand.work, steady)
+    by_work = (work + demand.backlog) / each
+    by_kv = demand.kv_replicas / (settings.targets.kv_cache_utilization_percent / 100)
     message = (
-        f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {learned.reserve:.0%} in "
+        f"{demand.arrivals:.1f} requests/s are {demand.work:.2f} replicas of work, with {rise:.0%} in "
         f"reserve and {demand.backlog:.2f} for what waits; {each:.0%} is asked of each; KV tokens would fill "
         f"{demand.kv_replicas:.2f}"
     )
     return Need(
-        up=math.ceil(max(by_work, by_kv) - ROUNDING),
-        down=math.ceil(max(steady, by_kv) / DOWN_SHARE - ROUNDING),
+        replicas=math.ceil(max(by_work, by_kv) - ROUNDING),
+        each=each,
+        steady_work=steady,
+        kv_replicas=by_kv,
         why="KVCacheUse" if by_kv > by_work else "Backlog" if demand.backlog > work else "Work",
         message=message,
     )
@@ -71,25 +87,18 @@ def need(demand: Demand, learned: Learned, settings: Settings) -> Need:
 
 def remember(memory: Memory, demand: Demand, need: Need, settings: Settings, learned: Learned, now: float) -> Memory:
     """Demand and needs, for as long as they are looked back at."""
-    startup = (learned.startup_seconds or FIRST_STARTUP_SECONDS) + 15.0
     behavior = settings.behavior
-    down = max(behavior.scale_down_stabilization_seconds, 0.0)
+    down, up = behavior.scale_down_stabilization_seconds, behavior.scale_up_stabilization_seconds
     memory = replace(
         memory,
-        needs=_kept(memory.needs, need.down, now, down),
-        wants=_kept(memory.wants, need.up, now, behavior.scale_up_stabilization_seconds),
+        needs=(*(each for each in memory.needs if now - each[0] <= down), (now, need.steady_work, need.kv_replicas)),
+        wants=(*(each for each in memory.wants if now - each[0] <= up), (now, need.replicas)),
         busy_at=now if _busy(demand, memory) or memory.busy_at is None else memory.busy_at,
     )
     if demand.sure:
-        kept = tuple(each for each in memory.demands if now - each[0] <= startup)
+        kept = tuple(each for each in memory.demands if now - each[0] <= 2 * horizon(learned) + SLACK_SECONDS)
         memory = replace(memory, demands=(*kept, (now, demand.trend)))
     return memory
-
-
-def _kept(
-    pairs: tuple[tuple[float, int], ...], value: int, now: float, seconds: float
-) -> tuple[tuple[float, int], ...]:
-    return (*(each for each in pairs if now - each[0] <= seconds), (now, value))
 
 
 def _busy(demand: Demand, memory: Memory) -> bool:
@@ -106,7 +115,7 @@ def judge(
     late = [each for each in fleet.pending if each.age > fleet.startup_deadline]
     verdict = _judge(fleet, settings, learned, memory, demand, need, now)
     bounded = min(max(verdict.replicas, settings.floor), settings.max_replicas)
-    if late and bounded > fleet.desired:
+    if late and bounded >= fleet.desired:
         what = "found no node" if stuck else "did not become ready"
         text = f"{len(late)} replicas {what} within {fleet.startup_deadline:.0f} s: no more are asked for"
         bounded = min(max(fleet.desired, settings.floor), settings.max_replicas)
@@ -160,7 +169,9 @@ def _fewer(
     keep = Verdict(fleet.desired, "Enough", need.message)
     missing = demand.ready - demand.known
     # Replicas that do not tell count as full: they can take nothing of the one that goes.
-    most = max(need.up, missing + 1 if missing else 0, *(value for _, value in memory.needs))
+    worst = max(max(work / need.each, kv) for _, work, kv in memory.needs)
+    # The last one goes by another rule.
+    most = max(1, need.replicas, missing + 1 if missing else 0, math.ceil(worst / DOWN_SHARE - ROUNDING))
     if most > fleet.desired - 1:
         return keep
     if fleet.pending or len(fleet.ready) < fleet.desired:

@@ -15,8 +15,8 @@ class Learned:
     `replica_tokens`: KV tokens of a replica. `startup_seconds`: from a pod's making to ready. `step_seconds`,
     `request_seconds`, `prompt_seconds`: what a step takes, and besides for each request and each prompt token in it
     (`curve`). `work_per_token`: replica-seconds that the load of a prompt token is (`demand.load`). `utilization`:
-    share of a replica's capacity that is asked of it. `reserve`: by what share the load rises within a start-up time,
-    but for the steepest tenth of rises.
+    share of a replica's capacity that is asked of it. `momentum`, `reserve`: of a rise of the load, the share that
+    follows while a replica starts; and by what share it rises beyond that, but for the steepest tenth of rises.
     """
 
     replica_tokens: float = 0.0
@@ -27,6 +27,7 @@ class Learned:
     work_per_token: float = 0.0
     utilization: float = 0.0
     reserve: float = 0.0
+    momentum: float = 0.0
 
 
 BOUNDS: Final[dict[str, tuple[float, float]]] = {
@@ -37,7 +38,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "prompt_seconds": (0.0, 10.0),
     "work_per_token": (0.0, 10.0),
     "utilization": (0.0, 0.95),
-    "reserve": (0.0, 2.0),
+    "reserve": (0.0, 1.0),
+    "momentum": (0.0, 1.0),
 }
 """What a learned figure can be; anything else is not believed."""
 
@@ -58,11 +60,11 @@ class Seen:
 class Memory:
     """The last minutes. Times are seconds on the decider's clock; pairs are (time, value), oldest first.
 
-    `sums`: of the observations that `curve` fits. `gateway`: its last samples. `demands`: load a second. `needs`:
-    replicas that were needed, by the measure for fewer. `wants`: replicas that were wanted, by the measure for more.
-    `loads`: demand as a share of the ready replicas' capacity. `work`, `load`: slow averages of the work done and of the
-    load that asked for it. `late`, `ended`: recent requests that count, the newer the more. `busy_at`: when there was
-    last anything to do. `tightened_at`: when less was last asked of replicas.
+    `sums`: of the observations that `curve` fits. `gateway`: its last samples. `demands`: load a second. `needs`: time,
+    work and replicas for KV tokens that were needed, by which fewer are judged. `wants`: replicas that were wanted.
+    `loads`: demand as a share of the ready replicas' capacity. `work`, `load`: slow averages of the work done and of
+    the load that asked for it. `rises`: sums for the momentum. `late`, `ended`: recent requests that count, the newer
+    the more. `busy_at`: when there was last anything to do. `tightened_at`: when less was last asked of replicas.
     """
 
     begun: float | None = None
@@ -70,11 +72,12 @@ class Memory:
     sums: tuple[float, ...] = ()
     gateway: tuple[GatewaySample, ...] = ()
     demands: tuple[tuple[float, float], ...] = ()
-    needs: tuple[tuple[float, int], ...] = ()
+    needs: tuple[tuple[float, float, float], ...] = ()
     wants: tuple[tuple[float, int], ...] = ()
     loads: tuple[tuple[float, float], ...] = ()
     work: float = 0.0
     load: float = 0.0
+    rises: tuple[float, float] | None = None
     late: float = 0.0
     ended: float = 0.0
     averaged_at: float | None = None

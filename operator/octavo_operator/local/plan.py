@@ -67,6 +67,7 @@ def plan_locally(deployment: LLMDeployment, environment: Mapping[str, str], gpus
     Raises:
         ManifestError: a field asks for what only a cluster has, and there is no doing without it.
     """
+    deployment = deployment.scaled(there=1)
     errors = [*_source_errors(deployment), *_environment_errors(deployment.spec.server.env, environment)]
     if deployment.spec.suspend or most_replicas(deployment) == 0:
         field = "spec.suspend" if deployment.spec.suspend else "spec.replicas"
@@ -200,6 +201,7 @@ def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
         "spec.server.compileCache": spec.server.compile_cache,
         "spec.resources.ephemeralStorage": spec.resources.ephemeral_storage,
         "spec.storage.cache": spec.storage.cache,
+        "spec.autoscaling": spec.autoscaling,
         "spec.networking.inferencePool": spec.networking.inference_pool,
     }
     given += [name for name, value in fields.items() if value is not None]

@@ -30,6 +30,12 @@ class Pod:
         self.sample: Sample | None = None
         self.load = self.outstanding = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the gateway sends it more: few prompt tokens wait, and the batch is not full."""
+        costs = self.replica.hardware
+        return self.replica.waiting_tokens < costs.queue_tokens and self.outstanding < costs.max_requests
+
     def take(self, job: Job) -> None:
         """A request is sent to it."""
         job.weight = job.length + _REQUEST_TOKENS

@@ -142,7 +142,9 @@ ROUTINGS: Final[dict[str, Callable[[int], Router]]] = {
 
 def compare(scenario: Scenario, replicas: int, progress: Callable[[str, float], None]) -> Iterator[Routed]:
     """A run of each; requests wait at the replica that they are sent to, however many do."""
-    scenario = replace(scenario, hardware=replace(scenario.hardware, queue_tokens=1 << 60), max_replicas=replicas)
+    scenario = replace(
+        scenario, hardware=replace(scenario.hardware, queue_tokens=1 << 60, max_requests=1 << 30), max_replicas=replicas
+    )
     for name, make in ROUTINGS.items():
         yield _run(scenario, replicas, name, make(scenario.seed), progress)
 

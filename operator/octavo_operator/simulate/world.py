@@ -140,8 +140,7 @@ class World:
 
     def hand_out(self, job: Job, now: float) -> None:
         """To a replica, or held until one can take it."""
-        limit = self.scenario.hardware.queue_tokens
-        free = [pod for pod in self.taking if pod.replica.waiting_tokens < limit]
+        free = [pod for pod in self.taking if pod.has_room]
         if self.held or not free:
             self.held.append(job)
             self.held_tokens += job.length
@@ -151,9 +150,7 @@ class World:
     def _give(self, pod: Pod, job: Job, now: float) -> None:
         self.watch.in_flight += 1
         pod.take(job)
-        self._poke(pod, pod.replica.next, now, job)
-
-    def _poke(self, pod: Pod, before: float, now: float, job: Job) -> None:
+        before = pod.replica.next
         pod.replica.arrive(job, now)
         if pod.replica.next != before:
             self._push(pod.replica.next, pod)
@@ -174,8 +171,7 @@ class World:
 
     def _pull(self, pod: Pod, now: float) -> None:
         """What is held goes to the replica that has room."""
-        limit = self.scenario.hardware.queue_tokens
-        while self.held and pod.replica.waiting_tokens < limit:
+        while self.held and pod.has_room:
             job = self.held.popleft()
             self.held_tokens -= job.length
             self._give(pod, job, now)

@@ -18,7 +18,7 @@ from octavo_server.frontend.structured_fields import (
     JsonSchemaFormat,
     ResponseFormat,
     StructuredOutputs,
-    TextFormat,
+    has_format,
 )
 from octavo_server.frontend.text.output_parsers import Tool
 from octavo_server.frontend.tool_schemas import held_tools
@@ -26,6 +26,7 @@ from octavo_server.frontend.tool_use import ToolUse
 
 T = TypeVar("T")
 _READ_HERE: Final = 16 * 1024  # bytes of schemas that the event loop reads itself: a few milliseconds
+_COPIED: Final = 8
 MAX_TOOLS_BYTES: Final = 4 * MAX_SCHEMA_BYTES  # of the schemas of all tools that a grammar holds
 
 
@@ -66,14 +67,15 @@ async def chat_grammar(
     if tools.required:
         source = await _read(state, _length(form, None), partial(grammar_source, form, None, None, thoughts))
         await _compiled(state, request, source, caller)
-    required = tools.required or not (form is None or isinstance(form, TextFormat))
+    required = tools.required or has_format(form)
     if not parsing.format.forces_calls(tools.callable, required=required, parallel=tools.parallel):
         return await _compiled(state, request, None, caller)
     length = _length(form, None, tools.callable)
     if length > MAX_TOOLS_BYTES:
         raise RequestError(f"tools: their schemas have {length} bytes, {MAX_TOOLS_BYTES} at most", param="tools")
+    weight = _weight(parsing, length)
     try:
-        source = await _read(state, length, partial(_of_tools, form, parsing, tools, thoughts))
+        source = await _read(state, weight, partial(_of_tools, form, parsing, tools, thoughts))
         return await _compiled(state, request, source, caller)
     except RequestError as error:
         if error.status != HTTPStatus.BAD_REQUEST:
@@ -81,7 +83,7 @@ async def chat_grammar(
         held = await held_tools(partial(_one_call, state, request, parsing, caller), tools)
         if held == tools:
             raise
-    source = await _read(state, length, partial(_of_tools, form, parsing, held, thoughts))
+    source = await _read(state, weight, partial(_of_tools, form, parsing, held, thoughts))
     return await _compiled(state, request, source, caller)
 
 
@@ -90,14 +92,14 @@ async def _one_call(
 ) -> None:
     """Compiles what forces calls of this tool. Raises RequestError, `param` is the field of its schema."""
     make = partial(parsing.format.call_grammar, [tool], required=True, parallel=False)
-    if (call := await _read(state, _length(None, None, [tool]), make)) is not None:
+    if (call := await _read(state, _weight(parsing, _length(None, None, [tool])), make)) is not None:
         await _compiler(state, request, caller)(GrammarSource("lark", call, param))
 
 
 def _of_tools(
     form: ResponseFormat | None, parsing: Parsing, tools: ToolUse, thoughts: Reasoning | None
 ) -> GrammarSource | None:
-    text = None if tools.required or isinstance(form, TextFormat) else grammar_source(form, None, None, thoughts)
+    text = grammar_source(form, None, None, thoughts) if has_format(form) and not tools.required else None
     required = tools.required or text is not None
     calls = parsing.format.call_grammar(tools.callable, required=required, parallel=tools.parallel)
     if text is None:
@@ -116,6 +118,11 @@ def _length(form: ResponseFormat | None, outputs: StructuredOutputs | None, tool
     schema = form.json_schema.schema_ if isinstance(form, JsonSchemaFormat) else None
     texts = None if outputs is None else (outputs.json_, outputs.choice)
     return len(msgspec.json.encode((schema, texts, [tool.parameters for tool in tools])))
+
+
+def _weight(parsing: Parsing, length: int) -> int:
+    """Of schemas of tools, in bytes as `_read` counts them: formats that are no JSON copy what arguments refer to."""
+    return length if parsing.format.supports_strict else length * _COPIED
 
 
 async def _read(state: ServerState, length: int, make: Callable[[], T]) -> T:

@@ -21,6 +21,7 @@ class ChatEvents:
         self._with_ids = bool(form.request.return_token_ids)
         self._text_frames: dict[int, TextFrames] = {}
         self._thought_frames: dict[int, TextFrames] = {}
+        self._untold: dict[int, list[int]] = {}
 
     def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
@@ -87,18 +88,30 @@ class ChatEvents:
 
     def _chunks(self, answer: Answer, delta: Delta) -> Iterator[ChatChunk]:
         piece = self._form.piece(answer.index, delta)
-        parts = list(self._parts(piece))
-        # Tokens that say nothing yet (a part of a character, of a marker) matter to whoever asked for them.
-        if not parts and delta.token_ids and (self._with_ids or piece.logprobs):
+        parts, ids = list(self._parts(piece)), self._ids(answer.index, delta) if self._with_ids else []
+        # Tokens that say nothing (an end, a part of a marker) matter to whoever asked for them.
+        if not parts and (ids or piece.logprobs):
             parts = [ChunkDelta(content="")]
         for part in parts:
             logprobs = self._form.logprobs(piece.logprobs) if part.content is not UNSET else None
             choice = ChatChunkChoice(answer.index, part, logprobs=logprobs)
             if self._with_ids:
-                choice.token_ids = delta.token_ids
+                choice.token_ids = ids
             yield self._chunk([choice])
         if delta.finish_reason is not None:
             yield self._ending(answer, delta)
+
+    def _ids(self, index: int, delta: Delta) -> list[int]:
+        """The tokens to be told now: who goes on behind one (the gateway does) must have got its log-probability.
+
+        So one that waits with it for what it says is told later. Tokens that are replayed have none.
+        """
+        ids = self._untold.pop(index, []) + delta.token_ids
+        wait = self._form.waiting(index) if delta.logprobs and delta.finish_reason is None else 0
+        told = max(0, len(ids) - wait)
+        if told < len(ids):
+            self._untold[index] = ids[told:]
+        return ids[:told]
 
     def _ending(self, answer: Answer, delta: Delta) -> ChatChunk:
         reason = self._form.finish_reason(delta, self._form.parser(answer.index))

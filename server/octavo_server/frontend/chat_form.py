@@ -53,6 +53,13 @@ class ChatForm:
             return Piece(delta.text)
         return self._plain.setdefault(index, PlainAnswer(self.generation.text_options)).add(delta)
 
+    def waiting(self, index: int) -> int:
+        """How many of a choice's last tokens said nothing yet, their log-probabilities neither."""
+        if not self.request.logprobs:
+            return 0
+        reads = self.parser(index) or self._plain.get(index)
+        return 0 if reads is None else reads.num_waiting
+
     def finish_reason(self, delta: Delta, parser: ChoiceParser | None) -> str | None:
         """OpenAI's: "tool_calls" where the answer called one, unless that one was demanded by its name.
 

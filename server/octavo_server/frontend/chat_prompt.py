@@ -16,7 +16,7 @@ from octavo_server.frontend.model import ServedModel
 from octavo_server.frontend.openai import ChatCompletionRequest
 from octavo_server.frontend.parsing import Parsing
 from octavo_server.frontend.state import ServerState
-from octavo_server.frontend.structured_fields import TextFormat
+from octavo_server.frontend.structured_fields import has_format
 from octavo_server.frontend.text.chat_template import ChatTemplate
 from octavo_server.frontend.text.line_process import as_line
 from octavo_server.frontend.text_threads import SHORT_TEXT
@@ -55,8 +55,8 @@ async def prepare_chat(state: ServerState, request: ChatCompletionRequest, calle
         await state.check_texts(model, shown_texts(request.messages), "messages")
     text = await chat_text(request, model, caller.salt, tools.shown)
     # In an answer that has a format no token is special: what spells a marker there is text.
-    has_format = request.structured_outputs is not None or not isinstance(request.response_format, TextFormat | None)
-    hidden = () if request.skip_special_tokens is False or has_format else model.hidden_markers
+    all_text = request.structured_outputs is not None or has_format(request.response_format)
+    hidden = () if request.skip_special_tokens is False or all_text else model.hidden_markers
     parsing = Parsing(model.format, tools.callable, model.format.opens_reasoning(text), hidden, tools.required)
     needed = bool(tools.callable) or model.format.supports_reasoning
     grammar = await chat_grammar(state, request, parsing, tools, caller)

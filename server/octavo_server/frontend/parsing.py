@@ -113,6 +113,16 @@ class ChoiceParser:
         self.reasoning_tokens += len(begins)
         return Piece(reasoning=text)
 
+    @property
+    def num_waiting(self) -> int:
+        """The last tokens of which nothing was said or decided yet; 0 where they are not looked at."""
+        decided, count = self._given - self._parser.held, 0
+        for token in reversed(self._tokens):
+            if token.is_told or token.offset < decided:
+                break
+            count += 1
+        return count
+
     def call_is_whole(self) -> bool:
         """Whether the arguments of the last call are JSON, to their end."""
         try:

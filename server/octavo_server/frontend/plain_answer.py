@@ -23,6 +23,11 @@ class TextAnswer:
         self._take(delta)
         return Piece(delta.text, logprobs=self._told(everything=False))
 
+    @property
+    def num_waiting(self) -> int:
+        """Tokens whose log-probabilities wait."""
+        return len(self._waiting)
+
     def _take(self, delta: Delta) -> None:
         self._length += len(delta.text)
         if delta.logprobs:

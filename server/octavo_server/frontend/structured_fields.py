@@ -5,7 +5,7 @@ still be too much to compile, and is refused then (`grammars.py`).
 """
 
 import json
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeGuard
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -53,6 +53,11 @@ class JsonSchemaFormat(Body):
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+def has_format(given: ResponseFormat | None) -> TypeGuard[JsonObjectFormat | JsonSchemaFormat]:
+    """Whether it asks for more than text."""
+    return not isinstance(given, TextFormat | None)
 
 
 class StructuredOutputs(Body):

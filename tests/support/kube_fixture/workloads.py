@@ -107,7 +107,8 @@ async def finish_job(
     job = await kube.get("batch/v1", "Job", name)
     labels = job["spec"]["template"]["metadata"]["labels"]
     if not plane.has_controller_manager:
-        metadata = {"generateName": f"{name}-", "labels": labels}
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job["metadata"]["uid"]}
+        metadata = {"generateName": f"{name}-", "labels": labels, "ownerReferences": [owner | {"controller": True}]}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": job["spec"]["template"]["spec"]}
         await _end_pod(kube, await kube.create(body), exit_code, words)
         condition = _condition("Failed" if exit_code else "Complete", "")

@@ -17,6 +17,7 @@ from octavo_server.frontend.text.output_parsers.parsed import Tool
 from octavo_server.frontend.text.output_parsers.pythonic import PYTHON_START
 from octavo_server.frontend.text.output_parsers.qwen3_coder import FUNCTION, PARAMETER
 from octavo_server.frontend.text.output_parsers.schema_types import (
+    alternatives,
     is_plain_string,
     listed,
     properties,
@@ -25,6 +26,7 @@ from octavo_server.frontend.text.output_parsers.schema_types import (
     split,
     types,
 )
+from octavo_server.frontend.text.output_parsers.standalone import standalone
 
 _PYTHON_TERMINALS: Final = {
     "STRING": r'/"([^"\\\x00-\x1f]|\\(["\\bfnrt]|u[0-9a-fA-F]{4}))*"/',
@@ -42,7 +44,7 @@ _PYTHON_RULES: Final = {
 _SIMPLE: Final = {"string": "STRING", "integer": "INTEGER", "number": "NUMBER", "boolean": "boolean", "null": "null"}
 _CONSTANTS: Final = {"true": "True", "false": "False", "null": "None"}
 _NO_KEY: Final = re.compile(r"[<>\r\n]")
-_DEEPEST: Final = 8  # within this, arrays and objects are typed; below, anything goes
+_DEEPEST: Final = 8  # within this, what arrays hold is typed; below, anything goes
 
 
 def pythonic_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, parallel: bool) -> str:
@@ -77,11 +79,11 @@ def _is_key(key: str) -> bool:
 def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any]) -> str:
     """A rule for the arguments of a call, in the schema's order, commas between them."""
     first = more = lark.add(f"{rule}_end", '""')
+    values = _PythonValues(lark, f"{rule}_value", parameters)
     for number, (key, schema) in reversed([*enumerate(properties(parameters).items())]):
         if not key.isidentifier():
             continue
-        value = _python_value(schema, parameters)
-        item = lark.add(f"{rule}_{number}", f"{quoted(f'{key}=')} ({value})")
+        item = lark.add(f"{rule}_{number}", f"{quoted(f'{key}=')} {values.rule(schema)}")
         left_out = "" if key in required(parameters) else " | "
         first, more = (
             lark.add(f"{rule}_{number}_first", f"{item} {more}{left_out and left_out + first}"),
@@ -90,19 +92,37 @@ def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any]) -> str:
     return first
 
 
-def _python_value(schema: Any, parameters: Mapping[str, Any], depth: int = 0) -> str:
-    """The expression for a literal that is valid by a schema."""
-    schema = resolved(schema, parameters)
-    if (values := listed(schema)) is not None:
-        return either([quoted(_python(value)) for value in values])
-    kinds = types(schema, parameters)
-    if not kinds or depth == _DEEPEST:
-        return "anything"
-    options = [_SIMPLE.get(kind, "object") for kind in sorted(kinds) if kind != "array"]
-    if "array" in kinds:
-        item = f"({_python_value(schema.get('items'), parameters, depth + 1)})"
-        options.append(f'"[" ({item} (", " {item})*)? "]"')
-    return either(options)
+class _PythonValues:
+    """Rules of the literals that are valid by schemas, one for each schema."""
+
+    def __init__(self, lark: Lark, prefix: str, root: Mapping[str, Any]) -> None:
+        """prefix: of the rules' names. root: what schemas refer to."""
+        self._lark, self._prefix, self._root = lark, prefix, root
+        self._rules: dict[int, str] = {}
+
+    def rule(self, schema: Any, depth: int = 0) -> str:
+        """The rule of a schema; at some depth anything goes."""
+        schema = resolved(schema, self._root)
+        if not schema or depth == _DEEPEST:
+            return "anything"
+        if (rule := self._rules.get(id(schema))) is None:
+            rule = self._rules[id(schema)] = f"{self._prefix}_{len(self._rules)}"
+            options = [self._one(option, depth) for option in alternatives(schema, self._root)]
+            self._lark.add(rule, either(list(dict.fromkeys(options))) or "anything")
+        return rule
+
+    def _one(self, schema: Mapping[str, Any], depth: int) -> str:
+        """The expression for a schema that is no union."""
+        if (values := listed(schema)) is not None:
+            return either([quoted(_python(value)) for value in values])
+        kinds = types(schema, self._root)
+        if not kinds:
+            return "anything"
+        options = [_SIMPLE.get(kind, "object") for kind in sorted(kinds) if kind != "array"]
+        if "array" in kinds:
+            item = self.rule(schema.get("items"), depth + 1)
+            options.append(f'"[" ({item} (", " {item})*)? "]"')
+        return either(options)
 
 
 def _python(value: Any) -> str:
@@ -144,9 +164,8 @@ def _parameter(lark: Lark, rule: str, parameters: Mapping[str, Any], key: str) -
     else:
         options = [quoted(string + end) for string in strings]
         if others and not is_string:
-            definitions = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
-            rest = {"anyOf": others} if strings else schema
-            options.append(f"{lark.json(f'{rule}_json', closed({**rest, **definitions})[0])} {quoted(end)}")
+            rest = standalone({"anyOf": others} if strings else schema, parameters)
+            options.append(f"{lark.json(f'{rule}_json', closed(rest)[0])} {quoted(end)}")
         body = either(options)
     lark.add(rule, f'{quoted(f"{PARAMETER[0]}{key}>")} "\\n" ({body})')
     return rule if key in required(parameters) else f"{rule}?"

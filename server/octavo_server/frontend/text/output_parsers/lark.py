@@ -8,10 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from octavo_server.errors import RequestError
 from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.json_schemas import ESCAPES, served
 
 MOST_CALLS: Final = 128
+MOST_SCHEMAS: Final = 2**22  # characters, with what is said here of each
 # Else text that must come is tokenized by llguidance, and becomes special tokens where it spells them: an end in
 # mid-answer. There are too many ways to spell one in a pattern to look for them.
 NO_FORCING: Final = '%llguidance {"no_forcing": true}'
@@ -32,6 +34,7 @@ class Lark:
         """token_ids: texts that are tokens."""
         self._token_ids = token_ids
         self._lines: list[str] = []
+        self._schemas = 0  # characters of them
 
     def __str__(self) -> str:
         return "".join(f"{line}\n" for line in (NO_FORCING, *self._lines))
@@ -50,6 +53,13 @@ class Lark:
         """A rule for JSON that is valid by a tool's schema. Raises RequestError for what cannot be held of it."""
         # A client's own options would be the server's to check.
         text = json.dumps({**served(schema, "tools"), "x-guidance": _OPTIONS}, ensure_ascii=False)
+        self._schemas += len(text)
+        if self._schemas > MOST_SCHEMAS:  # where each has its own copy of what it refers to
+            raise RequestError(
+                f"tools: the schemas of the arguments, each with what it refers to, have {self._schemas} characters "
+                f"together; {MOST_SCHEMAS} can be held",
+                param="tools",
+            )
         return self.add(name, f"%json {text}")
 
     def is_token(self, marker: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
 from octavo_server.frontend.text.output_parsers.message import Message
 from octavo_server.frontend.text.output_parsers.parsed import Tool
-from octavo_server.frontend.text.output_parsers.schema_types import allows, is_plain_string, properties, types
+from octavo_server.frontend.text.output_parsers.schema_types import Checker, is_plain_string, properties, types
 from octavo_server.frontend.text.output_parsers.source import Emit, Markers, Read, Source
 
 FUNCTION, PARAMETER = ("<function=", "</function>"), ("<parameter=", "</parameter>")
@@ -147,8 +147,9 @@ def as_json(text: str, schema: Any, root: Mapping[str, Any]) -> str:
     string = text.removesuffix("\n").removesuffix("\r")
     try:
         value = json.loads(word, parse_constant=_refuse)
+        allows = Checker(root).allows
         is_json = "string" not in types(schema, root) or (
-            allows(schema, value, root) and not (isinstance(value, str) and allows(schema, string, root))
+            allows(schema, value) and not (isinstance(value, str) and allows(schema, string))
         )
     except (ValueError, RecursionError):
         is_json = False

@@ -1,10 +1,14 @@
 """What a JSON schema says outright of a value's type."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeGuard
+from urllib.parse import unquote
 
 _DEEPEST: Final = 8
-_UNIONS: Final = ("anyOf", "oneOf", "allOf")
+_LONGEST: Final = 1024  # characters of a reference
+_MOST_LOOKS: Final = 1_000  # at schemas and listed values: some milliseconds, as they are taken while answers come
+_ONE_OF: Final = ("anyOf", "oneOf")
+_UNIONS: Final = (*_ONE_OF, "allOf")
 _TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
@@ -18,12 +22,22 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
     """A schema, or the one that it refers to within `root`; an empty one if it is none."""
     for _ in range(_DEEPEST):
         reference = schema.get("$ref") if isinstance(schema, dict) else None
-        if not isinstance(reference, str) or not reference.startswith("#/"):
+        if not is_pointer(reference):
             break
-        schema = root
-        for name in reference[2:].split("/"):
-            schema = schema.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(schema, dict) else None
+        schema = pointed(reference, root)
     return schema if isinstance(schema, dict) else {}
+
+
+def is_pointer(reference: Any) -> TypeGuard[str]:
+    """Whether it says where a schema stands, from the root on, and is no longer than is looked at."""
+    return isinstance(reference, str) and (f"{reference}/").startswith("#/") and len(reference) <= _LONGEST
+
+
+def pointed(reference: str, root: Any) -> Any:
+    """What stands where a pointer says; None if nothing does."""
+    for name in unquote(reference).split("/")[1:]:
+        root = root.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(root, dict) else None
+    return root
 
 
 def listed(schema: Mapping[str, Any]) -> list[Any] | None:
@@ -35,11 +49,15 @@ def listed(schema: Mapping[str, Any]) -> list[Any] | None:
 
 
 def types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
-    """The types that a value may have, as far as its schema says; empty if it does not."""
+    """The types that a value may have, as far as its schema says; empty if it does not.
+
+    Of a union of very many not all are looked at: it is asked while answers come.
+    """
     found: set[str] = set()
-    open_, seen = [resolved(schema, root)], set[int]()
-    while open_:
-        option = open_.pop()
+    open_, seen, left = [schema], set[int](), _MOST_LOOKS
+    while open_ and left:
+        left -= 1
+        option = resolved(open_.pop(), root)
         if id(option) in seen:
             continue
         seen.add(id(option))
@@ -49,33 +67,52 @@ def types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
         elif (values := listed(option)) is not None:
             found |= {_TYPES.get(type(value), "null") for value in values}
         else:
-            open_ += [resolved(other, root) for name in _UNIONS for other in _items(option.get(name))]
+            open_ += [other for name in _UNIONS for other in _items(option.get(name))]
     return frozenset(found)
 
 
-def allows(schema: Any, value: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
-    """Whether a value is valid, as far as types, lists, unions, items and properties say; and not too deep."""
-    schema = resolved(schema, root)
-    if depth == _DEEPEST:
-        return True
+class Checker:
+    """Whether values are valid, as far as types, lists, unions, items and properties say; and not too deep.
 
-    def allowed(option: Any, part: Any = value) -> bool:
-        return allows(option, part, root, depth + 1)
+    What it looks at has a bound, over all values: schemas that refer to each other have no end of ways through them.
+    What is behind that is taken for valid.
+    """
 
-    values, given = listed(schema), schema.get("type")
-    kinds = [given] if isinstance(given, str) else _items(given)
-    checks = [
-        values is None or any(_same(value, other) for other in values),
-        not kinds or any(_is_of(value, kind) for kind in kinds),
-        all(map(allowed, _items(schema.get("allOf")))),
-        *(any(map(allowed, _items(schema[name]))) for name in ("anyOf", "oneOf") if _items(schema.get(name))),
-    ]
-    if isinstance(value, list):
-        checks += [allowed(schema.get("items"), item) for item in value]
-    elif isinstance(value, dict):
-        checks += [name in value for name in required(schema)]
-        checks += [allowed(one, value[name]) for name, one in properties(schema).items() if name in value]
-    return all(checks)
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        """root: what schemas refer to."""
+        self._root = root
+        self._left = _MOST_LOOKS
+
+    def allows(self, schema: Any, value: Any, depth: int = 0) -> bool:
+        """Whether this value is valid."""
+        schema = resolved(schema, self._root)
+        values, given = listed(schema), schema.get("type")
+        self._left -= 1 + len(values or ())
+        if depth == _DEEPEST or self._left < 0:
+            return True
+
+        def allowed(option: Any, part: Any = value) -> bool:
+            return self.allows(option, part, depth + 1)
+
+        kinds = [given] if isinstance(given, str) else _items(given)
+        return (
+            (values is None or any(_same(value, other) for other in values))
+            and (not kinds or any(_is_of(value, kind) for kind in kinds))
+            and all(map(allowed, _items(schema.get("allOf"))))
+            and all(any(map(allowed, options)) for name in _ONE_OF if (options := _items(schema.get(name))))
+            and self._holds(schema, value, allowed)
+        )
+
+    def _holds(self, schema: Mapping[str, Any], value: Any, allowed: Callable[[Any, Any], bool]) -> bool:
+        """Whether what is in it is valid."""
+        if isinstance(value, list):
+            return all(allowed(schema.get("items"), item) for item in value)
+        if not isinstance(value, dict):
+            return True
+        named = properties(schema).items()
+        return required(schema) <= value.keys() and all(
+            allowed(one, value[name]) for name, one in named if name in value
+        )
 
 
 def is_plain_string(schema: Any, root: Mapping[str, Any]) -> bool:
@@ -83,27 +120,48 @@ def is_plain_string(schema: Any, root: Mapping[str, Any]) -> bool:
     return types(schema, root) <= {"string"}
 
 
-def split(schema: Any, root: Mapping[str, Any], depth: int = 0) -> tuple[list[str] | None, list[dict[str, Any]]]:
+def alternatives(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The schemas by one of which a value is valid: those of a union, and of the unions in it, each of them once.
+
+    What says more than a union, by a type or a list, stays whole.
+    """
+    found: list[dict[str, Any]] = []
+    open_, seen = [resolved(schema, root)], set[int]()
+    while open_:
+        option = open_.pop()
+        if id(option) in seen:
+            continue
+        seen.add(id(option))
+        parts = next((parts for name in _UNIONS if (parts := _items(option.get(name)))), [])
+        whole = "type" in option or listed(option) is not None or ("allOf" in option and len(parts) != 1)
+        if whole or not parts:
+            found.append(option)
+        else:
+            open_ += [resolved(part, root) for part in reversed(parts)]
+    return found
+
+
+def split(schema: Any, root: Mapping[str, Any]) -> tuple[list[str] | None, list[dict[str, Any]]]:
     """The strings that a schema lists, None where any may come; and schemas of what else it allows."""
-    schema = resolved(schema, root)
-    if (values := listed(schema)) is not None:
-        values = [value for value in values if allows(schema, value, root)] or values
-        others = [value for value in values if not isinstance(value, str)]
-        plain = {name: told for name, told in schema.items() if name != "const"}
-        return [value for value in values if isinstance(value, str)], [plain | {"enum": others}] if others else []
-    kinds = schema.get("type")
-    if isinstance(kinds, str | list):
-        others = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "string"]
-        rest = [{**schema, "type": others}] if others else []
-        return (None if kinds == "string" or "string" in _items(kinds) else []), rest
-    options = _items(schema.get("anyOf")) or _items(schema.get("oneOf")) or _items(schema.get("allOf"))
-    if depth == _DEEPEST or not options or (len(options) > 1 and "allOf" in schema):
-        return [], [schema]
-    parts = [split(option, root, depth + 1) for option in options]
-    rest = [other for _, others in parts for other in others]
-    if any(strings is None for strings, _ in parts):
-        return None, rest
-    return list(dict.fromkeys(string for strings, _ in parts for string in strings or ())), rest
+    strings: dict[str, None] = {}
+    others: list[dict[str, Any]] = []
+    is_open, checker = False, Checker(root)
+    for option in alternatives(schema, root):
+        given = option.get("type")
+        if (values := listed(option)) is not None:
+            values = [value for value in values if checker.allows(option, value)] or values
+            strings |= {value: None for value in values if isinstance(value, str)}
+            rest = {name: told for name, told in option.items() if name != "const"}
+            rest["enum"] = [value for value in values if not isinstance(value, str)]
+            others += [rest] if rest["enum"] else []
+        elif isinstance(given, str | list):
+            kinds = [given] if isinstance(given, str) else given
+            is_open = is_open or "string" in kinds
+            more = [kind for kind in kinds if kind != "string"]
+            others += [{**option, "type": more}] if more else []
+        else:
+            others.append(option)
+    return None if is_open else list(strings), others
 
 
 def required(schema: Mapping[str, Any]) -> frozenset[str]:
