@@ -5,7 +5,7 @@ the API server lets them, for ever. Some corrections in a row are free; after th
 before, and the fight is told of until nothing had to be put right for a while.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,7 +58,7 @@ class Contests:
         times = record.times if record is not None else 0
         self._records[_name(wanted)] = _Record(drift.digest(dict(wanted)), times + 1, now)
 
-    def problem(self, wanted: list[dict[str, Any]], now: float) -> Problem | None:
+    def problem(self, wanted: Sequence[Manifest], now: float) -> Problem | None:
         """The first of these objects that is fought over."""
         for each in wanted:
             record = self._current(each, now)
@@ -71,7 +71,7 @@ class Contests:
                 return Problem(CONTESTED, f"{text}: another operator, an autoscaler or a policy may be at work: {who}")
         return None
 
-    def wait(self, wanted: list[dict[str, Any]], now: float) -> float:
+    def wait(self, wanted: Sequence[Manifest], now: float) -> float:
         """Seconds until one of them may be written, or is fought over no more."""
         records = [
             record for each in wanted if (record := self._current(each, now)) is not None and record.times > FREE
