@@ -41,7 +41,13 @@ async def passes(control_plane: ControlPlane, octavo: Kube, faults: Faults) -> A
 def test_scaling_changes_nothing_of_what_was_decided_and_anything_else_does() -> None:
     base = hub()
     digest = spec_digest(parse(base))
-    for same in ({"replicas": 5}, {"suspend": True}, {"rollout": {}}, {"server": {"dtype": "Auto"}}):
+    for same in (
+        {"replicas": 5},
+        {"suspend": True},
+        {"autoscaling": {"maxReplicas": 5}},
+        {"rollout": {}},
+        {"server": {"dtype": "Auto"}},
+    ):
         assert spec_digest(parse(hub(**same))) == digest, same
     for other in ({"server": {"dtype": "Float16"}}, {"podTemplate": {"annotations": {"a": "b"}}}):
         assert spec_digest(parse(hub(**other))) != digest, other
