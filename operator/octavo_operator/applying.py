@@ -48,7 +48,7 @@ class Applying:
                 text = f"the {kind} is being deleted; it is made again when it is gone"
                 problem = Problem(CHILD_TERMINATING, text)
                 continue
-            if child is not None and drift.in_sync(manifest, child):
+            if child is not None and (drift.in_sync(manifest, child) or self.contests.is_settled(manifest, child)):
                 continue
             if not self.contests.may_write(manifest, self.now):
                 continue
@@ -70,5 +70,8 @@ class Applying:
         else:
             made = await self.kube.update_by_apply(manifest, child["metadata"]["uid"])
             actions += events_of_apply(child, made, self.scaled_by)
+            if made["metadata"]["resourceVersion"] == child["metadata"]["resourceVersion"]:
+                self.contests.settle(manifest, made)
+                return made
         self.contests.wrote(manifest, self.now)
         return made
