@@ -20,6 +20,9 @@ ROUTES: Final[dict[str, Kind]] = {
     "/tokenize": "tokens",
     "/detokenize": "tokens",
 }
+COUNTING: Final = frozenset(
+    {"/tokenize", "/detokenize", "/v1/responses/input_tokens"}
+)  # compute nothing, cache nothing
 RESUME: Final = "octavo_resume"
 _PROMPTS: Final[dict[Kind, tuple[str, ...]]] = {
     "chat": ("tools", "messages"),
@@ -127,7 +130,7 @@ def parse(path: str, raw: bytes, *, tenant: str | None) -> Asked:
 
 def _add(asked: Asked, tenant: str | None) -> None:
     """What the gateway asks for besides: the noise's seed and the tokens, to go on from, and a salt for each tenant."""
-    if tenant is not None and asked.kind != "tokens":
+    if tenant is not None and asked.path not in COUNTING:
         own = _value(asked.fields, "cache_salt", str)
         if own is not None or asked.fields.get("cache_salt", _NULL) == _NULL:
             asked.added["cache_salt"] = msgspec.Raw(_encode(_salt(tenant, own)))

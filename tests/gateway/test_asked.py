@@ -61,6 +61,7 @@ def test_what_is_not_streamed_is_asked_for_as_it_came_but_for_a_seed() -> None:
     assert set(told) == {"model", "messages", "stream", "seed"}
     assert set(sent(asked("/v1/embeddings", input="x"))) == {"model", "input"}
     assert set(sent(asked("/tokenize", tenant="t", prompt="x"))) == {"model", "prompt"}
+    assert set(sent(asked("/v1/responses/input_tokens", tenant="t", input="x"))) == {"model", "input"}
 
 
 def test_retries_and_resumed_requests_have_one_seed() -> None:
