@@ -1,5 +1,6 @@
 """What a client asks for: as much of a body as routing and resuming need. Values stay the bytes that they came as."""
 
+import dataclasses
 import hashlib
 import secrets
 from dataclasses import dataclass, field
@@ -165,7 +166,14 @@ def _prompt(kind: Kind, fields: dict[str, msgspec.Raw], tenant: str | None) -> P
             first = next((at for at, each in enumerate(messages) if each.role == "user"), 0)
             opening = sum(map(len, [*parts[:-1], *pieces[: first + 1]]))
             parts[-1:] = pieces
-    return prompt_of(b"".join(parts), opening=opening, salt=salt)
+    prompt = prompt_of(b"".join(parts), opening=opening, salt=salt)
+    ids = sum(map(_token_ids, parts)) if kind in ("completions", "embeddings") else 0
+    return dataclasses.replace(prompt, total=ids) if ids else prompt
+
+
+def _token_ids(part: bytes) -> int:
+    """How many token ids a part is; 0 if it is text."""
+    return part.count(b",") + 1 if part[:1] == b"[" and part.lstrip(b"[ \n\t\r")[:1].isdigit() else 0
 
 
 def _count(prompt: msgspec.Raw | None) -> int:

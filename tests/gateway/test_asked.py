@@ -70,6 +70,13 @@ def test_retries_and_resumed_requests_have_one_seed() -> None:
     assert len(seeds) == 1
 
 
+@pytest.mark.parametrize(
+    ("prompt", "tokens"), [([1, 2, 300000], 3), ([[1, 2], [3]], 3), (["x" * 400, "y" * 400], 202), ("[1, 2, 3]", 2)]
+)
+def test_tokens_are_counted_where_they_are_given_and_else_estimated(prompt: Any, tokens: int) -> None:
+    assert asked("/v1/completions", prompt=prompt).prompt.total == tokens
+
+
 def test_the_same_chat_in_another_spelling_has_the_same_prompt() -> None:
     messages = [{"role": "system", "content": "x" * 500}, {"role": "user", "content": "hello" * 100}]
     spelt = json.dumps({"messages": [dict(reversed(each.items())) for each in messages], "model": "m"}, indent=4)
