@@ -67,6 +67,7 @@ class Decisions:
     def __init__(self, decider: Decide = decide) -> None:
         self._decide = decider
         self._entries: dict[Name, Entry] = {}
+        self._models: dict[Name, tuple[str, str]] = {}  # of all LLMDeployments: age as text, and the model's name
         self.changed = asyncio.Event()
 
     def looked_at(self) -> list[Name]:
@@ -84,8 +85,9 @@ class Decisions:
         `child` has, else the first number; and what there is to tell. `live`: the same as the API server has it.
         """
         name, autoscaling = (deployment.namespace, deployment.name), deployment.spec.autoscaling
+        self._models[name] = str(live["metadata"].get("creationTimestamp") or ""), deployment.model_name
         if autoscaling is None:
-            self.forget(name)
+            self._drop(name)
             return deployment, None
         entry = self._known(name, live, deployment)
         before = condition(live.get("status") or {}, "ScalingActive")
@@ -137,8 +139,17 @@ class Decisions:
         entry.wanted = decision.replicas
         return is_news
 
+    def is_behind_gateway(self, name: Name) -> bool:
+        """Whether what gateways tell of its model is about this one: of several of one name they serve the oldest."""
+        model = self._models.get(name, ("", ""))[1]
+        return name == min((age, other) for other, (age, called) in self._models.items() if called == model)[1]
+
     def forget(self, name: Name) -> None:
-        """It is gone, or not autoscaled any more."""
+        """It is gone, or what its spec means is not known."""
+        self._models.pop(name, None)
+        self._drop(name)
+
+    def _drop(self, name: Name) -> None:
         if self._entries.pop(name, None) is not None:
             self.changed.set()
 
