@@ -164,6 +164,22 @@ async def until_gone(kube: Kube, passes: Passes) -> None:
     await kube.until(made, 30, "another Job")
 
 
+@pytest.mark.parametrize("change", ["a commit", "suspended"])
+async def test_who_need_not_ask_any_more_stops_asking(octavo: Kube, passes: Passes, change: str) -> None:
+    made = await octavo.create(hub())
+    await passes.once()
+    pinned = {"model": {"source": {"huggingFace": {"revision": COMMIT}}}}
+    await octavo.patch(made, {"spec": {"suspend": True} if change == "suspended" else pinned})
+    await passes.once()
+    assert await gone(octavo, JOB) and await gone(octavo, POLICY)
+    assert await octavo.find(*DEPLOYMENT, "demo") is not None
+
+
+async def gone(kube: Kube, kind: tuple[str, str]) -> bool:
+    found = await kube.find(*kind, "demo-revision")
+    return found is None or "deletionTimestamp" in found["metadata"]
+
+
 async def test_an_answer_that_is_an_error_is_told_in_the_hubs_words(
     control_plane: ControlPlane, octavo: Kube, passes: Passes
 ) -> None:
