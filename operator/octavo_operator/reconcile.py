@@ -34,7 +34,7 @@ from octavo_operator.observation import (
 )
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
-from octavo_operator.revision import find_revision
+from octavo_operator.revision import ask_no_more, find_revision
 from octavo_operator.status import build_status, stamped_status, status_patch
 from octavo_operator.workqueue import Retry
 
@@ -125,6 +125,8 @@ class Reconciler:
             if scaling is not None and any(each.reason == "Scaled" for each in actions):
                 scaling = self._decisions.scaled((key.namespace, key.name), scaling, self._now())
             actions += await remove(self._kube, children.unwanted(live, wanted))
+            if not (lacks_commit(deployment) and deployment.desired_replicas):
+                actions += await ask_no_more(self._kube, live)
         pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
         if problem is None and deployment is not None:
             in_use = claims_in_use(pods, children.own(live, "Deployment"))
@@ -164,23 +166,15 @@ class Reconciler:
         try:
             return await caches.bring_about(deployment, partial(self._expect_alive, live))
         except KubeError as error:
-            if not error.is_refusal:
-                raise
-            text = f"the API server refused the volume for the model, or its Job: {error.message}"
-            unknown = Verdict("False", "ApplyRefused", text) if wants_prefetch(deployment) else None
-            return CacheState(unknown, problem=Problem("ApplyRefused", text))
+            return _refused(error, "the volume for the model, or its Job", awaited=wants_prefetch(deployment))
 
     async def _revision(self, live: Manifest, deployment: LLMDeployment, resolved: Resolved) -> CacheState:
         try:
-            found = await find_revision(
+            return await find_revision(
                 self._kube, self._settings, deployment, resolved.for_spec, partial(self._expect_alive, live)
             )
         except KubeError as error:
-            if not error.is_refusal:
-                raise
-            text = f"the API server refused the Job that asks which commit the model is: {error.message}"
-            return CacheState(Verdict("False", "ApplyRefused", text), problem=Problem("ApplyRefused", text))
-        return CacheState(found.waiting, found.revision, found.problem, found.actions)
+            return _refused(error, "the Job that asks which commit the model is", awaited=True)
 
     def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Resolved | None, Problem | None]:
         try:
@@ -255,6 +249,16 @@ class Reconciler:
         for event in [*actions, *(events_of(before, status) if may_write else [])]:
             await self._kube.record(live, event.type, event.reason, event.message)
         return 0.0 if may_write else self._contests.wait([told], at)
+
+
+def _refused(error: KubeError, what: str, *, awaited: bool) -> CacheState:
+    """Without what the API server would not have. `awaited`: pods need it. Raises an error that is no refusal."""
+    if not error.is_refusal:
+        raise error
+    text = f"the API server refused {what}: {error.message}"
+    return CacheState(
+        cached=Verdict("False", "ApplyRefused", text) if awaited else None, problem=Problem("ApplyRefused", text)
+    )
 
 
 def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:

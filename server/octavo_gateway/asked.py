@@ -167,7 +167,7 @@ def _prompt(kind: Kind, fields: dict[str, msgspec.Raw], tenant: str | None) -> P
 
 def _count(prompt: msgspec.Raw | None) -> int:
     """How many prompts there are: one, unless it is a list of texts or of lists."""
-    if prompt is None or not bytes(prompt[:1]).startswith(b"["):
+    if prompt is None or not bytes(prompt).startswith(b"["):
         return 1
     entries = msgspec.json.decode(prompt, type=list[msgspec.Raw])
     return len(entries) if entries and bytes(entries[0])[:1] in (b'"', b"[") else 1

@@ -60,6 +60,7 @@ class Handler:
         """Answer, count, and log."""
         loop = asyncio.get_running_loop()
         timing = Timing(sane_id(request.headers.get("X-Request-Id")) or new_id(), loop.time())
+        logs.request_id.set(timing.request_id)  # from here on no exception's words, which may quote, are logged
         self._gateway.begins()
         timing.status = 499  # what other logs call a client that left
         try:

@@ -93,7 +93,7 @@ def running_gateway(directory: Path) -> "subprocess.Popen[str]":
 
 
 def chat(number: int) -> dict[str, Any]:
-    """Half of them greedy, half of them with chance; some that call a tool, some with log-probabilities."""
+    """Half of them greedy, half of them with chance; calls of tools, log-probabilities, and completions with an echo."""
     body: dict[str, Any] = {
         "model": "demo",
         "messages": [{"role": "user", "content": f"{QUESTIONS[number % 4]} ({number})"}],
@@ -104,13 +104,17 @@ def chat(number: int) -> dict[str, Any]:
     }
     if number % 10 == 3:
         body |= {"tools": TOOLS, "tool_choice": "required", "min_tokens": 0, "max_tokens": 60}
+    if number % 5 == 1:
+        body["prompt"] = body.pop("messages")[0]["content"]
+        body["echo"] = number % 10 == 1
     if number % 10 == 4:
         body |= {"logprobs": True, "top_logprobs": 1}
     return body | ({"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number})
 
 
 async def ask(client: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> tuple[int, str]:
-    async with client.post(f"{url}/v1/chat/completions", json=body, headers=CLIENT) as answer:
+    route = "completions" if "prompt" in body else "chat/completions"
+    async with client.post(f"{url}/v1/{route}", json=body, headers=CLIENT) as answer:
         return answer.status, await answer.text()
 
 

@@ -88,7 +88,7 @@ def test_profiles_have_the_trace_s_rate_and_their_shape() -> None:
     base = steady(20.0, 3600.0)
     parts = {}
     for profile in ("flat", "diurnal", "burst"):
-        shaped = shape(base, profile, 1)  # type: ignore[arg-type]
+        shaped = shape(base, profile, 1, 3600.0)  # type: ignore[arg-type]
         counts = [0] * 36
         for each in shaped.arrivals:
             counts[int(each.time / 100)] += 1
@@ -144,7 +144,7 @@ def test_what_no_node_takes_costs_nothing_and_stays_pending() -> None:
 
 
 def test_twenty_five_percent_of_scrapes_lost_change_little() -> None:
-    trace = shape(steady(25.0, 2400.0, prompt=4000, output=300), "diurnal", 2)
+    trace = shape(steady(25.0, 2400.0, prompt=4000, output=300), "diurnal", 2, 2400.0)
     whole = play(Scenario(trace, startup=60.0))[0]
     lossy = play(Scenario(trace, startup=60.0, faults=Faults(lost_scrapes=0.25)))[0]
     assert lossy.gpu_hours == pytest.approx(whole.gpu_hours, rel=0.1)
@@ -153,7 +153,7 @@ def test_twenty_five_percent_of_scrapes_lost_change_little() -> None:
 
 def test_it_follows_the_load_for_less_than_a_static_fleet_and_in_time() -> None:
     """Lengths unlike those of any trace that the defaults were looked at with, on other hardware."""
-    trace = shape(steady(16.0, 3600.0, prompt=2500, output=600), "diurnal", 4)
+    trace = shape(steady(16.0, 3600.0, prompt=2500, output=600), "diurnal", 4, 3600.0)
     scenario = Scenario(trace, startup=45.0, seed=11)
     scenario = replace(scenario, hardware=replace(scenario.hardware.faster(0.7), kv_tokens=200_000))
     own = play(scenario)[0]
