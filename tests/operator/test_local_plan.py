@@ -93,6 +93,11 @@ def test_there_is_a_place_for_each_replica_that_the_load_may_ask_for() -> None:
     assert (plan.places, plan.warnings) == (4, ())
 
 
+def test_what_others_would_scale_has_nobody_to_scale_it_here() -> None:
+    plan = plan_locally(deployment(lambda spec: spec.update(autoscaling={"mode": "External"})), {}, [])
+    assert (plan.places, plan.warnings) == (1, ("spec.autoscaling: no effect without a cluster",))
+
+
 def test_no_more_replicas_are_asked_for_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo_operator.local.plan.free_host_bytes", lambda: 5 * 2**30)
     plan = plan_locally(deployment(lambda spec: scaled(spec, {"memory": "2Gi"}, minReplicas=3, maxReplicas=4)), {}, [])
