@@ -23,8 +23,20 @@ Fleet = Mapping[str, tuple[Endpoint, ...]]
 """Replicas by model. A model without any is known nevertheless: its requests wait for one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is said of one model, instead of what flags say of all: targets in seconds, and how many may be held."""
+
+    ttft_target: float | None = None
+    tpot_target: float | None = None
+    hold_requests: int | None = None
+
+
+Publish = Callable[[Fleet, Mapping[str, Wishes]], None]
+
+
 class Discovery(Protocol):
     """A source of fleets."""
 
-    async def run(self, publish: Callable[[Fleet], None]) -> None:
+    async def run(self, publish: Publish) -> None:
         """Publish what is there, and what changes, until cancelled."""

@@ -6,7 +6,7 @@ The gateway's Role: `llmdeployments` and `endpointslices`, each get, list, watch
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,8 @@ from kubernetes.aio.config.config_exception import ConfigException
 
 from octavo_common.errors import ConfigError
 from octavo_common.names import API_GROUP, API_VERSION, DEPLOYMENT_LABEL, PLURAL
-from octavo_gateway.discovery import Fleet
-from octavo_gateway.slices import Manifest, fleet_of
+from octavo_gateway.discovery import Publish
+from octavo_gateway.slices import Manifest, fleet_of, wishes_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class EndpointSlices:
         self._changed = asyncio.Event()
         self._kept: dict[str, dict[str, Manifest]] = {}
 
-    async def run(self, publish: Callable[[Fleet], None]) -> None:
+    async def run(self, publish: Publish) -> None:
         """Publish what is there once all of it is known, and what changes, until cancelled.
 
         Raises:
@@ -58,7 +58,7 @@ class EndpointSlices:
                     group.create_task(self._follow(api, path, selector))
             await self._publish(publish)
 
-    async def _publish(self, publish: Callable[[Fleet], None]) -> None:
+    async def _publish(self, publish: Publish) -> None:
         while True:
             await self._changed.wait()
             await asyncio.sleep(TOGETHER_SECONDS)
@@ -67,7 +67,7 @@ class EndpointSlices:
                 continue
             slices = [each for path, kept in self._kept.items() if path.endswith("slices") for each in kept.values()]
             models = [each for path, kept in self._kept.items() if path.endswith(PLURAL) for each in kept.values()]
-            publish(fleet_of(models, slices))
+            publish(fleet_of(models, slices), wishes_of(models))
 
     async def _follow(self, api: client.ApiClient, path: str, selector: str) -> None:
         """Keep what is at `path`, until cancelled. What goes wrong is tried again."""

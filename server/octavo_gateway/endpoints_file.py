@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from octavo_common.errors import ConfigError
-from octavo_gateway.discovery import Endpoint, Fleet
+from octavo_gateway.discovery import Endpoint, Fleet, Publish, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,15 @@ class _Replica(msgspec.Struct, forbid_unknown_fields=True):
     metrics_url: str | None = None
 
 
+class _Settings(msgspec.Struct, forbid_unknown_fields=True):
+    ttft_target: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    tpot_target: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    hold_requests: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
 class _File(msgspec.Struct):
     models: dict[str, list[_Replica]]
+    settings: dict[str, _Settings] = {}
 
 
 class EndpointsFile:
@@ -36,7 +43,7 @@ class EndpointsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def run(self, publish: Callable[[Fleet], None]) -> None:
+    async def run(self, publish: Publish) -> None:
         """Publish the file's fleet whenever it is another one, until cancelled."""
         seen: tuple[int, ...] | None = None
         failure: str | None = None
@@ -44,7 +51,7 @@ class EndpointsFile:
             signature = _signature(self._path)
             if signature != seen:
                 try:
-                    publish(read_fleet(self._path))
+                    publish(*read_fleet(self._path))
                     failure = None
                 except ConfigError as error:
                     if str(error) != failure:
@@ -54,8 +61,8 @@ class EndpointsFile:
             await asyncio.sleep(POLL_SECONDS)
 
 
-def read_fleet(path: Path) -> Fleet:
-    """The fleet in a file.
+def read_fleet(path: Path) -> tuple[Fleet, Mapping[str, Wishes]]:
+    """The fleet in a file, and what it says of models.
 
     Raises:
         ConfigError: it cannot be read, or is not of the form above.
@@ -65,12 +72,17 @@ def read_fleet(path: Path) -> Fleet:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise ConfigError(f"--endpoints-file {path}: it is larger than {MAX_FILE_BYTES} bytes")
-        models = msgspec.json.decode(data, type=_File).models
+        found = msgspec.json.decode(data, type=_File)
     except OSError as error:
         raise ConfigError(f"--endpoints-file {path}: {error.strerror or error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--endpoints-file {path}: {error}") from error
-    return {name: tuple(_endpoint(path, name, replica) for replica in each) for name, each in models.items()}
+    models = found.models.items()
+    fleet = {name: tuple(_endpoint(path, name, replica) for replica in each) for name, each in models}
+    wishes = {
+        name: Wishes(each.ttft_target, each.tpot_target, each.hold_requests) for name, each in found.settings.items()
+    }
+    return fleet, wishes
 
 
 def _endpoint(path: Path, model: str, replica: _Replica) -> Endpoint:

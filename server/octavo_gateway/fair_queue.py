@@ -24,7 +24,7 @@ class FairQueue(Generic[T]):
     """
 
     def __init__(self, most_requests: int, most_bytes: int) -> None:
-        self._most_requests, self._most_bytes = most_requests, most_bytes
+        self.most_requests, self._most_bytes = most_requests, most_bytes
         self._begun: deque[Held[T]] = deque()
         self._by_key: OrderedDict[str, deque[Held[T]]] = OrderedDict()
         self._count = self._bytes = self._tokens = 0
@@ -39,7 +39,7 @@ class FairQueue(Generic[T]):
 
     def has_room(self, size: int) -> bool:
         """Whether one of so many bytes can be held."""
-        return self._count < self._most_requests and self._bytes + size <= self._most_bytes
+        return self._count < self.most_requests and self._bytes + size <= self._most_bytes
 
     def add(self, held: Held[T], *, begun: bool = False) -> None:
         """Behind the others of its key."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from octavo_common.access.key_files import read_keys
@@ -12,7 +13,7 @@ from octavo_common.routing import Router, RoutingPolicy
 from octavo_gateway.access import Access
 from octavo_gateway.attempts import Attempts
 from octavo_gateway.config import GatewayConfig
-from octavo_gateway.discovery import Fleet
+from octavo_gateway.discovery import Fleet, Wishes
 from octavo_gateway.fair_queue import FairQueue
 from octavo_gateway.means import Means
 from octavo_gateway.metrics import GatewayMetrics
@@ -41,7 +42,7 @@ class Gateway:
         self.open = 0
         self.room = Room(MAX_BODIES_BYTES)
         self.metrics = GatewayMetrics(self._all_pools)
-        self.targets = Targets(config.ttft_target, config.ttft_target_per_1000_tokens, config.tpot_target)
+        self._targets: dict[str, Targets] = {}
         key = self._replica_key()
         self.http = ReplicasHttp()
         self.http.key = key
@@ -51,15 +52,17 @@ class Gateway:
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def publish(self, fleet: Fleet) -> None:
-        """These models and replicas are there now."""
+    def publish(self, fleet: Fleet, wishes: Mapping[str, Wishes] = MappingProxyType({})) -> None:
+        """These models and replicas are there now, and this is said of models."""
         self.known = True
         for gone in self.pools.keys() - fleet.keys():
             pool = self.pools.pop(gone)
+            self._targets.pop(gone, None)
             pool.update(())
             pool.end(_no_model(gone, self.pools))
         for name, endpoints in fleet.items():
-            self._pool(name).update(endpoints)
+            self._wish(self._pool(name), wishes.get(name, Wishes()))
+            self.pools[name].update(endpoints)
         ready = sum(endpoint.ready for endpoints in fleet.values() for endpoint in endpoints)
         log.info("%d models, %d replicas that are ready", len(fleet), ready)
 
@@ -116,13 +119,22 @@ class Gateway:
             metrics.finished.add(model)
         if timing.first is not None:
             metrics.ttft.labels(model).observe(timing.first - timing.arrival)
-        if timing.is_late_at_first(self.targets):
+        targets = self._targets.get(model)
+        if targets is not None and timing.is_late_at_first(targets):
             metrics.late_ttft.add(model)
-        if timing.is_late_between(self.targets):
+        if targets is not None and timing.is_late_between(targets):
             metrics.late_tpot.add(model)
 
     def _all_pools(self) -> Iterable[ModelPool]:
         return list(self.pools.values())
+
+    def _wish(self, pool: ModelPool, wishes: Wishes) -> None:
+        config = self.config
+        ttft = config.ttft_target if wishes.ttft_target is None else wishes.ttft_target
+        tpot = config.tpot_target if wishes.tpot_target is None else wishes.tpot_target
+        self._targets[pool.name] = Targets(ttft, config.ttft_target_per_1000_tokens, tpot)
+        held = config.hold_requests if wishes.hold_requests is None else wishes.hold_requests
+        pool.queue.most_requests = held
 
     def _pool(self, name: str) -> ModelPool:
         pool = self.pools.get(name)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from octavo_common.names import ADMIN_PORT, DEPLOYMENT_LABEL
-from octavo_gateway.discovery import Endpoint, Fleet
+from octavo_gateway.discovery import Endpoint, Fleet, Wishes
 
 Manifest = dict[str, Any]
 
@@ -21,6 +21,22 @@ def fleet_of(deployments: Iterable[Manifest], slices: Iterable[Manifest]) -> Fle
         metadata = deployment["metadata"]
         endpoints = pods.get((metadata["namespace"], metadata["name"]), {})
         found.setdefault(model_name(deployment), tuple(endpoints[name] for name in sorted(endpoints)))
+    return found
+
+
+def wishes_of(deployments: Iterable[Manifest]) -> dict[str, Wishes]:
+    """What `spec.autoscaling` says of each model; of two that name the same one, the older one."""
+    found: dict[str, Wishes] = {}
+    for deployment in sorted(deployments, key=_age):
+        autoscaling = deployment.get("spec", {}).get("autoscaling") or {}
+        targets, to_zero = autoscaling.get("targets") or {}, autoscaling.get("scaleToZero") or {}
+        ttft, tpot = (targets.get(name) for name in ("timeToFirstTokenMilliseconds", "timePerOutputTokenMilliseconds"))
+        wishes = Wishes(
+            None if ttft is None else ttft / 1000,
+            None if tpot is None else tpot / 1000,
+            to_zero.get("maxQueuedRequests"),
+        )
+        found.setdefault(model_name(deployment), wishes)
     return found
 
 

@@ -8,9 +8,9 @@ import pytest
 from gateways import until
 from kube_fixture import ControlPlane, Faults, Kube
 from octavo_common.names import API_GROUP, API_VERSION, DEPLOYMENT_LABEL
-from octavo_gateway.discovery import Endpoint, Fleet
+from octavo_gateway.discovery import Endpoint, Fleet, Wishes
 from octavo_gateway.endpoint_slices import EndpointSlices
-from octavo_gateway.slices import fleet_of
+from octavo_gateway.slices import fleet_of, wishes_of
 from octavo_operator.api.crd import custom_resource_definition
 
 Manifest = dict[str, Any]
@@ -62,12 +62,21 @@ def test_of_two_of_the_same_name_the_older_one_has_it() -> None:
     assert [endpoint.id for endpoint in fleet_of(both, slices)["m"]] == ["old"]
 
 
+def test_what_a_manifest_says_of_its_targets_and_queue_is_known() -> None:
+    full = deployment("one", "m")
+    full["spec"]["autoscaling"] = {
+        "targets": {"timeToFirstTokenMilliseconds": 500, "timePerOutputTokenMilliseconds": 20},
+        "scaleToZero": {"maxQueuedRequests": 7},
+    }
+    assert wishes_of([full, deployment("two")]) == {"m": Wishes(0.5, 0.02, 7), "two": Wishes()}
+
+
 @pytest.mark.real
 async def test_what_happens_in_the_cluster_is_followed(kube: Kube, control_plane: ControlPlane, faults: Faults) -> None:
     await kube.install_crd(custom_resource_definition())
     published: list[Fleet] = []
     task = asyncio.create_task(
-        EndpointSlices([kube.namespace], control_plane.kubeconfig).run(lambda fleet: published.append(fleet))
+        EndpointSlices([kube.namespace], control_plane.kubeconfig).run(lambda fleet, _: published.append(fleet))
     )
 
     def now() -> Fleet:

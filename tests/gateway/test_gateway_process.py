@@ -17,6 +17,7 @@ import pytest
 
 from gateways import FakeReplica, Stream, listening, until
 from octavo_gateway import listening as bounds
+from octavo_gateway.discovery import Wishes
 from octavo_gateway.endpoints_file import read_fleet
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -166,11 +167,13 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
 def test_a_files_fleet_is_read_as_it_is_agreed(tmp_path: Path) -> None:
     path = tmp_path / "endpoints"
     replica = {"id": "a", "url": "http://127.0.0.1:1/", "ready": False, "draining": True}
-    path.write_text(json.dumps({"models": {"m": [replica], "none": []}}))
-    fleet = read_fleet(path)
+    settings = {"m": {"ttft_target": 2.5, "tpot_target": 0.1, "hold_requests": 3}}
+    path.write_text(json.dumps({"models": {"m": [replica], "none": []}, "settings": settings}))
+    fleet, wishes = read_fleet(path)
     (endpoint,) = fleet["m"]
     assert (endpoint.id, endpoint.url, endpoint.ready, endpoint.draining) == ("a", "http://127.0.0.1:1", False, True)
     assert fleet["none"] == ()
+    assert wishes == {"m": Wishes(2.5, 0.1, 3)}
 
 
 async def test_connections_are_bounded_and_those_that_say_nothing_are_closed() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateways import FakeReplica, GatewayUnderTest, gateway_over, until
+from octavo_gateway.discovery import Wishes
 from octavo_gateway.fair_queue import FairQueue, Held
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello " * 100}], "seed": 7}
@@ -57,6 +58,29 @@ async def test_past_the_bound_503_says_when_to_try_again() -> None:
         for task in tasks:
             task.cancel()
         await until(lambda: not gateway.gateway.pools["m"].in_flight)
+
+
+async def test_of_a_model_less_may_be_held_than_of_all() -> None:
+    async with gateway_over(hold_requests=50) as gateway:
+        gateway.gateway.publish({"m": ()}, {"m": Wishes(hold_requests=1)})
+        task = asyncio.create_task(gateway.read(CHAT))
+        await until(lambda: held(gateway) == 1)
+        assert (await gateway.read(CHAT))[0] == 503
+        task.cancel()
+        await until(lambda: held(gateway) == 0)
+
+
+async def test_streams_that_miss_their_models_targets_are_counted() -> None:
+    for wishes, late in (
+        (Wishes(ttft_target=1e-6, tpot_target=10.0), (1, 0)),
+        (Wishes(ttft_target=10.0, tpot_target=1e-6), (0, 1)),
+    ):
+        replica = FakeReplica("a", pause=0.005)
+        async with gateway_over(replica, ttft_target_per_1000_tokens=0.0) as gateway:
+            gateway.gateway.publish({"m": (replica.endpoint,)}, {"m": wishes})
+            await gateway.read({**CHAT, "stream": True})
+            names = "octavo:gateway_late_ttft_total", "octavo:gateway_late_tpot_total"
+            assert tuple(map(gateway.metric, names)) == late
 
 
 async def test_the_bytes_that_wait_are_bounded_too() -> None:
