@@ -184,6 +184,25 @@ def test_no_log_probability_is_lost_where_a_character_is_cut(tiny: str, tools: l
     assert len(parts) > 10 and len(found["logprobs"]) > 30
 
 
+def test_what_a_token_says_of_those_before_it_comes_out_once(tiny: str) -> None:
+    # The second "a" alone tells that the first one began no stop string, and may itself begin one.
+    schema = {"name": "x", "schema": {"type": "string", "pattern": "^(aaac){8}$"}}
+    body = {"messages": MESSAGES, "stop": ["ab"], "response_format": {"type": "json_schema", "json_schema": schema}}
+    fields = {"logprobs": True, "temperature": 1.0, "seed": 7, "max_tokens": 60}
+    found = assert_it_can_be_cut_anywhere(tiny, "chat/completions", {**body, **fields})
+    assert found["text"] == f'"{"aaac" * 8}"'
+
+
+def test_a_grammar_s_end_is_one_though_ends_are_to_be_ignored(tiny: str) -> None:
+    schema = {"name": "x", "schema": {"enum": ["one", "two"]}}
+    body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 20, "ignore_eos": True}
+    body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    whole = Stream(tiny, "chat/completions", body)
+    rest = Stream(tiny, "chat/completions", {**body, "octavo_resume": resume(token_ids(whole.events))})
+    assert token_ids(rest.events) == []
+    assert read(rest.events)["usage"] == read(whole.events)["usage"]
+
+
 def test_characters_of_several_tokens_come_out_once(echo: str) -> None:
     body = {"prompt": "Grüße 🙂 日本語 ñ", "max_tokens": 64, "temperature": 0}
     assert assert_it_can_be_cut_anywhere(echo, "completions", body)["text"].endswith("Grüße 🙂 日本語 ñ")

@@ -21,7 +21,7 @@ class ChatEvents:
         self._with_ids = bool(form.request.return_token_ids)
         self._text_frames: dict[int, TextFrames] = {}
         self._thought_frames: dict[int, TextFrames] = {}
-        self._untold: dict[int, list[int]] = {}
+        self._held: dict[int, tuple[Piece, list[int]]] = {}
 
     def frames(self, changes: Sequence[tuple[Answer, Delta]], begun: set[int]) -> bytes:
         """The events for what steps brought. `begun`: choices that have had an event, to which it adds."""
@@ -87,10 +87,16 @@ class ChatEvents:
             yield self._chunk([ChatChunkChoice(answer.index, ChunkDelta(content=self._form.echo))])
 
     def _chunks(self, answer: Answer, delta: Delta) -> Iterator[ChatChunk]:
-        piece = self._form.piece(answer.index, delta)
-        parts, ids = list(self._parts(piece)), self._ids(answer.index, delta) if self._with_ids else []
+        piece, ids = self._form.piece(answer.index, delta), delta.token_ids
+        if self._with_ids:
+            before, ids_before = self._held.pop(answer.index, (Piece(), []))
+            piece, ids = before.then(piece), ids_before + ids
+            if self._waits(answer.index, delta):
+                self._held[answer.index] = piece, ids
+                return
+        parts = list(self._parts(piece))
         # Tokens that say nothing (an end, a part of a marker) matter to whoever asked for them.
-        if not parts and (ids or piece.logprobs):
+        if not parts and ((self._with_ids and ids) or piece.logprobs):
             parts = [ChunkDelta(content="")]
         for part in parts:
             logprobs = self._form.logprobs(piece.logprobs) if part.content is not UNSET else None
@@ -101,17 +107,13 @@ class ChatEvents:
         if delta.finish_reason is not None:
             yield self._ending(answer, delta)
 
-    def _ids(self, index: int, delta: Delta) -> list[int]:
-        """The tokens to be told now: who goes on behind one (the gateway does) must have got its log-probability.
+    def _waits(self, index: int, delta: Delta) -> bool:
+        """Whether tokens, and all that was said since the last event, are to be told later.
 
-        So one that waits with it for what it says is told later. Tokens that are replayed have none.
+        Who goes on behind a token (the gateway does) must have got its log-probability, which waits for what the token
+        says; and what earlier ones said may be known by this one alone. Tokens that are replayed have none.
         """
-        ids = self._untold.pop(index, []) + delta.token_ids
-        wait = self._form.waiting(index) if delta.logprobs and delta.finish_reason is None else 0
-        told = max(0, len(ids) - wait)
-        if told < len(ids):
-            self._untold[index] = ids[told:]
-        return ids[:told]
+        return bool(delta.logprobs) and delta.finish_reason is None and self._form.waiting(index) > 0
 
     def _ending(self, answer: Answer, delta: Delta) -> ChatChunk:
         reason = self._form.finish_reason(delta, self._form.parser(answer.index))

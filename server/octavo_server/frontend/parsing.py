@@ -43,6 +43,19 @@ class Piece:
     calls: tuple[CallDelta, ...] = ()
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
+    def then(self, other: "Piece") -> "Piece":
+        """This one and what follows it."""
+        calls = {call.index: call for call in self.calls}
+        for call in other.calls:
+            before = calls.get(call.index, CallDelta(call.index, call.name, ""))
+            calls[call.index] = CallDelta(call.index, before.name, before.arguments + call.arguments)
+        return Piece(
+            self.content + other.content,
+            self.reasoning + other.reasoning,
+            tuple(calls.values()),
+            self.logprobs + other.logprobs,
+        )
+
 
 @dataclass(slots=True)
 class _Token:

@@ -67,7 +67,8 @@ def replay(
         )
     if request.seed is None and sampling.temperature > 0.0:
         raise RequestError("seed: an answer that is resumed needs the seed that it began with", param="seed")
-    ends = set() if sampling.ignore_eos else set(eos_token_ids)
+    # An answer ends where its grammar ends, whatever was asked for.
+    ends = set() if sampling.ignore_eos and not sampling.grammar else set(eos_token_ids)
     delta = Delta()
     for count, token in enumerate(tokens, start=1):
         reason, stop_id = None, None
