@@ -111,6 +111,8 @@ class ModelCache:
                 job = prefetch_job(together, self._settings, volume)
                 await self._job(deployment, job, volume, state)
                 await self._remember(name, sharers, volume, state)
+            elif not any(wants_prefetch(each) for each in together):
+                await self._no_job(volume, state)
         elif wants_prefetch(deployment):
             state.cached = Verdict("False", "NoVolume", state.problem.message if state.problem is not None else "")
         return state
@@ -212,6 +214,16 @@ class ModelCache:
             state.problem = Problem(CHILD_TERMINATING, f"the Job {name} is being replaced")
         else:
             await self._explain(live, state)
+
+    async def _no_job(self, volume: Manifest, state: CacheState) -> None:
+        """One that is not done could keep the volume from other nodes; one that is says that the model is there."""
+        live = await self._kube.find_ours("Job", self._namespace, volume["metadata"]["name"])
+        if live is None or drift.controller_uid(live) != volume["metadata"]["uid"]:
+            return
+        if not has_condition(live, "Complete") and not is_terminating(live):
+            await self._kube.delete(live)
+            text = f"deleted Job {live['metadata']['name']}: pods download the model themselves"
+            state.actions.append(Event("Normal", "Deleted", text))
 
     async def _remember(self, name: str, sharers: Sharers, volume: Manifest, state: CacheState) -> None:
         """On the volume, what is on it: those that share it later find no pod that tells it."""

@@ -15,13 +15,14 @@ from octavo_operator import drift
 from octavo_operator.accounting import Ledger, epoch
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
+from octavo_operator.applying import Applying
 from octavo_operator.autoscale.cluster import write_costs
 from octavo_operator.autoscale.decisions import Decisions
 from octavo_operator.autoscale.pods import stale_costs
 from octavo_operator.cache import CacheState, ModelCache, claims_in_use
 from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.contests import Contests
-from octavo_operator.events import Event, events_of, events_of_apply
+from octavo_operator.events import Event, events_of
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.observation import (
     CONTESTED,
@@ -34,7 +35,7 @@ from octavo_operator.observation import (
 )
 from octavo_operator.render import RenderSettings, cache_name, lacks_commit, render_own, wants_prefetch
 from octavo_operator.resolved import pinned, resolve
-from octavo_operator.revision import find_revision
+from octavo_operator.revision import ask_no_more, find_revision
 from octavo_operator.status import build_status, stamped_status, status_patch
 from octavo_operator.workqueue import Retry
 
@@ -121,10 +122,14 @@ class Reconciler:
                     wanted = self._rendered(deployment, resolved)
             now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
             by = "spec.suspend is true" if deployment.spec.suspend else scaling.by if scaling else "spec.replicas"
-            problem = await self._apply(live, now, children, actions, by) or cache.problem or children.lacking(wanted)
+            applying = Applying(self._kube, self._contests, epoch(self._now()), partial(self._expect_alive, live), by)
+            problem = await applying.bring_about(now, children, actions)
+            problem = problem or cache.problem or children.lacking(wanted)
             if scaling is not None and any(each.reason == "Scaled" for each in actions):
                 scaling = self._decisions.scaled((key.namespace, key.name), scaling, self._now())
             actions += await remove(self._kube, children.unwanted(live, wanted))
+            if not (lacks_commit(deployment) and deployment.desired_replicas):
+                actions += await ask_no_more(self._kube, live)
         pods = await self._kube.select("Pod", key.namespace, f"{DEPLOYMENT_LABEL}={key.name}")
         if problem is None and deployment is not None:
             in_use = claims_in_use(pods, children.own(live, "Deployment"))
@@ -165,23 +170,15 @@ class Reconciler:
         try:
             return await caches.bring_about(deployment, partial(self._expect_alive, live))
         except KubeError as error:
-            if not error.is_refusal:
-                raise
-            text = f"the API server refused the volume for the model, or its Job: {error.message}"
-            unknown = Verdict("False", "ApplyRefused", text) if wants_prefetch(deployment) else None
-            return CacheState(unknown, problem=Problem("ApplyRefused", text))
+            return _refused(error, "the volume for the model, or its Job", awaited=wants_prefetch(deployment))
 
     async def _revision(self, live: Manifest, deployment: LLMDeployment, resolved: Resolved) -> CacheState:
         try:
-            found = await find_revision(
+            return await find_revision(
                 self._kube, self._settings, deployment, resolved.for_spec, partial(self._expect_alive, live)
             )
         except KubeError as error:
-            if not error.is_refusal:
-                raise
-            text = f"the API server refused the Job that asks which commit the model is: {error.message}"
-            return CacheState(Verdict("False", "ApplyRefused", text), problem=Problem("ApplyRefused", text))
-        return CacheState(found.waiting, found.revision, found.problem, found.actions)
+            return _refused(error, "the Job that asks which commit the model is", awaited=True)
 
     def _wanted(self, live: Manifest) -> tuple[list[Manifest], LLMDeployment | None, Resolved | None, Problem | None]:
         try:
@@ -194,44 +191,6 @@ class Reconciler:
 
     def _rendered(self, deployment: LLMDeployment, resolved: Resolved) -> list[Manifest]:
         return [drift.stamped(each) for each in render_own(*pinned(deployment, self._settings, resolved))]
-
-    async def _apply(
-        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event], by: str
-    ) -> Problem | None:
-        """Write what differs, and put what came back into `children`. `by`: what decides the number of replicas."""
-        problem: Problem | None = None
-        is_alive = False
-        at = epoch(self._now())
-        for manifest in wanted:
-            kind, name = manifest["kind"], manifest["metadata"]["name"]
-            if kind in children.missing:
-                continue
-            child = children.live[kind]
-            if child is not None and "deletionTimestamp" in child["metadata"]:
-                message = f"the {kind} is being deleted; it is made again when it is gone"
-                problem = Problem("ChildTerminating", message)
-                continue
-            if child is not None and drift.in_sync(manifest, child):
-                continue
-            if not self._contests.may_write(manifest, at):
-                continue
-            try:
-                if child is None:
-                    if not is_alive:
-                        await self._expect_alive(live)
-                        is_alive = True
-                    children.live[kind] = await self._kube.create_by_apply(manifest)
-                    actions.append(Event("Normal", "Created", f"created {kind} {name}"))
-                else:
-                    applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
-                    children.live[kind] = applied
-                    actions += events_of_apply(child, applied, by)
-                self._contests.wrote(manifest, at)
-            except KubeError as error:
-                if not error.is_refusal:
-                    raise
-                return Problem("ApplyRefused", f"the API server refused {kind} {name}: {error.message}")
-        return problem or self._contests.problem(wanted, at)
 
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""
@@ -256,6 +215,16 @@ class Reconciler:
         for event in [*actions, *(events_of(before, status) if may_write else [])]:
             await self._kube.record(live, event.type, event.reason, event.message)
         return 0.0 if may_write else self._contests.wait([told], at)
+
+
+def _refused(error: KubeError, what: str, *, awaited: bool) -> CacheState:
+    """Without what the API server would not have. `awaited`: pods need it. Raises an error that is no refusal."""
+    if not error.is_refusal:
+        raise error
+    text = f"the API server refused {what}: {error.message}"
+    return CacheState(
+        cached=Verdict("False", "ApplyRefused", text) if awaited else None, problem=Problem("ApplyRefused", text)
+    )
 
 
 def _waits(deployment: LLMDeployment, cache: CacheState) -> bool:

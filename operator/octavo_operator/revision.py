@@ -1,31 +1,28 @@
 """Which commit a branch is now: asked by a Job, once for a spec, so that all its pods download the same model."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from octavo_common.names import REVISION_LABEL
 from octavo_operator import drift
 from octavo_operator.api import LLMDeployment
+from octavo_operator.cache import CacheState
 from octavo_operator.downloads import told_revision
 from octavo_operator.events import Event
 from octavo_operator.jobs import has_condition, is_terminating, pods_of, why_it_failed
 from octavo_operator.kube import Kube
 from octavo_operator.observation import CHILD_TERMINATING, DOWNLOAD_FAILED, Problem, Verdict
 from octavo_operator.pods import unscheduled, why_it_fails
-from octavo_operator.render import RenderSettings, pull_source, revision_job, revision_name, revision_policy
+from octavo_operator.render import (
+    RenderSettings,
+    pull_source,
+    revision_job,
+    revision_name,
+    revision_name_of,
+    revision_policy,
+)
 
 Manifest = dict[str, Any]
-
-
-@dataclass(slots=True)
-class RevisionState:
-    """What became of the question. `waiting`: the condition ModelCached until there is a `revision`."""
-
-    revision: str | None = None
-    waiting: Verdict | None = None
-    problem: Problem | None = None
-    actions: list[Event] = field(default_factory=list)
 
 
 async def find_revision(
@@ -34,17 +31,17 @@ async def find_revision(
     deployment: LLMDeployment,
     digest: str,
     expect_alive: Callable[[], Awaitable[None]],
-) -> RevisionState:
+) -> CacheState:
     """Ask, wait for the answer, or take it. `digest`: of the spec, whose changes are what has it asked again.
+
+    Until there is a `revision`, `cached` says that it is asked for.
 
     Raises:
         KubeError: the API server refused, or did not answer.
     """
     name, namespace, source = revision_name(deployment), deployment.namespace, deployment.spec.model.source
     wanted = drift.stamped(revision_job(deployment, settings, digest))
-    state = RevisionState(
-        waiting=Verdict("False", "Resolving", f"Job {name} asks which commit {pull_source(source)} is")
-    )
+    state = CacheState(cached=Verdict("False", "Resolving", f"Job {name} asks which commit {pull_source(source)} is"))
     live = await kube.find("Job", namespace, name)
     if live is None:
         await expect_alive()
@@ -63,7 +60,28 @@ async def find_revision(
     return state
 
 
-async def _let_out(kube: Kube, deployment: LLMDeployment, state: RevisionState) -> None:
+async def ask_no_more(kube: Kube, owner: Manifest) -> list[Event]:
+    """Delete what `owner`, an LLMDeployment that has nothing to ask for, needs no more: the policy, and the Job.
+
+    A Job that has ended goes by itself.
+
+    Raises:
+        KubeError: the API server refused, or did not answer.
+    """
+    metadata, actions = owner["metadata"], []
+    for kind in ("Job", "NetworkPolicy"):
+        live = await kube.find_ours(kind, metadata["namespace"], revision_name_of(metadata["name"]))
+        if live is None or drift.controller_uid(live) != metadata["uid"] or is_terminating(live):
+            continue
+        if has_condition(live, "Complete") or has_condition(live, "Failed"):
+            continue
+        await kube.delete(live)
+        text = f"deleted {kind} {live['metadata']['name']}: the commit need not be asked for"
+        actions.append(Event("Normal", "Deleted", text))
+    return actions
+
+
+async def _let_out(kube: Kube, deployment: LLMDeployment, state: CacheState) -> None:
     """Before the Job, which would have its first attempts for nothing."""
     policy = revision_policy(deployment)
     if policy is None:
@@ -77,7 +95,7 @@ async def _let_out(kube: Kube, deployment: LLMDeployment, state: RevisionState) 
         await kube.update_by_apply(wanted, live["metadata"]["uid"])
 
 
-async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: RevisionState) -> None:
+async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: CacheState) -> None:
     name, namespace = job["metadata"]["name"], deployment.namespace
     pods = pods_of(job, await kube.select("Pod", namespace, f"{REVISION_LABEL}={deployment.name}"))
     if has_condition(job, "Complete"):
@@ -85,7 +103,7 @@ async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: Rev
         if state.revision is None:  # its pod is gone, and what it told with it
             await _replace(kube, job, state)
             return
-        state.waiting = None
+        state.cached = None
         policy = await kube.find("NetworkPolicy", namespace, name)
         if policy is not None and drift.controller_uid(policy) == deployment.metadata.uid:
             await kube.delete(policy)
@@ -93,12 +111,12 @@ async def _look(kube: Kube, job: Manifest, deployment: LLMDeployment, state: Rev
     elif has_condition(job, "Failed"):
         text = f"it cannot be told which commit the model is: {why_it_failed(job, pods)}"
         text += f"; mend that and delete Job {name}, or give a commit as spec.model.source.huggingFace.revision"
-        state.waiting, state.problem = Verdict("False", DOWNLOAD_FAILED, text), Problem(DOWNLOAD_FAILED, text)
-    elif (words := why_it_fails(pods) or "; ".join(unscheduled(pods).messages)) and state.waiting is not None:
-        state.waiting = Verdict("False", "Resolving", f"{state.waiting.message}: {words}")
+        state.cached, state.problem = Verdict("False", DOWNLOAD_FAILED, text), Problem(DOWNLOAD_FAILED, text)
+    elif (words := why_it_fails(pods) or "; ".join(unscheduled(pods).messages)) and state.cached is not None:
+        state.cached = Verdict("False", "Resolving", f"{state.cached.message}: {words}")
 
 
-async def _replace(kube: Kube, job: Manifest, state: RevisionState) -> None:
+async def _replace(kube: Kube, job: Manifest, state: CacheState) -> None:
     await kube.delete(job)
     state.actions.append(Event("Normal", "Deleted", f"deleted Job {job['metadata']['name']}: it is asked anew"))
     state.problem = Problem(CHILD_TERMINATING, f"the Job {job['metadata']['name']} is being replaced")

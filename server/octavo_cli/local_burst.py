@@ -22,7 +22,7 @@ from octavo_operator.local.fleet import LocalFleet
 
 BURST_SECONDS: Final = 20.0
 """Of many streams at once, at least."""
-KILL_AFTER_SECONDS: Final = 25.0
+KILL_AFTER_SECONDS: Final = 40.0
 """Of the burst a replica is killed, if not all that there may be were ready before."""
 AFTER_THE_KILL_SECONDS: Final = 6.0
 """The burst goes on, so that it is seen whether the streams do."""
@@ -33,9 +33,15 @@ LOOK_SECONDS: Final = 0.1
 TELL_SECONDS: Final = 5.0
 ANSWER_TOKENS: Final = 96
 RESUMED: Final = "octavo:gateway_resumed_total"
-PREAMBLE: Final = " ".join(["Take your time, use plain words, and let somebody help somebody else."] * 6)
-"""Prompts that are longer than a greeting, as most are."""
 SUBJECTS: Final = ("a fox", "the sea", "a lost key", "two clocks", "an old map", "the first snow", "a robot", "bread")
+NARRATORS: Final = ("a child", "a sailor", "a baker")
+PROMPTS: Final = tuple(
+    f"This is told by {narrator}: a story about {subject}. "
+    + " ".join(["Take your time, use plain words, and let somebody help somebody else."] * 5)
+    for narrator in NARRATORS
+    for subject in SUBJECTS
+)
+"""They begin differently, so that they share no pages, and are longer than a greeting, as most are."""
 
 
 @dataclass(slots=True)
@@ -86,7 +92,7 @@ class Rehearsal:
         """One request; where there is no replica it wakes one."""
         had, begun = len(self._ready()), time.monotonic()
         self._tell(f"a first request, with {had} replicas ready")
-        await self._ask(SUBJECTS[0])
+        await self._ask(PROMPTS[0])
         self._tell(f"answered after {time.monotonic() - begun:.1f} s")
 
     async def burst(self, streams: int) -> None:
@@ -112,7 +118,7 @@ class Rehearsal:
             self.account.is_small = len(self._fleet.replicas) <= least
             if self.account.is_small:
                 return
-            await self._ask(SUBJECTS[1])
+            await self._ask(PROMPTS[1])
             await asyncio.sleep(QUIET_PAUSE_SECONDS)
 
     async def _until_all_are_ready(self) -> None:
@@ -131,12 +137,12 @@ class Rehearsal:
             self.account.killed = victim.name
 
     async def _stream_on(self, index: int, ending: asyncio.Event) -> None:
+        """The same again and again: its answers should agree."""
         while not ending.is_set():
-            await self._ask(SUBJECTS[index % len(SUBJECTS)])
-            index += 1
+            await self._ask(PROMPTS[index % len(PROMPTS)])
 
-    async def _ask(self, subject: str) -> None:
-        account, prompt, text = self.account, f"{PREAMBLE} Write a story about {subject}.", ""
+    async def _ask(self, prompt: str) -> None:
+        account, text = self.account, ""
         model, url = self._fleet.deployment.model_name, f"{self._fleet.url}/v1"
         # Each answer is as long as the next, whatever the model has to say.
         fields = {"temperature": 0, "max_tokens": ANSWER_TOKENS, "min_tokens": ANSWER_TOKENS}

@@ -41,7 +41,9 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="When requests come: as in the trace, or at a rate of this shape.",
 )
-@click.option("--duration", type=_POSITIVE, metavar="SECONDS", help="How long.  [default: as long as the trace]")
+@click.option(
+    "--duration", type=_POSITIVE, metavar="SECONDS", help="How long.  [default: as the trace; diurnal: three times]"
+)
 @click.option(
     "--fault",
     "faults",

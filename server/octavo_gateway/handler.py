@@ -60,6 +60,7 @@ class Handler:
         """Answer, count, and log."""
         loop = asyncio.get_running_loop()
         timing = Timing(sane_id(request.headers.get("X-Request-Id")) or new_id(), loop.time())
+        logs.request_id.set(timing.request_id)  # from here on no exception's words, which may quote, are logged
         self._gateway.begins()
         timing.status = 499  # what other logs call a client that left
         try:
@@ -67,6 +68,8 @@ class Handler:
             timing.status = answer.status
             if not answer.prepared:
                 answer.headers.update({"x-request-id": timing.request_id, "Server": "octavo"})
+                if self._gateway.draining:  # the next request goes to another gateway
+                    answer.force_close()
             return answer
         finally:
             self._gateway.ended(timing)

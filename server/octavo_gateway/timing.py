@@ -52,7 +52,6 @@ class Timing:
     def fields(self, method: str, route: str, now: float) -> dict[str, Any]:
         """What the log says of it; nothing of what was said."""
         told: dict[str, Any] = {
-            "request_id": self.request_id,
             "key": self.key,
             "method": method,
             "route": route,

@@ -97,8 +97,9 @@ def test_two_replicas_come_up_although_the_port_is_taken(mark: dict[str, str], m
     assert told["answer"]["kvCachePeak"] > 0
     urls = [replica["url"] for replica in told["replicas"]]
     assert len(set(urls)) == 2
-    assert told["status"]["url"] == f"{urls[0]}/v1"
-    assert note.endswith(f" instead: {urls[0]}/v1")
+    assert told["gateway"]["url"] not in urls
+    assert told["status"]["url"] == f"{told['gateway']['url']}/v1"
+    assert note.endswith(f" instead: {told['status']['url']}")
     assert (told["status"]["readyReplicas"], told["status"]["desiredReplicas"]) == (2, 2)
     assert [replica["kvCache"]["tokensTotal"] > 0 for replica in told["replicas"]] == [True, True]
 
@@ -139,11 +140,11 @@ def test_it_serves_at_the_manifests_port_until_ctrl_c_which_is_a_good_end(mark: 
     assert processes.marked(mark) == {}
 
 
-@pytest.mark.parametrize("moment", [": import", "ready at"])
+@pytest.mark.parametrize("moment", [": import", "demo-0: ready at"])
 def test_sigkill_leaves_no_process(moment: str, mark: dict[str, str], manifest: Path) -> None:
     process = start(mark, "-f", str(manifest))
     read_until(process.stderr, moment)
-    assert len(processes.marked(mark)) == 3  # octavo up, its replica, the replica's engine
+    assert len(processes.marked(mark)) == 4  # octavo up, the gateway, the replica and its engine
     process.kill()
     finish(process)
     assert processes.wait_gone(mark) == {}

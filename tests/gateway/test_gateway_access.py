@@ -2,12 +2,15 @@
 
 import asyncio
 import io
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateways import FakeReplica, gateway_over, until
+from octavo_common import logs
 from octavo_gateway.asked import ROUTES
 from octavo_gateway.bodies import MAX_BODY_BYTES
 
@@ -187,3 +190,49 @@ async def test_models_are_listed_together_with_what_replicas_say_of_them() -> No
         for name, status in (("m", 200), ("asleep", 200), ("none", 404)):
             async with gateway.client.get(f"{gateway.url}/v1/models/{name}") as answer:
                 assert answer.status == status
+
+
+async def test_the_log_tells_who_asked_for_what_and_nothing_that_was_said(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    lines = logging.StreamHandler(stream)
+    lines.setFormatter(logs.JsonLines())
+    monkeypatch.setattr(logging.root, "handlers", [lines])
+    async with gateway_over(FakeReplica("a"), api_key_file=(keys,)) as gateway:
+        logging.getLogger("octavo.access").setLevel(logging.INFO)
+        said = {**CHAT, "messages": [{"role": "user", "content": "a secret"}]}
+        assert (await gateway.read(said, **BOB, **{"X-Request-Id": "one"}))[0] == 200
+
+        def fail(*_: object) -> None:
+            raise ValueError(said["messages"])
+
+        monkeypatch.setattr("octavo_gateway.handler.Delivery", fail)
+        assert (await gateway.read(said, **BOB, **{"X-Request-Id": "two"}))[0] == 500
+    first, trace, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["request_id"], first["key"], first["model"], first["replica"]) == ("one", "bob", "m", "a")
+    assert (first["prompt_tokens"], first["completion_tokens"], first["status"]) == (3, 8, 200)
+    assert (trace["request_id"], "ValueError" in trace["exception"]) == ("two", True)
+    assert (second["status"], second["error"]) == (500, "server_error")
+    assert "secret" not in stream.getvalue()
+    assert "bobs" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"transfer-encoding: chunked\r\n\r\nnonsense\r\n",
+        b'transfer-encoding: chunked\r\n\r\n5\r\n{"a":nonsense\r\n',
+        b"content-length: x\r\n\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+    ],
+)
+async def test_what_is_no_http_is_refused_and_the_connection_closed(rest: bytes) -> None:
+    async with gateway_over(FakeReplica("a")) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + rest)
+        told = await reader.read()
+        assert told.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+        writer.close()
+        await until(lambda: not gateway.gateway.open)

@@ -7,6 +7,7 @@ import gzip
 import tracemalloc
 from collections import Counter
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from metric_servers import (
     tells,
     tells_slowly,
 )
+from octavo_gateway.metrics import GatewayMetrics
 from octavo_operator.autoscale.scrape import Bounds, Scraper
 
 QUICK = Bounds(seconds=0.4, bytes=2**20, at_once=8)
@@ -212,6 +214,38 @@ octavo:gateway_arrivals_total{model="a",key="y"} 6
         (told,) = (await scraper.gateways({"g": server.url})).values()
     assert (told["a"].at, told["a"].gauges, told["a"].totals[0]) == (9.0, (3.0, 900.0, 0.0), 11.0)
     assert (told["b"].gauges, told["b"].totals[0]) == ((0.0, 0.0, 2.0), 0.0)
+
+
+class Queue:
+    """Three that wait, with so many tokens."""
+
+    tokens = 900
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Pool:
+    """As much of a gateway's model as its metrics read."""
+
+    name, in_flight, queue = "demo", 5, Queue()
+
+    def states(self) -> dict[str, int]:
+        return {}
+
+
+async def test_what_a_gateway_of_ours_tells_is_understood() -> None:
+    pool: Any = Pool()
+    metrics = GatewayMetrics(lambda: [pool])
+    for counter, amount in ((metrics.arrivals, 11), (metrics.arrived_tokens, 1200), (metrics.finished, 6)):
+        counter.add("demo", amount=amount)
+    metrics.late_ttft.add("demo", amount=2)
+    metrics.late_tpot.add("demo")
+    body, _ = metrics.exposition("text/plain; version=0.0.4")
+    async with metric_server(tells, body) as server, Scraper(QUICK) as scraper:
+        (told,) = (await scraper.gateways({"g": server.url})).values()
+    assert told["demo"].totals == (11, 1200, 6, 2, 1)
+    assert told["demo"].gauges == (3, 900, 5)
 
 
 async def test_a_gateway_that_knows_of_no_model_has_answered() -> None:

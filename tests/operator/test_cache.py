@@ -88,6 +88,26 @@ async def test_without_prefetch_the_pods_download_onto_the_volume(octavo: Kube, 
     assert (await conditions(octavo))["ModelCached"][:2] == ("False", "Downloading")
 
 
+async def test_a_job_that_nobody_wants_any_more_is_deleted_unless_it_is_done(
+    control_plane: ControlPlane, octavo: Kube, passes: Passes
+) -> None:
+    first, second = await octavo.create(cached("first")), await octavo.create(cached("second"))
+    volume, without = volume_of(first), {"spec": {"storage": {"cache": {"prefetch": False}}}}
+    await passes.once("first")
+    await octavo.patch(first, without)
+    await passes.once("first")
+    assert not await gone(octavo, JOB, volume), "the other one waits for it"
+    await octavo.patch(second, without)
+    await passes.once("second")
+    assert await gone(octavo, JOB, volume) and await gone(octavo, POLICY, volume)
+    third = await octavo.create(cached("third", "org/other"))
+    await passes.once("third")
+    await finish_job(octavo, control_plane, volume_of(third))
+    await octavo.patch(third, without)
+    await passes.once("third")
+    assert not await gone(octavo, JOB, volume_of(third))
+
+
 async def test_deployments_of_one_model_share_its_volume_and_own_it_together(
     control_plane: ControlPlane, octavo: Kube, passes: Passes, faults: Faults
 ) -> None:

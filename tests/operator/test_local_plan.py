@@ -1,6 +1,8 @@
 """What a manifest means on one machine: the container's own arguments, and clear words for what cannot act."""
 
+import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import yaml
 from llm_deployments import SETTINGS, rendered
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.quantities import cores, quantity_bytes
-from octavo_operator.local.observe import base_url, local_status
+from octavo_operator.local.gateway import Door, GatewayFiles, gateway_launch
+from octavo_operator.local.observe import endpoints, local_status, members
 from octavo_operator.local.plan import plan_locally
 from octavo_operator.local.replica import ReplicaState
 from octavo_operator.render import render
@@ -25,21 +28,27 @@ def deployment(change: Callable[[dict[str, Any]], None] = lambda _: None, file: 
     return parse(document)
 
 
-def test_the_command_line_is_the_containers_but_for_host_and_port() -> None:
+KEY = Path("/run/gateway.key")
+
+
+def test_the_command_line_is_the_containers_but_for_host_port_and_the_gateways_key() -> None:
     wanted = deployment(lambda spec: spec.update(server={"maxModelLength": 512, "args": ["--max-num-seqs", "4"]}))
-    (launch,) = plan_locally(wanted, {}, []).launches(8000)
+    (launch,) = plan_locally(wanted, {}, []).launches(KEY)
     (container,) = rendered(render(wanted, SETTINGS), "Deployment")["spec"]["template"]["spec"]["containers"]
     local = list(launch.command(1234))
     assert local[1:3] == ["-m", "octavo_cli.main"]
     remote = [*container["args"]]
     remote[remote.index("--host") + 1] = "127.0.0.1"
     remote[remote.index("--port") + 1] = "1234"
-    assert local[3:] == remote
+    at = local.index("--gateway-api-key-file")
+    assert local[3:at] + local[at + 2 :] == remote
+    assert local[at + 1] == str(KEY)
 
 
-def test_only_the_first_replica_wishes_for_the_services_port() -> None:
-    plan = plan_locally(deployment(lambda spec: spec.update(replicas=3, resources={})), {}, [])
-    assert [launch.port for launch in plan.launches(8000)] == [8000, 0, 0]
+def test_replicas_take_any_port_because_the_services_is_the_gateways(tmp_path: Path) -> None:
+    wanted = deployment(lambda spec: spec.update(replicas=3, resources={}))
+    assert [launch.port for launch in plan_locally(wanted, {}, []).launches(KEY)] == [0, 0, 0]
+    assert gateway_launch(wanted, Door(port=8000), GatewayFiles(tmp_path)).port == 8000
 
 
 def test_the_environment_is_this_ones_with_the_manifests_on_top() -> None:
@@ -54,7 +63,80 @@ def test_without_an_accelerator_no_gpu_is_seen_and_threads_follow_the_cpu() -> N
         deployment(lambda spec: spec["resources"].update(cpu="2500m")), {}, ["0"]
     ).environments
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["OMP_NUM_THREADS"] == str(min(2, len(os.sched_getaffinity(0))))
+
+
+@pytest.mark.parametrize(
+    ("here", "cpu", "replicas", "threads"),
+    [(8, None, 1, None), (8, None, 3, "2"), (8, "2", 3, "2"), (2, "4", 1, "2"), (2, "1", 3, "1"), (2, None, 3, "1")],
+)
+def test_the_cores_are_shared_out_among_all_replicas_that_there_may_be(
+    here: int, cpu: str | None, replicas: int, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_operator.local.plan._cores_here", lambda: here)
+    resources = {"cpu": cpu} if cpu else {}
+    environments = plan_locally(
+        deployment(lambda spec: scaled(spec, maxReplicas=replicas, resources=resources)), {}, []
+    ).environments
+    assert [each.get("OMP_NUM_THREADS") for each in environments] == [threads] * replicas
+    given = plan_locally(deployment(), {"OMP_NUM_THREADS": "7"}, []).environments
+    assert given[0]["OMP_NUM_THREADS"] == "7", "who says it knows better"
+
+
+def scaled(spec: dict[str, Any], resources: dict[str, Any] | None = None, **autoscaling: Any) -> None:
+    del spec["replicas"]
+    spec.update(autoscaling=autoscaling, resources=resources or {})
+
+
+def test_there_is_a_place_for_each_replica_that_the_load_may_ask_for() -> None:
+    plan = plan_locally(deployment(lambda spec: scaled(spec, minReplicas=0, maxReplicas=4, scaleToZero={})), {}, [])
+    assert (plan.places, plan.warnings) == (4, ())
+
+
+def test_what_others_would_scale_has_nobody_to_scale_it_here() -> None:
+    plan = plan_locally(deployment(lambda spec: spec.update(autoscaling={"mode": "External"})), {}, [])
+    assert (plan.places, plan.warnings) == (1, ("spec.autoscaling: no effect without a cluster",))
+
+
+def test_no_more_replicas_are_asked_for_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_operator.local.plan.free_host_bytes", lambda: 5 * 2**30)
+    plan = plan_locally(deployment(lambda spec: scaled(spec, {"memory": "2Gi"}, minReplicas=3, maxReplicas=4)), {}, [])
+    autoscaling = plan.deployment.spec.autoscaling
+    assert autoscaling is not None
+    assert (plan.places, autoscaling.min_replicas, autoscaling.max_replicas) == (2, 2, 2)
+    assert plan.warnings[0].endswith("5.0 GiB are free here; there will be 2 of 4 replicas at the most")
+    gpus = plan_locally(deployment(lambda spec: scaled(spec, {"accelerator": {}}, maxReplicas=3)), {}, ["0", "1"])
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in gpus.environments] == ["0", "1"]
+    assert gpus.warnings == (
+        "spec.autoscaling.maxReplicas: 3 replicas need a GPU each, and this machine has 2; there will be 2 at the most",
+    )
+
+
+def test_the_gateway_has_the_manifests_targets_and_bound(tmp_path: Path) -> None:
+    targets = {"timeToFirstTokenMilliseconds": 2500, "timePerOutputTokenMilliseconds": 80}
+    zero = {"maxQueuedRequests": 7}
+    wanted = deployment(lambda spec: scaled(spec, minReplicas=0, maxReplicas=2, targets=targets, scaleToZero=zero))
+    command = list(gateway_launch(wanted, Door(), GatewayFiles(tmp_path)).command(0))
+    told = dict(pairwise(command))
+    assert (told["--ttft-target"], told["--tpot-target"], told["--hold-requests"]) == ("2.5", "0.08", "7")
+    assert "--api-key-file" not in command, "nobody asked for keys"
+
+
+def test_keys_are_in_files_that_nobody_else_can_read_and_in_no_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCTAVO_API_KEY", "exported")
+    files = GatewayFiles(tmp_path)
+    door = Door(keys=("exported", "second"), key_files=(Path("/etc/keys"),), arguments=("--max-tokens-per-minute", "9"))
+    launch = gateway_launch(deployment(), door, files)
+    command = list(launch.command(0))
+    given = [after for flag, after in pairwise(command) if flag == "--api-key-file"]
+    assert given == [str(files.key_file), "/etc/keys", str(files.client_keys)]
+    assert files.client_keys.read_text() == "exported\nsecond\n"
+    assert files.key_file.read_text().strip() == files.key
+    assert not {"exported", "second", files.key} & {*command, *launch.environment.values()}
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    assert command[-2:] == ["--max-tokens-per-minute", "9"]
 
 
 def with_path(spec: dict[str, Any], path: Path) -> None:
@@ -165,7 +247,7 @@ def test_as_many_replicas_are_started_as_the_memory_allows(monkeypatch: pytest.M
     monkeypatch.setattr("octavo_operator.local.plan.free_host_bytes", lambda: 5 * 2**30)
     wanted = deployment(lambda spec: spec.update(replicas=4))
     plan = plan_locally(wanted, {}, [])
-    assert plan.replicas == 2
+    assert plan.places == 2
     assert plan.warnings == ("spec.resources.memory: 2Gi each, and 5.0 GiB are free here; 2 of 4 replicas are started",)
     states = [ReplicaState(f"demo-{index}", "Ready", url=f"http://127.0.0.1:{index}") for index in range(2)]
     status = local_status(wanted, states, {}, NOW)
@@ -186,7 +268,8 @@ def test_the_status_follows_a_replica_from_its_start_to_its_death() -> None:
     assert conditions(starting)["Progressing"]["reason"] == "Starting"
     assert "url" not in starting
 
-    ready = local_status(wanted, [ReplicaState("demo-0", "Ready", url="http://127.0.0.1:8000")], starting, LATER)
+    there = ReplicaState("demo-0", "Ready", url="http://127.0.0.1:1234")
+    ready = local_status(wanted, [there], starting, LATER, "http://127.0.0.1:8000")
     assert conditions(ready)["Ready"] | {"message": ""} == {
         "type": "Ready",
         "status": "True",
@@ -206,10 +289,49 @@ def test_the_status_follows_a_replica_from_its_start_to_its_death() -> None:
     assert degraded["message"].endswith("boom")
 
 
-def test_the_url_is_that_of_the_first_replica_that_takes_requests() -> None:
-    states = [ReplicaState("a", "Starting", url="http://a"), ReplicaState("b", "Ready", url="http://b")]
-    assert base_url(states) == "http://b/v1"
-    assert base_url(states[:1]) is None
+def test_the_gateway_is_told_of_replicas_that_listen_each_life_under_an_id_of_its_own() -> None:
+    states = [
+        ReplicaState("a", "Ready", url="http://a", pid=1),
+        ReplicaState("b", "Draining", url="http://b", pid=2),
+        ReplicaState("c", "Backoff", url="http://c", restarts=1),
+        ReplicaState("d", "Starting", url="http://d", pid=4, restarts=2),
+        ReplicaState("e", "Starting", pid=5),
+    ]
+    assert endpoints("m", states) == {
+        "models": {
+            "m": [
+                {"id": "a", "url": "http://a", "ready": True, "draining": False},
+                {"id": "b", "url": "http://b", "ready": False, "draining": True},
+                {"id": "d.2", "url": "http://d", "ready": False, "draining": False},
+            ]
+        }
+    }
+    assert endpoints("m", []) == {"models": {"m": []}}, "its requests wait for a replica"
+
+
+def test_the_autoscaler_is_told_of_processes_as_of_pods() -> None:
+    states = [
+        ReplicaState("a", "Ready", url="http://a", since=90.0, startup=3.0),
+        ReplicaState("b", "Draining", url="http://b", since=10.0),
+        ReplicaState("c", "Backoff", restarts=1, since=98.0),
+        ReplicaState("d", "NotReady", url="http://d", since=97.0, startup=3.0),
+        ReplicaState("e", "Stopped"),
+    ]
+    told = [(each.key, each.name, each.phase, each.age, each.startup) for each in members(states, 100.0)]
+    assert told == [
+        ("a", "a", "ready", 10.0, 3.0),
+        ("b", "b", "terminating", 90.0, None),
+        ("c.1", "c", "pending", 2.0, None),
+        ("d", "d", "pending", 3.0, 3.0),
+    ]
+    assert members(states, 100.0)[0].url == "http://a/metrics"
+
+
+def test_what_drains_is_not_counted_and_not_missed() -> None:
+    states = [ReplicaState("demo-0", "Ready"), ReplicaState("demo-1", "Draining")]
+    status = local_status(deployment(), states, {}, NOW)
+    assert (status["replicas"], status["readyReplicas"], status["desiredReplicas"]) == (1, 1, 1)
+    assert conditions(status)["Progressing"]["status"] == "False"
 
 
 def test_quantities_are_read_as_kubernetes_reads_them() -> None:
@@ -221,5 +343,8 @@ def test_quantities_are_read_as_kubernetes_reads_them() -> None:
         1_500_000_000,
     ]
     assert [cores(each) for each in (2, "2", "500m", "0.5")] == [2, 2, 0.5, 0.5]
-    with pytest.raises(ValueError, match="no quantity of memory"):
-        quantity_bytes("2 GB")
+    # The API server keeps an exponent as it was given: of a volume that somebody made larger by hand, for one.
+    assert [quantity_bytes(each) for each in ("1e3", "5E10", "1E", "25e-1")] == [1000, 5 * 10**10, 10**18, 2]
+    for wrong in ("2 GB", "1e3Ki", "e3", "1e"):
+        with pytest.raises(ValueError, match="no quantity of memory"):
+            quantity_bytes(wrong)

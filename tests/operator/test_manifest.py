@@ -168,6 +168,24 @@ def test_metadata_is_judged_as_the_api_server_judges_it() -> None:
 @pytest.mark.parametrize(
     ("more", "told"),
     [
+        (
+            "server: {image: 'a b'}",
+            'spec.server.image: must look like ghcr.io/example/octavo-server@sha256:…, not "a b"',
+        ),
+        (
+            "server: {env: [{name: a-b}]}",
+            'spec.server.env[0].name: must match ^[A-Za-z_][A-Za-z0-9_]*$, like TRITON_CACHE_DIR, not "a-b"',
+        ),
+        ("podTemplate: {labels: {a: b c}}", "spec.podTemplate.labels.a: must match pattern '^(([A-Za-z0-9]"),
+    ],
+)
+def test_what_a_text_must_be_is_told_by_an_example_where_there_is_one(more: str, told: str) -> None:
+    assert refusal(f"{VALID}  {more}\n").startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
         ("server: {env: [{name: A}, {name: A}]}", "spec.server.env: name A is there twice"),
         (
             f"podTemplate: {{labels: {{{', '.join(f'l{index}: x' for index in range(65))}}}}}",

@@ -41,7 +41,13 @@ async def passes(control_plane: ControlPlane, octavo: Kube, faults: Faults) -> A
 def test_scaling_changes_nothing_of_what_was_decided_and_anything_else_does() -> None:
     base = hub()
     digest = spec_digest(parse(base))
-    for same in ({"replicas": 5}, {"suspend": True}, {"rollout": {}}, {"server": {"dtype": "Auto"}}):
+    for same in (
+        {"replicas": 5},
+        {"suspend": True},
+        {"autoscaling": {"maxReplicas": 5}},
+        {"rollout": {}},
+        {"server": {"dtype": "Auto"}},
+    ):
         assert spec_digest(parse(hub(**same))) == digest, same
     for other in ({"server": {"dtype": "Float16"}}, {"podTemplate": {"annotations": {"a": "b"}}}):
         assert spec_digest(parse(hub(**other))) != digest, other
@@ -156,6 +162,22 @@ async def until_gone(kube: Kube, passes: Passes) -> None:
         return False
 
     await kube.until(made, 30, "another Job")
+
+
+@pytest.mark.parametrize("change", ["a commit", "suspended"])
+async def test_who_need_not_ask_any_more_stops_asking(octavo: Kube, passes: Passes, change: str) -> None:
+    made = await octavo.create(hub())
+    await passes.once()
+    pinned = {"model": {"source": {"huggingFace": {"revision": COMMIT}}}}
+    await octavo.patch(made, {"spec": {"suspend": True} if change == "suspended" else pinned})
+    await passes.once()
+    assert await gone(octavo, JOB) and await gone(octavo, POLICY)
+    assert await octavo.find(*DEPLOYMENT, "demo") is not None
+
+
+async def gone(kube: Kube, kind: tuple[str, str]) -> bool:
+    found = await kube.find(*kind, "demo-revision")
+    return found is None or "deletionTimestamp" in found["metadata"]
 
 
 async def test_an_answer_that_is_an_error_is_told_in_the_hubs_words(

@@ -88,7 +88,7 @@ def test_profiles_have_the_trace_s_rate_and_their_shape() -> None:
     base = steady(20.0, 3600.0)
     parts = {}
     for profile in ("flat", "diurnal", "burst"):
-        shaped = shape(base, profile, 1)  # type: ignore[arg-type]
+        shaped = shape(base, profile, 1, 3600.0)  # type: ignore[arg-type]
         counts = [0] * 36
         for each in shaped.arrivals:
             counts[int(each.time / 100)] += 1
@@ -120,7 +120,7 @@ def test_every_request_ends_once_whatever_crashes() -> None:
     assert len(world.score.ttft) + result.dropped == world.score.total == len(scenario.trace.arrivals)
     assert result.dropped < 200  # while all three were down at once, more than the gateway holds came
     assert world.watch.in_flight == 0 and not world.held
-    assert all(pod.outstanding == 0 and pod.load == 0 for pod in world.pods)
+    assert all(pod.outstanding == 0 and pod.load == 0 for pod in world.cluster.pods)
 
 
 def test_gpu_hours_count_loading_and_only_the_scored_time() -> None:
@@ -138,13 +138,13 @@ def test_what_no_node_takes_costs_nothing_and_stays_pending() -> None:
     assert isinstance(policy, Octavo)
     third = scenario.trace.seconds / 3
     during = [count for time, count, _, _ in policy.log if third + 60 < time < 2 * third]
-    assert max(during) > world._first  # more were asked for, and …
+    assert max(during) > world.cluster.first  # more were asked for, and …
     assert result.attainment < free.attainment - 0.1  # … were not there in time
     assert max(count for time, count, _, _ in policy.log if time < third) < max(during)
 
 
 def test_twenty_five_percent_of_scrapes_lost_change_little() -> None:
-    trace = shape(steady(25.0, 2400.0, prompt=4000, output=300), "diurnal", 2)
+    trace = shape(steady(25.0, 2400.0, prompt=4000, output=300), "diurnal", 2, 2400.0)
     whole = play(Scenario(trace, startup=60.0))[0]
     lossy = play(Scenario(trace, startup=60.0, faults=Faults(lost_scrapes=0.25)))[0]
     assert lossy.gpu_hours == pytest.approx(whole.gpu_hours, rel=0.1)
@@ -153,7 +153,7 @@ def test_twenty_five_percent_of_scrapes_lost_change_little() -> None:
 
 def test_it_follows_the_load_for_less_than_a_static_fleet_and_in_time() -> None:
     """Lengths unlike those of any trace that the defaults were looked at with, on other hardware."""
-    trace = shape(steady(16.0, 3600.0, prompt=2500, output=600), "diurnal", 4)
+    trace = shape(steady(16.0, 3600.0, prompt=2500, output=600), "diurnal", 4, 3600.0)
     scenario = Scenario(trace, startup=45.0, seed=11)
     scenario = replace(scenario, hardware=replace(scenario.hardware.faster(0.7), kv_tokens=200_000))
     own = play(scenario)[0]

@@ -55,7 +55,7 @@ PROBES: Final[dict[str, Asked]] = {
 OTHERS: Final[dict[str, Asked]] = {
     f"other {index}": (
         (SHARED if index % 3 == 0 else []) + tokens(2 + index % 40, 100 + index),
-        sampling(8 + index % 17, temperature=index % 4 / 2, seed=index),
+        sampling(4 + index % 11, temperature=index % 4 / 2, seed=index),
     )
     for index in range(64)
 }

@@ -2,10 +2,11 @@
 
 Its `engine` is a child process that ignores SIGTERM, so that a supervisor that stops leaders only leaves it behind.
 
-    python fake_replica.py FAULT --port N
+    python fake_replica.py FAULT --port N [--metrics FILE]
 
 FAULT: "none"; "crash" (an error line, exit 3); "stubborn" (ignores SIGTERM); "deaf" (never ready); "chatty" (fills its
 pipes, then is ready); "port-thief" (cannot bind any port but 0). POST /die exits 7; POST /unready makes /ready say 503.
+/metrics is FILE as it is when it is asked for.
 """
 
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -23,8 +25,12 @@ class Handler(BaseHTTPRequestHandler):
     asked = 0
     fault = "none"
     unready = False
+    metrics: Path | None = None
 
     def do_GET(self) -> None:
+        if self.path == "/metrics" and Handler.metrics is not None:
+            self._answer_with(200, Handler.metrics.read_bytes())
+            return
         Handler.asked += 1
         ready = Handler.asked > 2 and Handler.fault != "deaf" and not Handler.unready
         body = {"status": "ready"} if ready else {"status": "starting", "phase": f"phase {Handler.asked}"}
@@ -39,7 +45,9 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(7)
 
     def _answer(self, status: int, body: dict[str, str]) -> None:
-        data = json.dumps(body).encode()
+        self._answer_with(status, json.dumps(body).encode())
+
+    def _answer_with(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -52,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Listen as told and serve until SIGTERM."""
     Handler.fault, port = sys.argv[1], int(sys.argv[sys.argv.index("--port") + 1])
+    if "--metrics" in sys.argv:
+        Handler.metrics = Path(sys.argv[sys.argv.index("--metrics") + 1])
     if Handler.fault == "crash":
         print("octavo: --max-model-len 9999999 is more than the model has", file=sys.stderr)
         sys.exit(3)

@@ -224,7 +224,8 @@ async def gateway_over(*replicas: FakeReplica, **config: Any) -> AsyncIterator[G
         gateway = Gateway(GatewayConfig(port=0, log_requests="none", **config))
         stack.push_async_callback(gateway.http.close)
         url = await stack.enter_async_context(listening(Handler(gateway, Door())))
-        client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)))
+        timeout, connector = aiohttp.ClientTimeout(total=20), aiohttp.TCPConnector(limit=0)
+        client = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout, connector=connector))
         under_test = GatewayUnderTest(gateway, url, client)
         under_test.publish(*replicas)
         yield under_test
@@ -275,13 +276,14 @@ class Stream:
         if event.get("usage"):
             self.usages.append(event["usage"])
         for choice in event["choices"]:
-            self.text += choice["delta"].get("content") or ""
-            for call in choice["delta"].get("tool_calls") or []:
+            delta = choice.get("delta", {})
+            self.text += choice.get("text") or delta.get("content") or ""
+            for call in delta.get("tool_calls") or []:
                 function = call["function"]
                 told = (function.get("name") or "") + (function.get("arguments") or "")
                 self.calls[call["index"]] = self.calls.get(call["index"], "") + told
             self.logprobs += [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or []]
-            self.roles += "role" in choice["delta"]
+            self.roles += "role" in delta
             self.extra |= choice.keys() & {"token_ids"}
             if choice["finish_reason"]:
                 self.finishes.append(choice["finish_reason"])

@@ -22,6 +22,9 @@ import forked
 import tiny_tokenizers
 
 SUPPORT: Final = Path(__file__).parent
+PAGES: Final = (
+    1024  # of a real engine, if nothing else is said: to fill a gigabyte takes it longer than to read a model
+)
 Process = subprocess.Popen[str] | forked.ForkedProcess
 PATIENCE_SECONDS: Final = 60.0  # a bound for a machine under load, not an expectation
 
@@ -97,10 +100,13 @@ def serve(
 ) -> Iterator[ServerProcess]:
     """A server on a free port, with `config` besides the model; ended at the end, by force if need be.
 
-    `prelude` is code that a real engine runs first, to break something on purpose. With `execute` it is the program of
-    its process from the beginning, which takes a second longer: for what /proc tells of a program's start.
+    A real engine has `PAGES` pages; `prelude` is code that it runs first, to break something on purpose. With `execute`
+    the server is the program of its process from the beginning, which takes a second longer: for what /proc tells of a
+    program's start.
     """
     defaults = {"model": str(model), "port": 0, "served_model_name": ["tiny"], "device": "cpu"}
+    if not fake:
+        defaults["num_gpu_blocks_override"] = PAGES
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as reports:
         values = json.dumps(defaults | {"crash_report_dir": reports} | config)
         arguments = ["fake" if fake else "real", values]

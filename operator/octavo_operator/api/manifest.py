@@ -17,6 +17,8 @@ from octavo_operator.api.yaml_loader import describe, load_documents
 
 _API_VERSION = f"{API_GROUP}/{API_VERSION}"
 
+_LONGEST_PATTERN = 80
+
 _EXPECTED = {
     "int_type": "an integer",
     "string_type": "a string",
@@ -82,6 +84,10 @@ def _field_error(details: ErrorDetails) -> FieldError:
         return FieldError(_path(location), "is required")
     if kind in _EXPECTED:
         return FieldError(_path(location), f"must be {_EXPECTED[kind]}, not {_given(given)}")
+    if kind == "string_pattern_mismatch" and (example := _example(location)) is not None:
+        # A short pattern says itself what is wrong.
+        pattern = f"match {context['pattern']}, like" if len(context["pattern"]) <= _LONGEST_PATTERN else "look like"
+        return FieldError(_path(location), f"must {pattern} {example}, not {_given(given)}")
     message = details["msg"].replace(" after validation", "")
     for start in ("Input should be ", "String should ", "List should ", "Dictionary should "):
         if message.startswith(start):
@@ -115,6 +121,16 @@ def _given(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
+def _example(location: list[int | str]) -> str | None:
+    """That of the field, where it has one."""
+    model: Any = LLMDeployment
+    for part in location[:-1]:
+        model = _child(model, part) if hasattr(model, "model_fields") else None
+    fields = model.model_fields.values() if hasattr(model, "model_fields") else ()
+    found = next((info for info in fields if info.alias == location[-1]), None)
+    return str(found.examples[0]) if found is not None and found.examples else None
+
+
 def _suggestion(location: list[int | str]) -> str:
     model: Any = LLMDeployment
     for part in location[:-1]:
@@ -128,7 +144,7 @@ def _child(model: Any, part: int | str) -> Any:
     """The model at the end of one step of a location; list indices stay where they are."""
     if isinstance(part, int):
         return model
-    annotation = next(info.annotation for info in model.model_fields.values() if info.alias == part)
+    annotation = next((info.annotation for info in model.model_fields.values() if info.alias == part), None)
     return _model_in(annotation)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo_operator.autoscale import learn, rules
-from octavo_operator.autoscale.demand import ARRIVALS_MAX_SECONDS, Demand, measure, see
+from octavo_operator.autoscale.demand import STEADY_SECONDS, Demand, measure, see
 from octavo_operator.autoscale.observation import Fleet
 from octavo_operator.autoscale.settings import Settings
 from octavo_operator.autoscale.state import Learned, Memory, State
@@ -76,7 +76,7 @@ def _take_in(fleet: Fleet, settings: Settings, state: State, now: float) -> tupl
     learned = learn.learn_replicas(fleet, state.learned, before)
     learned, before = learn.learn_curve(fleet, settings, learned, before, now)
     seen = see(fleet, before, learned)
-    samples = learn.remember_gateway(fleet, before, ARRIVALS_MAX_SECONDS)
+    samples = learn.remember_gateway(fleet, before, STEADY_SECONDS)
     memory = replace(before, begun=now if before.begun is None else before.begun, seen=seen, gateway=samples)
     if _preempted(before, memory):
         memory = replace(memory, preempted_at=now)

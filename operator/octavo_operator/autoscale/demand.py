@@ -22,6 +22,8 @@ ARRIVALS_SECONDS: Final = 20.0
 """Arrivals are counted over so long at least: two decisions."""
 ARRIVALS_MAX_SECONDS: Final = 60.0
 """… and over so long at most, where few requests come."""
+STEADY_SECONDS: Final = 120.0
+"""What is taken for steady load is counted over so long: with 5 requests a second it is within 8 % of the truth."""
 ARRIVALS_ENOUGH: Final = 300
 """Requests whose number says enough: it is then within 6 % of its mean two times of three."""
 ANSWER_TOKENS: Final = 500
@@ -38,10 +40,10 @@ DRAIN_STARTUPS: Final = 0.5
 class Demand:
     """`work` replica-seconds a second for what comes, `backlog` for what waits, `capacity` of a replica, 0 to 1.
 
-    `steady`: the work of the last minute: chance has less part in it.
-    `kv_replicas`: replicas whose KV tokens would be full. `trend`: what grows with the demand, by the last minute (the
-    load that arrived, else the work). `arrivals`: requests a second. `known`, `ready`: replicas of
-    which a sample counts, and all. `sure`: whether the load is known at all.
+    `steady`: the work of the last two minutes, in which chance has less part. `kv_replicas`: replicas whose KV tokens
+    would be full. `trend`: what grows with the demand, by the last two minutes: the load that arrived, else the work.
+    `arrivals`: requests a second. `known`, `ready`: replicas of which a sample counts, and all. `sure`: whether the
+    load is known at all.
     """
 
     work: float
@@ -83,7 +85,7 @@ def work_between(old: Sample, new: Sample, learned: Learned) -> float | None:
     if seconds <= 0 or prompts is None or answers is None:
         return None
     prompt_seconds = learned.prompt_seconds
-    if not prompt_seconds and new.prefill_tokens_per_second > 0:
+    if not learned.step_seconds and new.prefill_tokens_per_second > 0:  # no answers yet that the law could be had from
         prompt_seconds = 1 / new.prefill_tokens_per_second
     return min(1.0, (prompts * prompt_seconds + answers * learned.request_seconds) / seconds)
 
@@ -107,7 +109,7 @@ def load_rate(
 ) -> tuple[float, float] | None:
     """Load and requests a second that arrived in the last `seconds`, by the gateway; None if it does not tell.
 
-    If few came, over up to `ARRIVALS_MAX_SECONDS`.
+    If few came, over up to `ARRIVALS_MAX_SECONDS`, or `seconds` if that is more.
     """
     if not samples or now - samples[-1].at > GRACE_SECONDS:
         return None
@@ -116,7 +118,12 @@ def load_rate(
         passed = last.at - first.at
         requests = rise(first.arrivals_total, last.arrivals_total)
         tokens = rise(first.arrived_prompt_tokens_total, last.arrived_prompt_tokens_total)
-        if requests is None or tokens is None or passed <= 0 or (result and passed > ARRIVALS_MAX_SECONDS):
+        if (
+            requests is None
+            or tokens is None
+            or passed <= 0
+            or (result and passed > max(seconds, ARRIVALS_MAX_SECONDS))
+        ):
             break
         result = load(requests, tokens) / passed, requests / passed
         if passed >= seconds and requests >= ARRIVALS_ENOUGH:
@@ -141,7 +148,7 @@ def measure(fleet: Fleet, settings: Settings, learned: Learned, memory: Memory, 
     arrived = load_rate(memory.gateway, now)
     done = work_done(memory.seen, ready, now)
     ahead = arrived[0] * learned.work_per_token if arrived and learned.work_per_token else None
-    steady = load_rate(memory.gateway, now, ARRIVALS_MAX_SECONDS) if ahead is not None else None
+    steady = load_rate(memory.gateway, now, STEADY_SECONDS) if ahead is not None else None
     work = ahead if ahead is not None else done
     waiting = sum(each.sample.waiting for each in counted)
     tokens = sum(each.sample.waiting_prompt_tokens for each in counted)

@@ -31,13 +31,13 @@ RISES_PRIOR: Final = 0.2
 """Sum of squared rises that the first momentum counts for: twenty of a tenth."""
 RISES_FADE: Final = 0.997
 """Rises count 1/e after about an hour of decisions."""
-REACTION_SECONDS: Final = 45.0
-"""Beside the start-up: half of the minute over which a rise is measured, and a decision that is waited for."""
+REACTION_SECONDS: Final = 75.0
+"""Beside the start-up: half of the time over which a rise is measured, and a decision that is waited for."""
 RESERVE_QUANTILE: Final = 0.9
 """Rises within a start-up time that the reserve covers."""
 RESERVE_STEP: Final = 0.02
 """By so much a decision moves the reserve at most."""
-LATE_BUDGET: Final = 0.007
+LATE_BUDGET: Final = 0.0065
 """Share of requests that may be late: less than the hundredth that is aimed at, for the rest is for surprises."""
 LATE_SECONDS: Final = 300.0
 """Requests count the less for the share of late ones the longer ago they ended: 1/e after so long."""
@@ -52,11 +52,11 @@ ENOUGH_ENDED: Final = 100.0
 EASE_PER_SECOND: Final = 0.0012
 """So fast more is asked of replicas while nothing is late, slower the more are: 0.07 in a minute."""
 TIGHTEN: Final = 0.9
-"""Factor on the utilization when twice the budget are late, more for more, once in a start-up time."""
+"""Factor on the utilization when twice the budget are late, more for more."""
 MOST_TIGHTEN: Final = 0.75
 """… and no more at once: what comes of it is to be seen first."""
-MIN_TIGHTEN_SECONDS: Final = 60.0
-"""Between two such steps at least, however fast replicas start: requests take their time to end."""
+TIGHTEN_SECONDS: Final = 60.0
+"""Between two such steps at least. What replicas that still start will cure counts as an overload by then."""
 AVERAGE_SECONDS: Final = 120.0
 """Work and load are averaged over so long before one is divided by the other: answers take seconds to minutes."""
 STARTUP_WEIGHT: Final = 0.3
@@ -157,13 +157,12 @@ def learn_lateness(memory: Memory, before: Memory, asked: float, now: float) -> 
 def learn_utilization(learned: Learned, memory: Memory, now: float) -> tuple[Learned, Memory]:
     """Ask more of replicas that are loaded and in time, less of those that are late."""
     asked = learned.utilization or FIRST_UTILIZATION
-    startup = max(learned.startup_seconds, MIN_TIGHTEN_SECONDS)
     share = memory.late / memory.ended if memory.ended >= ENOUGH_ENDED else 0.0
-    recent = max((value for time, value in memory.loads if now - time <= startup), default=0.0)
+    recent = max((value for time, value in memory.loads if now - time <= BLAME_SECONDS), default=0.0)
     passed = now - memory.loads[-2][0] if len(memory.loads) > 1 else 0.0
     # By one standard deviation more than the budget: a few late ones by chance are no reason.
     if memory.late - math.sqrt(memory.late) > LATE_BUDGET * memory.ended and memory.ended >= ENOUGH_ENDED:
-        if memory.tightened_at is None or now - memory.tightened_at >= startup:
+        if memory.tightened_at is None or now - memory.tightened_at >= TIGHTEN_SECONDS:
             asked = max(MIN_UTILIZATION, asked * max(MOST_TIGHTEN, TIGHTEN ** (share / LATE_BUDGET / 2)))
             memory = replace(memory, tightened_at=now, late=0.0, ended=0.0)
     elif share < LATE_BUDGET / 2 and recent >= LOADED * asked and memory.ended >= ENOUGH_ENDED:

@@ -10,7 +10,7 @@ from octavo_operator.autoscale.observation import Fleet
 from octavo_operator.autoscale.settings import Settings
 from octavo_operator.autoscale.state import Learned, Memory
 
-DOWN_SHARE: Final = 0.95
+DOWN_SHARE: Final = 0.93
 """Fewer replicas must be enough at this share of what is asked of them otherwise: room, so that it is not undone."""
 STRAIN: Final = 0.4
 """Of what is kept free of a replica for chance, it can give so much for as long as another one needs to start."""
@@ -35,10 +35,12 @@ IDLE_STARTUPS: Final = 3.0
 class Need:
     """Replicas that are needed now, and `why`: the larger part. `each`: work that is asked of a replica.
 
-    `steady_work`, `kv_replicas`: by which fewer are judged, over a window.
+    `urgent`: those without which even strained replicas fail. `steady_work`, `kv_replicas`: by which fewer are judged,
+    over a window.
     """
 
     replicas: int
+    urgent: int
     each: float
     steady_work: float
     kv_replicas: float
@@ -60,14 +62,14 @@ class Verdict:
 def need(demand: Demand, learned: Learned, settings: Settings, rise: float) -> Need:
     """Replicas for work and backlog with the reserve, or for the KV tokens, whichever are more.
 
-    `rise` is on the work of the last minute; that of the last seconds counts by itself if it is more still.
+    `rise` is on the steady work; that of the last seconds counts by itself if it is more still.
     """
     each = learned.utilization * demand.capacity or 1.0
-    # What is yet to come may take of what is kept free for chance, for as long as a replica needs to start.
+    # What is yet to come, or came by chance, may take of what is kept free, for as long as a replica needs to start.
     most = MAX_STRAIN * demand.capacity
     strained = max(each, min(most, each * STRAIN_FACTOR), each + STRAIN * (most - each))
     steady = max(demand.steady, demand.steady * (1 + rise) * each / strained)
-    work = max(demand.work, steady)
+    work = max(steady, demand.work * each / strained)
     by_work = (work + demand.backlog) / each
     by_kv = demand.kv_replicas / (settings.targets.kv_cache_utilization_percent / 100)
     message = (
@@ -77,6 +79,7 @@ def need(demand: Demand, learned: Learned, settings: Settings, rise: float) -> N
     )
     return Need(
         replicas=math.ceil(max(by_work, by_kv) - ROUNDING),
+        urgent=math.ceil(max((max(demand.work, demand.steady) + demand.backlog) / strained, by_kv) - ROUNDING),
         each=each,
         steady_work=steady,
         kv_replicas=by_kv,
@@ -141,6 +144,8 @@ def _judge(
         return Verdict(fleet.desired, "LoadUnknown", text, active=False)
     most = math.ceil(max(1, len(fleet.ready)) * UP_FACTOR) + UP_EXTRA
     up = min(min(value for _, value in memory.wants), most)
+    if memory.scaled_down_at is not None and now - memory.scaled_down_at < learned.startup_seconds:
+        up = min(up, need.urgent)
     if up > fleet.desired:
         return Verdict(up, need.why, need.message)
     idle = _idle_for(memory, now)

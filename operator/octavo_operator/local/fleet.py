@@ -139,7 +139,12 @@ class LocalFleet:
 
     async def run(self) -> None:
         """Keep it all alive until this is cancelled."""
-        await _together(self._replicas.run(), self._gateway.run())
+        await _together(self._replicas.run(), self._gateway.run(), self._decide_on())
+
+    async def _decide_on(self) -> None:
+        """A fleet that nobody scales any more must not go on as if somebody did."""
+        if self._autoscaler is not None:
+            await asyncio.shield(self._autoscaler)
 
     def kill(self) -> None:
         """End every process now, without draining."""

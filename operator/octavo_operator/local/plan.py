@@ -201,7 +201,7 @@ def _idle_fields(deployment: LLMDeployment) -> Iterator[str]:
         "spec.server.compileCache": spec.server.compile_cache,
         "spec.resources.ephemeralStorage": spec.resources.ephemeral_storage,
         "spec.storage.cache": spec.storage.cache,
-        "spec.autoscaling": spec.autoscaling,
+        "spec.autoscaling": spec.autoscaling if spec.autoscaling and spec.autoscaling.mode == "External" else None,
         "spec.networking.inferencePool": spec.networking.inference_pool,
     }
     given += [name for name, value in fields.items() if value is not None]

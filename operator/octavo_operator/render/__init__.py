@@ -8,7 +8,7 @@ from octavo_operator.render.arguments import container_arguments, has_admin_port
 from octavo_operator.render.common import Manifest, RenderSettings, selector
 from octavo_operator.render.network import inference_pool, network_policy, pod_monitor, service
 from octavo_operator.render.pull import COMMIT, lacks_commit, pull_arguments, pull_source, pulls_itself, wants_prefetch
-from octavo_operator.render.revision import revision_job, revision_name, revision_policy
+from octavo_operator.render.revision import revision_job, revision_name, revision_name_of, revision_policy
 from octavo_operator.render.storage import REVISION_ANNOTATION, cache_name, claim, prefetch_job, prefetch_policy
 from octavo_operator.render.timing import grace_seconds, start_seconds, startup_seconds
 from octavo_operator.render.workload import deployment_of, disruption_budget
@@ -34,6 +34,7 @@ __all__ = [
     "render_own",
     "revision_job",
     "revision_name",
+    "revision_name_of",
     "revision_policy",
     "selector",
     "server_arguments",

@@ -28,7 +28,12 @@ _KEPT_SECONDS: Final = 3600
 
 def revision_name(deployment: LLMDeployment) -> str:
     """The name of the Job and of its policy."""
-    return f"{deployment.name}-revision"
+    return revision_name_of(deployment.name)
+
+
+def revision_name_of(name: str) -> str:
+    """The same for an LLMDeployment of this name."""
+    return f"{name}-revision"
 
 
 def revision_job(deployment: LLMDeployment, settings: RenderSettings, digest: str | None = None) -> Manifest:

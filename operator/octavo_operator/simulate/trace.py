@@ -14,6 +14,8 @@ Profile = Literal["trace", "flat", "diurnal", "burst"]
 PROFILES: Final[tuple[Profile, ...]] = ("trace", "flat", "diurnal", "burst")
 DIURNAL_SWING: Final = 0.8
 """By this share of the mean the rate of the profile `diurnal` goes up and down."""
+DIURNAL_LENGTHS: Final = 3.0
+"""A day of the profile `diurnal` is so many times as long as the trace: in an hour load would come faster than pods."""
 BURST_FACTOR: Final = 3.0
 """By so much the rate of the profile `burst` is higher in a burst than between two."""
 BURST_SECONDS: Final = (60.0, 240.0)
@@ -146,9 +148,11 @@ def shape(trace: Trace, profile: Profile, seed: int, seconds: float | None = Non
     """The trace's requests in their order, at times drawn anew: Poisson with a rate that follows the profile.
 
     `flat`: the trace's mean rate. `diurnal`: a sine about it, from its lowest point over one period. `burst`: bursts of
-    random length and distance. `trace` leaves the times alone. `seconds`: how long, if not as long as the trace.
+    random length and distance. `trace` leaves the times alone. `seconds`: how long, if not as long as the trace, or
+    `DIURNAL_LENGTHS` times that.
     """
-    seconds = trace.seconds if seconds is None else seconds
+    if seconds is None:
+        seconds = trace.seconds * (DIURNAL_LENGTHS if profile == "diurnal" else 1.0)
     if profile == "trace":
         return trace if seconds == trace.seconds else _repeat(trace, seconds)
     draw = random.Random(f"{seed} {profile}")
