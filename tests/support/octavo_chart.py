@@ -77,6 +77,7 @@ COMBINATIONS: dict[str, Values] = {
     "everything": {
         "scope": "Cluster",
         "userRoles": {"create": True},
+        "dashboard": {"enabled": True, "annotations": {"grafana_folder": "Octavo"}},
         "replicas": 2,
         "imagePullSecrets": [{"name": "pull"}],
         "serviceAccount": {"annotations": {"a/b": "c"}},

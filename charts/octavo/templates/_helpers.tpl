@@ -14,7 +14,7 @@
 
 {{- /* `helm upgrade --reuse-values` brings an older chart's defaults in place of this one's. */}}
 {{- define "octavo.check" -}}
-{{- range list "crds" "gateway" "networkPolicy" "podDisruptionBudget" "podMonitor" "userRoles" }}
+{{- range list "crds" "dashboard" "gateway" "networkPolicy" "podDisruptionBudget" "podMonitor" "userRoles" }}
 {{- if not (hasKey $.Values .) }}
 {{- fail (printf "%s: is missing, as the values are those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" .) }}
 {{- end }}
