@@ -5,7 +5,8 @@ the API server lets them, for ever. Some corrections in a row are free; after th
 before, and the fight is told of until nothing had to be put right for a while.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,6 +47,15 @@ class Contests:
 
     def __init__(self) -> None:
         self._records: dict[_Name, _Record] = {}
+        self._settled: dict[_Name, tuple[str | None, str]] = {}
+
+    def settle(self, wanted: Manifest, made: Manifest) -> None:
+        """Applying it made no difference: what is there is what the cluster's admission makes of it."""
+        self._settled[_name(wanted)] = (drift.digest(dict(wanted)), _state(made))
+
+    def is_settled(self, wanted: Manifest, live: Manifest) -> bool:
+        """Whether that is still so, and another try would be in vain."""
+        return self._settled.get(_name(wanted)) == (drift.digest(dict(wanted)), _state(live))
 
     def may_write(self, wanted: Manifest, now: float) -> bool:
         """Whether it may be put right now, or has to wait."""
@@ -58,7 +68,7 @@ class Contests:
         times = record.times if record is not None else 0
         self._records[_name(wanted)] = _Record(drift.digest(dict(wanted)), times + 1, now)
 
-    def problem(self, wanted: list[dict[str, Any]], now: float) -> Problem | None:
+    def problem(self, wanted: Sequence[Manifest], now: float) -> Problem | None:
         """The first of these objects that is fought over."""
         for each in wanted:
             record = self._current(each, now)
@@ -71,7 +81,7 @@ class Contests:
                 return Problem(CONTESTED, f"{text}: another operator, an autoscaler or a policy may be at work: {who}")
         return None
 
-    def wait(self, wanted: list[dict[str, Any]], now: float) -> float:
+    def wait(self, wanted: Sequence[Manifest], now: float) -> float:
         """Seconds until one of them may be written, or is fought over no more."""
         records = [
             record for each in wanted if (record := self._current(each, now)) is not None and record.times > FREE
@@ -81,8 +91,9 @@ class Contests:
 
     def forget(self, namespace: str, name: str) -> None:
         """An LLMDeployment is gone, and what bears its name with it."""
-        for key in [each for each in self._records if each[::2] == (namespace, name)]:
-            del self._records[key]
+        for records in (self._records, self._settled):
+            for key in [each for each in records if each[::2] == (namespace, name)]:
+                del records[key]
 
     def _current(self, wanted: Manifest, now: float) -> _Record | None:
         """Of this very content, if it still counts."""
@@ -90,6 +101,13 @@ class Contests:
         if record is None or record.digest != drift.digest(dict(wanted)) or now >= record.over:
             return None
         return record
+
+
+def _state(live: Manifest) -> str:
+    """What changes when an object does; of those that have a generation their status is no part of it."""
+    metadata = live["metadata"]
+    told = [metadata.get(field) for field in ("uid", "labels", "annotations", "ownerReferences")]
+    return json.dumps([*told, metadata.get("generation") or metadata["resourceVersion"]], sort_keys=True)
 
 
 def _name(wanted: Manifest) -> _Name:

@@ -15,13 +15,14 @@ from octavo_operator import drift
 from octavo_operator.accounting import Ledger, epoch
 from octavo_operator.api import LLMDeployment, ManifestError, parse
 from octavo_operator.api.status import Resolved
+from octavo_operator.applying import Applying
 from octavo_operator.autoscale.cluster import write_costs
 from octavo_operator.autoscale.decisions import Decisions
 from octavo_operator.autoscale.pods import stale_costs
 from octavo_operator.cache import CacheState, ModelCache, claims_in_use
 from octavo_operator.children import MISSING_API, Children, remove
 from octavo_operator.contests import Contests
-from octavo_operator.events import Event, events_of, events_of_apply
+from octavo_operator.events import Event, events_of
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.observation import (
     CONTESTED,
@@ -121,7 +122,9 @@ class Reconciler:
                     wanted = self._rendered(deployment, resolved)
             now = [each for each in wanted if not (each["kind"] == "Deployment" and _waits(deployment, cache))]
             by = "spec.suspend is true" if deployment.spec.suspend else scaling.by if scaling else "spec.replicas"
-            problem = await self._apply(live, now, children, actions, by) or cache.problem or children.lacking(wanted)
+            applying = Applying(self._kube, self._contests, epoch(self._now()), partial(self._expect_alive, live), by)
+            problem = await applying.bring_about(now, children, actions)
+            problem = problem or cache.problem or children.lacking(wanted)
             if scaling is not None and any(each.reason == "Scaled" for each in actions):
                 scaling = self._decisions.scaled((key.namespace, key.name), scaling, self._now())
             actions += await remove(self._kube, children.unwanted(live, wanted))
@@ -187,44 +190,6 @@ class Reconciler:
 
     def _rendered(self, deployment: LLMDeployment, resolved: Resolved) -> list[Manifest]:
         return [drift.stamped(each) for each in render_own(*pinned(deployment, self._settings, resolved))]
-
-    async def _apply(
-        self, live: Manifest, wanted: list[Manifest], children: Children, actions: list[Event], by: str
-    ) -> Problem | None:
-        """Write what differs, and put what came back into `children`. `by`: what decides the number of replicas."""
-        problem: Problem | None = None
-        is_alive = False
-        at = epoch(self._now())
-        for manifest in wanted:
-            kind, name = manifest["kind"], manifest["metadata"]["name"]
-            if kind in children.missing:
-                continue
-            child = children.live[kind]
-            if child is not None and "deletionTimestamp" in child["metadata"]:
-                message = f"the {kind} is being deleted; it is made again when it is gone"
-                problem = Problem("ChildTerminating", message)
-                continue
-            if child is not None and drift.in_sync(manifest, child):
-                continue
-            if not self._contests.may_write(manifest, at):
-                continue
-            try:
-                if child is None:
-                    if not is_alive:
-                        await self._expect_alive(live)
-                        is_alive = True
-                    children.live[kind] = await self._kube.create_by_apply(manifest)
-                    actions.append(Event("Normal", "Created", f"created {kind} {name}"))
-                else:
-                    applied = await self._kube.update_by_apply(manifest, child["metadata"]["uid"])
-                    children.live[kind] = applied
-                    actions += events_of_apply(child, applied, by)
-                self._contests.wrote(manifest, at)
-            except KubeError as error:
-                if not error.is_refusal:
-                    raise
-                return Problem("ApplyRefused", f"the API server refused {kind} {name}: {error.message}")
-        return problem or self._contests.problem(wanted, at)
 
     async def _expect_alive(self, live: Manifest) -> None:
         """Before anything is created: children of what is gone would be collected and made again, for ever."""

@@ -1,5 +1,6 @@
 """What a client asks for: as much of a body as routing and resuming need. Values stay the bytes that they came as."""
 
+import dataclasses
 import hashlib
 import secrets
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ ROUTES: Final[dict[str, Kind]] = {
     "/tokenize": "tokens",
     "/detokenize": "tokens",
 }
+COUNTING: Final = frozenset(
+    {"/tokenize", "/detokenize", "/v1/responses/input_tokens"}
+)  # compute nothing, cache nothing
 RESUME: Final = "octavo_resume"
 _PROMPTS: Final[dict[Kind, tuple[str, ...]]] = {
     "chat": ("tools", "messages"),
@@ -127,7 +131,7 @@ def parse(path: str, raw: bytes, *, tenant: str | None) -> Asked:
 
 def _add(asked: Asked, tenant: str | None) -> None:
     """What the gateway asks for besides: the noise's seed and the tokens, to go on from, and a salt for each tenant."""
-    if tenant is not None and asked.kind != "tokens":
+    if tenant is not None and asked.path not in COUNTING:
         own = _value(asked.fields, "cache_salt", str)
         if own is not None or asked.fields.get("cache_salt", _NULL) == _NULL:
             asked.added["cache_salt"] = msgspec.Raw(_encode(_salt(tenant, own)))
@@ -162,7 +166,14 @@ def _prompt(kind: Kind, fields: dict[str, msgspec.Raw], tenant: str | None) -> P
             first = next((at for at, each in enumerate(messages) if each.role == "user"), 0)
             opening = sum(map(len, [*parts[:-1], *pieces[: first + 1]]))
             parts[-1:] = pieces
-    return prompt_of(b"".join(parts), opening=opening, salt=salt)
+    prompt = prompt_of(b"".join(parts), opening=opening, salt=salt)
+    ids = sum(map(_token_ids, parts)) if kind in ("completions", "embeddings") else 0
+    return dataclasses.replace(prompt, total=ids) if ids else prompt
+
+
+def _token_ids(part: bytes) -> int:
+    """How many token ids a part is; 0 if it is text."""
+    return part.count(b",") + 1 if part[:1] == b"[" and part.lstrip(b"[ \n\t\r")[:1].isdigit() else 0
 
 
 def _count(prompt: msgspec.Raw | None) -> int:

@@ -99,17 +99,11 @@ class Delivery:
 
     async def _place(self) -> Place:
         asked, since = self._asked, self._loop.time()
-        wanted = Wanted(
-            asked.prompt,
-            self._caller.tenant or "",
-            asked.size,
-            streams=asked.stream,
-            avoid=self._avoid,
-            begun=self._response is not None,
-        )
+        begun, tenant = self._response is not None, self._caller.tenant or ""
+        wanted = Wanted(asked.prompt, tenant, asked.size, asked.stream, self._avoid, begun)
         try:
             if asked.previous is not None:
-                holder = response_ids.holder(asked.previous, self._caller.tenant or "", self._pool.replicas.values())
+                holder = response_ids.holder(asked.previous, tenant, self._pool.replicas.values())
                 place = None if holder is None else self._pool.place_at(holder.endpoint.id, wanted)
                 if place is None:
                     raise response_ids.previous_not_found(asked.previous)
@@ -126,12 +120,7 @@ class Delivery:
     def _body(self, replica_id: str) -> bytes:
         asked = self._asked
         if asked.path == "/v1/responses":
-            given = asked.fields.get("request_id")
-            try:
-                random = self._random if given is None else msgspec.json.decode(given, type=str)
-            except msgspec.DecodeError:
-                return asked.body()  # the replica says what is wrong with it
-            return asked.body(request_id=response_ids.request_id(random, replica_id, self._caller.tenant or ""))
+            return response_ids.body_of(asked, self._random, replica_id, self._caller.tenant or "")
         if self._response is not None and isinstance(self._so_far, AnswerSoFar):
             resume = self._so_far.resume()
             return asked.body() if resume is None else asked.body(octavo_resume=resume)

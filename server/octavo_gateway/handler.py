@@ -68,6 +68,8 @@ class Handler:
             timing.status = answer.status
             if not answer.prepared:
                 answer.headers.update({"x-request-id": timing.request_id, "Server": "octavo"})
+                if self._gateway.draining:  # the next request goes to another gateway
+                    answer.force_close()
             return answer
         finally:
             self._gateway.ended(timing)

@@ -8,7 +8,10 @@ name has another name, which no replica knows.
 import hashlib
 from collections.abc import Iterable
 
+import msgspec
+
 from octavo_common.errors import RequestError
+from octavo_gateway.asked import Asked
 from octavo_gateway.replica import Replica
 
 
@@ -16,6 +19,16 @@ def request_id(random: str, replica_id: str, tenant: str) -> str:
     """What a response is called, behind `resp_`."""
     replica = _of_replica(replica_id)
     return f"{random}.{replica}.{_of_tenant(random, replica, tenant)}"
+
+
+def body_of(asked: Asked, random: str, replica_id: str, tenant: str) -> bytes:
+    """The body of a request that makes a response, with its name; `random`: where the client gives none."""
+    given = asked.fields.get("request_id")
+    try:
+        own = random if given is None else msgspec.json.decode(given, type=str | None) or random
+    except msgspec.DecodeError:
+        return asked.body()  # the replica says what is wrong with it
+    return asked.body(request_id=request_id(own, replica_id, tenant))
 
 
 def holder(response_id: str, tenant: str, replicas: Iterable[Replica]) -> Replica | None:

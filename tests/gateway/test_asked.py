@@ -61,12 +61,20 @@ def test_what_is_not_streamed_is_asked_for_as_it_came_but_for_a_seed() -> None:
     assert set(told) == {"model", "messages", "stream", "seed"}
     assert set(sent(asked("/v1/embeddings", input="x"))) == {"model", "input"}
     assert set(sent(asked("/tokenize", tenant="t", prompt="x"))) == {"model", "prompt"}
+    assert set(sent(asked("/v1/responses/input_tokens", tenant="t", input="x"))) == {"model", "input"}
 
 
 def test_retries_and_resumed_requests_have_one_seed() -> None:
     found = asked(messages=[], stream=True)
     seeds = {sent(found)["seed"], sent(found, octavo_resume={"output_token_ids": [1]})["seed"]}
     assert len(seeds) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"), [([1, 2, 300000], 3), ([[1, 2], [3]], 3), (["x" * 400, "y" * 400], 202), ("[1, 2, 3]", 2)]
+)
+def test_tokens_are_counted_where_they_are_given_and_else_estimated(prompt: Any, tokens: int) -> None:
+    assert asked("/v1/completions", prompt=prompt).prompt.total == tokens
 
 
 def test_the_same_chat_in_another_spelling_has_the_same_prompt() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def running_gateway(directory: Path) -> "subprocess.Popen[str]":
 
 
 def chat(number: int) -> dict[str, Any]:
-    """Half of them greedy, half of them with chance; calls of tools, log-probabilities, and completions with an echo."""
+    """Half of them greedy, half of them with chance; calls, log-probabilities, completions with an echo and without."""
     body: dict[str, Any] = {
         "model": "demo",
         "messages": [{"role": "user", "content": f"{QUESTIONS[number % 4]} ({number})"}],
@@ -190,6 +191,47 @@ def test_openais_client_works_through_the_gateway(fleet: Fleet) -> None:
             client.responses.retrieve(first.id)
         with pytest.raises(openai.NotFoundError, match="served here: demo"):
             client.chat.completions.create(model="none", messages=question)
+
+
+QUESTION: Final = [{"role": "user", "content": "What is a page?"}]
+ASKED: Final[list[tuple[str, dict[str, Any]]]] = [
+    ("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 12, "temperature": 0, "n": 2, "seed": 1}),
+    ("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 12, "temperature": 0, "return_token_ids": True}),
+    ("/v1/completions", {"prompt": ["A page", "A block"], "max_tokens": 12, "temperature": 1, "seed": 5, "n": 2}),
+    ("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 5, "temperature": 0, "logprobs": 1, "echo": True}),
+    ("/v1/completions", {"prompt": "A page", "max_tokens": 12, "stream": True, "temperature": 0}),
+    ("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 12, "stream": True, "n": 2, "temperature": 0}),
+    ("/v1/embeddings", {"input": ["a", "b"]}),
+    ("/tokenize", {"messages": QUESTION}),
+    ("/detokenize", {"tokens": [1, 2, 3]}),
+    ("/v1/responses/input_tokens", {"input": "hello"}),
+    ("/v1/chat/completions", {"messages": QUESTION, "temperature": 3}),
+    ("/v1/chat/completions", {"messages": [], "nonsense": True}),
+    ("/v1/completions", {"prompt": {"x": 1}}),
+    ("/v1/responses", {"input": 7}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), ASKED)
+def test_every_route_answers_as_the_server_itself_does(fleet: Fleet, path: str, fields: dict[str, Any]) -> None:
+    body = {"model": "demo", **fields}
+    server = next(iter(fleet.servers.values()))
+    direct = httpx.post(f"{server.url}{path}", json=body, headers={"Authorization": "Bearer servers"})
+    through = httpx.post(f"{fleet.url}{path}", json=body, headers=CLIENT)
+    assert (through.status_code, through.headers["content-type"]) == (
+        direct.status_code,
+        direct.headers["content-type"],
+    )
+    assert alike(through.text) == alike(direct.text)
+
+
+def alike(text: str) -> str:
+    """An answer but for its name, its time, and what the cache had; a stream but for how it was cut into events."""
+    text = re.sub(r'"(id|created|cached_tokens)":("[^"]*"|\d+)', "", text)
+    if not text.startswith("data: "):
+        return text
+    choices = re.findall(r'"index":(\d).*?"(?:content|text)":"((?:[^"\\]|\\.)*)"', text)
+    return repr({index: "".join(piece for at, piece in choices if at == index) for index, _ in choices})
 
 
 async def test_scaled_to_zero_requests_wait_and_are_answered_when_a_replica_is_there(fleet: Fleet) -> None:

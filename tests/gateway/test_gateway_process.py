@@ -73,6 +73,7 @@ async def test_sigterm_lets_open_streams_finish_and_says_that_it_is_not_ready(tm
                                 break
                     async with other.post(f"{gateway.url}/v1/chat/completions", json=CHAT | {"stream": False}) as late:
                         assert late.status == 200  # who has not noticed yet is served
+                        assert late.headers["Connection"] == "close"  # and goes elsewhere next
                 text += await answer.read()
             assert Stream.of(text.decode()).done
             assert await gateway.process.wait() == 0

@@ -12,7 +12,7 @@ from llm_deployments import llm_deployment
 from octavo_operator.api import LLMDeployment, parse
 from octavo_operator.autoscale.decide import Decision
 from octavo_operator.autoscale.decisions import Decisions, settings_of
-from octavo_operator.autoscale.observation import Fleet
+from octavo_operator.autoscale.observation import Fleet, GatewaySample
 from octavo_operator.autoscale.settings import Settings
 from octavo_operator.autoscale.state import Learned, State
 from octavo_operator.observation import Scaling
@@ -118,6 +118,58 @@ def test_a_decision_that_waits_to_be_applied_is_told_once() -> None:
     decider.decision = replace(decider.decision, replicas=2)
     assert decided(decisions, 0), "another number is news"
     assert settled(decisions, TO_ZERO, 0)[0] == 2
+
+
+def seen(decisions: Decisions, current: int, now: float, gateway_at: float | None) -> tuple[Decision, bool]:
+    sample = None if gateway_at is None else GatewaySample(gateway_at, 0.0, 0.0, 0)
+    taken = decisions.take(NAME, Fleet(current, gateway=sample), now)
+    assert taken is not None
+    return taken
+
+
+def test_without_a_gateway_nothing_goes_to_zero() -> None:
+    """It may hold requests, and where there is none nobody would wake the model. With the real decider's own bound."""
+    decider = Decider(1)
+    decisions = Decisions(decider)
+    settled(decisions, TO_ZERO, 1)
+    seen(decisions, 1, 0.0, gateway_at=0.0)
+    assert decider.given[-1][1].floor == 0
+    seen(decisions, 1, 10.0, gateway_at=None)
+    assert decider.given[-1][1].floor == 1, "nor while it does not answer for a moment"
+    seen(decisions, 1, 90.0, gateway_at=20.0)
+    assert decider.given[-1][1].floor == 1, "nor by what it said a minute ago"
+
+
+def test_at_zero_a_model_that_no_gateway_tells_of_is_woken_after_a_while() -> None:
+    decider = Decider(0)
+    decisions = Decisions(decider)
+    settled(decisions, TO_ZERO, 0)
+    seen(decisions, 0, 0.0, gateway_at=0.0)
+    seen(decisions, 0, 59.0, gateway_at=None)
+    assert decider.given[-1][1].floor == 0, "a roll-out of gateways wakes nothing"
+    decider.decision = replace(decider.decision, replicas=1)
+    decision, is_news = seen(decisions, 0, 61.0, gateway_at=None)
+    assert decider.given[-1][1].floor == 1 and is_news
+    assert decision.reason == "GatewayUnknown" and "no gateway tells" in decision.message
+    _, scaling = settled(decisions, TO_ZERO, 1)
+    assert scaling is not None and scaling.active.reason == "GatewayUnknown"
+    _, is_news = seen(decisions, 1, 71.0, gateway_at=None)
+    assert not is_news, "that is told once"
+    _, is_news = seen(decisions, 1, 80.0, gateway_at=80.0)
+    assert is_news and decider.given[-1][1].floor == 0, "and over when one tells again"
+    _, scaling = settled(decisions, TO_ZERO, 1)
+    assert scaling is not None and scaling.active.reason == "Deciding"
+
+
+def test_the_real_decider_keeps_a_replica_while_no_gateway_is_known() -> None:
+    decisions = Decisions()
+    settled(decisions, TO_ZERO, 0)
+    seen(decisions, 0, 0.0, gateway_at=None)
+    decision, _ = seen(decisions, 0, 61.0, gateway_at=None)
+    assert (decision.replicas, decision.reason) == (1, "GatewayUnknown")
+    resting = Decisions()
+    settled(resting, TO_ZERO, 0)
+    assert seen(resting, 0, 61.0, gateway_at=61.0)[0].replicas == 0
 
 
 def test_a_lowered_bound_holds_at_once_and_is_told_as_the_reason() -> None:

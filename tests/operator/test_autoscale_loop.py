@@ -98,9 +98,10 @@ class Bench:
             lambda: self.now,
         )
 
-    def add(self, name: Name, mode: str = "Internal", **spec: Any) -> None:
+    def add(self, name: Name, mode: str = "Internal", made: str = "2025-01-01T00:00:00Z", **spec: Any) -> None:
         body = llm_deployment(name[1], autoscaling={"mode": mode, "maxReplicas": 8}, **spec)
-        live = body | {"metadata": {"name": name[1], "namespace": name[0], "uid": f"uid-{name[1]}"}}
+        metadata = {"name": name[1], "namespace": name[0], "uid": f"uid-{name[1]}", "creationTimestamp": made}
+        live = body | {"metadata": metadata}
         self.decisions.settle(live, parse(body), {"spec": {"replicas": 2}})
 
     @asynccontextmanager
@@ -241,6 +242,21 @@ async def test_the_model_is_asked_for_by_the_name_that_clients_use(bench: Bench)
     await bench.autoscaler.look(A)
     gateway = bench.decider.given[0].gateway
     assert gateway is not None and gateway.held_requests == 7
+
+
+async def test_of_two_models_of_one_name_a_gateway_tells_of_the_older(bench: Bench) -> None:
+    """Which it serves. The other must not be scaled by requests that never reach it."""
+    reading = GatewayReading(0.0, (0.0,) * 5, (7.0, 70.0, 7.0))
+    bench.keeper.gateway_answers = bench.scraper.gateway_answers = {"g": {"llama": reading}}
+    shared = {"name": "llama", "source": {"builtin": {"name": "demo"}}}
+    bench.add(B, model=shared)
+    bench.add(A, model=shared, made="2026-01-01T00:00:00Z")
+    await bench.autoscaler.look(A)
+    await bench.autoscaler.look(B)
+    assert [each.gateway is not None for each in bench.decider.given] == [False, True]
+    bench.decisions.forget(B)
+    await bench.autoscaler.look(A)
+    assert bench.decider.given[-1].gateway is not None
 
 
 async def test_what_is_there_no_more_is_not_scraped(bench: Bench) -> None:

@@ -143,7 +143,9 @@ def test_a_bound_that_is_met_is_the_reason() -> None:
 
 def test_the_message_has_the_numbers_that_a_person_asks_for() -> None:
     fleet = VirtualFleet(2)
-    message = fleet.run(600, 30.0)[-1].message
+    for rate in (10.0, 20.0, 30.0):
+        fleet.run(300, rate)
+    message = fleet.run(300, 30.0)[-1].message
     assert message.startswith("30.0 requests/s are 1.2")  # 0.04 replica-seconds each
     assert "KV tokens" in message
 

@@ -11,6 +11,7 @@ from kube_fixture import ControlPlane, Faults, Kube
 from llm_deployments import (
     API,
     KIND,
+    NOW,
     SETTINGS,
     Passes,
     conditions,
@@ -21,6 +22,7 @@ from llm_deployments import (
 )
 from octavo_operator import drift
 from octavo_operator.contests import FIRST_SECONDS, FREE, MOST_SECONDS, QUIET_SECONDS, Contests
+from octavo_operator.kube import Kube as CachelessKube
 from octavo_operator.kube import connect
 from octavo_operator.reconcile import Reconciler
 from octavo_operator.workqueue import Retry
@@ -127,6 +129,55 @@ async def test_what_is_changed_again_and_again_is_put_right_ever_more_seldom(
         seconds += int(QUIET_SECONDS)
         await passes.once()
         assert (await conditions(octavo))["Degraded"][0] == "False"
+
+
+class Admitted(CachelessKube):
+    """A connection to an API server whose admission rewrites what is applied."""
+
+    async def _apply(self, manifest: Object, **how: Any) -> Object:
+        if manifest["kind"] == "Deployment":
+            template = manifest["spec"]["template"]
+            pod = template["spec"] | {"tolerations": [{"key": "theirs", "operator": "Exists"}]}
+            manifest = manifest | {"spec": manifest["spec"] | {"template": template | {"spec": pod}}}
+        if manifest["kind"] == "Service":
+            ports = [each | {"appProtocol": "kubernetes.io/h2c"} for each in manifest["spec"]["ports"]]
+            manifest = manifest | {"spec": manifest["spec"] | {"ports": ports}}
+        return await super()._apply(manifest, **how)
+
+
+async def test_what_admission_makes_of_an_object_is_no_fight_and_tried_once(
+    control_plane: ControlPlane, octavo: Kube, faults: Faults
+) -> None:
+    async with connect(control_plane.kubeconfig) as api:
+        passes = Passes(Reconciler(Admitted(api.api), SETTINGS, lambda: NOW), octavo.namespace)
+        made = await octavo.create(llm_deployment())
+        await passes.once()
+        await passes.once()
+        faults.reset()
+        for _ in range(3 * FREE):
+            await passes.once()
+        assert [each.path for each in faults.writes() if "status" not in each.path and "events" not in each.path] == []
+        assert (await conditions(octavo))["Degraded"][0] == "False"
+        assert (await octavo.get(*SERVICE))["spec"]["ports"][0]["appProtocol"] == "kubernetes.io/h2c"
+        await octavo.patch(made, {"spec": {"networking": {"service": {"port": 9000}}}})
+        await passes.once()
+        assert (await octavo.get(*SERVICE))["spec"]["ports"][0]["port"] == 9000
+        live = await octavo.get(*SERVICE)
+        theirs = [each | {"appProtocol": "theirs"} for each in live["spec"]["ports"]]
+        await octavo.patch(live, {"spec": {"ports": theirs}})
+        await passes.once()
+        live = await octavo.get(*SERVICE)
+        assert live["spec"]["ports"][0]["appProtocol"] == "kubernetes.io/h2c", "drift is still seen"
+        await octavo.patch(live, {"metadata": {"labels": {"app.kubernetes.io/name": "theirs"}}})
+        await passes.once()
+        assert (await octavo.get(*SERVICE))["metadata"]["labels"]["app.kubernetes.io/name"] == "octavo"
+        for _ in range(2):
+            made = await octavo.get("apps/v1", "Deployment", "demo")
+            await octavo.patch(made, {"metadata": {"labels": {"app.kubernetes.io/name": "theirs"}}})
+            await passes.once()
+            made = await octavo.get("apps/v1", "Deployment", "demo")
+            assert made["metadata"]["labels"]["app.kubernetes.io/name"] == "octavo"
+            assert made["spec"]["template"]["spec"]["tolerations"][0]["key"] == "theirs"
 
 
 async def test_a_status_that_somebody_else_writes_too_is_put_right_ever_more_seldom(

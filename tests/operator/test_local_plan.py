@@ -343,5 +343,8 @@ def test_quantities_are_read_as_kubernetes_reads_them() -> None:
         1_500_000_000,
     ]
     assert [cores(each) for each in (2, "2", "500m", "0.5")] == [2, 2, 0.5, 0.5]
-    with pytest.raises(ValueError, match="no quantity of memory"):
-        quantity_bytes("2 GB")
+    # The API server keeps an exponent as it was given: of a volume that somebody made larger by hand, for one.
+    assert [quantity_bytes(each) for each in ("1e3", "5E10", "1E", "25e-1")] == [1000, 5 * 10**10, 10**18, 2]
+    for wrong in ("2 GB", "1e3Ki", "e3", "1e"):
+        with pytest.raises(ValueError, match="no quantity of memory"):
+            quantity_bytes(wrong)

@@ -120,7 +120,7 @@ def test_every_request_ends_once_whatever_crashes() -> None:
     assert len(world.score.ttft) + result.dropped == world.score.total == len(scenario.trace.arrivals)
     assert result.dropped < 200  # while all three were down at once, more than the gateway holds came
     assert world.watch.in_flight == 0 and not world.held
-    assert all(pod.outstanding == 0 and pod.load == 0 for pod in world.pods)
+    assert all(pod.outstanding == 0 and pod.load == 0 for pod in world.cluster.pods)
 
 
 def test_gpu_hours_count_loading_and_only_the_scored_time() -> None:
@@ -138,7 +138,7 @@ def test_what_no_node_takes_costs_nothing_and_stays_pending() -> None:
     assert isinstance(policy, Octavo)
     third = scenario.trace.seconds / 3
     during = [count for time, count, _, _ in policy.log if third + 60 < time < 2 * third]
-    assert max(during) > world._first  # more were asked for, and …
+    assert max(during) > world.cluster.first  # more were asked for, and …
     assert result.attainment < free.attainment - 0.1  # … were not there in time
     assert max(count for time, count, _, _ in policy.log if time < third) < max(during)
 

@@ -9,6 +9,7 @@ import pytest
 from call_grammars import vocabularies
 from octavo_server.errors import RequestError
 from octavo_server.frontend.text.output_parsers import Tool, choose_format
+from octavo_server.frontend.text.output_parsers.qwen3_coder import as_json
 
 VOCABULARY: Final = dict(vocabularies())["bytes"]
 NODE: Final = {"type": "object", "properties": {"a": {"type": "array", "items": {"$ref": "#"}}}, "required": ["a"]}
@@ -102,3 +103,50 @@ def test_copies_of_what_is_referred_to_have_a_bound() -> None:
     named = {f"p{number}": {"type": "array", "items": {"$ref": "#/$defs/long"}} for number in range(100)}
     with pytest.raises(RequestError, match="each with what it refers to"):
         grammar("qwen3_coder", {"type": "object", "properties": named, "$defs": {"long": long}})
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "pythonic"])
+@pytest.mark.parametrize(
+    ("shared", "why"),
+    [
+        ({"enum": [f"value {number}" for number in range(5000)]}, "each with what it refers to"),
+        ({"anyOf": [{"type": "string"}, *({"type": "integer"} for _ in range(2000))]}, "too much to be read"),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_what_many_arguments_share_is_not_written_or_read_for_each_without_end(
+    name: str, shared: dict[str, Any], why: str
+) -> None:
+    named = {f"p{number}": {"anyOf": [{"$ref": "#/$defs/u"}]} for number in range(500)}
+    with pytest.raises(RequestError, match=why):
+        grammar(name, {"type": "object", "properties": named, "$defs": {"u": shared}})
+
+
+def test_of_the_values_of_a_long_list_those_that_the_schema_allows_besides_are_held() -> None:
+    listed = {"type": "string", "enum": [*range(1200), *(f"v{number}" for number in range(600))]}
+    found = grammar("qwen3_coder", {"type": "object", "properties": {"a": listed}, "required": ["a"]})
+    for text, right in (("v599", True), ("v600", False), ("5", False)):
+        assert VOCABULARY.accepts(found, SPELL["qwen3_coder"].format(text)) == right, text
+
+
+class Counted(dict[str, Any]):
+    """Of definitions, how often they were looked for."""
+
+    count = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.count += 1
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"$ref": f"#/$defs/{'%61' * 300}"}] * 200},
+        {"type": ["string", "integer"], "allOf": [{"$ref": f"#/$defs/{'%61' * 300}"}] * 200},
+    ],
+)
+def test_long_references_are_read_less_often_while_answers_come(schema: dict[str, Any]) -> None:
+    definitions = Counted({"a" * 300: {"type": "integer"}})
+    assert as_json("17\n", schema, {"$defs": definitions}) == "17"
+    assert 0 < definitions.count < 50

@@ -9,11 +9,11 @@ _UNITS: Final = {"": Decimal(1)} | {
     for base, suffixes in ((1000, ("k", "M", "G", "T", "P", "E")), (1024, ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")))
     for power, suffix in enumerate(suffixes, start=1)
 }
-_QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMGTPE]|[KMGTPE]i)?")
+_QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:([kMGTPE]|[KMGTPE]i)|([eE][-+]?[0-9]{1,2}))?")
 
 
 def quantity(text: int | str) -> Decimal:
-    """A quantity of memory or storage in bytes: "1.5Ki" → 1536.
+    """A quantity of memory or storage in bytes: "1.5Ki" → 1536, "1e3" → 1000.
 
     Raises:
         ValueError: it is no such quantity.
@@ -21,7 +21,7 @@ def quantity(text: int | str) -> Decimal:
     found = _QUANTITY.fullmatch(str(text))
     if found is None:
         raise ValueError(f"{text!r} is no quantity of memory, such as 512Mi or 48Gi")
-    return Decimal(found[1]) * _UNITS[found[2] or ""]
+    return Decimal(found[1] + (found[3] or "")) * _UNITS[found[2] or ""]
 
 
 def quantity_bytes(text: int | str) -> int:

@@ -27,6 +27,9 @@ Decide = Callable[[Fleet, settings.Settings, State, float], Decision]
 
 _FIXED = "spec.replicas"
 _LONGEST_REASON = 1024
+_UNKNOWN = "no gateway tells whether requests wait, and without one nothing would wake the model: one replica stays"
+GATEWAY_SECONDS = 60.0
+"""For which gateways may tell nothing before a model that is at zero is woken, to be there without them."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,8 @@ class Entry:
     """One that is autoscaled. `told`: the learned figures as the status has them, or will; `told_at` by the clock.
 
     `scaled`: when and why the number changed last. `recommended`: in mode Recommend, the number that is told.
-    `wanted` and `why`: in mode Internal, the decision that is to be applied.
+    `wanted` and `why`: in mode Internal, the decision that is to be applied. `gateway_at`: when a gateway last told of
+    it; `lacks_gateway`: none does, so that nobody would wake it from zero.
     """
 
     uid: str
@@ -47,6 +51,8 @@ class Entry:
     decision: Decision | None = None
     wanted: int | None = None
     why: str = ""
+    gateway_at: float | None = None
+    lacks_gateway: bool = False
     memory: Memory = field(default_factory=Memory)
 
     @property
@@ -67,6 +73,7 @@ class Decisions:
     def __init__(self, decider: Decide = decide) -> None:
         self._decide = decider
         self._entries: dict[Name, Entry] = {}
+        self._models: dict[Name, tuple[str, str]] = {}  # of all LLMDeployments: age as text, and the model's name
         self.changed = asyncio.Event()
 
     def looked_at(self) -> list[Name]:
@@ -84,12 +91,13 @@ class Decisions:
         `child` has, else the first number; and what there is to tell. `live`: the same as the API server has it.
         """
         name, autoscaling = (deployment.namespace, deployment.name), deployment.spec.autoscaling
+        self._models[name] = str(live["metadata"].get("creationTimestamp") or ""), deployment.model_name
         if autoscaling is None:
-            self.forget(name)
+            self._drop(name)
             return deployment, None
         entry = self._known(name, live, deployment)
         before = condition(live.get("status") or {}, "ScalingActive")
-        verdict = scaling_active(deployment, autoscaling, entry.decision, before)
+        verdict = scaling_active(deployment, autoscaling, entry.decision, before, lacks_gateway=entry.lacks_gateway)
         if autoscaling.mode != "Internal":
             return deployment, Scaling(verdict, _told(entry), _FIXED)
         there = None if child is None else int(child["spec"].get("replicas", 1))
@@ -114,13 +122,18 @@ class Decisions:
         if entry is None or not entry.is_looked_at:
             return None
         before = entry.decision
-        decision = self._decide(fleet, settings_of(entry.autoscaling), entry.state, now)
+        could_wake, entry.lacks_gateway = not entry.lacks_gateway, _lacks_gateway(entry, fleet, now)
+        may_rest = not entry.lacks_gateway and (fleet.gateway is not None or fleet.desired == 0)
+        decision = self._decide(fleet, settings_of(entry.autoscaling, may_rest), entry.state, now)
+        if entry.lacks_gateway and fleet.desired == 0 and decision.replicas:
+            decision = replace(decision, reason="GatewayUnknown", message=_UNKNOWN)
         entry.state, entry.decision = decision.state, decision
         if entry.autoscaling.mode == "Recommend" and entry.recommended != decision.replicas:
             entry.recommended = decision.replicas
             entry.scaled = {"reason": decision.message[:_LONGEST_REASON]}
         is_news = _has_learned(entry, now)
-        return decision, is_news or before is None or _shown(before) != _shown(decision)
+        is_news = is_news or before is None or _shown(before) != _shown(decision)
+        return decision, is_news or could_wake == entry.lacks_gateway
 
     def want(self, name: Name, decision: Decision, current: int) -> bool:
         """Have a decision applied by the next pass; `current` replicas are asked for now. Whether that is another
@@ -137,8 +150,17 @@ class Decisions:
         entry.wanted = decision.replicas
         return is_news
 
+    def is_behind_gateway(self, name: Name) -> bool:
+        """Whether what gateways tell of its model is about this one: of several of one name they serve the oldest."""
+        model = self._models.get(name, ("", ""))[1]
+        return name == min((age, other) for other, (age, called) in self._models.items() if called == model)[1]
+
     def forget(self, name: Name) -> None:
-        """It is gone, or not autoscaled any more."""
+        """It is gone, or what its spec means is not known."""
+        self._models.pop(name, None)
+        self._drop(name)
+
+    def _drop(self, name: Name) -> None:
         if self._entries.pop(name, None) is not None:
             self.changed.set()
 
@@ -159,8 +181,8 @@ class Decisions:
         return entry
 
 
-def settings_of(autoscaling: Autoscaling) -> settings.Settings:
-    """`spec.autoscaling` as the decider takes it."""
+def settings_of(autoscaling: Autoscaling, may_rest: bool = True) -> settings.Settings:
+    """`spec.autoscaling` as the decider takes it; where it may not rest, without the way to zero."""
     targets, behavior, zero = autoscaling.targets, autoscaling.behavior, autoscaling.scale_to_zero
     return settings.Settings(
         mode=autoscaling.mode,
@@ -172,8 +194,19 @@ def settings_of(autoscaling: Autoscaling) -> settings.Settings:
             targets.time_per_output_token_milliseconds,
         ),
         behavior=settings.Behavior(behavior.scale_up_stabilization_seconds, behavior.scale_down_stabilization_seconds),
-        scale_to_zero=settings.ScaleToZero(zero.idle_seconds, zero.max_queued_requests) if zero is not None else None,
+        scale_to_zero=settings.ScaleToZero(zero.idle_seconds, zero.max_queued_requests)
+        if zero is not None and may_rest
+        else None,
     )
+
+
+def _lacks_gateway(entry: Entry, fleet: Fleet, now: float) -> bool:
+    """Whether none has told of it for a while, although there is a way to zero. Missing is not 0: it may hold requests,
+    and where there is none nobody could wake the model. A roll-out of gateways is shorter.
+    """
+    told = fleet.gateway.at if fleet.gateway is not None else entry.gateway_at
+    entry.gateway_at = now if told is None else told
+    return entry.autoscaling.scale_to_zero is not None and now - entry.gateway_at > GATEWAY_SECONDS
 
 
 def _told(entry: Entry) -> dict[str, Any]:

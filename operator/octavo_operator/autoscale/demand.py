@@ -85,7 +85,7 @@ def work_between(old: Sample, new: Sample, learned: Learned) -> float | None:
     if seconds <= 0 or prompts is None or answers is None:
         return None
     prompt_seconds = learned.prompt_seconds
-    if not prompt_seconds and new.prefill_tokens_per_second > 0:
+    if not learned.step_seconds and new.prefill_tokens_per_second > 0:  # no answers yet that the law could be had from
         prompt_seconds = 1 / new.prefill_tokens_per_second
     return min(1.0, (prompts * prompt_seconds + answers * learned.request_seconds) / seconds)
 

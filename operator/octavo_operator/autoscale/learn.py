@@ -56,7 +56,7 @@ TIGHTEN: Final = 0.9
 MOST_TIGHTEN: Final = 0.75
 """… and no more at once: what comes of it is to be seen first."""
 TIGHTEN_SECONDS: Final = 60.0
-"""Between two such steps at least. What replicas that still start will cure is an overload by then: it does not count."""
+"""Between two such steps at least. What replicas that still start will cure counts as an overload by then."""
 AVERAGE_SECONDS: Final = 120.0
 """Work and load are averaged over so long before one is divided by the other: answers take seconds to minutes."""
 STARTUP_WEIGHT: Final = 0.3

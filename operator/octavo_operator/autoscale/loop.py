@@ -97,7 +97,8 @@ class Autoscaler:
         if seen is None:
             return INTERVAL_SECONDS
         await self._ask_gateways()
-        gateway = self._tally.of(entry.deployment.model_name)
+        is_told_of = self._decisions.is_behind_gateway(name)
+        gateway = self._tally.of(entry.deployment.model_name) if is_told_of else None
         fleet = await entry.memory.look(self._scraper, seen.members, seen.desired, seen.startup_deadline, gateway)
         taken = self._decisions.take(name, fleet, self._clock())
         if taken is None:

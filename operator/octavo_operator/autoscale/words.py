@@ -12,14 +12,19 @@ from octavo_operator.api.autoscaling import Autoscaling
 from octavo_operator.autoscale.decide import Decision
 from octavo_operator.observation import Verdict
 
-_OWN: Final = frozenset({"Deciding", "Recommending", "ScrapesLost", "PendingTooLong"})
+_OWN: Final = frozenset({"Deciding", "GatewayUnknown", "Recommending", "ScrapesLost", "PendingTooLong"})
 
 
 def scaling_active(
-    deployment: LLMDeployment, autoscaling: Autoscaling, decision: Decision | None, before: Mapping[str, Any]
+    deployment: LLMDeployment,
+    autoscaling: Autoscaling,
+    decision: Decision | None,
+    before: Mapping[str, Any],
+    *,
+    lacks_gateway: bool = False,
 ) -> Verdict:
     """`decision`: the last one, None where nothing was decided since the operator started: then what was said `before`
-    stands, if that was of this mode.
+    stands, if that was of this mode. `lacks_gateway`: there is a way to zero, and nobody who would bring it back.
     """
     if deployment.spec.suspend:
         return Verdict("False", "Suspended", "spec.suspend is true: there are no replicas, whatever the load")
@@ -27,13 +32,14 @@ def scaling_active(
         text = "replicas are whatever an HPA, KEDA or kubectl scale writes to /scale; the operator does not look"
         return Verdict("Unknown", "External", text)
     if decision is not None:
-        return _decided(autoscaling, decision)
-    if before.get("reason") in _OWN - {"Recommending" if autoscaling.mode == "Internal" else "Deciding"}:
+        return _decided(autoscaling, decision, lacks_gateway)
+    others = {"Recommending"} if autoscaling.mode == "Internal" else {"Deciding", "GatewayUnknown"}
+    if before.get("reason") in _OWN - others:
         return Verdict(str(before["status"]), str(before["reason"]), str(before.get("message", "")))
     return Verdict("Unknown", "NotDecidedYet", "the load has not been looked at yet")
 
 
-def _decided(autoscaling: Autoscaling, decision: Decision) -> Verdict:
+def _decided(autoscaling: Autoscaling, decision: Decision, lacks_gateway: bool) -> Verdict:
     if not decision.active:
         text = "the load is not known, as replicas do not tell their metrics: their number is left as it is"
         return Verdict("False", "ScrapesLost", text)
@@ -44,4 +50,7 @@ def _decided(autoscaling: Autoscaling, decision: Decision) -> Verdict:
     if autoscaling.mode == "Recommend":
         text = "status.autoscaling.recommendedReplicas follows the load; the number of replicas is spec.replicas"
         return Verdict("False", "Recommending", f"{text} ({bounds})")
-    return Verdict("True", "Deciding", f"replicas follow the load, {bounds}")
+    text = f"replicas follow the load, {bounds}"
+    if lacks_gateway:
+        return Verdict("True", "GatewayUnknown", f"{text}; one stays, as no gateway tells of requests that would wait")
+    return Verdict("True", "Deciding", text)

@@ -29,12 +29,12 @@ class Watch:
     def look(self, now: float) -> Fleet:
         """Everything, as of now."""
         world = self._world
-        for pod in world.taking:
+        for pod in world.cluster.taking:
             if self._chance.random() >= world.scenario.faults.lost_scrapes:
                 pod.sample = scrape(pod, now)
         return Fleet(
-            desired=world.desired,
-            replicas=tuple(_seen(pod, now) for pod in world.pods),
+            desired=world.cluster.desired,
+            replicas=tuple(_seen(pod, now) for pod in world.cluster.pods),
             gateway=self._gateway(now),
             startup_deadline=max(600.0, 6 * world.scenario.startup),
         )

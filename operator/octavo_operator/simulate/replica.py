@@ -2,6 +2,8 @@
 
 Steps are followed one by one only while there are prompts to compute. Steps that only decode go on alike until a
 request ends, a prompt comes or the pool is full: so many at once have a closed form.
+
+Longer than files here are: every step goes through it, and each call less is a second less of an hour's trace.
 """
 
 from collections import deque

@@ -155,7 +155,7 @@ def _run(
     seconds = scenario.trace.seconds
     world = World(scenario, StaticPeak(replicas), router, lambda now: progress(name, now / seconds))
     result = world.run()
-    engines = [pod.replica for pod in world.pods]
+    engines = [pod.replica for pod in world.cluster.pods]
     computed = [each.computed_tokens + each.generated_tokens for each in engines]
     return Routed(
         routing=name,

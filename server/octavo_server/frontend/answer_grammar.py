@@ -21,12 +21,13 @@ from octavo_server.frontend.structured_fields import (
     has_format,
 )
 from octavo_server.frontend.text.output_parsers import Tool
+from octavo_server.frontend.text.output_parsers.lark import MOST_SAID
 from octavo_server.frontend.tool_schemas import held_tools
 from octavo_server.frontend.tool_use import ToolUse
 
 T = TypeVar("T")
 _READ_HERE: Final = 16 * 1024  # bytes of schemas that the event loop reads itself: a few milliseconds
-_COPIED: Final = 8
+_COPIED: Final = 64  # bytes of an argument that refers to others, and of such a reference, multiplied; at the least
 MAX_TOOLS_BYTES: Final = 4 * MAX_SCHEMA_BYTES  # of the schemas of all tools that a grammar holds
 
 
@@ -121,8 +122,11 @@ def _length(form: ResponseFormat | None, outputs: StructuredOutputs | None, tool
 
 
 def _weight(parsing: Parsing, length: int) -> int:
-    """Of schemas of tools, in bytes as `_read` counts them: formats that are no JSON copy what arguments refer to."""
-    return length if parsing.format.supports_strict else length * _COPIED
+    """Of schemas of tools, in bytes as `_read` counts them: formats that are no JSON copy what arguments refer to.
+
+    The more arguments there are, and the more they refer to: a square.
+    """
+    return length if parsing.format.supports_strict else length + min(length**2 // _COPIED, MOST_SAID)
 
 
 async def _read(state: ServerState, length: int, make: Callable[[], T]) -> T:

@@ -69,7 +69,12 @@ class _Walk:
         if not isinstance(schema, Mapping):
             return schema
         found = {name: self.copied(value) for name, value in schema.items()}
-        if id(schema) in self.naming - self.merged and "enum" not in schema and "const" not in schema:
+        if (
+            id(schema) in self.naming
+            and id(schema) not in self.merged
+            and "enum" not in schema
+            and "const" not in schema
+        ):
             found["additionalProperties"] = False
         return found
 

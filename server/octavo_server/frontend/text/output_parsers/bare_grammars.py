@@ -17,12 +17,12 @@ from octavo_server.frontend.text.output_parsers.parsed import Tool
 from octavo_server.frontend.text.output_parsers.pythonic import PYTHON_START
 from octavo_server.frontend.text.output_parsers.qwen3_coder import FUNCTION, PARAMETER
 from octavo_server.frontend.text.output_parsers.schema_types import (
+    Looks,
     alternatives,
     is_plain_string,
     listed,
     properties,
     required,
-    resolved,
     split,
     types,
 )
@@ -44,6 +44,7 @@ _PYTHON_RULES: Final = {
 _SIMPLE: Final = {"string": "STRING", "integer": "INTEGER", "number": "NUMBER", "boolean": "boolean", "null": "null"}
 _CONSTANTS: Final = {"true": "True", "false": "False", "null": "None"}
 _NO_KEY: Final = re.compile(r"[<>\r\n]")
+_MOST_LOOKS: Final = 200_000  # at what the schemas of all tools say, some of it for each argument: half a second
 _DEEPEST: Final = 8  # within this, what arrays hold is typed; below, anything goes
 
 
@@ -51,10 +52,12 @@ def pythonic_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, paral
     """See `OutputFormat.call_grammar`. Free text must not begin as a list of calls does, with a bracket."""
     for name, body in (_PYTHON_TERMINALS | _PYTHON_RULES).items():
         lark.add(name, body)
-    options = []
+    options, left = [], _MOST_LOOKS
     for index, tool in enumerate(tools):
         _check_names(tool, str.isidentifier)
-        arguments = _arguments(lark, f"arguments_{index}", tool.parameters)
+        looks = Looks(tool.parameters, left)
+        arguments = _arguments(lark, f"arguments_{index}", tool.parameters, looks)
+        left = _left(looks)
         options.append(lark.add(f"call_{index}", f'{quoted(tool.name + "(")} {arguments} ")"'))
     lark.add("call", either(options))
     calls = lark.add("calls", f'"[" {several("call", ", ", parallel=parallel)} "]"')
@@ -76,10 +79,19 @@ def _is_key(key: str) -> bool:
     return bool(key) and not _NO_KEY.search(key)
 
 
-def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any]) -> str:
+def _left(looks: Looks) -> int:
+    """How many there are. Raises RequestError where there were too few."""
+    if looks.left < 0:
+        raise RequestError(
+            "tools: what the schemas of the arguments refer to, by each of them, is too much to be read", param="tools"
+        )
+    return looks.left
+
+
+def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any], looks: Looks) -> str:
     """A rule for the arguments of a call, in the schema's order, commas between them."""
     first = more = lark.add(f"{rule}_end", '""')
-    values = _PythonValues(lark, f"{rule}_value", parameters)
+    values = _PythonValues(lark, f"{rule}_value", looks)
     for number, (key, schema) in reversed([*enumerate(properties(parameters).items())]):
         if not key.isidentifier():
             continue
@@ -95,19 +107,19 @@ def _arguments(lark: Lark, rule: str, parameters: Mapping[str, Any]) -> str:
 class _PythonValues:
     """Rules of the literals that are valid by schemas, one for each schema."""
 
-    def __init__(self, lark: Lark, prefix: str, root: Mapping[str, Any]) -> None:
-        """prefix: of the rules' names. root: what schemas refer to."""
-        self._lark, self._prefix, self._root = lark, prefix, root
+    def __init__(self, lark: Lark, prefix: str, looks: Looks) -> None:
+        """prefix: of the rules' names."""
+        self._lark, self._prefix, self._looks = lark, prefix, looks
         self._rules: dict[int, str] = {}
 
     def rule(self, schema: Any, depth: int = 0) -> str:
         """The rule of a schema; at some depth anything goes."""
-        schema = resolved(schema, self._root)
+        schema = self._looks.resolved(schema)
         if not schema or depth == _DEEPEST:
             return "anything"
         if (rule := self._rules.get(id(schema))) is None:
             rule = self._rules[id(schema)] = f"{self._prefix}_{len(self._rules)}"
-            options = [self._one(option, depth) for option in alternatives(schema, self._root)]
+            options = [self._one(option, depth) for option in alternatives(schema, self._looks)]
             self._lark.add(rule, either(list(dict.fromkeys(options))) or "anything")
         return rule
 
@@ -115,7 +127,7 @@ class _PythonValues:
         """The expression for a schema that is no union."""
         if (values := listed(schema)) is not None:
             return either([quoted(_python(value)) for value in values])
-        kinds = types(schema, self._root)
+        kinds = types(schema, self._looks)
         if not kinds:
             return "anything"
         options = [_SIMPLE.get(kind, "object") for kind in sorted(kinds) if kind != "array"]
@@ -135,14 +147,16 @@ def qwen3_coder_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, pa
     opening, closing = TOOL_CALL
     lark.add("VALUE", without(*PARAMETER, *FUNCTION, *TOOL_CALL))
     lark.add("value[lazy]", f'VALUE "\\n" {quoted(PARAMETER[1])}')
-    options = []
+    options, left = [], _MOST_LOOKS
     for index, tool in enumerate(tools):
         _check_names(tool, _is_key)
+        looks = Looks(tool.parameters, left)
         parameters = [
-            _parameter(lark, f"parameter_{index}_{number}", tool.parameters, key)
+            _parameter(lark, f"parameter_{index}_{number}", tool.parameters, key, looks)
             for number, key in enumerate(properties(tool.parameters))
             if _is_key(key)
         ]
+        left = _left(looks)
         name = quoted(f"{FUNCTION[0]}{tool.name}>\n")
         options.append(lark.add(f"function_{index}", f"{name} {' '.join(parameters)} {quoted(FUNCTION[1])}"))
     lark.add("function", either(options))
@@ -154,11 +168,11 @@ def qwen3_coder_grammar(lark: Lark, tools: Sequence[Tool], *, required: bool, pa
     return lark.start(f"({lark.opened(opening)} rest){'*' if parallel else '?'} TEXT")
 
 
-def _parameter(lark: Lark, rule: str, parameters: Mapping[str, Any], key: str) -> str:
+def _parameter(lark: Lark, rule: str, parameters: Mapping[str, Any], key: str, looks: Looks) -> str:
     """Strings stand bare; what else may come is JSON. `as_json` reads either as what it was meant for."""
-    schema, end = resolved(properties(parameters)[key], parameters), f"\n{PARAMETER[1]}\n"
-    strings, others = split(schema, parameters)
-    is_string = is_plain_string(schema, parameters)
+    schema, end = looks.resolved(properties(parameters)[key]), f"\n{PARAMETER[1]}\n"
+    strings, others = split(schema, looks)
+    is_string = is_plain_string(schema, looks)
     if strings is None or (is_string and not strings):
         body = 'value "\\n"'
     else:

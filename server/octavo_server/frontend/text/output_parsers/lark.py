@@ -13,7 +13,7 @@ from octavo_server.frontend.text.closed_schemas import closed
 from octavo_server.frontend.text.json_schemas import ESCAPES, served
 
 MOST_CALLS: Final = 128
-MOST_SCHEMAS: Final = 2**22  # characters, with what is said here of each
+MOST_SAID: Final = 2**22  # characters
 # Else text that must come is tokenized by llguidance, and becomes special tokens where it spells them: an end in
 # mid-answer. There are too many ways to spell one in a pattern to look for them.
 NO_FORCING: Final = '%llguidance {"no_forcing": true}'
@@ -34,13 +34,20 @@ class Lark:
         """token_ids: texts that are tokens."""
         self._token_ids = token_ids
         self._lines: list[str] = []
-        self._schemas = 0  # characters of them
+        self._length = 0  # characters of them
 
     def __str__(self) -> str:
         return "".join(f"{line}\n" for line in (NO_FORCING, *self._lines))
 
     def add(self, name: str, body: str) -> str:
-        """A rule, or, in capitals, a terminal; its name."""
+        """A rule, or, in capitals, a terminal; its name. Raises RequestError where the grammar becomes too long."""
+        self._length += len(body)
+        if self._length > MOST_SAID:
+            raise RequestError(
+                "tools: the schemas of the arguments, each with what it refers to, are too long together: "
+                f"their grammar has more than {MOST_SAID} characters",
+                param="tools",
+            )
         self._lines.append(f"{name}: {body}")
         return name.removesuffix("[lazy]")
 
@@ -53,13 +60,6 @@ class Lark:
         """A rule for JSON that is valid by a tool's schema. Raises RequestError for what cannot be held of it."""
         # A client's own options would be the server's to check.
         text = json.dumps({**served(schema, "tools"), "x-guidance": _OPTIONS}, ensure_ascii=False)
-        self._schemas += len(text)
-        if self._schemas > MOST_SCHEMAS:  # where each has its own copy of what it refers to
-            raise RequestError(
-                f"tools: the schemas of the arguments, each with what it refers to, have {self._schemas} characters "
-                f"together; {MOST_SCHEMAS} can be held",
-                param="tools",
-            )
         return self.add(name, f"%json {text}")
 
     def is_token(self, marker: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from octavo_server.frontend.text.output_parsers.json_formats import TOOL_CALL
 from octavo_server.frontend.text.output_parsers.message import Message
 from octavo_server.frontend.text.output_parsers.parsed import Tool
-from octavo_server.frontend.text.output_parsers.schema_types import Checker, is_plain_string, properties, types
+from octavo_server.frontend.text.output_parsers.schema_types import Checker, Looks, is_plain_string, properties, types
 from octavo_server.frontend.text.output_parsers.source import Emit, Markers, Read, Source
 
 FUNCTION, PARAMETER = ("<function=", "</function>"), ("<parameter=", "</parameter>")
@@ -104,7 +104,7 @@ class _Call:
         source, arguments = self._source, self._message.arguments
         if not (yield from source.starts("\r\n")):
             yield from source.starts("\n")
-        if is_plain_string(schema, parameters):
+        if is_plain_string(schema, Looks(parameters)):
             text = _StringValue(arguments)
             end = yield from source.until(_VALUE_END, text.add)
             if end:
@@ -147,8 +147,8 @@ def as_json(text: str, schema: Any, root: Mapping[str, Any]) -> str:
     string = text.removesuffix("\n").removesuffix("\r")
     try:
         value = json.loads(word, parse_constant=_refuse)
-        allows = Checker(root).allows
-        is_json = "string" not in types(schema, root) or (
+        allows = Checker(Looks(root)).allows
+        is_json = "string" not in types(schema, Looks(root)) or (
             allows(schema, value) and not (isinstance(value, str) and allows(schema, string))
         )
     except (ValueError, RecursionError):

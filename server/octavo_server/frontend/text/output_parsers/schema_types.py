@@ -6,7 +6,8 @@ from urllib.parse import unquote
 
 _DEEPEST: Final = 8
 _LONGEST: Final = 1024  # characters of a reference
-_MOST_LOOKS: Final = 1_000  # at schemas and listed values: some milliseconds, as they are taken while answers come
+_MOST_LOOKS: Final = 1_000  # each of some microseconds, as they are taken while answers come
+_READ_AT_ONCE: Final = 16  # characters of a reference, or names that are required, that count as one look
 _ONE_OF: Final = ("anyOf", "oneOf")
 _UNIONS: Final = (*_ONE_OF, "allOf")
 _TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
@@ -18,14 +19,27 @@ def properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema, or the one that it refers to within `root`; an empty one if it is none."""
-    for _ in range(_DEEPEST):
-        reference = schema.get("$ref") if isinstance(schema, dict) else None
-        if not is_pointer(reference):
-            break
-        schema = pointed(reference, root)
-    return schema if isinstance(schema, dict) else {}
+class Looks:
+    """At schemas within one, as many as may be taken: those that refer to each other have no end of ways through them.
+
+    `left` is below zero once there were more.
+    """
+
+    def __init__(self, root: Mapping[str, Any], most: int = _MOST_LOOKS) -> None:
+        """root: what schemas refer to."""
+        self.root = root
+        self.left = most
+
+    def resolved(self, schema: Any) -> dict[str, Any]:
+        """A schema, or the one that it refers to; an empty one if it is none."""
+        self.left -= 1
+        for _ in range(_DEEPEST):
+            reference = schema.get("$ref") if isinstance(schema, dict) else None
+            if not is_pointer(reference):
+                break
+            self.left -= 1 + len(reference) // _READ_AT_ONCE
+            schema = pointed(reference, self.root)
+        return schema if isinstance(schema, dict) else {}
 
 
 def is_pointer(reference: Any) -> TypeGuard[str]:
@@ -48,22 +62,21 @@ def listed(schema: Mapping[str, Any]) -> list[Any] | None:
     return values if isinstance(values, list) and values else None
 
 
-def types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
+def types(schema: Any, looks: Looks) -> frozenset[str]:
     """The types that a value may have, as far as its schema says; empty if it does not.
 
-    Of a union of very many not all are looked at: it is asked while answers come.
+    Of a union of very many not all are looked at.
     """
     found: set[str] = set()
-    open_, seen, left = [schema], set[int](), _MOST_LOOKS
-    while open_ and left:
-        left -= 1
-        option = resolved(open_.pop(), root)
+    open_, seen = [schema], set[int]()
+    while open_ and looks.left >= 0:
+        option = looks.resolved(open_.pop())
         if id(option) in seen:
             continue
         seen.add(id(option))
-        given = option.get("type")
-        if isinstance(given, str | list):
-            found |= {kind for kind in ([given] if isinstance(given, str) else given) if isinstance(kind, str)}
+        named = option.get("type")
+        if isinstance(named, str | list):
+            found |= {named} if isinstance(named, str) else {each for each in named if isinstance(each, str)}
         elif (values := listed(option)) is not None:
             found |= {_TYPES.get(type(value), "null") for value in values}
         else:
@@ -74,22 +87,20 @@ def types(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
 class Checker:
     """Whether values are valid, as far as types, lists, unions, items and properties say; and not too deep.
 
-    What it looks at has a bound, over all values: schemas that refer to each other have no end of ways through them.
-    What is behind that is taken for valid.
+    What could not be looked at any more is taken for valid.
     """
 
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        """root: what schemas refer to."""
-        self._root = root
-        self._left = _MOST_LOOKS
+    def __init__(self, looks: Looks) -> None:
+        """looks: for all values together."""
+        self._looks = looks
 
     def allows(self, schema: Any, value: Any, depth: int = 0) -> bool:
         """Whether this value is valid."""
-        schema = resolved(schema, self._root)
-        values, given = listed(schema), schema.get("type")
-        self._left -= 1 + len(values or ())
-        if depth == _DEEPEST or self._left < 0:
+        if depth == _DEEPEST or self._looks.left < 0:
             return True
+        schema = self._looks.resolved(schema)
+        values, given = listed(schema), schema.get("type")
+        self._looks.left -= len(values or ())
 
         def allowed(option: Any, part: Any = value) -> bool:
             return self.allows(option, part, depth + 1)
@@ -109,26 +120,27 @@ class Checker:
             return all(allowed(schema.get("items"), item) for item in value)
         if not isinstance(value, dict):
             return True
-        named = properties(schema).items()
+        named = properties(schema)
+        self._looks.left -= len(_items(schema.get("required"))) // _READ_AT_ONCE
         return required(schema) <= value.keys() and all(
-            allowed(one, value[name]) for name, one in named if name in value
+            allowed(named[name], part) for name, part in value.items() if name in named
         )
 
 
-def is_plain_string(schema: Any, root: Mapping[str, Any]) -> bool:
-    """Whether a value is a string in any case; also where nothing is said of it."""
-    return types(schema, root) <= {"string"}
+def is_plain_string(schema: Any, looks: Looks) -> bool:
+    """Whether nothing but strings is valid, as far as is said; of any value nothing is."""
+    return types(schema, looks) <= {"string"}
 
 
-def alternatives(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
+def alternatives(schema: Any, looks: Looks) -> list[dict[str, Any]]:
     """The schemas by one of which a value is valid: those of a union, and of the unions in it, each of them once.
 
     What says more than a union, by a type or a list, stays whole.
     """
     found: list[dict[str, Any]] = []
-    open_, seen = [resolved(schema, root)], set[int]()
-    while open_:
-        option = open_.pop()
+    open_, seen = [schema], set[int]()
+    while open_ and looks.left >= 0:
+        option = looks.resolved(open_.pop())
         if id(option) in seen:
             continue
         seen.add(id(option))
@@ -137,21 +149,24 @@ def alternatives(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
         if whole or not parts:
             found.append(option)
         else:
-            open_ += [resolved(part, root) for part in reversed(parts)]
+            open_ += reversed(parts)
     return found
 
 
-def split(schema: Any, root: Mapping[str, Any]) -> tuple[list[str] | None, list[dict[str, Any]]]:
+def split(schema: Any, looks: Looks) -> tuple[list[str] | None, list[dict[str, Any]]]:
     """The strings that a schema lists, None where any may come; and schemas of what else it allows."""
     strings: dict[str, None] = {}
     others: list[dict[str, Any]] = []
-    is_open, checker = False, Checker(root)
-    for option in alternatives(schema, root):
+    is_open, checker = False, Checker(looks)
+    for option in alternatives(schema, looks):
         given = option.get("type")
         if (values := listed(option)) is not None:
-            values = [value for value in values if checker.allows(option, value)] or values
+            # Of "enum" itself all are valid: to look for each of many among all of them would take long.
+            rest = {
+                name: told for name, told in option.items() if name != ("enum" if "const" not in option else "const")
+            }
+            values = [value for value in values if checker.allows(rest, value)] or values
             strings |= {value: None for value in values if isinstance(value, str)}
-            rest = {name: told for name, told in option.items() if name != "const"}
             rest["enum"] = [value for value in values if not isinstance(value, str)]
             others += [rest] if rest["enum"] else []
         elif isinstance(given, str | list):
