@@ -43,7 +43,7 @@ demo: $(STAMP)
 
 # Behind the gateway, from no replica to three and back to one, with one killed: under two minutes on two idle cores.
 demo-fleet: $(STAMP)
-	@$(BIN)/octavo up -f examples/fleet.yaml --burst 16
+	@$(BIN)/octavo up -f examples/fleet.yaml --burst 20
 
 test: lint types imports unit
 
