@@ -107,11 +107,13 @@ class Comparer:
         resolved = (live.get("status") or {}).get("resolved") or {}
         # An image that the spec named is not the operator's own.
         named = ((live.get("spec") or {}).get("server") or {}).get("image")
+        running = await self._seen("Deployment", planned.name)
         policy = None if self._settings.operator_namespace else await self._seen("NetworkPolicy", planned.name)
         return RenderSettings(
             self._settings.server_image or (None if named else resolved.get("image")) or self._fallback.server_image,
             self._settings.pull_image or resolved.get("pullImage") or self._fallback.pull_image,
             self._settings.operator_namespace or _operator_namespace(policy) or self._fallback.operator_namespace,
+            _gateway_key_secret(running),
         )
 
     async def _children(self, owner: Manifest, wanted: list[Manifest]) -> None:
@@ -244,6 +246,13 @@ def _without_status(body: Manifest) -> Manifest:
 
 def _same_source(live: Manifest | None, planned: LLMDeployment) -> bool:
     return live is not None and parse(_without_status(live)).spec.model.source == planned.spec.model.source
+
+
+def _gateway_key_secret(running: Manifest | None) -> str | None:
+    """The operator's, as the pods of a Deployment that it made mount it."""
+    volumes = ((running or {"spec": {"template": {"spec": {}}}})["spec"]["template"]["spec"]).get("volumes") or []
+    found = (each["secret"]["secretName"] for each in volumes if each["name"] == "gateway-key")
+    return next(found, None)
 
 
 def _operator_namespace(policy: Manifest | None) -> str | None:

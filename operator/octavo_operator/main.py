@@ -227,7 +227,9 @@ async def _result(work: "asyncio.Task[None]") -> int:
 
 def _render_settings(settings: OperatorSettings) -> RenderSettings:
     namespace = settings.operator_namespace or _own_namespace()
-    return RenderSettings(settings.default_image, settings.pull_image, namespace)
+    return RenderSettings(
+        settings.default_image, settings.pull_image, namespace, settings.gateway_key_secret, settings.gateway_url
+    )
 
 
 def _own_namespace() -> str:

@@ -28,7 +28,7 @@ def known(deployment: LLMDeployment, observed: Observation, previous: Manifest) 
     """The fields `model`, `url`, `modelRevision` and `resolved`; `previous`: the status until now."""
     told: Status = {"model": deployment.model_name}
     if observed.service is not None:
-        told["url"] = service_url(deployment)
+        told["url"] = observed.gateway_url or service_url(deployment)
     if observed.resolved is None:
         return told | {key: previous[key] for key in ("modelRevision", "resolved") if key in previous}
     resolved = observed.resolved.model_dump(by_alias=True, exclude_none=True)

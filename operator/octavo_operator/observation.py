@@ -52,6 +52,7 @@ class Observation:
 
     `cached`: the condition ModelCached where a Job sees to the model; None: the pods do, or nobody needs to.
     `resolved`: what this spec was rendered with, None where it was not. `revision`: the model's, where a volume has it.
+    `gateway_url`: where clients ask for it, None: at its Service.
     `accounting`: what was used up to now. `scaling`: None where it is not autoscaled.
     """
 
@@ -64,6 +65,7 @@ class Observation:
     revision: str | None = None
     accounting: Mapping[str, Any] | None = None
     scaling: Scaling | None = None
+    gateway_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ class Reconciler:
             revision=cache.revision,
             accounting=self._ledger.look(live, pods, self._now()),
             scaling=scaling,
+            gateway_url=self._settings.gateway_url,
         )
         later = await self._report(live, deployment, observed, [*cache.actions, *actions])
         if problem is not None and problem.reason == CONTESTED:

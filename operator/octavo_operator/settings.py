@@ -18,6 +18,9 @@ class OperatorSettings:
         lease_namespace: where the Lease is; None: where this runs, outside a cluster "default".
         operator_namespace: where operator and gateway run, whom network policies let in; None: where this runs.
         gateway_selector: of the gateways' pods in operator_namespace, by labels; the autoscaler reads their metrics.
+        gateway_key_secret: Secret in the namespaces of models with the gateway's own key, which pods mount where it is
+            there; None: they take no key for a gateway's.
+        gateway_url: base URL of the gateway before all models, told in their status; None: their Services' is.
         probe_port: port of /healthz, /readyz and /metrics on every address; 0: any free one, None: none of them.
         log_level: least level that is logged: debug, info, warning or error.
         kubeconfig: how to reach the API server; None: the service account of the pod, else KUBECONFIG.
@@ -32,6 +35,8 @@ class OperatorSettings:
     lease_namespace: str | None = None
     operator_namespace: str | None = None
     gateway_selector: str = GATEWAY_SELECTOR
+    gateway_key_secret: str | None = None
+    gateway_url: str | None = None
     probe_port: int | None = OPERATOR_PORT
     log_level: str = "info"
     kubeconfig: Path | None = None

@@ -48,8 +48,9 @@ def gateway(context: click.Context, /, **options: Any) -> int:
             err=True,
         )
     config = validated(GatewayConfig, options)
-    if config.endpoints_file is None and not config.namespace:
-        raise click.UsageError("where are the replicas? Give --endpoints-file, or --namespace in a cluster")
+    if config.endpoints_file is None and not config.is_in_cluster:
+        text = "where are the replicas? Give --endpoints-file, or --namespace or --all-namespaces in a cluster"
+        raise click.UsageError(text)
     require_gateway()
     from octavo_gateway.main import run
 

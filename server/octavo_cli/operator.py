@@ -25,6 +25,12 @@ from octavo_common.names import GATEWAY_SELECTOR, OPERATOR_PORT
     help="Pods of the operator's namespace that are gateways; the autoscaler reads their metrics.",
 )
 @click.option(
+    "--gateway-key-secret",
+    metavar="NAME",
+    help="Secret with the gateway's own key, which model pods mount where their namespace has it.",
+)
+@click.option("--gateway-url", metavar="URL", help="Base URL of the gateway, for status.url in place of the Services'.")
+@click.option(
     "--probe-port",
     type=click.IntRange(0, 65_535),
     default=OPERATOR_PORT,
@@ -47,6 +53,8 @@ def operator(
     leader_elect: bool,
     lease_namespace: str | None,
     gateway_selector: str,
+    gateway_key_secret: str | None,
+    gateway_url: str | None,
     probe_port: int,
     log_level: str,
     kubeconfig: Path | None,
@@ -56,6 +64,9 @@ def operator(
         raise CommandError("operator: give either --namespace (repeatable) or --all-namespaces", exit_code=WRONG_INPUT)
     if kubeconfig is not None and not kubeconfig.is_file():
         raise CommandError(f"operator: --kubeconfig {kubeconfig}: there is no such file", exit_code=WRONG_INPUT)
+    if gateway_url is not None and not gateway_url.startswith(("http://", "https://")):
+        text = f"operator: --gateway-url {gateway_url}: must begin with http:// or https://"
+        raise CommandError(text, exit_code=WRONG_INPUT)
     from octavo_operator.kube import KubeError
     from octavo_operator.main import run_operator
     from octavo_operator.settings import OperatorSettings
@@ -67,6 +78,8 @@ def operator(
         leader_elect=leader_elect,
         lease_namespace=lease_namespace,
         gateway_selector=gateway_selector,
+        gateway_key_secret=gateway_key_secret,
+        gateway_url=gateway_url,
         probe_port=probe_port,
         log_level=log_level,
         kubeconfig=kubeconfig,

@@ -25,6 +25,7 @@ class GatewayConfig(AccessConfig):
     namespace: Names = Field(
         (), description="Kubernetes namespace(s) whose LLMDeployments are served, found by their EndpointSlices"
     )
+    all_namespaces: bool = Field(False, description="instead those of every namespace; needs a ClusterRole")
     kubeconfig: Path | None = Field(
         None, description="how to reach the cluster [default: the pod's service account, else KUBECONFIG]"
     )
@@ -77,9 +78,22 @@ class GatewayConfig(AccessConfig):
             raise PydanticCustomError("source", "There is --endpoints-file already: give one of them")
         return value
 
+    @field_validator("all_namespaces")
+    @classmethod
+    def _no_other_source(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.data.get("endpoints_file") is not None or info.data.get("namespace")):
+            raise PydanticCustomError("source", "There is --endpoints-file or --namespace already: give one of them")
+        return value
+
     @field_validator("kubeconfig")
     @classmethod
     def _of_a_cluster(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is not None and not info.data.get("namespace"):
-            raise PydanticCustomError("kubeconfig", "It is only read with --namespace: give both")
+        if value is not None and not (info.data.get("namespace") or info.data.get("all_namespaces")):
+            text = "It is only read with --namespace or --all-namespaces: give both"
+            raise PydanticCustomError("kubeconfig", text)
         return value
+
+    @property
+    def is_in_cluster(self) -> bool:
+        """Whether a cluster says which replicas there are."""
+        return bool(self.namespace) or self.all_namespaces

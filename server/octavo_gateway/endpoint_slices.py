@@ -1,6 +1,6 @@
 """Watches a cluster for the replicas of its LLMDeployments: one list, then a watch, and again where that breaks.
 
-The gateway's Role: `llmdeployments` and `endpointslices`, each get, list, watch.
+The gateway's Role: `llmdeployments` and `endpointslices`, each list, watch.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ class WatchError(Exception):
 
 
 class EndpointSlices:
-    """The LLMDeployments of some namespaces, and their pods."""
+    """The LLMDeployments of some namespaces, and their pods; of all namespaces where none is named."""
 
     def __init__(self, namespaces: Sequence[str], kubeconfig: Path | None = None) -> None:
-        self._namespaces = namespaces
+        self._places = [f"namespaces/{namespace}/" for namespace in dict.fromkeys(namespaces)] or [""]
         self._kubeconfig = kubeconfig
         self._changed = asyncio.Event()
-        self._kept: dict[str, dict[str, Manifest]] = {}
+        self._kept: dict[str, dict[tuple[str, str], Manifest]] = {}
 
     async def run(self, publish: Publish) -> None:
         """Publish what is there once all of it is known, and what changes, until cancelled.
@@ -51,9 +51,9 @@ class EndpointSlices:
             ConfigError: there is no cluster to be found.
         """
         async with _api(self._kubeconfig) as api, asyncio.TaskGroup() as group:
-            for namespace in self._namespaces:
-                pods = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-                models = f"/apis/{API_GROUP}/{API_VERSION}/namespaces/{namespace}/{PLURAL}"
+            for within in self._places:
+                pods = f"/apis/discovery.k8s.io/v1/{within}endpointslices"
+                models = f"/apis/{API_GROUP}/{API_VERSION}/{within}{PLURAL}"
                 for path, selector in ((pods, DEPLOYMENT_LABEL), (models, "")):
                     group.create_task(self._follow(api, path, selector))
             await self._publish(publish)
@@ -63,7 +63,7 @@ class EndpointSlices:
             await self._changed.wait()
             await asyncio.sleep(TOGETHER_SECONDS)
             self._changed.clear()
-            if len(self._kept) < 2 * len(self._namespaces):  # a part of the fleet would pass for all of it
+            if len(self._kept) < 2 * len(self._places):  # a part of the fleet would pass for all of it
                 continue
             slices = [each for path, kept in self._kept.items() if path.endswith("slices") for each in kept.values()]
             models = [each for path, kept in self._kept.items() if path.endswith(PLURAL) for each in kept.values()]
@@ -85,7 +85,7 @@ class EndpointSlices:
             pause = min(2 * pause, PAUSES[1])
 
     async def _list(self, api: client.ApiClient, path: str, selector: str) -> str:
-        kept: dict[str, Manifest] = {}
+        kept: dict[tuple[str, str], Manifest] = {}
         query, following = {"labelSelector": selector, "limit": "500"}, ""
         while True:
             timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
@@ -93,7 +93,7 @@ class EndpointSlices:
             page = json.loads(await answer.response.read())
             if answer.status != 200:
                 raise WatchError(f"{answer.status} {page.get('message', '')}")
-            kept |= {each["metadata"]["name"]: each for each in page["items"]}
+            kept |= {_key(each): each for each in page["items"]}
             following = page["metadata"].get("continue") or ""
             if not following:
                 self._kept[path] = kept
@@ -117,13 +117,17 @@ class EndpointSlices:
                 if event["type"] == "BOOKMARK":
                     continue
                 if event["type"] == "DELETED":
-                    self._kept[path].pop(body["metadata"]["name"], None)
+                    self._kept[path].pop(_key(body), None)
                 else:
-                    self._kept[path][body["metadata"]["name"]] = body
+                    self._kept[path][_key(body)] = body
                 self._changed.set()
         finally:
             answer.response.close()
         return version
+
+
+def _key(item: Manifest) -> tuple[str, str]:
+    return item["metadata"]["namespace"], item["metadata"]["name"]
 
 
 async def _get(api: client.ApiClient, path: str, query: dict[str, str], timeout: aiohttp.ClientTimeout) -> Any:

@@ -95,13 +95,13 @@ async def _serve(config: GatewayConfig, main: socket.socket, admin: socket.socke
 def _discovery(config: GatewayConfig) -> Discovery:
     if config.endpoints_file is not None:
         return EndpointsFile(config.endpoints_file)
-    if config.namespace:
+    if config.is_in_cluster:
         from octavo_gateway.endpoint_slices import (
             EndpointSlices,
         )  # imported where there is a cluster, and not elsewhere
 
         return EndpointSlices(config.namespace, config.kubeconfig)
-    raise ConfigError("where are the replicas? Give --endpoints-file, or --namespace in a cluster")
+    raise ConfigError("where are the replicas? Give --endpoints-file, or --namespace or --all-namespaces in a cluster")
 
 
 def _signals() -> "asyncio.Queue[signal.Signals]":

@@ -164,7 +164,9 @@ class ServerConfig(OriginsConfig, EngineConfig):
         (), description="name(s) clients may ask for [default: the directory's name]; the first one is in the answers"
     )
     gateway_api_key_file: Path | None = Field(
-        None, description="file with the key(s) of Octavo's gateway, one a line: it alone may resume answers"
+        None,
+        description="file with the key(s) of Octavo's gateway, one a line, or directory of such files, which may be "
+        "empty: it alone may resume answers",
     )
     chat_template: str | None = Field(
         None,

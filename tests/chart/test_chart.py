@@ -22,6 +22,7 @@ from octavo_chart import (
     Values,
     identity,
     of_kind,
+    part,
     render,
     the_one,
 )
@@ -43,6 +44,11 @@ def chart() -> Iterator[helm.Chart]:
 @pytest.fixture(scope="module")
 def schema() -> Object:
     return dict(json.loads((CHART / "values.schema.json").read_text()))
+
+
+def operators(values: Values) -> list[Object]:
+    """The operator's objects alone."""
+    return part(render(values), "operator")
 
 
 def the_container(objects: list[Object]) -> Object:
@@ -79,7 +85,15 @@ def test_helm_finds_nothing_to_object_to(values: Values) -> None:
         ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "podLabels"),
         ({"podAnnotations": {"a": 1}}, "podAnnotations"),
         ({"crds": {"keep": True}}, "keep"),
-        ({"gateway": {"enabled": True}}, "gateway"),
+        ({"gateway": {"enable": True}}, "enable"),
+        ({"gateway": {"replicas": 0}}, "replicas"),
+        ({"gateway": {"apiKeys": {"secretName": "Keys"}}}, "secretName"),
+        ({"gateway": {"service": {"type": "ExternalName"}}}, "type"),
+        ({"gateway": {"service": {"port": 0}}}, "port"),
+        ({"gateway": {"url": "llm.example.com"}}, "url"),
+        ({"gateway": {"hold": {"seconds": 0}}}, "seconds"),
+        ({"gateway": {"drain": {"seconds": "600s"}}}, "seconds"),
+        ({"gateway": {"podLabels": {"app.kubernetes.io/component": "operator"}}}, "podLabels"),
     ],
 )
 def test_wrong_values_are_refused_by_name(chart: helm.Chart, values: Values, named: str) -> None:
@@ -174,7 +188,7 @@ def test_no_two_objects_are_the_same_and_all_carry_the_releases_labels(values: V
 
 @EVERY
 def test_rbac_is_the_golden_list_and_no_more(values: Values) -> None:
-    objects = render(values)
+    objects = operators(values)
     roles = {
         (each["metadata"]["namespace"], each["metadata"]["name"]): each["rules"] for each in of_kind(objects, "Role")
     }
@@ -210,7 +224,7 @@ def test_the_golden_list_reads_no_secret_runs_nothing_in_pods_and_has_no_wildcar
 
 @EVERY
 def test_every_binding_leads_to_the_account_that_the_pod_runs_as(values: Values) -> None:
-    objects = render(values)
+    objects = operators(values)
     account = the_one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"]
     made = [each["metadata"]["name"] for each in of_kind(objects, "ServiceAccount")]
     assert made == ([account] if values.get("serviceAccount", {}).get("create", True) else [])
@@ -225,7 +239,7 @@ def test_every_binding_leads_to_the_account_that_the_pod_runs_as(values: Values)
 
 @EVERY
 def test_the_pod_meets_pod_security_restricted(values: Values) -> None:
-    objects = render(values)
+    objects = operators(values)
     pod = the_one(objects, "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -239,7 +253,7 @@ def test_the_pod_meets_pod_security_restricted(values: Values) -> None:
 
 @EVERY
 def test_what_selects_the_pods_finds_them_and_survives_an_upgrade(values: Values) -> None:
-    objects = render(values)
+    objects = operators(values)
     spec = the_one(objects, "Deployment")["spec"]
     selector = spec["selector"]["matchLabels"]
     assert selector.items() <= spec["template"]["metadata"]["labels"].items()
@@ -252,7 +266,7 @@ def test_what_selects_the_pods_finds_them_and_survives_an_upgrade(values: Values
 
 @EVERY
 def test_the_operators_arguments_are_those_of_its_command(values: Values) -> None:
-    container = the_container(render(values))
+    container = the_container(operators(values))
     assert container["command"] == ["octavo", "operator"]
     with operator.make_context("operator", list(container["args"])) as context:
         given = context.params

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from kubernetes.aio.client import CoreV1Api
 
+from accounts import kubeconfig_of, rbac_verbs
 from kube_fixture import ControlPlane, Faults, Kube, add_node, run_deployment
-from kube_fixture.faults import RequestRecord
 from least_role import LEASE_RULES, RULES
 from llm_deployments import IMAGE, RunningOperator, llm_deployment, operating, until_condition
-from octavo_chart import COMBINATIONS, Object, Values, render, the_one
+from octavo_chart import COMBINATIONS, Object, Values, part, render, the_one
 from octavo_operator.api.crd import custom_resource_definition
 from octavo_operator.autoscale.pods import COST, OUR_COST
 from octavo_operator.settings import OperatorSettings
@@ -34,17 +31,20 @@ BY_ADMISSION = {("octavo.dev", "llmdeployments/finalizers", "update")}
 async def test_the_api_server_takes_every_object_with_no_field_unknown(kube: Kube, values: Values) -> None:
     if "namespaces" in values:
         values = values | {"namespaces": [kube.namespace, "default"]}
+    if "replicaKey" in values.get("gateway", {}):
+        values = values | {"gateway": values["gateway"] | {"replicaKey": {"namespaces": ["default"]}}}
     for item in render(values, kube.namespace, f"r-{kube.namespace}"):
         await kube.apply(item, dry_run=True, manager="helm")
 
 
-async def test_the_operators_pod_is_admitted_where_pod_security_is_restricted(kube: Kube) -> None:
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+async def test_the_pods_are_admitted_where_pod_security_is_restricted(kube: Kube, component: str) -> None:
     level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     await kube.patch({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": kube.namespace}}, level)
-    objects = render({}, kube.namespace)
+    objects = part(render(COMBINATIONS["gateway"], kube.namespace), component)
     await kube.create(the_one(objects, "ServiceAccount"))
     template = the_one(objects, "Deployment")["spec"]["template"]
-    metadata = {"name": "operator", **template["metadata"]}
+    metadata = {"name": component, **template["metadata"]}
     await kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, dry_run=True)
 
 
@@ -170,20 +170,6 @@ async def test_every_right_that_the_chart_grants_is_used(
     assert used | adopting | BY_ADMISSION == granted
 
 
-def rbac_verbs(record: RequestRecord) -> list[tuple[str, str, str]]:
-    """(group, resource, verb) of a request; none for discovery, which everybody may ask for."""
-    parts = record.path.strip("/").split("/")
-    if not record.plural:
-        return []
-    group = "" if parts[0] == "api" else parts[1]
-    resource = f"{record.plural}/{record.subresource}" if record.subresource else record.plural
-    if record.method == "GET":
-        return [(group, resource, "watch" if record.watch else "get" if record.name else "list")]
-    verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[record.method]
-    # An apply that makes an object has to be allowed to create, too.
-    return [(group, resource, each) for each in {verb, "create" if record.status == 201 else verb}]
-
-
 async def leading(kube: Kube, operator: RunningOperator) -> None:
     async def leads() -> bool:
         return operator.is_leading
@@ -216,14 +202,3 @@ async def takes_a_cost_back(kube: Kube) -> None:
         return found is None or COST not in found["metadata"].get("annotations", {})
 
     await kube.until(gone, 30, "the cost to be taken back")
-
-
-async def kubeconfig_of(kube: Kube, plane: ControlPlane, account: str, folder: Path) -> Path:
-    """A kubeconfig with a token of the ServiceAccount and nothing else."""
-    request: Any = {"spec": {"expirationSeconds": 3600}}
-    answer: Any = await CoreV1Api(kube.api).create_namespaced_service_account_token(account, kube.namespace, request)
-    document: Object = yaml.safe_load(plane.direct_kubeconfig.read_text())
-    document["users"][0]["user"] = {"token": answer.status.token}
-    file = folder / "kubeconfig"
-    file.write_text(yaml.safe_dump(document))
-    return file

@@ -79,6 +79,26 @@ async def test_a_release_is_installed_upgraded_rolled_back_and_uninstalled(
     assert (await crd(kube))["metadata"]["labels"]["app.kubernetes.io/instance"] == "octavo"
 
 
+async def test_the_gateways_own_key_is_made_once_and_the_same_everywhere(releases: helm.Config, kube: Kube) -> None:
+    gateway: Values = {"enabled": True, "apiKeys": {"secretName": "keys"}}
+    await helms(releases.install, CHART, "octavo", {})
+    assert await kube.find("apps/v1", "Deployment", "octavo-gateway") is None
+    await helms(releases.upgrade, CHART, "octavo", {"gateway": gateway})
+    made = (await kube.get("v1", "Secret", "octavo-gateway-key"))["data"]
+    values: Values = {"gateway": gateway | {"replicas": 3}, "namespaces": [kube.namespace, "default"]}
+    await helms(releases.upgrade, CHART, "octavo", values)
+    assert (await kube.get("v1", "Secret", "octavo-gateway-key"))["data"] == made
+    assert (await kube.get("v1", "Secret", "octavo-gateway-key", "default"))["data"] == made
+    assert (await kube.get("apps/v1", "Deployment", "octavo-gateway"))["spec"]["replicas"] == 3
+    assert await kube.find("policy/v1", "PodDisruptionBudget", "octavo-gateway") is not None
+
+    await helms(releases.upgrade, CHART, "octavo", {"gateway": gateway | {"replicaKey": {"secretName": "mine"}}})
+    assert await kube.find("v1", "Secret", "octavo-gateway-key", "default") is None
+    await helms(releases.uninstall, "octavo")
+    for kind in (("v1", "Service"), ("apps/v1", "Deployment"), ("v1", "ServiceAccount")):
+        assert await kube.find(*kind, "octavo-gateway") is None
+
+
 async def test_an_upgrade_brings_the_crds_new_fields(releases: helm.Config, kube: Kube, tmp_path: Path) -> None:
     older = tmp_path / "octavo"
     shutil.copytree(CHART, older)

@@ -103,3 +103,24 @@ async def test_what_happens_in_the_cluster_is_followed(kube: Kube, control_plane
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.real
+async def test_of_all_namespaces_objects_of_one_name_are_kept_apart(kube: Kube, control_plane: ControlPlane) -> None:
+    await kube.install_crd(custom_resource_definition())
+    other = f"{kube.namespace}-b"
+    await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
+    published: list[Fleet] = []
+    task = asyncio.create_task(EndpointSlices([], control_plane.kubeconfig).run(lambda f, _: published.append(f)))
+    try:
+        for namespace in (kube.namespace, other):
+            model = deployment("one", namespace) | {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": "LLMDeployment"}
+            model["metadata"] = {"name": "one", "namespace": namespace}
+            await kube.create(model)
+        await until(lambda: {kube.namespace, other} <= set(published[-1] if published else ()))
+        await kube.delete(model)
+        await until(lambda: other not in published[-1])
+        assert kube.namespace in published[-1]
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

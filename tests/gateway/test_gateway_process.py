@@ -138,7 +138,8 @@ def write_certificate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "where are the replicas? Give --endpoints-file, or --namespace in a cluster"),
+        ([], "where are the replicas? Give --endpoints-file, or --namespace or --all-namespaces in a cluster"),
+        (["--namespace", "y", "--all-namespaces"], "give one of them"),
         (["--endpoints-file", "x", "--namespace", "y"], "give one of them"),
         (["--endpoints-file", "x", "--api-key-file", "/nowhere"], "/nowhere"),
         (["--endpoints-file", "x", "--replica-api-key-file", "/nowhere"], "--replica-api-key-file /nowhere"),

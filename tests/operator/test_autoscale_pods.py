@@ -87,6 +87,8 @@ def test_of_gateways_those_count_that_are_ready_and_stay() -> None:
     ports = [{"name": "http", "containerPort": 8080}, {"name": "metrics", "containerPort": 9090}]
     pods = [pod("a", ports=ports), pod("b", ready="False", ports=ports), pod("c", deleted=True, ports=ports)]
     assert gateway_urls(pods) == {"uid-a": "http://10.0.0.1:9090/metrics"}
+    behind_tls = pod("a", ports=ports, annotations={"prometheus.io/scheme": "https"})
+    assert gateway_urls([behind_tls]) == {"uid-a": "https://10.0.0.1:9090/metrics"}
 
 
 def test_victims_go_in_their_order_and_before_all_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from accounts import kubeconfig_for, service_account
 from kube_fixture import ControlPlane, Faults, Kube
-from llm_deployments import IMAGE, KIND, Passes, llm_deployment, reconciling
+from llm_deployments import IMAGE, KIND, SETTINGS, Passes, llm_deployment, reconciling
 from octavo_cli.errors import CommandError
 from octavo_cli.plan import plan as command
 from octavo_operator.diff_text import unified_diff
@@ -88,6 +89,15 @@ async def test_what_is_there_as_it_should_be_is_no_difference(octavo: Kube, pass
     await applied(octavo, passes, llm_deployment(**spec))
     result = await plan.diff(llm_deployment(**spec))
     # Neither --server-image nor --pull-image nor --operator-namespace is given: the cluster tells them.
+    assert (result.code, result.out) == (0, ""), result.told
+
+
+async def test_the_secret_of_the_gateways_key_is_the_one_that_the_pods_mount(
+    octavo: Kube, passes: Passes, plan: Plan
+) -> None:
+    passes.reconciler._settings = dataclasses.replace(SETTINGS, gateway_key_secret="own")
+    await applied(octavo, passes, llm_deployment())
+    result = await plan.diff(llm_deployment())
     assert (result.code, result.out) == (0, ""), result.told
 
 

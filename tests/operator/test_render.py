@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, get_args
 
@@ -92,6 +93,29 @@ def test_the_command_line_carries_the_spec() -> None:
         *("--dtype", "bfloat16", "--max-model-len", "512", "--drain-seconds", "7", "--max-num-seqs", "4"),
     ]
     assert server_arguments(given, "h", 1, model="/local")[1] == "/local"
+
+
+def test_the_gateways_key_is_mounted_where_it_is_and_awaited_by_nobody() -> None:
+    settings = dataclasses.replace(SETTINGS, gateway_key_secret="own")
+    made = next(each for each in render(parsed(), settings) if each["kind"] == "Deployment")
+    spec = made["spec"]["template"]["spec"]
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "gateway-key"]
+    assert volume["secret"] == {"secretName": "own", "defaultMode": 0o440, "optional": True}
+    (server,) = spec["containers"]
+    (mount,) = [each for each in server["volumeMounts"] if each["name"] == "gateway-key"]
+    assert mount["readOnly"] is True
+    flag = server["args"].index("--gateway-api-key-file")
+    assert server["args"][flag + 1] == mount["mountPath"]
+    assert "gateway-key" not in str(pod()) and "--gateway-api-key-file" not in container()["args"]
+
+
+def test_a_gateways_key_that_the_spec_names_itself_counts() -> None:
+    settings = dataclasses.replace(SETTINGS, gateway_key_secret="own")
+    for args in (["--gateway-api-key-file", "/keys/own"], ["--gateway-api-key-file=/keys/own"]):
+        made = next(each for each in render(parsed(server={"args": args}), settings) if each["kind"] == "Deployment")
+        spec = made["spec"]["template"]["spec"]
+        assert "gateway-key" not in str(spec["volumes"])
+        assert str(spec["containers"][0]["args"]).count("--gateway-api-key-file") == 1
 
 
 def test_every_flag_is_one_of_octavo_serve() -> None:

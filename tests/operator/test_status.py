@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from dataclasses import replace
 from typing import Any, get_args
@@ -61,6 +62,13 @@ def told(status: Object, kind: str) -> tuple[str, str, str]:
 
 def observed(found: Object | None, *pods: Object, service: bool = True, problem: Problem | None = None) -> Observation:
     return Observation(found, {"kind": "Service"} if service else None, pods, problem)
+
+
+def test_the_url_is_the_gateways_where_there_is_one() -> None:
+    without = observed(deployment(2, 2, 2), pod("a"))
+    status = built(dataclasses.replace(without, gateway_url="http://octavo-gateway.octavo-system.svc:8080/v1"))
+    assert status["url"] == "http://octavo-gateway.octavo-system.svc:8080/v1"
+    assert built(without)["url"] == "http://demo.team-a.svc:8000/v1"
 
 
 def test_all_is_well() -> None:

@@ -211,6 +211,28 @@ def test_a_mounted_secret_is_a_key_a_file_and_its_swap_is_seen(tmp_path: Path) -
     assert [keys.find(given) is None for given in (b"one", b"two", b"three", b"four")] == [True, True, False, False]
 
 
+def test_the_gateways_key_may_come_later_and_go_again(tmp_path: Path) -> None:
+    """Its Secret is optional in a pod: the directory is there, and empty until somebody makes it."""
+    keys, watch = KeyRing(ServerConfig(model=Path()), tmp_path), FileWatch()
+    watch.add(keys.files, keys.reload)
+    watch.look()
+    assert keys.keys == ()
+    mount(tmp_path, "..2026_1", {"key": "one"})
+    watch.look()
+    assert [key.gateway for key in keys.keys] == [True]
+    assert keys.find(b"one") is not None
+    mount(tmp_path, "..2026_2", {})
+    watch.look()
+    assert keys.keys == ()
+
+
+def test_a_gateways_key_file_that_is_not_there_is_a_mistake_and_so_are_no_keys_of_clients(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--gateway-api-key-file"):
+        KeyRing(ServerConfig(model=Path()), tmp_path / "missing")
+    with pytest.raises(ConfigError, match="there is no API key"):
+        ring(tmp_path)
+
+
 def test_a_directory_may_hold_lists_with_limits(tmp_path: Path) -> None:
     mount(tmp_path, "..1", {"keys": "- {name: a, key: one, tokens_per_minute: 7}", "plain": "two"})
     assert {key.name: key.limits.tokens_per_minute for key in ring(tmp_path).keys} == {"a": 7, "plain": None}

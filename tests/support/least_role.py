@@ -54,3 +54,8 @@ LEASE_RULES: list[Rule] = [
     # Gateways run beside the operator, which asks them for the load.
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
 ]
+# The gateway's, where models are.
+GATEWAY_RULES: list[Rule] = [
+    {"apiGroups": ["octavo.dev"], "resources": ["llmdeployments"], "verbs": ["list", "watch"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+]

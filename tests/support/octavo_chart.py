@@ -31,6 +31,49 @@ COMBINATIONS: dict[str, Values] = {
         "networkPolicy": {"enabled": False},
         "replicas": 2,
     },
+    "gateway": {"gateway": {"enabled": True, "apiKeys": {"secretName": "keys"}}},
+    "open gateway": {
+        "namespaces": ["team-a", "team-b"],
+        "gateway": {
+            "enabled": True,
+            "replicas": 1,
+            "apiKeys": {"required": False},
+            "serviceAccount": {"create": False, "name": "given"},
+            "drain": {"delaySeconds": 0, "seconds": 30},
+        },
+    },
+    "whole gateway": {
+        "scope": "Cluster",
+        "image": {"repository": "a/b", "digest": DIGEST},
+        "imagePullSecrets": [{"name": "pull"}],
+        "networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1/32"]}, "metricsFrom": [PROMETHEUS]},
+        "gateway": {
+            "enabled": True,
+            "replicas": 3,
+            "apiKeys": {"secretName": "keys"},
+            "limits": {"requestsPerMinute": 60, "tokensPerMinute": 2000000, "concurrentRequests": 8},
+            "replicaKey": {"namespaces": ["models"]},
+            "tls": {"secretName": "certificate"},
+            "service": {"type": "LoadBalancer", "port": 443, "annotations": {"a/b": "c"}},
+            "url": "https://llm.example.com/v1",
+            "hold": {"requests": 100000, "mebibytes": 2048, "seconds": 86400},
+            "targets": {"timeToFirstTokenMilliseconds": 1500, "timePerOutputTokenMilliseconds": 1},
+            "logFormat": "json",
+            "logRequests": "errors",
+            "networkPolicy": {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
+            "serviceAccount": {"annotations": {"d/e": "f"}},
+            "podAnnotations": {"d/e": "f"},
+            "podLabels": {"team": "search"},
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+            "tolerations": [{"key": "x", "operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "topologySpreadConstraints": [
+                {"maxSkew": 2, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+            ],
+            "priorityClassName": "system-cluster-critical",
+            "resources": {"requests": {"cpu": 2}, "limits": {"memory": "4Gi"}},
+        },
+    },
     "everything": {
         "scope": "Cluster",
         "userRoles": {"create": True},
@@ -66,6 +109,11 @@ def render(values: Values, namespace: str = "team", name: str = "release") -> li
         files = chart.render(values, name=name, namespace=namespace)
     texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
     return [document for text in texts for document in yaml.safe_load_all(text) if document]
+
+
+def part(objects: list[Object], component: str) -> list[Object]:
+    """The objects of the operator, or of the gateway."""
+    return [each for each in objects if each["metadata"]["labels"]["app.kubernetes.io/component"] == component]
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:

@@ -14,7 +14,7 @@
 
 {{- /* `helm upgrade --reuse-values` brings an older chart's defaults in place of this one's. */}}
 {{- define "octavo.check" -}}
-{{- range list "crds" "networkPolicy" "podDisruptionBudget" "podMonitor" "userRoles" }}
+{{- range list "crds" "gateway" "networkPolicy" "podDisruptionBudget" "podMonitor" "userRoles" }}
 {{- if not (hasKey $.Values .) }}
 {{- fail (printf "%s: is missing, as the values are those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" .) }}
 {{- end }}
@@ -29,15 +29,71 @@ app.kubernetes.io/component: operator
 
 {{- /* Of the gateways' pods, which run beside the operator. */}}
 {{- define "octavo.gatewayLabels" -}}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: gateway
 {{- end }}
 
-{{- define "octavo.labels" -}}
+{{- define "octavo.gatewaySelectorLabels" -}}
+app.kubernetes.io/name: {{ include "octavo.name" . | quote }}
+{{ include "octavo.gatewayLabels" . }}
+{{- end }}
+
+{{- define "octavo.commonLabels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "octavo.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+{{- end }}
+
+{{- define "octavo.labels" -}}
+{{ include "octavo.selectorLabels" . }}
+{{ include "octavo.commonLabels" . }}
+{{- end }}
+
+{{- define "octavo.gatewayObjectLabels" -}}
+{{ include "octavo.gatewaySelectorLabels" . }}
+{{ include "octavo.commonLabels" . }}
+{{- end }}
+
+{{- /* Of the gateway's objects. A Service's name begins with a letter. */}}
+{{- define "octavo.gatewayName" -}}
+{{- $name := include "octavo.fullname" . }}
+{{- if and .Values.gateway.enabled (not (regexMatch "^[a-z]" $name)) }}
+{{- fail (printf "gateway: its Service cannot be named after %s, which does not begin with a letter: set fullnameOverride" $name) }}
+{{- end }}
+{{- printf "%s-gateway" ($name | trunc 55 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "octavo.gatewayServiceAccountName" -}}
+{{- if .Values.gateway.serviceAccount.create }}
+{{- default (include "octavo.gatewayName" .) .Values.gateway.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.gateway.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- /* The Secret, of one name in each namespace, by whose entry octavo-gateway servers know the gateway. */}}
+{{- define "octavo.replicaKeyName" -}}
+{{- default (printf "%s-key" (include "octavo.gatewayName" .)) .Values.gateway.replicaKey.secretName }}
+{{- end }}
+
+{{- define "octavo.gatewayScheme" -}}
+{{- ternary "https" "http" (ne .Values.gateway.tls.secretName "") }}
+{{- end }}
+
+{{- /* Where clients in the cluster ask, unless gateway.url says otherwise. */}}
+{{- define "octavo.gatewayUrl" -}}
+{{- $there := printf "%s.%s.svc:%d" (include "octavo.gatewayName" .) .Release.Namespace (int .Values.gateway.service.port) }}
+{{- default (printf "%s://%s/v1" (include "octavo.gatewayScheme" .) $there) .Values.gateway.url }}
+{{- end }}
+
+{{- /* The gateway stops taking requests, finishes those it has, and has a margin to end itself. */}}
+{{- define "octavo.gatewayGraceSeconds" -}}
+{{- add .Values.gateway.drain.delaySeconds .Values.gateway.drain.seconds 15 }}
+{{- end }}
+
+{{- /* Milliseconds as seconds. */}}
+{{- define "octavo.seconds" -}}
+{{- printf "%.3f" (divf . 1000) }}
 {{- end }}
 
 {{- define "octavo.serviceAccountName" -}}
@@ -132,6 +188,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- end }}
+
+{{- /* What the gateway does there: learn which models there are, and which pods. */}}
+{{- define "octavo.gatewayRules" -}}
+- apiGroups: [octavo.dev]
+  resources: [llmdeployments]
+  verbs: [list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+{{- end }}
+
+{{- define "octavo.gatewaySubjects" -}}
+- kind: ServiceAccount
+  name: {{ include "octavo.gatewayServiceAccountName" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end }}
 
 {{- /* The Lease is always beside the operator, and so are gateways, whose pods it looks up to ask them for the load. */}}

@@ -9,7 +9,7 @@ from octavo_operator.api.rules import DOTS
 from octavo_operator.api.types import QUALIFIED_NAME
 
 LABELS_OF_THE_OPERATOR: Final = r"^(octavo[.]dev/.*|app[.]kubernetes[.]io/(name|instance|component|managed-by))$"
-VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model", "compile-cache", "api-keys", "credentials")
+VOLUMES_OF_THE_OPERATOR: Final = ("tmp", "model", "compile-cache", "api-keys", "gateway-key", "credentials")
 CONTAINERS_OF_THE_OPERATOR: Final = ("server", "pull")
 MOUNTS_OF_THE_OPERATOR: Final = r"^/(tmp|octavo)(/|$)"
 LONGEST_PREFIX: Final = 253

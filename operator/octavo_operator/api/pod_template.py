@@ -42,8 +42,8 @@ class Volume(PreservedModel):
     """A volume as in a Pod, passed on as given; only its name is checked here."""
 
     name: DNSLabel = Field(
-        description="Name that volumeMounts refer to; tmp, model, compile-cache, api-keys and credentials are the "
-        "operator's."
+        description="Name that volumeMounts refer to; tmp, model, compile-cache, api-keys, gateway-key and credentials "
+        "are the operator's."
     )
 
 

@@ -16,6 +16,8 @@ Annotations = dict[str, str | None]
 COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 OUR_COST: Final = f"{LABEL_PREFIX}deletion-cost"
 """Beside the other and equal to it where we wrote that: what somebody else wrote is left alone."""
+SCHEME: Final = "prometheus.io/scheme"
+"""By which a gateway's pod says that its metrics are behind TLS."""
 
 
 def members(pods: Sequence[Manifest], now: float) -> list[Member]:
@@ -26,7 +28,11 @@ def members(pods: Sequence[Manifest], now: float) -> list[Member]:
 def gateway_urls(pods: Sequence[Manifest]) -> dict[str, str]:
     """Where those gateways that are ready, and stay, tell their metrics, by uid."""
     ports = ("metrics", "admin", "http")
-    found = ((pod["metadata"]["uid"], _url(pod, ports)) for pod in pods if _phase(pod) == "ready")
+    found = (
+        (pod["metadata"]["uid"], _url(pod, ports, "https" if _annotations(pod).get(SCHEME) == "https" else "http"))
+        for pod in pods
+        if _phase(pod) == "ready"
+    )
     return {uid: url for uid, url in found if url is not None}
 
 
@@ -87,7 +93,7 @@ def _phase(pod: Manifest) -> Phase:
     return "ready" if _condition(pod, "Ready").get("status") == "True" else "pending"
 
 
-def _url(pod: Manifest, names: Iterable[str]) -> str | None:
+def _url(pod: Manifest, names: Iterable[str], scheme: str = "http") -> str | None:
     """Of its metrics, at the first of these ports that a container has; None without an address or such a port."""
     address = str((pod.get("status") or {}).get("podIP") or "")
     containers = pod["spec"].get("containers") or ()
@@ -95,7 +101,7 @@ def _url(pod: Manifest, names: Iterable[str]) -> str | None:
     port = next((ports[name] for name in names if name in ports), None)
     if not address or port is None:
         return None
-    return f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
+    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
 
 def _living(pods: Sequence[Manifest]) -> Iterator[Manifest]:

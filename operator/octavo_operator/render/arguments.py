@@ -12,6 +12,8 @@ PULLED_DIRECTORY: Final = f"{MODEL_DIRECTORY}/files"
 """Below the mount: a download appears there as a whole, by a rename, and volumes have a `lost+found`."""
 COMPILE_CACHE_DIRECTORY: Final = "/octavo/compile-cache"
 API_KEYS_DIRECTORY: Final = "/octavo/api-keys"
+GATEWAY_KEY_DIRECTORY: Final = "/octavo/gateway-key"
+_GATEWAY_KEY_FLAG: Final = "--gateway-api-key-file"
 
 
 def model_argument(deployment: LLMDeployment) -> str:
@@ -41,14 +43,24 @@ def server_arguments(deployment: LLMDeployment, host: str, port: int, model: str
     return arguments + list(server.args)
 
 
-def container_arguments(deployment: LLMDeployment, port: int) -> list[str]:
-    """The same in a container, with what only a cluster has: the Secret of keys, and who asks for metrics."""
+def container_arguments(deployment: LLMDeployment, port: int, *, gateway_key: bool = False) -> list[str]:
+    """The same in a container, with what only a cluster has: the Secret of keys, and who asks for metrics.
+
+    `gateway_key`: the Secret with the gateway's key is mounted, if it is there.
+    """
     arguments = server_arguments(deployment, host="0.0.0.0", port=port)
     if has_admin_port(deployment):
         arguments += ["--admin-port", str(ADMIN_PORT)]
     if deployment.spec.server.api_key_secret_ref is not None:
         arguments += ["--api-key-file", API_KEYS_DIRECTORY]
+    if gateway_key:
+        arguments += [_GATEWAY_KEY_FLAG, GATEWAY_KEY_DIRECTORY]
     return arguments
+
+
+def names_gateway_key(deployment: LLMDeployment) -> bool:
+    """Whether the spec itself says where the gateway's key is, which then counts."""
+    return any(argument.partition("=")[0] == _GATEWAY_KEY_FLAG for argument in deployment.spec.server.args)
 
 
 def has_admin_port(deployment: LLMDeployment) -> bool:

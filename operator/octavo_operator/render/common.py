@@ -25,11 +25,15 @@ class RenderSettings:
         server_image: image of the server where spec.server.image is left out; None: such a spec is refused.
         pull_image: the operator's own image, which downloads models; None: such a spec is refused.
         operator_namespace: where the operator and the gateway run, whom network policies let in.
+        gateway_key_secret: Secret, of the pods' namespace, with the key by which they know the gateway; None: by none.
+        gateway_url: base URL of the gateway, told to clients; None: they are told the Service's.
     """
 
     server_image: str | None = None
     pull_image: str | None = None
     operator_namespace: str = "octavo-system"
+    gateway_key_secret: str | None = None
+    gateway_url: str | None = None
 
 
 def selector(deployment: LLMDeployment) -> dict[str, str]:

@@ -11,9 +11,11 @@ from octavo_operator.api.spec import Resources
 from octavo_operator.render.arguments import (
     API_KEYS_DIRECTORY,
     COMPILE_CACHE_DIRECTORY,
+    GATEWAY_KEY_DIRECTORY,
     MODEL_DIRECTORY,
     container_arguments,
     has_admin_port,
+    names_gateway_key,
 )
 from octavo_operator.render.common import (
     RESTRICTED,
@@ -41,6 +43,7 @@ def pod_spec(deployment: LLMDeployment, image: str, settings: RenderSettings) ->
         ManifestError: the model is downloaded, and the operator does not know its own image.
     """
     template = deployment.spec.pod_template
+    gateway_key = None if names_gateway_key(deployment) else settings.gateway_key_secret
     constraints = [spread(each, selector(deployment)) for each in template.topology_spread_constraints]
     return without_empty(
         {
@@ -50,8 +53,8 @@ def pod_spec(deployment: LLMDeployment, image: str, settings: RenderSettings) ->
             "securityContext": pod_security_context(),
             "initContainers": _download(deployment, settings)
             + [_init_container(each) for each in template.init_containers],
-            "containers": [_container(deployment, image)],
-            "volumes": _volumes(deployment) + [plain(each) for each in template.volumes],
+            "containers": [_container(deployment, image, gateway_key=gateway_key is not None)],
+            "volumes": _volumes(deployment, gateway_key) + [plain(each) for each in template.volumes],
             "nodeSelector": dict(template.node_selector),
             "tolerations": [plain(each) for each in template.tolerations],
             "affinity": affinity(template.affinity or {}, deployment.spec.resources.accelerator),
@@ -64,7 +67,7 @@ def pod_spec(deployment: LLMDeployment, image: str, settings: RenderSettings) ->
     )
 
 
-def _volumes(deployment: LLMDeployment) -> list[Manifest]:
+def _volumes(deployment: LLMDeployment, gateway_key: str | None) -> list[Manifest]:
     volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}, *_model_volume(deployment)]
     if pulls_itself(deployment):
         volumes += pull_volumes(deployment)
@@ -76,6 +79,10 @@ def _volumes(deployment: LLMDeployment) -> list[Manifest]:
         items = [{"key": keys.key, "path": keys.key}] if keys.key is not None else []
         secret = without_empty({"secretName": keys.name, "items": items, "defaultMode": _FOR_GROUP})
         volumes += [{"name": "api-keys", "secret": secret}]
+    if gateway_key is not None:
+        # Optional: pods start without a gateway, and one that comes later restarts none of them.
+        secret = {"secretName": gateway_key, "defaultMode": _FOR_GROUP, "optional": True}
+        volumes += [{"name": "gateway-key", "secret": secret}]
     return volumes
 
 
@@ -102,7 +109,7 @@ def _download(deployment: LLMDeployment, settings: RenderSettings) -> list[Manif
     return [pull_container(deployment, settings, on_disk=deployment.spec.storage.cache is None)]
 
 
-def _mounts(deployment: LLMDeployment) -> list[Manifest]:
+def _mounts(deployment: LLMDeployment, *, gateway_key: bool) -> list[Manifest]:
     spec = deployment.spec
     mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]
     if _model_volume(deployment):
@@ -112,10 +119,12 @@ def _mounts(deployment: LLMDeployment) -> list[Manifest]:
     if spec.server.api_key_secret_ref is not None:
         # The whole directory: through a subPath a change of the Secret would never come.
         mounts += [{"name": "api-keys", "mountPath": API_KEYS_DIRECTORY, "readOnly": True}]
+    if gateway_key:
+        mounts += [{"name": "gateway-key", "mountPath": GATEWAY_KEY_DIRECTORY, "readOnly": True}]
     return mounts
 
 
-def _container(deployment: LLMDeployment, image: str) -> Manifest:
+def _container(deployment: LLMDeployment, image: str, *, gateway_key: bool) -> Manifest:
     spec = deployment.spec
     ports = [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}]
     if has_admin_port(deployment):
@@ -125,11 +134,12 @@ def _container(deployment: LLMDeployment, image: str) -> Manifest:
             "name": "server",
             "image": image,
             "command": ["octavo"],
-            "args": container_arguments(deployment, SERVER_PORT),
+            "args": container_arguments(deployment, SERVER_PORT, gateway_key=gateway_key),
             "env": _environment(spec.server),
             "ports": ports,
             "resources": _resources(spec.resources),
-            "volumeMounts": _mounts(deployment) + [plain(each) for each in spec.pod_template.volume_mounts],
+            "volumeMounts": _mounts(deployment, gateway_key=gateway_key)
+            + [plain(each) for each in spec.pod_template.volume_mounts],
             "startupProbe": _probe("/ready", period=_STARTUP_PERIOD, failures=_startup_failures(deployment)),
             "readinessProbe": _probe("/ready", period=5, failures=2),
             "livenessProbe": _probe("/health", period=10, failures=3),

@@ -75,6 +75,14 @@ def read_each(path: Path) -> dict[Path, list[Entry] | ConfigError]:
     return each
 
 
+def is_empty_directory(path: Path) -> bool:
+    """Whether a directory has no file in it, or none yet: an optional Secret that nobody has made."""
+    try:
+        return path.is_dir() and not _files_of(path)
+    except (OSError, ConfigError):
+        return False
+
+
 def _entries(file: Path) -> list[Entry] | ConfigError:
     try:
         return _parse(file, _read(file))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from octavo_common.access.config import AccessConfig
-from octavo_common.access.key_files import Entry, read_each
+from octavo_common.access.key_files import Entry, is_empty_directory, read_each
 from octavo_common.access.rates import Limits
 from octavo_common.errors import ConfigError
 
@@ -42,7 +42,7 @@ class KeyRing:
     """The keys that are taken now. They may be replaced by another thread."""
 
     def __init__(self, config: AccessConfig, gateway_file: Path | None = None) -> None:
-        """Read them. `gateway_file`: with the keys of our own gateway.
+        """Read them. `gateway_file`: with the keys of our own gateway; an empty directory has none yet.
 
         Raises:
             ConfigError: a file cannot be used; the message names it and the line, and never tells a key.
@@ -129,6 +129,8 @@ class KeyRing:
     def _each(self, path: Path) -> dict[Path, tuple[list[Entry], ConfigError | None]]:
         """Of each file what it holds, or held before, and why it cannot be used now."""
         before = self._before.get(path, {})
+        if path == self._gateway_file and is_empty_directory(path):
+            return {}  # nobody may resume: that opens nothing, as no clients' keys would
         try:
             found = read_each(path)
         except ConfigError as error:
