@@ -41,9 +41,9 @@ $(STAMP): pyproject.toml Makefile
 demo: $(STAMP)
 	@$(BIN)/octavo up -f examples/llmdeployment.yaml --once "Tell me a joke"
 
-# Behind the gateway, from no replica to three and back to one, with one killed: under two minutes on two idle cores.
+# Behind the gateway, from no replica to three and back to one, with one killed: a minute and a half on two free cores.
 demo-fleet: $(STAMP)
-	@$(BIN)/octavo up -f examples/fleet.yaml --burst 24
+	@$(BIN)/octavo up -f examples/fleet.yaml --burst 20
 
 test: lint types imports unit
 

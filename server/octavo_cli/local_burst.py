@@ -28,7 +28,8 @@ AFTER_THE_KILL_SECONDS: Final = 6.0
 """The burst goes on, so that it is seen whether the streams do."""
 QUIET_SECONDS: Final = 150.0
 """At the most it is waited for the fleet to get small."""
-QUIET_PAUSE_SECONDS: Final = 2.0
+QUIET_PAUSE_SECONDS: Final = 8.0
+"""Between two of the requests that are left: the fleet is in use, and not idle."""
 LOOK_SECONDS: Final = 0.1
 TELL_SECONDS: Final = 5.0
 ANSWER_TOKENS: Final = 96
@@ -113,13 +114,25 @@ class Rehearsal:
 
     async def quiet(self) -> None:
         """One request at a time, until there are as few replicas as there may be, and one at least."""
-        least, until = _least(self._fleet), time.monotonic() + QUIET_SECONDS
-        while time.monotonic() < until:
-            self.account.is_small = len(self._fleet.replicas) <= least
-            if self.account.is_small:
-                return
+        enough = asyncio.Event()
+        asking = asyncio.create_task(self._ask_now_and_then(enough))
+        async with _beside(self._until_it_is_small(enough)):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), QUIET_SECONDS)
+        enough.set()
+        await asking
+
+    async def _until_it_is_small(self, enough: asyncio.Event) -> None:
+        while len(self._fleet.replicas) > _least(self._fleet):  # noqa: ASYNC110 (a look now and then is enough)
+            await asyncio.sleep(LOOK_SECONDS)
+        self.account.is_small = True
+        enough.set()
+
+    async def _ask_now_and_then(self, enough: asyncio.Event) -> None:
+        while not enough.is_set():
             await self._ask(PROMPTS[1])
-            await asyncio.sleep(QUIET_PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), QUIET_PAUSE_SECONDS)
 
     async def _until_all_are_ready(self) -> None:
         while len(self._ready()) < self._most:  # noqa: ASYNC110 (a look now and then is enough)

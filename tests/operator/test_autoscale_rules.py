@@ -12,8 +12,8 @@ from octavo_operator.autoscale import curve
 from octavo_operator.autoscale.decide import Decision, decide
 from octavo_operator.autoscale.demand import load_rate, work_between
 from octavo_operator.autoscale.observation import Fleet, GatewaySample, Phase, Replica, Sample
-from octavo_operator.autoscale.settings import ScaleToZero, Settings
-from octavo_operator.autoscale.state import BOUNDS, Learned, State
+from octavo_operator.autoscale.settings import Behavior, ScaleToZero, Settings
+from octavo_operator.autoscale.state import BOUNDS, Learned, Memory, State
 from octavo_operator.autoscale.victims import deletion_costs
 from virtual_fleet import PROMPT, REQUEST, STEP, VirtualFleet
 
@@ -126,6 +126,35 @@ def test_after_a_restart_nothing_is_taken_away_for_a_window() -> None:
     fleet.state = State.from_json(fleet.state.to_json())
     decisions = fleet.run(290, 5.0)
     assert all(each.replicas == high for each in decisions)
+
+
+def test_full_pages_are_enough_to_ask_for_more_at_the_first_look() -> None:
+    """As after a start: the work of replicas shows only in the second."""
+    full = Sample(at=NOW, kv_tokens_used=990, kv_tokens_total=1000, running=9, waiting=9)
+    fleet = Fleet(desired=1, replicas=(Replica("pod-0", "ready", 20.0, 3.0, sample=full),))
+    chosen = Settings(behavior=Behavior(scale_up_stabilization_seconds=0))
+    decision = decide(fleet, chosen, State(), NOW)
+    assert (decision.replicas, decision.reason) == (2, "KVCacheUse")
+    silent = replace(fleet, replicas=(Replica("pod-0", "ready", 20.0, 3.0),))
+    decision = decide(silent, chosen, State(), NOW)
+    assert (decision.replicas, decision.reason, decision.active) == (1, "LoadUnknown", False)
+
+
+@pytest.mark.parametrize(("window", "startup", "calm"), [(10, 3, 10), (300, 3, 60), (10, 90, 90)])
+def test_after_an_increase_it_is_calm_for_a_minute_or_the_window_and_a_start_up(
+    window: int, startup: int, calm: int
+) -> None:
+    idle = Sample(at=NOW, kv_tokens_used=0, kv_tokens_total=1000, running=0, waiting=0)
+    quiet = GatewaySample(NOW, 0.0, 0.0, 0)
+    memory = Memory(begun=NOW - 1000, scaled_up_at=NOW, busy_at=NOW)
+    learned = Learned(replica_tokens=1000, startup_seconds=startup, work_per_token=0.001)
+    chosen = Settings(behavior=Behavior(scale_down_stabilization_seconds=window))
+    for seconds, replicas in ((calm - 1, 2), (calm + 1, 1)):
+        now = NOW + seconds
+        pods = tuple(Replica(f"pod-{n}", "ready", 500.0, sample=replace(idle, at=now)) for n in range(2))
+        state = State(learned, replace(memory, gateway=(quiet,)))
+        decision = decide(Fleet(2, pods, replace(quiet, at=now)), chosen, state, now)
+        assert (decision.replicas, decision.reason) == (replicas, "LessWork" if replicas == 1 else "Stabilizing")
 
 
 def test_bounds_that_contradict_each_other_are_refused() -> None:

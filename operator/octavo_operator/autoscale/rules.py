@@ -24,7 +24,9 @@ UP_EXTRA: Final = 2
 ROUNDING: Final = 0.02
 """A need of so much more than a whole replica is still met by it."""
 CALM_SECONDS: Final = 60.0
-"""After an increase nothing is taken back for so long, or for a start-up time if that is longer."""
+"""After an increase nothing is taken back for so long, or the window for fewer if that is shorter; and for a start-up
+time at least.
+"""
 SLACK_SECONDS: Final = 30.0
 """Loads are remembered for so much longer than they are looked back at: decisions may come late."""
 IDLE_STARTUPS: Final = 3.0
@@ -139,15 +141,16 @@ def _judge(
         if waiting or demand.arrivals > 0:
             return Verdict(1, "WakeFromZero", f"{waiting} requests are held for the first replica")
         return Verdict(0, "Idle", "no replica is needed: nothing has come")
-    if not demand.sure and fleet.ready:
-        text = f"none of {demand.ready} ready replicas and no gateway tells its load: all stay"
-        return Verdict(fleet.desired, "LoadUnknown", text, active=False)
     most = math.ceil(max(1, len(fleet.ready)) * UP_FACTOR) + UP_EXTRA
     up = min(min(value for _, value in memory.wants), most)
     if memory.scaled_down_at is not None and now - memory.scaled_down_at < learned.startup_seconds:
         up = min(up, need.urgent)
-    if up > fleet.desired:
+    # The work is told by two looks, full pages by one: the first burst after a start does not wait for the second.
+    if up > fleet.desired and (demand.sure or demand.known):
         return Verdict(up, need.why, need.message)
+    if not demand.sure and fleet.ready:
+        text = f"none of {demand.ready} ready replicas and no gateway tells its load: all stay"
+        return Verdict(fleet.desired, "LoadUnknown", text, active=False)
     idle = _idle_for(memory, now)
     if settings.scale_to_zero is not None and settings.floor == 0 and not _to_zero_blocked(fleet, demand):
         least = max(settings.scale_to_zero.idle_seconds, IDLE_STARTUPS * learned.startup_seconds)
@@ -181,7 +184,7 @@ def _fewer(
         return keep
     if fleet.pending or len(fleet.ready) < fleet.desired:
         return replace(keep, reason="Pending", message=f"replicas are starting or missing; {need.message}")
-    calm = max(CALM_SECONDS, learned.startup_seconds)
+    calm = max(min(CALM_SECONDS, window), learned.startup_seconds)
     begun = memory.begun if memory.begun is not None else now
     if now - begun < window or (memory.scaled_up_at is not None and now - memory.scaled_up_at < calm):
         return replace(keep, reason="Stabilizing", message=f"fewer would do, but not yet for long; {need.message}")
