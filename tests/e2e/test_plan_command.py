@@ -71,7 +71,7 @@ def test_the_yaml_is_what_the_operator_applies(monkeypatch: pytest.MonkeyPatch) 
     for file in EXAMPLES.glob("*.yaml"):
         result = CliRunner().invoke(plan, ["-f", str(file), "--server-image", "an/image"], catch_exceptions=False)
         assert list(yaml.safe_load_all(result.stdout)) == render(
-            load_manifest(file.read_text()), RenderSettings("an/image", CHART_PULL_IMAGE)
+            load_manifest(file.read_text()).scaled(), RenderSettings("an/image", CHART_PULL_IMAGE)
         )
 
 
