@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 import processes
@@ -46,6 +47,11 @@ LONG = (
     "tests/kernels/test_triton",
     "tests/server/test_server_under_load",
 )
+
+
+# How long an example takes is the machine's affair, whoever else is on it.
+hypothesis.settings.register_profile("octavo", deadline=None)
+hypothesis.settings.load_profile("octavo")
 
 
 def pytest_configure(config: pytest.Config) -> None:
