@@ -64,7 +64,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["pln"], "octavo: no command 'pln'; did you mean plan or pull?\n"),
-        (["zzz"], "octavo: no command 'zzz'; there are: serve, up, plan, pull, bench, crd, operator\n"),
+        (["zzz"], "octavo: no command 'zzz'; there are: serve, up, plan, pull, bench, simulate, crd, operator\n"),
         (["plan"], "octavo: plan: Missing option '-f' / '--filename'.\n"),
         (["plan", "-f", "/nowhere.yaml"], "octavo: /nowhere.yaml: No such file or directory\n"),
         (["plan", "-f", DEMO, "--gpu-memory", "lots"], "octavo: plan: --gpu-memory: 'lots' is no quantity of memory"),
