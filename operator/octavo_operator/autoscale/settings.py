@@ -8,7 +8,7 @@ Mode = Literal["Internal", "Recommend", "External"]
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """`spec.autoscaling.targets`. The TTFT target holds for short prompts: see `LONG_PROMPT_MILLISECONDS`."""
+    """`spec.autoscaling.targets`. The gateway adds 250 ms to the TTFT target for each 1,000 prompt tokens."""
 
     kv_cache_utilization_percent: float = 80.0
     time_to_first_token_milliseconds: float = 1000.0
