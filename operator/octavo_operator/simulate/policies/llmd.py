@@ -1,7 +1,7 @@
 """llm-d's workload variant autoscaler: its saturation analyzer by shares (v1) and by tokens (v2).
 
-A controller proposes every 60 s; an HPA with the default window for fewer carries it out. Thresholds are those of the
-project's sample configuration: a replica is saturated at 80 % of its KV tokens or 5 waiting requests.
+A controller proposes every 60 s; an HPA with the default window for fewer carries it out. A replica is saturated at
+80 % of its KV tokens or 5 waiting requests. The thresholds of v2 are assumed: they were not found documented.
 """
 
 from collections.abc import Sequence
